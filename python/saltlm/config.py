@@ -1,0 +1,92 @@
+"""The options of a transfer, documented once and used by the Python API and the command line alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from .errors import input_error
+
+METHODS = ("salt", "subword-mean", "mean", "normal", "zero")
+OVERLAPS = ("exact", "word-start", "case")
+CHAT_TEMPLATES = ("target", "source", "none")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """How new rows are built and what is written.
+
+    Attributes:
+        method: one of :data:`METHODS`. ``salt`` is the paper's: local least squares on the sparsemax support.
+        ridge: ridge strength as a fraction of the support rows' mean squared norm, in [0, inf); ``None`` is none.
+        center: fit with an intercept: both spaces are centred on the support's mean first.
+        max_support: keep at most this many anchors of the support, nearest first, in [1, inf); ``None`` keeps all.
+        overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
+            (the word-start flag may differ), ``case`` (case may differ too).
+        special_overrides: target special token -> source token whose row it takes, both by spelling.
+        chat_template: whose template the result carries: ``target``'s, the ``source``'s (its special tokens are
+            added to the tokenizer) or ``none``.
+        pad_to_multiple_of: round the number of rows up to a multiple of this, in [1, inf); ``None`` adds no rows.
+        seed: seed of the drawn rows, in [0, 2**63).
+        heldout: share of the anchors that the self-check hides, in [0, 0.5]; 0 skips the check.
+        device: where the operators run: ``auto``, ``cpu`` or ``cuda[:index]``.
+        dtype: dtype of the written embedding rows, one of :data:`DTYPES`; ``None`` keeps the checkpoint's own.
+        gguf_file: name of the GGUF file inside the source folder, for a source that is one.
+        source_revision: revision of the source on the hub; ``None`` is the default branch.
+        target_revision: revision of the target on the hub; ``None`` is the default branch.
+        trust_remote_code: let transformers run code that a checkpoint brings along.
+        force: replace an existing output folder.
+
+    Raises:
+        InputError: a value is out of its range or not one of the names.
+    """
+
+    method: str = "salt"
+    ridge: float | None = None
+    center: bool = False
+    max_support: int | None = None
+    overlap: str = "exact"
+    special_overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    chat_template: str = "target"
+    pad_to_multiple_of: int | None = None
+    seed: int = 0
+    heldout: float = 0.05
+    device: str = "auto"
+    dtype: str | None = None
+    gguf_file: str | None = None
+    source_revision: str | None = None
+    target_revision: str | None = None
+    trust_remote_code: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("overlap", self.overlap, OVERLAPS)
+        _one_of("chat_template", self.chat_template, CHAT_TEMPLATES)
+        if self.dtype is not None:
+            _one_of("dtype", self.dtype, DTYPES)
+        if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
+            raise input_error("ridge", repr(self.ridge), "a finite number >= 0", "give e.g. --ridge 0.01 or leave it out")
+        for name in ("max_support", "pad_to_multiple_of"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise input_error(name, repr(value), "a whole number >= 1", "leave it out for no limit")
+        if not 0 <= self.seed < 2**63:
+            raise input_error("seed", repr(self.seed), "a whole number in [0, 2**63)", "choose another seed")
+        if not 0 <= self.heldout <= 0.5:
+            raise input_error("heldout", repr(self.heldout), "a share in [0, 0.5]", "use 0 to skip the self-check")
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values of all options, as saved in ``saltlm.json``."""
+        return {**dataclasses.asdict(self), "special_overrides": dict(self.special_overrides)}
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        import difflib
+
+        near = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
+        raise input_error(name, repr(value), "one of " + ", ".join(known), hint)
