@@ -1,0 +1,66 @@
+# make demo, make test, make bench: each sets up what it needs in .venv. PYTHON chooses the interpreter (3.10 to 3.13).
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+SETUP  := $(VENV)/.setup-demo
+TESTED := $(VENV)/.setup-test
+# What a build depends on: when one of these is newer than the stamp, the package is built again.
+SOURCES := pyproject.toml Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src cuda_ext -type f \( -name '*.rs' -o -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \))
+
+.PHONY: demo test test-real bench lint wheel prerequisites clean help
+
+help:
+	@echo "make demo       transfer a real model to Finnish and show bits per byte (first run downloads about 300 MB)"
+	@echo "make test       all tests that need no network and no GPU, Rust's included"
+	@echo "make test-real  the tests on real inputs (downloaded once, cached)"
+	@echo "make bench      the benchmarks; results are kept in bench/RESULTS.md"
+	@echo "make lint       formatters and linters of all three languages"
+	@echo "make wheel      dist/saltlm-*.whl"
+
+prerequisites:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.85 or newer (https://rustup.rs), then run make again" >&2; exit 2; }
+	@command -v $(CXX) >/dev/null || { echo "$(CXX) is missing: install a C++17 compiler (Debian: apt-get install g++), then run make again" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.10 to 3.13, or name one: make PYTHON=python3.11 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo "$(PYTHON) is not Python 3.10 to 3.13; name one: make PYTHON=python3.11 ..." >&2; exit 2; }
+
+$(VENV)/.created: | prerequisites
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	@echo "installing torch and the build tools (several GB the first time; no GPU is needed)"
+	$(PY) -m pip install --quiet "torch>=2.10" "maturin>=1.9,<2" "ninja>=1.11" numpy
+	@touch $@
+
+$(SETUP): $(VENV)/.created $(SOURCES)
+	@echo "building saltlm"
+	$(PY) -m pip install --quiet --no-build-isolation -e ".[demo]"
+	@touch $@
+
+$(TESTED): $(SETUP)
+	$(PY) -m pip install --quiet --no-build-isolation -e ".[test,demo]"
+	@touch $@
+
+demo: $(SETUP)
+	$(PY) -m saltlm.demo
+
+test: $(TESTED)
+	cargo test --quiet --workspace --release
+	$(PY) -m pytest -q
+
+test-real: $(TESTED)
+	$(PY) -m pytest -q -m real
+
+bench: $(TESTED)
+	$(PY) bench/align.py
+	$(PY) bench/rows.py
+
+lint: $(TESTED)
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets --features python -- -D warnings
+	$(PY) -m ruff check python tests bench cuda_ext
+	$(PY) -m ruff format --check python tests bench cuda_ext
+
+wheel: $(SETUP)
+	$(PY) -m pip wheel . --no-build-isolation --no-deps -w dist
+
+clean:
+	rm -rf build dist target $(VENV) python/saltlm/lib python/saltlm/_rust*.so
