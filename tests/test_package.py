@@ -1,0 +1,76 @@
+"""The package as installed: one version everywhere, a light import, libraries that ask only for stable symbols."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import saltlm
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = sorted((Path(saltlm.__file__).parent / "lib").glob("_ops_*.so"))
+STABLE = re.compile(r"^(aoti_torch_|torch_|_Z|__|_Unwind|_ITM)")
+
+
+def _field(path: str, pattern: str) -> str:
+    found = re.search(pattern, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, f"{path} has no line like {pattern}"
+    return found[1]
+
+
+def test_one_version_in_every_layer() -> None:
+    from saltlm import _rust
+
+    version = _field("pyproject.toml", r'^version = "(.+)"')
+    assert _field("rust/Cargo.toml", r'^version = "(.+)"') == version
+    assert _rust.__version__ == version
+    assert saltlm.__version__ == version
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_import_needs_no_network_and_not_transformers() -> None:
+    code = (
+        "import socket, sys\n"
+        "def refuse(*a, **k): raise OSError('network at import')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "import saltlm\n"
+        "assert 'transformers' not in sys.modules, 'import saltlm pulls in transformers'\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names() -> None:
+    for name in ("transfer", "TransferConfig", "align", "Alignment", "salt_rows", "load_auxiliary", "evaluate"):
+        assert hasattr(saltlm, name), name
+    assert sorted(saltlm.__all__) == list(saltlm.__all__), "the public names are kept sorted"
+    assert all(getattr(saltlm, name).__doc__ for name in saltlm.__all__ if not name.startswith("__"))
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_operators_ask_only_for_stable_symbols(library: Path) -> None:
+    lines = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
+    names = [line.split()[-1] for line in lines.splitlines()]
+    foreign = [n for n in names if "@" not in n and not STABLE.match(n)]
+    assert not foreign, f"{library.name} asks for symbols outside torch's stable C shims: {foreign[:5]}"
+    assert not [n for n in names if "c10" in n or "2at" in n or n.startswith("Py")]
+
+
+def test_there_are_operators_to_check() -> None:
+    assert any(path.name == "_ops_cpu.so" for path in LIBRARIES), "build them: python cuda_ext/build_ops.py"
+
+
+def test_the_repository_names_no_machine() -> None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    pattern = r"/(work|farm|root|opt/wheels)/|[a-z]+\.pythonhosted\.org|pypi\.org|deb\.debian\.org|static\.crates\.io"
+    done = subprocess.run(
+        ["git", "grep", "-nIE", pattern, "--", ".", ":!*.lock", ":!tests/test_package.py"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not done.stdout, done.stdout
