@@ -1,8 +1,13 @@
 //! The Python face: conversions only, no algorithm.
+use std::sync::Arc;
+
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::align::Overlap;
 use crate::error::Error;
+use crate::{align, tiktoken, token, tokenizer_json};
 
 mod vectors;
 
@@ -14,10 +19,102 @@ fn to_py(error: Error) -> PyErr {
     }
 }
 
+/// A vocabulary by id: canonical bytes, flags and the tokenizer's own segmentation.
+#[pyclass(frozen, module = "saltlm._rust")]
+struct Vocabulary(Arc<token::Vocabulary>);
+
+#[pymethods]
+impl Vocabulary {
+    /// From the content of a tokenizer.json; `special_ids` are special beside those it marks. ValueError when broken.
+    #[staticmethod]
+    #[pyo3(signature = (data, special_ids, name = "tokenizer.json"))]
+    fn from_tokenizer_json(py: Python<'_>, data: &[u8], special_ids: Vec<u32>, name: &str) -> PyResult<Self> {
+        let read = py.detach(|| tokenizer_json::read(data, name, &special_ids));
+        Ok(Vocabulary(Arc::new(read.map_err(to_py)?)))
+    }
+
+    /// From the content of a tiktoken ranks file. ValueError when broken.
+    #[staticmethod]
+    #[pyo3(signature = (data, specials, name = "tiktoken ranks"))]
+    fn from_tiktoken(py: Python<'_>, data: &[u8], specials: Vec<(String, u32)>, name: &str) -> PyResult<Self> {
+        let read = py.detach(|| tiktoken::read(data, name, &specials));
+        Ok(Vocabulary(Arc::new(read.map_err(to_py)?)))
+    }
+
+    /// Largest id + 1, holes counted.
+    #[getter]
+    fn size(&self) -> usize {
+        self.0.size()
+    }
+
+    /// How tokens are spelled.
+    #[getter]
+    fn kind(&self) -> &'static str {
+        self.0.kind.name()
+    }
+
+    /// Canonical bytes of all tokens, flat, and where each starts.
+    fn token_bytes<'py>(&self, py: Python<'py>) -> (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i64>>) {
+        let table = &self.0.canonical;
+        let offsets: Vec<i64> = table.offsets.iter().map(|&o| o as i64).collect();
+        (table.bytes.clone().into_pyarray(py), offsets.into_pyarray(py))
+    }
+
+    /// Flags of all tokens: 1 word start, 2 special, 4 byte piece, 8 hole, 16 added.
+    fn flags<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u8>> {
+        self.0.flags.clone().into_pyarray(py)
+    }
+
+    /// The text of each token as static vectors would list it, or None.
+    fn words(&self) -> Vec<Option<&str>> {
+        (0..self.0.size()).map(|id| self.0.word(id)).collect()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Vocabulary(kind={:?}, size={})", self.0.kind.name(), self.0.size())
+    }
+}
+
+type Flat<'py> =
+    (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i32>>);
+
+/// Verdict, source id and cover of every target token. The interpreter lock is released while it works.
+#[pyfunction(name = "align")]
+#[pyo3(signature = (source, target, overlap, roles, covers = true))]
+fn align_py<'py>(
+    py: Python<'py>,
+    source: &Vocabulary,
+    target: &Vocabulary,
+    overlap: &str,
+    roles: Vec<(u32, u32)>,
+    covers: bool,
+) -> PyResult<Flat<'py>> {
+    let overlap = match overlap {
+        "exact" => Overlap::Exact,
+        "word-start" => Overlap::WordStart,
+        "case" => Overlap::Case,
+        other => {
+            let error =
+                Error::input("overlap", format!("{other:?}"), "exact, word-start or case", "choose one of these");
+            return Err(to_py(error));
+        }
+    };
+    let (source, target) = (&source.0, &target.0);
+    let found = py.detach(|| align::align(source, target, overlap, &roles, covers));
+    Ok((
+        found.kind.into_pyarray(py),
+        found.source_id.into_pyarray(py),
+        found.cover_offsets.into_pyarray(py),
+        found.cover_ids.into_pyarray(py),
+    ))
+}
+
 /// Native part of saltlm; use it through the Python package.
 #[pymodule(gil_used = false)]
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<Vocabulary>()?;
+    module.add_function(wrap_pyfunction!(align_py, module)?)?;
     vectors::register(module)?;
     Ok(())
 }

@@ -1,0 +1,231 @@
+//! Vocabulary alignment: a verdict for every target token.
+use rayon::prelude::*;
+use rustc_hash::FxHashMap;
+
+use crate::cover::Coverer;
+use crate::token::{Vocabulary, BYTE_PIECE, SPECIAL};
+
+/// Verdict on a target token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MatchKind {
+    /// No source token.
+    None = 0,
+    /// A source token of the same bytes and word start.
+    Exact = 1,
+    /// A source token of the same bytes but for the word start.
+    WordStart = 2,
+    /// A source token of the same bytes but for case (and perhaps the word start).
+    Case = 3,
+    /// A special token of the same role or spelling.
+    Role = 4,
+    /// A byte-fallback piece and a token of that one byte.
+    Byte = 5,
+}
+
+/// The loosest match that makes a token shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Overlap {
+    /// Same bytes, same word start.
+    Exact,
+    /// The word start may differ.
+    WordStart,
+    /// Case may differ too.
+    Case,
+}
+
+const NONE: u32 = u32::MAX;
+
+/// Ids of a vocabulary by canonical bytes; ids of equal bytes are chained in ascending order.
+pub struct Index<'a> {
+    vocabulary: &'a Vocabulary,
+    first: FxHashMap<&'a [u8], u32>,
+    next: Vec<u32>,
+}
+
+impl<'a> Index<'a> {
+    /// Indexes all tokens that stand for text.
+    pub fn new(vocabulary: &'a Vocabulary) -> Self {
+        let size = vocabulary.size();
+        let mut first = FxHashMap::with_capacity_and_hasher(size, Default::default());
+        let mut next = vec![NONE; size];
+        for id in (0..size).rev().filter(|&id| vocabulary.is_text(id)) {
+            if let Some(later) = first.insert(vocabulary.canonical.get(id), id as u32) {
+                next[id] = later;
+            }
+        }
+        Index { vocabulary, first, next }
+    }
+
+    /// Ids with these bytes, ascending.
+    fn ids(&self, bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+        let mut at = self.first.get(bytes).copied().unwrap_or(NONE);
+        std::iter::from_fn(move || {
+            let id = at;
+            (id != NONE).then(|| {
+                at = self.next[id as usize];
+                id
+            })
+        })
+    }
+
+    /// The smallest id with these bytes that is no byte piece.
+    pub fn plain(&self, bytes: &[u8]) -> Option<u32> {
+        self.ids(bytes).find(|&id| self.vocabulary.flags[id as usize] & BYTE_PIECE == 0)
+    }
+
+    /// The id that stands for the same bytes as a target token: same spelling first, then same class, then smallest id.
+    fn same_bytes(&self, target: &Vocabulary, token: usize, bytes: &[u8]) -> Option<(u32, MatchKind)> {
+        let flags = target.flags[token];
+        let spelling = target.spelling.get(token);
+        let source = self.vocabulary;
+        let rank = |id: u32| {
+            let other = source.flags[id as usize];
+            let same_spelling = source.kind == target.kind && source.spelling.get(id as usize) == spelling;
+            (!(same_spelling && other & BYTE_PIECE == flags & BYTE_PIECE), (other ^ flags) & BYTE_PIECE != 0, id)
+        };
+        let id = self.ids(bytes).min_by_key(|&id| rank(id))?;
+        if bytes.is_empty() && rank(id).0 {
+            return None;
+        }
+        let byte = (flags | source.flags[id as usize]) & BYTE_PIECE != 0;
+        Some((id, if byte { MatchKind::Byte } else { MatchKind::Exact }))
+    }
+}
+
+/// The result of [`align`], flat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alignment {
+    /// [`MatchKind`] of each target id.
+    pub kind: Vec<u8>,
+    /// Source id of each target id, -1 for none.
+    pub source_id: Vec<i32>,
+    /// Where each target id's cover starts in `cover_ids`.
+    pub cover_offsets: Vec<i64>,
+    /// Source pieces that spell each unmatched target token.
+    pub cover_ids: Vec<i32>,
+}
+
+/// Aligns `target` to `source`.
+///
+/// `roles` are pairs (target id, source id) that match whatever their text; ids outside the vocabularies are ignored.
+/// The result does not depend on the number of threads.
+pub fn align(
+    source: &Vocabulary,
+    target: &Vocabulary,
+    overlap: Overlap,
+    roles: &[(u32, u32)],
+    covers: bool,
+) -> Alignment {
+    let index = Index::new(source);
+    let folded = (overlap == Overlap::Case).then(|| fold_index(source));
+    let specials: FxHashMap<&[u8], u32> = (0..source.size())
+        .rev()
+        .filter(|&id| source.flags[id] & SPECIAL != 0)
+        .map(|id| (source.spelling.get(id), id as u32))
+        .collect();
+    let mut given: FxHashMap<usize, u32> = FxHashMap::default();
+    for &(token, id) in roles {
+        if (token as usize) < target.size() && (id as usize) < source.size() {
+            given.entry(token as usize).or_insert(id);
+        }
+    }
+    let verdict = |token: usize| -> (MatchKind, i32) {
+        let found = if let Some(&id) = given.get(&token) {
+            Some((id, MatchKind::Role))
+        } else if target.flags[token] & SPECIAL != 0 {
+            specials.get(target.spelling.get(token)).map(|&id| (id, MatchKind::Role))
+        } else if target.is_text(token) {
+            text_match(&index, folded.as_ref(), target, token, overlap)
+        } else {
+            None
+        };
+        found.map_or((MatchKind::None, -1), |(id, kind)| (kind, id as i32))
+    };
+    let verdicts: Vec<(MatchKind, i32)> = (0..target.size()).into_par_iter().map(verdict).collect();
+    let kind: Vec<u8> = verdicts.iter().map(|v| v.0 as u8).collect();
+    let source_id: Vec<i32> = verdicts.iter().map(|v| v.1).collect();
+    let (cover_offsets, cover_ids) =
+        if covers { cover_all(source, &index, target, &source_id) } else { (vec![0; target.size() + 1], Vec::new()) };
+    Alignment { kind, source_id, cover_offsets, cover_ids }
+}
+
+/// The strictest match that `overlap` allows.
+fn text_match(
+    index: &Index<'_>,
+    folded: Option<&FxHashMap<Vec<u8>, u32>>,
+    target: &Vocabulary,
+    token: usize,
+    overlap: Overlap,
+) -> Option<(u32, MatchKind)> {
+    let bytes = target.canonical.get(token);
+    if let Some(found) = index.same_bytes(target, token, bytes) {
+        return Some(found);
+    }
+    let loose = target.flags[token] & BYTE_PIECE == 0;
+    if !loose || overlap == Overlap::Exact {
+        return None;
+    }
+    let twin = toggled(bytes);
+    if let Some(id) = twin.as_deref().and_then(|twin| index.plain(twin)) {
+        return Some((id, MatchKind::WordStart));
+    }
+    let folded = folded?;
+    let lower = |bytes: &[u8]| folded.get(&fold(bytes)?).copied();
+    lower(bytes).or_else(|| lower(twin.as_deref()?)).map(|id| (id, MatchKind::Case))
+}
+
+/// The same token with the other word start; `None` where that leaves no text.
+fn toggled(bytes: &[u8]) -> Option<Vec<u8>> {
+    match bytes {
+        [] | [b' '] => None,
+        [b' ', rest @ ..] => Some(rest.to_vec()),
+        _ => Some([b" ", bytes].concat()),
+    }
+}
+
+/// Lower case of valid UTF-8.
+fn fold(bytes: &[u8]) -> Option<Vec<u8>> {
+    std::str::from_utf8(bytes).ok().map(|text| text.to_lowercase().into_bytes())
+}
+
+/// The smallest plain id by lower-cased bytes.
+fn fold_index(source: &Vocabulary) -> FxHashMap<Vec<u8>, u32> {
+    let mut map = FxHashMap::default();
+    for id in (0..source.size()).filter(|&id| source.is_text(id) && source.flags[id] & BYTE_PIECE == 0) {
+        if let Some(lower) = fold(source.canonical.get(id)).filter(|lower| !lower.is_empty()) {
+            map.entry(lower).or_insert(id as u32);
+        }
+    }
+    map
+}
+
+/// Covers of all unmatched text tokens, in blocks whose results are joined in order.
+fn cover_all(source: &Vocabulary, index: &Index<'_>, target: &Vocabulary, source_id: &[i32]) -> (Vec<i64>, Vec<i32>) {
+    const BLOCK: usize = 2048;
+    let coverer = Coverer::new(source, index);
+    let blocks: Vec<(Vec<u32>, Vec<u32>)> = (0..target.size().div_ceil(BLOCK))
+        .into_par_iter()
+        .map(|block| {
+            let range = block * BLOCK..((block + 1) * BLOCK).min(target.size());
+            let mut ends = Vec::with_capacity(range.len());
+            let mut ids = Vec::new();
+            for token in range {
+                if source_id[token] < 0 && target.is_text(token) {
+                    coverer.cover(target.canonical.get(token), &mut ids);
+                }
+                ends.push(ids.len() as u32);
+            }
+            (ends, ids)
+        })
+        .collect();
+    let mut offsets = Vec::with_capacity(target.size() + 1);
+    offsets.push(0i64);
+    let mut all = Vec::with_capacity(blocks.iter().map(|b| b.1.len()).sum());
+    for (ends, ids) in blocks {
+        let base = all.len() as i64;
+        offsets.extend(ends.iter().map(|&end| base + i64::from(end)));
+        all.extend(ids.iter().map(|&id| id as i32));
+    }
+    (offsets, all)
+}
