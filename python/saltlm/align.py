@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,10 @@ from . import _rust
 from .config import OVERLAPS
 from .errors import InputError, input_error
 from .roles import match_roles, roles_in, roles_of
+
+
+# A token's flags, as the native vocabulary reports them.
+WORD_START, SPECIAL, BYTE_PIECE, HOLE, ADDED = 1, 2, 4, 8, 16
 
 
 class MatchKind(enum.IntEnum):
@@ -174,11 +177,7 @@ def _from_json(data: bytes, name: str, special: list[int], roles: Mapping[str, i
         vocabulary = _rust.Vocabulary.from_tokenizer_json(data, sorted({*special, *roles.values()}), name)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return Tokens(vocabulary, roles, _spelled(json.loads(data)), name)
-
-
-def _spelled(content: Mapping[str, Any]) -> dict[str, int]:
-    return {entry["content"]: int(entry["id"]) for entry in content.get("added_tokens") or []}
+    return Tokens(vocabulary, roles, dict(vocabulary.added()), name)
 
 
 def _from_path(path: Path, side: str) -> Tokens:
@@ -201,12 +200,13 @@ def _from_path(path: Path, side: str) -> Tokens:
 def _from_folder(folder: Path) -> Tokens:
     path = folder / "tokenizer.json"
     data = path.read_bytes()
-    try:
-        content = json.loads(data)
-        ids = _spelled(content)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return _from_json(data, str(path), [], {})  # Names what is broken, and where.
-    return _from_json(data, str(path), [], roles_in(folder, ids))
+    plain = _from_json(data, str(path), [], {})
+    roles = roles_in(folder, plain.ids)
+    # A role's token is special even where the file does not say so; only then is a second reading needed.
+    flags = plain.vocabulary.flags()
+    if any(not flags[token] & SPECIAL for token in roles.values()):
+        return _from_json(data, str(path), [], roles)
+    return dataclasses.replace(plain, roles=roles)
 
 
 def _through_transformers(name: Path, side: str) -> Any:

@@ -70,6 +70,13 @@ impl Vocabulary {
         (0..self.0.size()).map(|id| self.0.word(id)).collect()
     }
 
+    /// Special and added tokens: spelling and id, ascending ids.
+    fn added(&self) -> Vec<(String, u32)> {
+        let flagged = |id: &usize| self.0.flags[*id] & (token::SPECIAL | token::ADDED) != 0;
+        let spelled = |id: usize| (String::from_utf8_lossy(self.0.spelling.get(id)).into_owned(), id as u32);
+        (0..self.0.size()).filter(flagged).map(spelled).collect()
+    }
+
     fn __repr__(&self) -> String {
         format!("Vocabulary(kind={:?}, size={})", self.0.kind.name(), self.0.size())
     }
