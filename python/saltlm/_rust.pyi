@@ -1,5 +1,7 @@
 """Types of the native module."""
 
+from os import PathLike
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,3 +30,30 @@ def align(
     roles: list[tuple[int, int]],
     covers: bool = True,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32]]: ...
+
+class FastText:
+    """A fastText .bin, memory-mapped."""
+
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def word_count(self) -> int: ...
+    @staticmethod
+    def open(path: str | PathLike[str]) -> FastText: ...
+    def vectors(self, words: list[str | None]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
+
+def read_text_vectors(
+    path: str | PathLike[str], words: list[str | None]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
+def floret_rows(
+    words: list[str | None],
+    *,
+    minn: int,
+    maxn: int,
+    hash_count: int,
+    hash_seed: int,
+    rows: int,
+    bow: str,
+    eow: str,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def table_rows(table: bytes, words: list[str | None], name: str) -> npt.NDArray[np.int64]: ...

@@ -15,7 +15,6 @@ from .config import OVERLAPS
 from .errors import InputError, input_error
 from .roles import match_roles, roles_in, roles_of
 
-
 # A token's flags, as the native vocabulary reports them.
 WORD_START, SPECIAL, BYTE_PIECE, HOLE, ADDED = 1, 2, 4, 8, 16
 
@@ -84,7 +83,7 @@ class Alignment:
 
     @property
     def shared(self) -> np.ndarray:
-        """bool [T]: the token has a source id."""
+        """Bool [T]: the token has a source id."""
         return self.source_id >= 0
 
     def counts(self) -> dict[str, int]:

@@ -68,7 +68,9 @@ class TransferConfig:
         if self.dtype is not None:
             _one_of("dtype", self.dtype, DTYPES)
         if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
-            raise input_error("ridge", repr(self.ridge), "a finite number >= 0", "give e.g. --ridge 0.01 or leave it out")
+            raise input_error(
+                "ridge", repr(self.ridge), "a finite number >= 0", "give e.g. --ridge 0.01 or leave it out"
+            )
         for name in ("max_support", "pad_to_multiple_of"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,0 +1,208 @@
+"""Static vectors of the target language -> auxiliary vectors f(t) of the target tokens (step 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import _rust
+from .errors import InputError, input_error
+
+TAKEN = (
+    "a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors folder, 'plm' or 'train:FILE[,FILE...]'"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary:
+    """Auxiliary vectors of ``T`` target tokens.
+
+    Attributes:
+        vectors: float32 [T, P]; zeros where a token has none.
+        known: bool [T]; the token has a finite, non-zero vector.
+        description: where they came from: ``kind``, ``path``, ``sha256``, ``dimension``, ``known``.
+    """
+
+    vectors: torch.Tensor
+    known: torch.Tensor
+    description: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or self.known.shape != self.vectors.shape[:1]:
+            raise ValueError(f"vectors {tuple(self.vectors.shape)} and known {tuple(self.known.shape)} do not agree")
+
+    def __repr__(self) -> str:
+        rows, width = self.vectors.shape
+        return f"Auxiliary(T={rows}, P={width}, known={int(self.known.sum())}, kind={self.description.get('kind')!r})"
+
+
+def load_auxiliary(
+    spec: str | Path,
+    words: Sequence[str | None],
+    *,
+    plm_rows: torch.Tensor | None = None,
+) -> Auxiliary:
+    """Look up a static vector for each token.
+
+    Words are looked up as they stand (case kept); a token that starts a word and its inner twin share a word and so a vector.
+    A fastText ``.bin`` and a floret table give a vector to any word with an n-gram; a word list only to the words in it.
+
+    Args:
+        spec: a fastText ``.bin``; a ``.vec``, word2vec or GloVe text file (also gzipped); a spaCy vectors folder (floret or
+            word table); ``plm``: the PLM's own input rows; ``train:FILE[,FILE...]``: fastText trained on that text.
+        words: the text of each of the ``T`` tokens, ``None`` for those that are no text.
+        plm_rows: [T, E], needed for ``plm``.
+
+    Returns:
+        Vectors and which tokens have one.
+
+    Raises:
+        InputError: the source is missing, truncated, of another kind, holds a NaN or inf, or knows none of the words.
+    """
+    kind = check_auxiliary(spec)
+    if kind == "plm":
+        return _from_plm(plm_rows, len(words))
+    # Equal words are looked up once: token twins are common.
+    unique = sorted({word for word in words if word})
+    place = {word: index for index, word in enumerate(unique)}
+    path = Path(str(spec))
+    try:
+        if kind == "train":
+            from .train_vectors import train
+
+            path = train([Path(name) for name in str(spec)[len("train:") :].split(",")])
+        values, known = _read(kind, path, unique)
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(str(error)) from None
+    except OSError as error:
+        raise InputError(str(error)) from None
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        bad = [unique[i] for i in np.flatnonzero(~finite)[:3]]
+        raise input_error(str(path), f"NaN or inf in the vectors of {bad}", "finite numbers", "fetch the file again")
+    known = known & (values != 0).any(axis=1)
+    rows = np.array([place[word] if word else -1 for word in words], dtype=np.int64)
+    width = values.shape[1]
+    vectors = np.zeros((len(words), width), dtype=np.float32)
+    have = rows >= 0
+    have[have] = known[rows[have]]
+    vectors[have] = values[rows[have]]
+    if not have.any():
+        raise input_error(
+            f"auxiliary vectors {spec}",
+            f"a vector for none of the {len(unique)} words that tokens stand for, such as {unique[:3]}",
+            "vectors of the target tokenizer's language and script",
+            "give vectors of that language, or 'plm' to use the PLM's own rows",
+        )
+    description = {
+        "kind": kind,
+        "path": str(spec),
+        "sha256": _digest(path),
+        "dimension": width,
+        "known": int(have.sum()),
+    }
+    return Auxiliary(torch.from_numpy(vectors), torch.from_numpy(have), description)
+
+
+def check_auxiliary(spec: str | Path) -> str:
+    """The kind of a source (``fasttext``, ``text``, ``spacy``, ``plm``, ``train``), after a cheap look that it is there.
+
+    Raises:
+        InputError: nothing is there, or it is none of these.
+    """
+    text = str(spec)
+    if text == "plm":
+        return "plm"
+    if text.startswith("train:"):
+        for name in text[len("train:") :].split(","):
+            if not Path(name).is_file():
+                raise input_error(
+                    f"auxiliary {text}", f"no file at {name!r}", "text files to train on", "check the path"
+                )
+        return "train"
+    path = Path(text)
+    if path.is_dir():
+        _spacy_folder(path)
+        return "spacy"
+    if not path.is_file():
+        raise input_error("auxiliary vectors", f"nothing at {text!r}", TAKEN, "check the path")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if path.suffix in (".bin", ".ftz") or start[:4] == (793712314).to_bytes(4, "little"):
+        try:
+            _rust.FastText.open(path)
+        except (ValueError, OSError) as error:
+            raise InputError(str(error)) from None
+        return "fasttext"
+    return "text"
+
+
+def _read(kind: str, path: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    if kind in ("fasttext", "train"):
+        return _rust.FastText.open(path).vectors(words)
+    if kind == "spacy":
+        return _read_spacy(_spacy_folder(path), words)
+    return _rust.read_text_vectors(path, words)
+
+
+def _from_plm(plm_rows: torch.Tensor | None, size: int) -> Auxiliary:
+    if plm_rows is None or plm_rows.ndim != 2 or len(plm_rows) != size:
+        found = "none" if plm_rows is None else f"shape {tuple(plm_rows.shape)}"
+        raise input_error("plm_rows", found, f"the PLM's rows, shape [{size}, E]", "pass plm_rows=... with spec 'plm'")
+    vectors = plm_rows.to(torch.float32)
+    known = vectors.isfinite().all(dim=1) & (vectors != 0).any(dim=1)
+    vectors = torch.where(known[:, None], vectors, 0.0)
+    return Auxiliary(vectors, known, {"kind": "plm", "dimension": vectors.shape[1], "known": int(known.sum())})
+
+
+def _spacy_folder(path: Path) -> Path:
+    """The folder that holds ``vectors`` and ``key2row``: ``path`` itself, its ``vocab``, or one inside a package folder."""
+    for folder in (path, path / "vocab", *sorted(path.glob("*/vocab"))):
+        if (folder / "vectors").is_file() and (folder / "key2row").is_file():
+            return folder
+    raise input_error(
+        f"auxiliary folder {path}", "no files vectors and key2row", TAKEN, "name a spaCy model or its vocab"
+    )
+
+
+def _read_spacy(folder: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    config_path = folder / "vectors.cfg"
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    try:
+        table = np.load(folder / "vectors", mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise input_error(str(folder / "vectors"), str(error), "a NumPy array", "fetch the folder again") from error
+    if table.ndim != 2 or not len(table):
+        raise input_error(
+            str(folder / "vectors"), f"shape {table.shape}", "a table of rows", "use a model with vectors"
+        )
+    if config.get("mode") == "floret":
+        names = ("minn", "maxn", "hash_count", "hash_seed", "bow", "eow")
+        rows, offsets = _rust.floret_rows(words, rows=len(table), **{name: config[name] for name in names})
+        values = np.empty((len(words), table.shape[1]), dtype=np.float32)
+        for index in range(len(words)):
+            values[index] = table[rows[offsets[index] : offsets[index + 1]]].mean(axis=0)
+        return values, np.ones(len(words), dtype=bool)
+    rows = _rust.table_rows((folder / "key2row").read_bytes(), words, str(folder / "key2row"))
+    known = (rows >= 0) & (rows < len(table))
+    values = np.zeros((len(words), table.shape[1]), dtype=np.float32)
+    values[known] = table[rows[known]]
+    return values, known
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of a spaCy folder's table and keys (hashing reads whole files, at about 1 GB/s)."""
+    files = [path] if path.is_file() else [_spacy_folder(path) / name for name in ("vectors", "key2row")]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""fastText vectors trained on the user's own text, by gensim; the same text gives the same file, and it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .errors import input_error
+
+# One worker makes training deterministic. 200,000 n-gram buckets instead of fastText's two million keep the file near
+# 100 MB; FOCUS's other settings: CBOW, width 100, 3 epochs, 10 negatives, n-grams of 3 to 6 characters.
+SETTINGS = {
+    "vector_size": 100, "epochs": 3, "negative": 10, "min_count": 5, "min_n": 3, "max_n": 6, "window": 5, "sg": 0,
+    "bucket": 200_000, "workers": 1, "seed": 0,
+}  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Where fetched and trained files are kept: ``$SALTLM_CACHE``, else ``~/.cache/saltlm``."""
+    return Path(os.environ.get("SALTLM_CACHE") or Path.home() / ".cache" / "saltlm")
+
+
+def train(files: Sequence[Path]) -> Path:
+    """Train on white-space separated words of UTF-8 text files, one text a line; returns the ``.bin``, from the cache if there.
+
+    Raises:
+        InputError: gensim is not installed, a file is empty or not UTF-8, or has too few words.
+    """
+    try:
+        from gensim.models import FastText
+        from gensim.models.fasttext import save_facebook_model
+    except ImportError:
+        raise input_error(
+            "auxiliary train:...", "no gensim", "gensim to train with", 'pip install "saltlm[train]"'
+        ) from None
+    digest = hashlib.sha256(repr(sorted(SETTINGS.items())).encode())
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    kept = cache_folder() / "trained" / f"{digest.hexdigest()}.bin"
+    if kept.is_file():
+        return kept
+    model = FastText(**SETTINGS)
+    lines = _Lines(files)
+    try:
+        model.build_vocab(lines)
+        model.train(lines, total_examples=model.corpus_count, epochs=model.epochs)
+    except UnicodeDecodeError as error:
+        raise input_error(
+            f"auxiliary train:{files[0]}", f"bytes that are not UTF-8 ({error})", "text", "convert it"
+        ) from None
+    except RuntimeError as error:
+        found = f"too little text ({error})"
+        raise input_error(
+            "auxiliary train:...", found, f"words seen {SETTINGS['min_count']} times", "give more text"
+        ) from None
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=kept.parent, suffix=".part")
+    os.close(handle)
+    try:
+        save_facebook_model(model, name)
+        os.replace(name, kept)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return kept
+
+
+class _Lines:
+    """Lines as lists of words, read again for every epoch."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for path in self.files:
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    if words := line.split():
+                        yield words
