@@ -229,3 +229,98 @@ fn cover_all(source: &Vocabulary, index: &Index<'_>, target: &Vocabulary, source
     }
     (offsets, all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{tiktoken, tokenizer_json};
+    use base64::Engine;
+    use proptest::prelude::*;
+
+    fn ranks(tokens: &[Vec<u8>]) -> Vocabulary {
+        let engine = base64::engine::general_purpose::STANDARD;
+        let lines: Vec<String> =
+            tokens.iter().enumerate().map(|(i, t)| format!("{} {i}\n", engine.encode(t))).collect();
+        tiktoken::read(lines.concat().as_bytes(), "ranks", &[]).unwrap()
+    }
+
+    fn wordpiece(tokens: &[&str]) -> Vocabulary {
+        let vocab: serde_json::Map<_, _> = tokens.iter().zip(0..).map(|(t, i)| (t.to_string(), i.into())).collect();
+        let file = serde_json::json!({"model": {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]"}});
+        tokenizer_json::read(file.to_string().as_bytes(), "wordpiece", &[]).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn exact_matches_are_the_equal_bytes(
+            source in prop::collection::hash_set(prop::collection::vec(any::<u8>(), 1..4), 1..40),
+            target in prop::collection::hash_set(prop::collection::vec(any::<u8>(), 1..4), 1..40),
+        ) {
+            let (source, target): (Vec<_>, Vec<_>) = (source.into_iter().collect(), target.into_iter().collect());
+            let found = align(&ranks(&source), &ranks(&target), Overlap::Exact, &[], true);
+            for (token, id) in found.source_id.iter().enumerate() {
+                let expected = source.iter().position(|s| *s == target[token]).map_or(-1, |i| i as i32);
+                prop_assert_eq!(*id, expected);
+                let (from, to) = (found.cover_offsets[token] as usize, found.cover_offsets[token + 1] as usize);
+                let spelled: Vec<u8> =
+                    found.cover_ids[from..to].iter().flat_map(|&i| source[i as usize].clone()).collect();
+                if *id >= 0 {
+                    prop_assert!(spelled.is_empty());
+                } else if from < to {
+                    prop_assert_eq!(&spelled, &target[token]);
+                } else {
+                    prop_assert!(target[token].iter().any(|b| !source.contains(&vec![*b])));
+                }
+            }
+        }
+
+        /// The heap of pairs against the definition: again and again the best pair, the leftmost of equals.
+        #[test]
+        fn merging_follows_the_definition(
+            longer in prop::collection::hash_set(prop::collection::vec(97u8..100, 2..6), 0..30),
+            text in prop::collection::vec(97u8..100, 1..40),
+        ) {
+            let mut tokens: Vec<Vec<u8>> = (97u8..100).map(|b| vec![b]).collect();
+            tokens.extend(longer);
+            let rank = |bytes: &[u8]| tokens.iter().position(|t| t == bytes);
+            let mut parts: Vec<Vec<u8>> = text.iter().map(|b| vec![*b]).collect();
+            loop {
+                let best = (0..parts.len().saturating_sub(1))
+                    .filter_map(|i| rank(&[&parts[i][..], &parts[i + 1][..]].concat()).map(|r| (r, i)))
+                    .min();
+                let Some((_, at)) = best else { break };
+                let next = parts.remove(at + 1);
+                parts[at].extend(next);
+            }
+            let expected: Vec<u32> = parts.iter().map(|p| rank(p).unwrap() as u32).collect();
+            let vocabulary = ranks(&tokens);
+            let index = Index::new(&vocabulary);
+            let mut out = Vec::new();
+            Coverer::new(&vocabulary, &index).cover(&text, &mut out);
+            prop_assert_eq!(out, expected);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_read(data in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = tokenizer_json::read(&data, "x", &[]);
+            let _ = tiktoken::read(&data, "x", &[]);
+        }
+    }
+
+    #[test]
+    fn the_longest_piece_first_and_continuations_only_inside() {
+        let source = wordpiece(&["[UNK]", "un", "una", "##a", "##able", "##ble"]);
+        let target = wordpiece(&["[UNK]", "unable", "##ablea", "able"]);
+        let found = align(&source, &target, Overlap::Exact, &[], true);
+        assert_eq!(found.source_id, [0, -1, -1, -1]);
+        assert_eq!(found.cover_ids, [2, 5, 4, 3], "una+ble, able+a, and 'able' cannot be spelled");
+        assert_eq!(found.cover_offsets, [0, 0, 2, 4, 4]);
+    }
+
+    #[test]
+    fn role_pairs_outside_the_vocabularies_are_ignored() {
+        let one = wordpiece(&["[UNK]", "a"]);
+        let found = align(&one, &one, Overlap::Exact, &[(9, 0), (0, 9), (1, 0)], false);
+        assert_eq!((found.kind, found.source_id), (vec![1, 4], vec![0, 0]));
+    }
+}

@@ -282,3 +282,83 @@ fn skip_matrix(cursor: &mut Cursor<'_>, rows: u64, columns: u64, field: &str) ->
         None => Err(truncated(cursor.path, cursor.bytes.len(), field, u64::MAX)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A model of two words, four buckets, dimension 2, n-grams of 3 characters; rows are 1, 2, 3, ... in order.
+    fn model() -> Vec<u8> {
+        let mut out = Vec::new();
+        let ints = |out: &mut Vec<u8>, values: &[i32]| values.iter().for_each(|v| out.extend(v.to_le_bytes()));
+        ints(&mut out, &[MAGIC, 12, 2, 5, 1, 1, 5, 1, 1, 2, 4, 3, 3, 100]);
+        out.extend(1e-4f64.to_le_bytes());
+        ints(&mut out, &[2, 2, 0]);
+        out.extend(10i64.to_le_bytes());
+        out.extend((-1i64).to_le_bytes());
+        for word in ["</s>", "talo"] {
+            out.extend(word.as_bytes());
+            out.push(0);
+            out.extend(5i64.to_le_bytes());
+            out.push(0);
+        }
+        for rows in [6i64, 2] {
+            out.push(0);
+            out.extend(rows.to_le_bytes());
+            out.extend(2i64.to_le_bytes());
+            (1..=rows as i32 * 2).for_each(|v| out.extend((v as f32).to_le_bytes()));
+        }
+        out
+    }
+
+    fn open(bytes: &[u8]) -> Result<FastText> {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("saltlm-{}-{}.bin", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let opened = FastText::open(&path);
+        std::fs::remove_file(&path).unwrap();
+        opened
+    }
+
+    #[test]
+    fn a_word_is_the_mean_of_its_row_and_its_ngrams() {
+        let model = open(&model()).unwrap();
+        let words: Vec<_> = ["talo", "</s>", "ab", ""].iter().map(|w| Some(w.to_string())).chain([None]).collect();
+        let found = model.vectors(&words);
+        let grams = |grams: &[&str]| -> Vec<usize> {
+            grams.iter().map(|g| 2 + (hashing::fasttext(g.as_bytes()) % 4) as usize).collect()
+        };
+        let mean = |rows: Vec<usize>| -> Vec<f32> {
+            let sum = |column: usize| rows.iter().map(|&r| (r * 2 + column + 1) as f32).sum::<f32>();
+            vec![sum(0) * (1.0 / rows.len() as f32), sum(1) * (1.0 / rows.len() as f32)]
+        };
+        assert_eq!(found.values[0..2], mean([vec![1], grams(&["<ta", "tal", "alo", "lo>"])].concat()));
+        assert_eq!(found.values[2..4], mean(vec![0]));
+        assert_eq!(found.values[4..6], mean(grams(&["<ab", "ab>"])));
+        assert_eq!(found.known, [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn every_truncation_is_named() {
+        let whole = model();
+        for length in 0..whole.len() {
+            let Err(error) = open(&whole[..length]) else { panic!("{length} bytes were accepted") };
+            assert!(error.to_string().contains("truncated"), "{length}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damage_never_panics(at in 0usize..200, value: u8) {
+            let mut bytes = model();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            if let Ok(model) = open(&bytes) {
+                model.vectors(&[Some("talo".into()), Some("käärme".into())]);
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+"""Laws of alignment: identity, renumbering, order, strictness, covers; on all pairs of tokenizer kinds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from saltlm import _rust
+from saltlm.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, align, load_tokens
+from saltlm.errors import InputError
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers_tiny import KINDS, byte_level_bpe, tiny
+
+PAIRS = list(itertools.product(KINDS, KINDS))
+
+
+def canonical(vocabulary: _rust.Vocabulary) -> list[bytes]:
+    data, offsets = vocabulary.token_bytes()
+    return [data[a:b].tobytes() for a, b in itertools.pairwise(offsets)]
+
+
+def renumbered(tokenizer, order: list[int]) -> bytes:
+    """The tokenizer's JSON with token ``i`` moved to id ``order[i]`` (BPE and WordPiece, whose ids are free)."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["model"]["vocab"] = {token: order[id_] for token, id_ in content["model"]["vocab"].items()}
+    for added in content["added_tokens"]:
+        added["id"] = order[added["id"]]
+    return json.dumps(content).encode()
+
+
+def native(data: bytes) -> _rust.Vocabulary:
+    return _rust.Vocabulary.from_tokenizer_json(data, [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind_is_read_from_the_model(kind: str) -> None:
+    assert load_tokens(tiny(kind)).vocabulary.kind == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_self_alignment_is_the_identity(kind: str) -> None:
+    found = align(tiny(kind), tiny(kind))
+    assert found.source_id.tolist() == list(range(len(tiny(kind))))
+    assert found.cover_offsets[-1] == 0
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_strict_kinds_never_match_different_bytes(source: str, target: str) -> None:
+    found = align(tiny(source), tiny(target), overlap="case")
+    ours, theirs = canonical(found.target), canonical(found.source)
+    for token, (kind, id_) in enumerate(zip(found.kind, found.source_id, strict=True)):
+        assert (id_ == -1) == (kind == MatchKind.NONE)
+        if kind in (MatchKind.EXACT, MatchKind.BYTE):
+            assert ours[token] == theirs[id_]
+        elif kind == MatchKind.WORD_START:
+            assert ours[token] != theirs[id_] and ours[token].removeprefix(b" ") == theirs[id_].removeprefix(b" ")
+        elif kind == MatchKind.CASE:
+            assert ours[token].strip().decode().lower() == theirs[id_].strip().decode().lower()
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_exact_matches_equal_a_plain_dictionary(source: str, target: str) -> None:
+    found = align(tiny(source), tiny(target))
+    text = SPECIAL | HOLE
+    by_bytes: dict[bytes, set[int]] = {}
+    for id_, token in enumerate(canonical(found.source)):
+        if not found.source.flags()[id_] & text:
+            by_bytes.setdefault(token, set()).add(id_)
+    for id_, token in enumerate(canonical(found.target)):
+        if found.target.flags()[id_] & text:
+            continue
+        candidates = by_bytes.get(token, set())
+        assert (found.source_id[id_] in candidates) if candidates else (found.source_id[id_] == -1), token
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_covers_spell_the_token(source: str, target: str) -> None:
+    found = align(tiny(source), tiny(target))
+    ours, theirs = canonical(found.target), canonical(found.source)
+    can_spell_all = source in ("byte_level_bpe", "sentencepiece_bpe")
+    for token in range(len(ours)):
+        cover = found.cover(token)
+        if found.source_id[token] >= 0 or found.target.flags()[token] & (SPECIAL | HOLE):
+            assert not len(cover)
+        else:
+            assert b"".join(theirs[piece] for piece in cover) == ours[token] or (not len(cover) and not can_spell_all)
+
+
+def encode_whole(source: str, text: bytes) -> list[int] | None:
+    """The model's own segmentation of one piece of text, without pre-tokenizer and normalizer."""
+    tokenizer = Tokenizer.from_str(tiny(source).backend_tokenizer.to_str())
+    model = tokenizer.model
+    string = text.decode()
+    if source == "byte_level_bpe":
+        table = {b: c for c, b in alphabet().items()}
+        string = "".join(table[b] for b in text)
+    elif source in ("sentencepiece_unigram", "sentencepiece_bpe"):
+        string = string.replace(" ", "▁")
+    elif string.startswith(" "):
+        string = string[1:]
+    else:
+        return None  # WordPiece cannot be asked to segment a continuation.
+    return [token.id for token in model.tokenize(string)]
+
+
+def alphabet() -> dict[str, int]:
+    """Character -> byte, by the printable ranges (written apart from the Rust table)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    other = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(other)}
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_covers_are_the_source_models_own_segmentation(source: str, target: str) -> None:
+    found = align(tiny(source), tiny(target))
+    theirs = canonical(found.source)
+    seen = 0
+    for token, text in enumerate(canonical(found.target)):
+        cover = found.cover(token)
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            continue
+        if not len(cover) or (expected := encode_whole(source, text)) is None:
+            continue
+        seen += 1
+        if b"".join(theirs[i] for i in expected) == text:  # otherwise the model fell back on <unk>
+            assert cover.tolist() == expected or source == "sentencepiece_unigram" and ties(found, cover, expected), text
+    assert seen or source == target or source == "wordpiece"
+
+
+def ties(found, cover, expected: list[int]) -> bool:
+    """Two Unigram segmentations of the same probability."""
+    content = json.loads(tiny("sentencepiece_unigram").backend_tokenizer.to_str())
+    scores = [score for _, score in content["model"]["vocab"]]
+    return abs(sum(scores[i] for i in cover) - sum(scores[i] for i in expected)) < 1e-5
+
+
+@given(data=st.data(), source=st.sampled_from(("byte_level_bpe", "wordpiece")), target=st.sampled_from(KINDS))
+def test_renumbering_the_source_only_renumbers(data, source: str, target: str) -> None:
+    order = data.draw(st.permutations(range(len(tiny(source)))))
+    plain_source = native(tiny(source).backend_tokenizer.to_str().encode())
+    vocabulary = native(tiny(target).backend_tokenizer.to_str().encode())
+    moved = _rust.align(native(renumbered(tiny(source), order)), vocabulary, "exact", [])
+    plain = _rust.align(plain_source, vocabulary, "exact", [])
+    np.testing.assert_array_equal(moved[0], plain[0])
+    np.testing.assert_array_equal(moved[1], [order[i] if i >= 0 else -1 for i in plain[1]])
+    np.testing.assert_array_equal(moved[2], plain[2])
+    np.testing.assert_array_equal(moved[3], [order[i] for i in plain[3]])
+
+
+@given(data=st.data(), source=st.sampled_from(KINDS), target=st.sampled_from(("byte_level_bpe", "wordpiece")))
+def test_renumbering_the_target_only_renumbers(data, source: str, target: str) -> None:
+    order = data.draw(st.permutations(range(len(tiny(target)))))
+    vocabulary = native(tiny(source).backend_tokenizer.to_str().encode())
+    plain = _rust.align(vocabulary, native(tiny(target).backend_tokenizer.to_str().encode()), "case", [])
+    moved = _rust.align(vocabulary, native(renumbered(tiny(target), order)), "case", [])
+    for token, place in enumerate(order):
+        assert (moved[0][place], moved[1][place]) == (plain[0][token], plain[1][token])
+        ours = plain[3][plain[2][token] : plain[2][token + 1]]
+        np.testing.assert_array_equal(moved[3][moved[2][place] : moved[2][place + 1]], ours)
+
+
+def test_order_in_the_file_does_not_matter() -> None:
+    content = json.loads(tiny("byte_level_bpe").backend_tokenizer.to_str())
+    content["model"]["vocab"] = dict(reversed(content["model"]["vocab"].items()))
+    content["added_tokens"].reverse()
+    plain = native(tiny("byte_level_bpe").backend_tokenizer.to_str().encode())
+    other = native(json.dumps(content).encode())
+    for a, b in zip(_rust.align(plain, plain, "case", []), _rust.align(other, other, "case", []), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_not_a_panic(data: bytes) -> None:
+    for read in (lambda: _rust.Vocabulary.from_tokenizer_json(data, []), lambda: _rust.Vocabulary.from_tiktoken(data, [])):
+        try:
+            read()
+        except ValueError as error:
+            assert "expected" in str(error)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=60, unique=True), st.integers(0, 5))
+def test_tiktoken_ranks_align_as_bytes(tokens: list[bytes], gap: int) -> None:
+    import base64
+
+    def ranks(items: list[bytes], step: int) -> bytes:
+        return b"".join(base64.b64encode(t) + b" %d\n" % (i * step) for i, t in enumerate(items))
+
+    source = _rust.Vocabulary.from_tiktoken(ranks(tokens, gap + 1), [])
+    target = _rust.Vocabulary.from_tiktoken(ranks(tokens[::-1], 1), [])
+    assert source.size == (len(tokens) - 1) * (gap + 1) + 1
+    assert int((source.flags() & HOLE > 0).sum()) == source.size - len(tokens)
+    kind, ids, *_ = _rust.align(source, target, "exact", [])
+    assert (kind == MatchKind.EXACT).all()
+    assert ids.tolist() == [i * (gap + 1) for i in reversed(range(len(tokens)))]
+
+
+def test_partial_utf8_and_controls_do_not_collapse() -> None:
+    import base64
+
+    tokens = [bytes([b]) for b in range(256)] + [b"\xe4\xb8", b"\xe4\xb8\xad", b"\xef\xbf\xbd", b"\t\n", b"\n\n"]
+    data = b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(tokens))
+    both = _rust.Vocabulary.from_tiktoken(data, [])
+    found = _rust.align(tokens_of("sentencepiece_bpe"), both, "case", [])
+    target = canonical(both)
+    source = canonical(tokens_of("sentencepiece_bpe"))
+    assert all(source[i] == target[t] or found[0][t] >= MatchKind.WORD_START for t, i in enumerate(found[1]) if i >= 0)
+    byte = found[0][:256]
+    assert (byte != MatchKind.NONE).all(), "every byte has its piece, <0xFF> included"
+    assert both.words()[256] is None and both.words()[257] == "中" and both.words()[9] is None
+
+
+def tokens_of(kind: str) -> _rust.Vocabulary:
+    return load_tokens(tiny(kind)).vocabulary
+
+
+def test_byte_pieces_match_as_bytes_and_real_tokens_come_first() -> None:
+    found = align(tiny("byte_level_bpe"), tiny("sentencepiece_bpe"))
+    flags = found.target.flags()
+    pieces = np.flatnonzero(flags & BYTE_PIECE)
+    assert len(pieces) == 256
+    assert (found.kind[pieces] == MatchKind.BYTE).all()
+    back = align(tiny("sentencepiece_bpe"), tiny("byte_level_bpe"))
+    for token, text in enumerate(canonical(back.target)):
+        if text == b"a":
+            assert back.kind[token] == MatchKind.EXACT
+        if text == b"\xff":
+            assert back.kind[token] == MatchKind.BYTE
+
+
+def test_special_tokens_match_by_role_never_by_text() -> None:
+    source, target = tiny("byte_level_bpe"), tiny("wordpiece")
+    found = align(source, target)
+    role = {name: found.source_id[getattr(target, f"{name}_token_id")] for name in ("cls", "sep", "pad", "mask", "unk")}
+    assert role["cls"] == source.bos_token_id and role["sep"] == source.eos_token_id
+    assert role["pad"] == source.pad_token_id and role["mask"] == -1 and role["unk"] == -1
+    special = found.source.flags() & SPECIAL > 0
+    shared = (found.kind != MatchKind.ROLE) & found.shared
+    assert not special[found.source_id[shared]].any()
+
+
+def test_overrides_come_first() -> None:
+    source, target = tiny("byte_level_bpe"), tiny("wordpiece")
+    found = align(source, target, special_overrides={"[MASK]": "<|end|>"})
+    assert found.source_id[target.mask_token_id] == source.eos_token_id
+    with pytest.raises(InputError, match="no such special or added token"):
+        align(source, target, special_overrides={"[NOPE]": "<|end|>"})
+
+
+def test_added_tokens_are_plain_text_beyond_the_vocabulary() -> None:
+    tokenizer = byte_level_bpe(size=300)
+    before = len(tokenizer)
+    tokenizer.add_tokens(["Donaudampfschiff", "zwei  blanks"])
+    found = align(tokenizer, tokenizer)
+    assert found.target.size == before + 2
+    assert canonical(found.target)[before:] == [b"Donaudampfschiff", b"zwei  blanks"]
+    assert found.source_id.tolist() == list(range(before + 2))
+    cover = align(byte_level_bpe(size=300), tokenizer)
+    theirs = canonical(cover.source)
+    assert b"".join(theirs[i] for i in cover.cover(before)) == b"Donaudampfschiff"
+
+
+@pytest.mark.parametrize("overlap", ["exact", "word-start", "case"])
+def test_looser_overlaps_only_add(overlap: str) -> None:
+    words = ["▁Haus", "haus", "▁der", "▁Der", "▁", "DER"]
+    source = Tokenizer(models.Unigram([(w, -1.0) for w in words[:3]]))
+    target = Tokenizer(models.Unigram([(w, -1.0) for w in words]))
+    for tokenizer in (source, target):
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    expected = {
+        "exact": [0, 1, 2, -1, -1, -1],
+        "word-start": [0, 1, 2, -1, -1, -1],
+        "case": [0, 1, 2, 2, -1, 2],
+    }[overlap]
+    assert align(source, target, overlap=overlap).source_id.tolist() == expected
+    plain = Tokenizer(models.Unigram([("der", -1.0)]))
+    plain.pre_tokenizer = pre_tokenizers.Metaspace()
+    ids = align(plain, target, overlap=overlap).source_id.tolist()
+    assert ids == {"exact": [-1] * 6, "word-start": [-1, -1, 0, -1, -1, -1], "case": [-1, -1, 0, 0, -1, 0]}[overlap]
+
+
+def test_a_result_prints_counts_not_arrays() -> None:
+    text = repr(align(tiny("byte_level_bpe"), tiny("wordpiece")))
+    assert text.startswith("Alignment(S=420, T=") and "array" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "broken file"),
+        (b"{}", "broken file"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}', "ByteLevel"),
+        (b'{"model": {"type": "Nope", "vocab": {"a": 0}}}', "Nope"),
+        (b'{"model": {"type": "WordPiece", "vocab": {}}}', "empty vocabulary"),
+        (b'{"model": {"type": "WordPiece", "vocab": {"a": 99999999999}}}', "token id 99999999999"),
+        (b'{"model": {"type": "WordPiece", "vocab": {"a": -1}}}', "broken file"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "end_of_word_suffix": "</w>"}}', "end of words"),
+    ],
+)
+def test_broken_tokenizers_are_named(tmp_path, content: bytes, words: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        align(path, path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_broken_rank_line_is_named(tmp_path) -> None:
+    path = tmp_path / "x.tiktoken"
+    path.write_bytes(b"YQ== 0\nYg=\n")
+    with pytest.raises(InputError, match="line 2"):
+        align(path, path)
+
+
+def test_missing_and_unknown_inputs(tmp_path) -> None:
+    with pytest.raises(InputError, match="nothing at"):
+        align(tmp_path / "nope", tiny("wordpiece"))
+    with pytest.raises(InputError, match="a int"):
+        align(3, tiny("wordpiece"))
+    with pytest.raises(InputError, match="overlap"):
+        align(tiny("wordpiece"), tiny("wordpiece"), overlap="fuzzy")

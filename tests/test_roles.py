@@ -1,0 +1,54 @@
+"""Roles of special tokens, read from objects and folders, and how two tokenizers' are matched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from saltlm.align import align, load_tokens
+from saltlm.errors import InputError
+from saltlm.roles import match_roles, roles_of
+from tokenizers_tiny import KINDS, SPECIALS, byte_level_bpe, tiny
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folder_and_object_agree(tmp_path, kind: str) -> None:
+    tiny(kind).save_pretrained(tmp_path)
+    assert load_tokens(tmp_path).roles == roles_of(tiny(kind)) == load_tokens(tiny(kind)).roles
+    assert len(roles_of(tiny(kind))) == len(SPECIALS[kind])
+    assert align(tmp_path, tiny(kind)).source_id.tolist() == list(range(len(tiny(kind))))
+
+
+def test_entries_may_be_objects_and_roles_make_tokens_special(tmp_path) -> None:
+    tokenizer = byte_level_bpe(size=300)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)
+    config = {"bos_token": {"content": "<|begin|>", "special": True}, "eos_token": "<|end|>", "pad_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert load_tokens(tmp_path).roles == {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+
+
+def test_a_broken_config_is_named(tmp_path) -> None:
+    byte_level_bpe(size=300).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="tokenizer_config"):
+        load_tokens(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ({"bos": 5, "eos": 6}, {"bos": 0, "eos": 1}, [(0, 5), (1, 6)]),
+        ({"bos": 5, "eos": 5, "unk": 5}, {"cls": 2, "sep": 3, "pad": 0, "unk": 1}, [(0, 5), (1, 5), (2, 5), (3, 5)]),
+        ({"eos": 7}, {"bos": 0, "eos": 0, "pad": 0}, [(0, 7)]),
+        ({"eos": 7}, {"mask": 4, "unk": 3}, []),
+        ({"eos": 0}, {"eos": 0}, [(0, 0)]),
+        ({}, {"bos": 0}, []),
+    ],
+)
+def test_pairs(source: dict, target: dict, expected: list) -> None:
+    assert match_roles(source, target) == expected
+
+
+def test_an_override_wins_over_the_role() -> None:
+    assert match_roles({"eos": 7}, {"eos": 1}, {1: 9}) == [(1, 9)]
