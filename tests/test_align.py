@@ -129,7 +129,9 @@ def test_covers_are_the_source_models_own_segmentation(source: str, target: str)
             continue
         seen += 1
         if b"".join(theirs[i] for i in expected) == text:  # otherwise the model fell back on <unk>
-            assert cover.tolist() == expected or source == "sentencepiece_unigram" and ties(found, cover, expected), text
+            assert cover.tolist() == expected or (source == "sentencepiece_unigram" and ties(found, cover, expected)), (
+                text
+            )
     assert seen or source == target or source == "wordpiece"
 
 
@@ -177,7 +179,10 @@ def test_order_in_the_file_does_not_matter() -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_not_a_panic(data: bytes) -> None:
-    for read in (lambda: _rust.Vocabulary.from_tokenizer_json(data, []), lambda: _rust.Vocabulary.from_tiktoken(data, [])):
+    for read in (
+        lambda: _rust.Vocabulary.from_tokenizer_json(data, []),
+        lambda: _rust.Vocabulary.from_tiktoken(data, []),
+    ):
         try:
             read()
         except ValueError as error:
