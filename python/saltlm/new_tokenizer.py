@@ -1,4 +1,4 @@
-"""The PLM's tokenizer made fit for a causal model: no end mark after a prompt, roles named, chat template by policy (step 1)."""
+"""The PLM's tokenizer made fit for a causal model: no end mark after a prompt, roles named, chat template by policy."""
 
 from __future__ import annotations
 

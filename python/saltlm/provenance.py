@@ -92,7 +92,7 @@ def model_card(summary: Mapping[str, Any]) -> bytes:
         f"| {name} | {count:,} | {count / total:.1%} |" for name, count in summary["counts"].items() if count
     )
     parts = "\n".join(
-        f"| {side} | {entry.get('path', entry.get('kind'))} | {entry.get('revision') or '-'} | {entry.get('licence', 'not stated')} |"
+        f"| {side} | {entry.get('path', entry.get('kind'))} | {entry.get('revision') or '-'} | {entry['licence']} |"
         for side, entry in inputs.items()
     )
     text = f"""---
