@@ -35,7 +35,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
     for path in sorted(folder.glob("*.safetensors")):
         if path.name != "provenance.safetensors":
             with safe_open(path, "pt") as file:
-                found.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                found.update({name: file.get_tensor(name) for name in file.keys()})
     return found
 
 
@@ -229,7 +229,7 @@ def test_the_folder_says_what_it_is(untied, tmp_path) -> None:
     assert summary["saltlm_version"] == saltlm.__version__
     assert sum(summary["counts"].values()) == sum(s["count"] for s in summary["statuses"]) == len(done.origin)
     with safe_open(out / "provenance.safetensors", "np") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
     types = {name: str(array.dtype) for name, array in arrays.items()}
     assert types == {
         "origin": "uint8", "source_id": "int32", "support_size": "int32", "rank": "int32", "residual": "float32",
