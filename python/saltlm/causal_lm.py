@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,10 @@ def resolve_device(device: str) -> torch.device:
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return torch.device("cuda" if cuda else "cpu")
-    with contextlib.suppress(RuntimeError):
-        found = torch.device(device)
-        if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < cuda):
-            return found
+    # Read here: torch.device wraps a large index around (cuda:999 becomes cuda:-25).
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if found and (device == "cpu" or int(found[1] or 0) < cuda):
+        return torch.device(device)
     raise input_error("device", repr(device), f"auto, cpu or one of {cuda} CUDA devices", "choose one that is here")
 
 

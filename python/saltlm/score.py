@@ -59,7 +59,7 @@ def token_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """``-ln softmax(logits)[target]`` for each row.
 
     Args:
-        logits: ``[n, V]`` of any float dtype; a float32 tensor is overwritten.
+        logits: ``[n, V]`` of any float dtype; float32 and float64 tensors are overwritten.
         targets: int64 ``[n]`` in [0, V).
 
     Returns:
