@@ -188,16 +188,16 @@ def evaluate(
             that gives ids beyond the model's rows; predictions that are not finite; an option out of range.
 
     Example:
-        >>> import torch, transformers as tf
+        >>> import transformers as tf
         >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         >>> letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
         >>> byte_level = Tokenizer(models.BPE(letters, []))
         >>> byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         >>> byte_level.decoder = decoders.ByteLevel()
         >>> tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=byte_level)
-        >>> lm = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=256, n_positions=8, n_embd=8, n_layer=1, n_head=1))
-        >>> lm.transformer.wte.weight.data.zero_() is not None  # all logits alike: 8 bits a byte
-        True
+        >>> size = {"vocab_size": 256, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+        >>> lm = tf.GPT2LMHeadModel(tf.GPT2Config(**size, bos_token_id=None, eos_token_id=None))
+        >>> _ = lm.transformer.wte.weight.data.zero_()  # all logits alike: 8 bits a byte
         >>> found = evaluate((lm, tokenizer), documents=["Hyvää huomenta", "guten Morgen"])
         >>> found.bits_per_byte, found.tokens_per_byte, found.bytes
         (8.0, 1.0, 28)
