@@ -29,7 +29,12 @@ __all__ = ["build", "torch_include"]
 TARGET = "0x020a000000000000ULL"
 DEFAULT_ARCHS = "80;90;90+PTX"
 # Sources named csrc/cpu/kernels*.cpp are compiled once per instruction set; the library picks one when it is loaded.
-X86_LEVELS = {"v1": ["-march=x86-64"], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
+X86_LEVELS = {"base": [], "avx2": AVX2, "avx512": [*AVX2, *AVX512]}
+# Not -ffast-math: NaN must stay NaN.
+KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-exceptions", "-fno-rtti"]
+KERNEL_FLAGS += ["-Wno-psabi"]
 
 
 def gencodes(archs: str) -> list[str]:
@@ -94,12 +99,11 @@ class NinjaFile:
 
 def _levels(compiler: toolchain.Compiler) -> dict[str, list[str]]:
     # The instruction sets that kernels are compiled for; elsewhere than x86-64 the compiler's default alone.
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return {"base": []}
-    probe = [*compiler.command, *X86_LEVELS["v4"], "-x", "c++", "-E", os.devnull]
-    if subprocess.run(probe, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
-        return {"base": []}  # a compiler from before these names (gcc 10, clang 11)
-    return X86_LEVELS
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        probe = [*compiler.command, *X86_LEVELS["avx512"], "-x", "c++", "-E", os.devnull]
+        if subprocess.run(probe, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+            return X86_LEVELS
+    return {"base": []}
 
 
 def _common(torch: Path) -> list[str]:
@@ -127,7 +131,7 @@ def _cpu_library(ninja: NinjaFile, root: Path, torch: Path, compiler: toolchain.
     csrc = root / "cuda_ext" / "csrc"
     levels = _levels(compiler)
     command = [*compiler.command, *_common(torch), "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
-    command += _prefix_maps(root, torch)
+    command += _prefix_maps(root, torch) + (["-DSALTLM_BASE_ONLY"] if len(levels) == 1 else [])
     sources = sorted(csrc.glob("*.cpp")) + sorted(csrc.glob("cpu/*.cpp"))
     if not sources:
         raise toolchain.fail(f"the operator sources are missing: no .cpp file under {csrc}")
@@ -135,11 +139,10 @@ def _cpu_library(ninja: NinjaFile, root: Path, torch: Path, compiler: toolchain.
     for source in sources:
         if source.name.startswith("kernels"):
             for level, flags in levels.items():
-                words = [*command, *flags, f"-DSALTLM_LEVEL={level}"]
+                words = [*command, *KERNEL_FLAGS, *flags, f"-DSALTLM_LEVEL={level}"]
                 objects.append(ninja.compile(words, source, f"{source.stem}.{level}.o"))
         else:
-            words = [*command, *(f"-DSALTLM_HAS_{level.upper()}" for level in levels)]
-            objects.append(ninja.compile(words, source, f"{source.stem}.o"))
+            objects.append(ninja.compile(command, source, f"{source.stem}.o"))
     ninja.link(_link_command(compiler, torch), objects, "_ops_cpu.so", [])
     return levels
 
