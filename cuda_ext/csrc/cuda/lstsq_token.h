@@ -15,6 +15,7 @@ constexpr double kPivotWithRoom = 1e-5;  // below it the condition number is est
 constexpr double kLeastNormRatio = 1e-6;
 constexpr double kFirstStep = 1e-4;
 constexpr double kLastStep = 1e-10;
+constexpr double kNoise = 1e-14;  // of the token's length: a step that small is rounding
 constexpr int kSteps = 4;
 constexpr int kPanel = 16;  // columns that the factorisation settles between two updates of the rest
 
@@ -199,10 +200,14 @@ SALTLM_BOTH double rest_of(const Team& team, const System<T>& system, const doub
   return team.sum(squares);  // a barrier too
 }
 
+// Length of x [n], or of x / scale.
 template <class Team>
-SALTLM_BOTH double norm_of(const Team& team, const double* x, int n) {
+SALTLM_BOTH double norm_of(const Team& team, const double* x, int n, const double* scale = nullptr) {
   double squares = 0.0;
-  for (int i = team.rank(); i < n; i += team.size()) squares += x[i] * x[i];
+  for (int i = team.rank(); i < n; i += team.size()) {
+    const double value = scale != nullptr ? x[i] / scale[i] : x[i];
+    squares += value * value;
+  }
   return sqrt(team.sum(squares));
 }
 
@@ -271,6 +276,7 @@ SALTLM_BOTH bool solve_token(const Team& team, const Token<T>& token, double* me
 
   for (int i = team.rank(); i < M; i += team.size()) c[i] = 0.0;
   team.sync();
+  const double noise = kNoise * norm_of(team, target, token.W);
   bool settled = false;
   for (int turn = 0; turn <= kSteps && !settled; ++turn) {
     // turn 0 solves, the later ones correct: the right side is always P (target - P^T c) - lambda c
@@ -284,10 +290,11 @@ SALTLM_BOTH bool solve_token(const Team& team, const Token<T>& token, double* me
       c[i] += step[i];
     }
     team.sync();
-    const double moved = norm_of(team, step, M), size = norm_of(team, c, M);
+    // in units of the rows' lengths, so that a tiny row with a huge coefficient does not speak for all
+    const double moved = norm_of(team, step, M, d), size = norm_of(team, c, M, d);
     if (!(moved < HUGE_VAL && size < HUGE_VAL)) return false;
-    if (turn == 1 && moved > kFirstStep * size) return false;
-    settled = turn > 0 && moved <= kLastStep * size;
+    if (turn > 0 && moved > kFirstStep * size + noise) return false;
+    settled = turn > 0 && moved <= kLastStep * size + noise;
   }
   if (!settled) return false;
 

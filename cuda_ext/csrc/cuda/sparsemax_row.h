@@ -112,7 +112,7 @@ SALTLM_BOTH void cosines_row(const Team& team, const X* x, double inverse_norm, 
     double dot = 0.0;
     for (int64_t j = team.lane(); j < P; j += team.lanes()) dot += static_cast<double>(x[j]) * static_cast<double>(a[j]);
     dot = team.lane_sum(dot);
-    if (team.lane() == 0) cosines[i] = dot * inverse_norm * anchor_inverse_norms[ids[i]];
+    if (team.lane() == 0) cosines[i] = dot * anchor_inverse_norms[ids[i]] * inverse_norm;
   }
   team.sync();
 }
@@ -170,6 +170,8 @@ template <class Team>
 SALTLM_BOTH int weigh_row(const Team& team, double* cosines, int n, int64_t max_support) {
   Threshold found = sparsemax_sorted(cosines, n);
   if (max_support > 0 && found.support > max_support) found = sparsemax_sorted(cosines, static_cast<int>(max_support));
+  // By rounding the last ones may sit on the threshold: they carry no weight.
+  while (found.support > 0 && !(cosines[found.support - 1] - found.tau > 0.0)) --found.support;
   team.sync();  // everyone has read before anyone writes
   for (int i = team.rank(); i < found.support; i += team.size()) cosines[i] -= found.tau;
   team.sync();

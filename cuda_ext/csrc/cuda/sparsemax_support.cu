@@ -14,6 +14,23 @@ constexpr int64_t kSimilarityBuffer = 128 * kMegabyte;
 constexpr int64_t kMostRows = 1 << 16;  // of a block
 constexpr int kListed = 4096;           // values that may be above the first bound before the row is read again
 
+// Each row of a float64 matrix times a power of two, so that squares neither overflow nor vanish; cosines stay as they
+// are, and a NaN stays in its row. One warp per row.
+__global__ void tame_kernel(double* matrix, int64_t rows, int64_t W) {
+  const BlockTeam team{nullptr};
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * team.groups();
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * team.groups() + team.group(); i < rows; i += stride) {
+    double* row = matrix + i * W;
+    double peak = 0.0;
+    for (int64_t w = team.lane(); w < W; w += 32) peak = fmax(peak, fabs(row[w]));
+    for (int step = 16; step > 0; step >>= 1) peak = fmax(peak, __shfl_xor_sync(0xffffffffu, peak, step));
+    if (!(peak > 0.0 && peak < HUGE_VAL)) continue;
+    int exponent;
+    frexp(peak, &exponent);
+    for (int64_t w = team.lane(); w < W; w += 32) row[w] = ldexp(row[w], -exponent);
+  }
+}
+
 // directions [rows, W] = unit rows in float32 (zero for a row that is zero or not finite), inverse [rows] = 1 / length
 // (zero likewise), usable [rows] = 0 or 1. One warp per row.
 template <class T>
@@ -111,18 +128,24 @@ struct Measured {
 };
 
 Measured measure(const Launch& launch, const Tensor& matrix) {
-  const Tensor rows = widened(launch, matrix);
+  const bool wide = matrix.scalar_type() == ScalarType::Double;
+  Tensor rows = widened(launch, matrix);
   const int64_t count = rows.size(0), W = rows.size(1);
+  const auto blocks = static_cast<unsigned>(std::clamp<int64_t>((count + kThreads / 32 - 1) / (kThreads / 32), 1, 1 << 16));
+  if (wide && count > 0) {
+    rows = torch::stable::clone(rows);  // perhaps the caller's own memory
+    tame_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<double>(rows), count, W);
+    Launch::check("tame_kernel");
+  }
   Measured result{rows, empty_on(rows, {count, W}, ScalarType::Float), empty_on(rows, {count}, ScalarType::Double),
                   empty_on(rows, {count}, ScalarType::Byte)};
   if (count == 0) return result;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>((count + kThreads / 32 - 1) / (kThreads / 32), 1 << 16));
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     measure_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<const T>(rows), count, W, data<float>(result.directions),
                                                              data<double>(result.inverse), data<uint8_t>(result.usable));
   };
-  rows.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  wide ? run(double{}) : run(float{});
   Launch::check("measure_kernel");
   return result;
 }
