@@ -10,6 +10,7 @@ row n's anchors are ``ids[offsets[n]:offsets[n + 1]]``, nearest first, equal cos
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -133,7 +134,7 @@ def _solve(wanted: Tensor, support: Tensor, ridge: float, center: bool) -> tuple
     if not (wanted.isfinite().all() and support.isfinite().all()):
         return none, 0, NOTHING_EXPLAINED, NON_FINITE
     if size == 0 or not support.any():
-        return none, 0, NOTHING_EXPLAINED if wanted.any() else 0.0, NO_SUPPORT
+        return none, 0, NOTHING_EXPLAINED, NO_SUPPORT
     # One scale for both sides leaves the coefficients as they are and keeps squares of float64 inputs finite.
     scale = support.abs().max()
     wanted, support = wanted / scale, support / scale
@@ -177,7 +178,7 @@ def combine(offsets: Tensor, ids: Tensor, coefficients: Tensor, anchor_lm: Tenso
     bounds, ids = offsets.tolist(), ids.to(torch.int64)
     dtype = torch.float64 if anchor_lm.dtype == torch.float64 else torch.float32
     rows = torch.zeros(len(bounds) - 1, anchor_lm.shape[1], dtype=dtype, device=anchor_lm.device)
-    for row, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for row, (begin, end) in enumerate(itertools.pairwise(bounds)):
         if end > begin:
             rows[row] = (coefficients[begin:end] @ anchor_lm[ids[begin:end]].double()).to(dtype)
     return rows
