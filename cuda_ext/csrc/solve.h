@@ -192,6 +192,7 @@ template <class Team>
 SALTLM_HD inline Outcome jacobi_pinv(Team& team, double* M, int64_t n, double* b, double lambda, double relative,
                                      double floor, int64_t most, double* squares, double* x) {
   constexpr int kSweeps = 40;
+  const double orthogonal = 1e-15 * std::sqrt(static_cast<double>(n));  // about the rounding error of the products
   for (int64_t i = 0; i < n; ++i) {
     const double square = team.dot(M + i * n, M + i * n, n);
     if (team.rank() == 0) squares[i] = square;
@@ -208,7 +209,7 @@ SALTLM_HD inline Outcome jacobi_pinv(Team& team, double* M, int64_t n, double* b
         double* row_p = M + p * n;
         double* row_q = M + q * n;
         const double product = team.dot(row_p, row_q, n);
-        if (std::fabs(product) <= 1e-15 * std::sqrt(squares[p]) * std::sqrt(squares[q])) continue;
+        if (std::fabs(product) <= orthogonal * std::sqrt(squares[p]) * std::sqrt(squares[q])) continue;
         turned = true;
         const double zeta = (squares[q] - squares[p]) / (2 * product);
         const double t = (zeta >= 0 ? 1 : -1) / (std::fabs(zeta) + std::sqrt(1 + zeta * zeta));
