@@ -12,4 +12,6 @@ STABLE_TORCH_LIBRARY(saltlm, m) {
       "support_lstsq(Tensor new_plm, Tensor anchor_plm, Tensor offsets, Tensor ids, float ridge, bool center)"
       " -> (Tensor coefficients, Tensor rank, Tensor residual, Tensor status)");
   m.def("combine(Tensor offsets, Tensor ids, Tensor coefficients, Tensor anchor_lm) -> Tensor");
+  // The instruction-set level of the CPU kernels: base, avx2 or avx512.
+  m.def("cpu_level() -> str");
 }

@@ -70,8 +70,6 @@ struct SolveKernels {
 
 const SimilarityKernels& similarity_kernels();
 const SolveKernels& solve_kernels();
-// The level in use: "base", "avx2" or "avx512".
-const char* level();
 
 #define SALTLM_JOIN_(a, b) a##b
 #define SALTLM_JOIN(a, b) SALTLM_JOIN_(a, b)

@@ -1,6 +1,9 @@
 // Which instruction-set level runs: the best one the machine has, or SALTLM_CPU_LEVEL (base, avx2, avx512) if it has that.
+#include <torch/csrc/stable/library.h>
+
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "kernels.h"
 
@@ -34,10 +37,13 @@ const Level& chosen() {
   return level;
 }
 
+std::string cpu_level() { return chosen().name; }
+
 }  // namespace
 
 const SimilarityKernels& similarity_kernels() { return *chosen().similarity; }
 const SolveKernels& solve_kernels() { return *chosen().solve; }
-const char* level() { return chosen().name; }
 
 }  // namespace saltlm::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(saltlm, CompositeExplicitAutograd, m) { m.impl("cpu_level", TORCH_BOX(&saltlm::cpu::cpu_level)); }

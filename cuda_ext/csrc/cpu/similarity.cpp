@@ -103,6 +103,8 @@ std::tuple<Tensor, Tensor, Tensor> sparsemax_support(const Tensor& new_auxiliary
       float* part_data = part.mutable_data_ptr<float>();
       kernels.measure(rows, start, start + count, row_inverse.data(), part_data - start * P);
       const Tensor product = torch::stable::matmul(part, columns);
+      STD_TORCH_CHECK(product.scalar_type() == ScalarType::Float,
+                      "sparsemax_support: the float32 product came back in another dtype; switch autocast off");
       const float* cosines = product.const_data_ptr<float>();
       for_rows(count, 8, "sparsemax_support", [&] {
         return [&, survivors = std::vector<int32_t>(U), candidates = std::vector<float>(U + 64),
