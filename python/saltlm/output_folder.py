@@ -24,6 +24,7 @@ _PLACE = {
     errno.EPERM: "no permission to write there",
     errno.EROFS: "a read-only file system",
     errno.ENOTDIR: "a file where a folder is needed",
+    errno.EEXIST: "a file where a folder is needed",
     errno.ENAMETOOLONG: "too long a name",
 }
 MODEL_FILES = ("config.json", "saltlm.json")
@@ -51,11 +52,13 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
             )
     if not os.path.lexists(out):
         return out
-    if not out.is_dir():
+    if not os.path.isdir(out):
         raise input_error(f"output {out}", "a file of that name", "a new folder", "choose another name")
     if not force:
         raise input_error(f"output {out}", "an existing folder", "a new one", "give --force to replace it")
-    if any(out.iterdir()) and not any((out / name).is_file() for name in MODEL_FILES):
+    with _named_errors(out, 0):
+        empty = not any(out.iterdir())
+    if not empty and not any(os.path.isfile(out / name) for name in MODEL_FILES):
         raise input_error(
             f"output {out}", "a folder that holds no model", "a new folder, or an old model to replace",
             "choose another name, or remove it yourself",
@@ -79,7 +82,7 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator
         InputError: the disk is too small or fills up, or the place cannot be written.
         BackendError: another failure of the file system.
     """
-    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
+    made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
     temporary = None
     with _named_errors(out, needed):
         try:
@@ -226,7 +229,7 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Everything in the folder, and the folder, to the disk: a rename must not survive a power cut that its content does not."""
+    """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not."""
     for path in sorted(folder.rglob("*")):
         _sync_one(path)
     _sync_one(folder)

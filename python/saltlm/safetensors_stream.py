@@ -193,6 +193,8 @@ def rewrite(
     report = progress or (lambda count: None)
     with header.path.open("rb") as source, target.open("xb") as file:
         place = file.fileno()
+        if os.fstat(source.fileno()).st_size != header.data_start + header.data_bytes:
+            raise _changed(header.path)
         _write(place, memoryview(start), 0)
         os.ftruncate(place, len(start) + max((entry.end for entry in placed.values()), default=0))
         for name, entry in placed.items():
@@ -231,6 +233,8 @@ def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -
 
 def byte_blocks(tensor: torch.Tensor) -> Iterator[memoryview]:
     """The bytes of a tensor, row-major and little-endian as the format wants them, about 8 MB at a time."""
+    if not tensor.numel():
+        return
     flat = tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)
     rows = max(1, BLOCK // max(1, flat.shape[1] * flat.element_size()))
     for start in range(0, len(flat), rows):
@@ -267,6 +271,10 @@ def _seek(file: int, offset: int, whence: int, end: int) -> int:
         return offset if whence == os.SEEK_DATA else end
 
 
+def _changed(what: object) -> BackendError:
+    return BackendError(f"{what} changed while it was read; is another program writing it?")
+
+
 def _copy_some(source: int, target: int, start: int, place: int, count: int) -> int:
     try:
         done = os.copy_file_range(source, target, min(count, KERNEL_BLOCK), start, place)
@@ -277,5 +285,5 @@ def _copy_some(source: int, target: int, start: int, place: int, count: int) -> 
         done = len(block)
         _write(target, memoryview(block), place)
     if not done:
-        raise BackendError(f"a weights file ended at byte {start} while it was copied; is another program writing it?")
+        raise _changed(f"byte {start} of a file")
     return done

@@ -91,9 +91,6 @@ def write_folder(
         InputError: ``out`` exists without ``force``, touches an input folder, is no place to write, or the disk is full.
         BackendError: the file system failed otherwise, rows are not finite, or the tokenizer cannot be saved faithfully.
         ValueError: the matrices do not fit the source.
-
-    Example:
-        >>> write_folder(out, source, NewMatrices(input_rows=rows), tokenizer=donor.tokenizer, config_changes={})  # doctest: +SKIP
     """
     out = check_output(out, protected=[source.folder, source.given_folder, *protected], force=force)
     replaced = _replacements(source, matrices)
