@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import models_tiny
@@ -278,68 +280,106 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
-def run(script: str, *arguments: object, **options) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
-
-
-LIMITED = """
-import os, resource, sys
-from pathlib import Path
-from saltlm.checkpoint import load_source
-from saltlm.errors import InputError
-from saltlm.write_folder import NewMatrices, write_folder
-model, out, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-source = load_source(model)
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-rows = source.input_rows.repeat(60, 1)
-def big(path):
+def big(path: Path) -> None:
     path.write_bytes(bytes(3_000_000))
-for extra in ({}, {"provenance": big}, None):
-    if extra is None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
-        out.parent.chmod(0o500)
-        try:
-            os.setuid(65534)  # root may write anywhere
-        except PermissionError:
-            pass
-    matrices = NewMatrices(input_rows=rows if extra == {} else source.input_rows)
+
+
+@pytest.mark.parametrize("strikes", ["in the weights", "in an extra file"])
+def test_a_limit_on_file_size_leaves_nothing(tmp_path: Path, strikes: str) -> None:
+    """A true limit of the kernel."""
+    source = load_source(save_llama(tmp_path / "model", BPE))
+    (tmp_path / "room").mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        write_folder(out, source, matrices, tokenizer=source.tokenizer, config_changes={}, extra_files=extra)
+        with pytest.raises(InputError, match="limit on the size of files"):
+            if strikes == "in the weights":
+                write(tmp_path / "room" / "out", source, resized(source, 30_000))
+            else:
+                write(tmp_path / "room" / "out", source, own(source), extra_files={"provenance": big})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "room").iterdir()) == []
+
+
+@pytest.fixture
+def powerless():
+    """A folder that others may read, while this process, if root, is one of the others."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    root = os.geteuid() == 0
+
+    def drop() -> None:
+        if root:
+            os.seteuid(65534)
+
+    try:
+        yield folder, drop
+    finally:
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(folder)
+
+
+def test_no_permission_to_write(powerless) -> None:
+    folder, drop = powerless
+    source = load_source(save_llama(folder / "model", BPE))
+    (folder / "room").mkdir(mode=0o555)
+    drop()
+    for out in ("room/out", "room/deep/out"):
+        with pytest.raises(InputError, match=r"output .*no permission to write"):
+            write(folder / out, source, own(source))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
+def test_no_permission_to_read(powerless) -> None:
+    folder, drop = powerless
+    source = load_source(save_llama(folder / "model", BPE))
+    (folder / "room").mkdir()
+    (folder / "room").chmod(0o777)
+    for shut in (folder / "model" / "model.safetensors", folder / "model"):
+        shut.chmod(0)
+        drop()
+        with pytest.raises(InputError, match=r"model.safetensors: found Permission denied"):
+            write(folder / "room" / "out", source, own(source))
+        os.seteuid(0)
+        assert list((folder / "room").iterdir()) == []
+
+
+FULL = """
+import sys
+from pathlib import Path
+import torch
+from saltlm.errors import InputError
+from saltlm.output_folder import whole_folder
+from saltlm.safetensors_stream import read_header, rewrite
+header, out = read_header(Path(sys.argv[1]) / "model.safetensors"), Path(sys.argv[2])
+def rows(folder):
+    rewrite(header, folder / "model.safetensors", {"model.embed_tokens.weight": torch.ones(40_000, 32)})
+def more(folder):
+    rewrite(header, folder / "model.safetensors", {})
+    (folder / "more").write_bytes(bytes(3_000_000))
+for write in (rows, more):
+    try:
+        with whole_folder(out) as folder:
+            write(folder)
     except InputError as error:
         print(error)
-    print(sorted(path.name for path in out.parent.iterdir()) if os.access(out.parent, os.R_OK) else "[]")
+    print([path.name for path in out.parent.iterdir()])
 """
-
-
-def test_limits_and_permissions_leave_nothing(tmp_path: Path) -> None:
-    """A true limit of the kernel strikes in the middle of the weights, then in an extra file; then no permission."""
-    model = save_llama(tmp_path / "model", BPE)
-    (tmp_path / "room").mkdir()
-    result = run(LIMITED, model, tmp_path / "room" / "out", 1_000_000)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert [line for line in lines if line == "[]"] == ["[]"] * 3 and len(lines) == 6, lines
-    assert "limit on the size of files" in lines[0] and "limit on the size of files" in lines[2]
-    assert "no permission" in lines[4]
-    (tmp_path / "room").chmod(0o700)
-    assert list((tmp_path / "room").iterdir()) == []
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A disk of 2 MB of its own, in a mount namespace; the check of free space is passed by, as it can be overtaken."""
+    """A true disk of 2 MB, in a mount namespace of its own."""
     model = save_llama(tmp_path / "model", BPE)
     room = tmp_path / "room"
     room.mkdir()
     mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*mount, f"mount -t tmpfs none {room}"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount")
-    script = "import saltlm.write_folder as w\nw._disk_bytes = lambda *_: -w.ROOM\n" + LIMITED
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SCRIPT": script, "OMP_NUM_THREADS": "1"}
-    command = f'mount -t tmpfs -o size=2m none {room} && {sys.executable} -c "$SCRIPT" {model} {room}/out 0'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SCRIPT": FULL, "OMP_NUM_THREADS": "1"}
+    command = f'mount -t tmpfs -o size=2m none {room} && {sys.executable} -c "$SCRIPT" {model} {room}/out'
     result = subprocess.run([*mount, command], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -402,7 +442,9 @@ print(json.dumps(seen))
 def test_killed_at_any_moment_the_folder_is_whole_or_absent(tmp_path: Path) -> None:
     model = save_llama(tmp_path / "model", BPE, tied=False, max_shard_size=SMALL)
     (tmp_path / "room").mkdir()
-    result = run(KILLED, model, tmp_path / "room" / "out", 50)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "room" / "out"), "50"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert all(seen.values()), f"the kills did not meet all states: {seen}"

@@ -56,7 +56,7 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
         raise input_error(f"output {out}", "a file of that name", "a new folder", "choose another name")
     if not force:
         raise input_error(f"output {out}", "an existing folder", "a new one", "give --force to replace it")
-    with _named_errors(out, 0):
+    with named_errors(out, 0):
         empty = not any(out.iterdir())
     if not empty and not any(os.path.isfile(out / name) for name in MODEL_FILES):
         raise input_error(
@@ -84,7 +84,7 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator
     """
     made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
     temporary = None
-    with _named_errors(out, needed):
+    with named_errors(out, needed):
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             clear_leftovers(out)
@@ -130,7 +130,7 @@ def clear_leftovers(out: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _named_errors(out: Path, needed: int) -> Iterator[None]:
+def named_errors(out: Path, needed: int) -> Iterator[None]:
     """Turn failures of the file system, also those that Rust libraries report as text, into errors with advice."""
     try:
         yield
@@ -142,6 +142,9 @@ def _named_errors(out: Path, needed: int) -> Iterator[None]:
             code = int(match[1])
         if code is None and not isinstance(error, OSError):
             raise
+        if code in _PLACE and not _ours(error, out):
+            named = f"{error.filename}"
+            raise input_error(named, os.strerror(code), "a file that can be read", "check its permissions") from error
         if code in _PLACE:
             size = f"about {needed / 1e9:.2f} GB free, and " if needed and code in (errno.ENOSPC, errno.EDQUOT) else ""
             raise input_error(
@@ -151,6 +154,15 @@ def _named_errors(out: Path, needed: int) -> Iterator[None]:
                 "choose another folder or make room",
             ) from error
         raise BackendError(f"output {out}: writing failed ({error}); nothing was written") from error
+
+
+def _ours(error: Exception, out: Path) -> bool:
+    """The error is about what is being written, not about a file that is read for it."""
+    name = getattr(error, "filename", None)
+    if name is None:
+        return True
+    path = Path(os.path.abspath(os.fsdecode(name)))
+    return path == out or path in out.parents or out.parent in path.parents
 
 
 def _make(out: Path) -> tuple[Path, int]:

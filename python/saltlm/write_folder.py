@@ -14,7 +14,7 @@ import torch
 from .architecture import quiet_transformers
 from .checkpoint import Source
 from .errors import BackendError
-from .output_folder import check_output, whole_folder
+from .output_folder import check_output, named_errors, whole_folder
 from .safetensors_stream import NAMES, Header, Progress, copy_file, replaced_header, rewrite
 from .weights import INDEX
 
@@ -98,8 +98,9 @@ def write_folder(
         name: {key: tensor for key, tensor in replaced.items() if key in header.entries}
         for name, header in source.weights.headers.items()
     }
+    with named_errors(out, 0):
+        needed = sum(_disk_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items()) + ROOM
     total = sum(_new_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items())
-    needed = sum(_disk_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items()) + ROOM
     done = 0
 
     def report(count: int) -> None:
