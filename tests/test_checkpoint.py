@@ -309,12 +309,20 @@ def test_an_encoder_made_a_decoder_is_a_source(tmp_path: Path) -> None:
     assert source.tied and torch.equal(source.output_bias, model.get_output_embeddings().bias)
 
 
+@pytest.mark.parametrize("kind", ["Gemma3Config", "MusicgenConfig"])
 @pytest.mark.parametrize("load", [load_source, load_donor])
-def test_models_of_several_parts_are_refused(tmp_path: Path, models: Path, load) -> None:
+def test_models_of_several_parts_are_refused(tmp_path: Path, models: Path, load, kind: str) -> None:
     import transformers
 
     shutil.copytree(models / "llama", tmp_path / "model")
-    transformers.Gemma3Config().save_pretrained(tmp_path / "model")
+    parts = {name: getattr(transformers, name)() for name in ("T5Config", "EncodecConfig", "MusicgenDecoderConfig")}
+    if kind == "MusicgenConfig":
+        config = transformers.MusicgenConfig(
+            text_encoder=parts["T5Config"], audio_encoder=parts["EncodecConfig"], decoder=parts["MusicgenDecoderConfig"]
+        )
+    else:
+        config = transformers.Gemma3Config()
+    config.save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match="a model of several parts"):
         load(tmp_path / "model")
 

@@ -443,7 +443,7 @@ def test_killed_at_any_moment_the_folder_is_whole_or_absent(tmp_path: Path) -> N
     model = save_llama(tmp_path / "model", BPE, tied=False, max_shard_size=SMALL)
     (tmp_path / "room").mkdir()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "room" / "out"), "50"]
+    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "room" / "out"), "40"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)

@@ -207,7 +207,6 @@ def rewrite(
             else:
                 old = header.entries[name]
                 _copy_range(source.fileno(), place, header.data_start + old.start, offset, old.end - old.start, report)
-        os.fsync(place)
 
 
 def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -> None:
@@ -228,7 +227,6 @@ def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -
         except OSError:
             os.ftruncate(new.fileno(), size)
             _copy_range(old.fileno(), new.fileno(), 0, 0, size, progress or (lambda count: None))
-        os.fsync(new.fileno())
 
 
 def byte_blocks(tensor: torch.Tensor) -> Iterator[memoryview]:
