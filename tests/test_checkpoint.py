@@ -110,6 +110,9 @@ def test_rows_are_mapped_not_read(tmp_path: Path) -> None:
         if int(line.split("-")[0], 16) <= place < int(line.split("-")[1].split()[0], 16)
     ]  # fmt: skip
     assert len(inside) == 1 and inside[0].endswith(path)
+    before = Path(path).read_bytes()
+    source.input_rows.zero_()
+    assert Path(path).read_bytes() == before, "a slip of the caller must not reach the user's checkpoint"
 
 
 def test_files_carry_their_hashes(tmp_path: Path) -> None:
@@ -357,8 +360,9 @@ def test_missing_folders_are_refused(tmp_path: Path, monkeypatch, load, name: st
         load(name)
 
 
-def test_code_of_a_checkpoint_runs_only_when_trusted(tmp_path: Path, models: Path) -> None:
+def test_code_of_a_checkpoint_runs_only_when_trusted(tmp_path: Path, models: Path, monkeypatch) -> None:
     """A model type of its own, whose code writes a file when it is run."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "model"
     shutil.copytree(models / "llama", folder)
     mark = tmp_path / "ran"

@@ -138,16 +138,18 @@ def test_only_shards_with_rows_are_rewritten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("maker", [save_llama, save_gpt2, save_qwen2])
-def test_autotokenizer_gives_the_new_tokenizer_back(tmp_path: Path, maker, kind: str) -> None:
+def test_autotokenizer_gives_the_new_tokenizer_back(tmp_path: Path, monkeypatch, maker, kind: str) -> None:
     """Qwen2's type makes transformers put that class's own pre-tokenizer in place of the saved one, unless prevented."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     source = load_source(maker(tmp_path / "model", BPE))
     out = write(tmp_path / "out", source, resized(source, len(tiny(kind))), tokenizer=tiny(kind))
-    read = AutoTokenizer.from_pretrained(out)
-    assert read(TEXT)["input_ids"] == tiny(kind)(TEXT)["input_ids"]
-    assert read.get_vocab() == tiny(kind).get_vocab()
-    assert (read.eos_token, read.pad_token, read.unk_token) == (
-        tiny(kind).eos_token, tiny(kind).pad_token, tiny(kind).unk_token,
-    )  # fmt: skip
+    assert (out / "tokenizer.py").exists() == (maker is save_qwen2), "code only where nothing else helps"
+    for trust in (False, True):
+        read = AutoTokenizer.from_pretrained(out, trust_remote_code=trust)
+        assert read(TEXT)["input_ids"] == tiny(kind)(TEXT)["input_ids"]
+        assert read.get_vocab() == tiny(kind).get_vocab()
+        for role in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"):
+            assert getattr(read, role) == getattr(tiny(kind), role)
 
 
 @pytest.mark.parametrize("body", DTYPES, ids=str)
