@@ -23,7 +23,7 @@ __global__ void gather_kernel(const T* from, const int64_t* index, int64_t W, T*
 }
 
 inline Tensor on_cpu(const Tensor& tensor) {
-  return torch::stable::to(tensor, std::nullopt, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  return torch::stable::to(tensor, torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }
 
 struct Settled {
