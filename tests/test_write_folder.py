@@ -80,8 +80,11 @@ def state(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("size", ["1GB", SMALL], ids=["one file", "sharded"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float32, "1GB"), (torch.bfloat16, SMALL), (torch.float16, SMALL)],
+    ids=["float32 one file", "bfloat16 sharded", "float16 sharded"],
+)
 @pytest.mark.parametrize("kind", MAKERS)
 def test_its_own_rows_give_the_same_model(tmp_path: Path, kind: str, dtype: torch.dtype, size) -> None:
     model = MAKERS[kind](tmp_path / "model", dtype=dtype, max_shard_size=size)
@@ -96,7 +99,7 @@ def test_its_own_rows_give_the_same_model(tmp_path: Path, kind: str, dtype: torc
         assert json.loads((out / name).read_text()) == json.loads((model / name).read_text())
 
 
-@pytest.mark.parametrize("rows", [70, 420, 1000])
+@pytest.mark.parametrize("rows", [70, 1000])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_sharded_equals_whole_and_all_other_tensors_pass_through(tmp_path: Path, kind: str, rows: int) -> None:
     written = []
