@@ -97,7 +97,7 @@ def test_usage_errors(pair, tmp_path, capsys) -> None:
         ("--overlap", "fuzzy"): "one of exact",
         ("--device", "tpu"): "auto, cpu or one of",
         ("--device", "cuda:99"): "CUDA devices",
-        ("--special-overrides", "[NO]=<|end|>"): "no such special",
+        ("--special-overrides", "[NO]=<|end|>"): "no such token",
         ("--chat-template", "source"): "has none",
         ("--nonsense",): "unrecognized",
     }
