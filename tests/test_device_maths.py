@@ -181,6 +181,7 @@ def doubtful():
     yield "a NaN", np.vstack([rows, np.full((1, 16), np.nan)])
     yield "an infinity", np.vstack([rows, np.full((1, 16), np.inf)])
     yield "nearly dependent", np.vstack([rows, rows[0] + 1e-5 * rows[1]])
+    yield "perhaps ill-conditioned", np.vstack([rows, rows[0] + 1e-3 * rows[1]])
     yield "more rows than columns", random.standard_normal((17, 16))
     yield "rows of very different size", np.vstack([rows, 1e-9 * random.standard_normal((1, 16))])
 
