@@ -176,7 +176,8 @@ def _download(package: str) -> Path | None:
 
 
 def _quiet(*command: str, folder: Path) -> bool:
-    return subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def _unpack(archive: Path, folder: Path) -> None:

