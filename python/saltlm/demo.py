@@ -65,7 +65,7 @@ def run(folder: Path, steps: Steps) -> dict[str, Any]:
         InputError: an input cannot be fetched or read.
         BackendError: a folder cannot be written.
     """
-    pair = finnish_pair(steps.bytes)
+    pair = finnish_pair(steps.fetch)
     with steps.step("Finnish text"):
         text = finnish_text()
     if text.warning:

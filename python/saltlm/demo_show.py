@@ -40,22 +40,11 @@ class Steps:
         if seconds >= 1:
             self.console.print(f"  {escape(title)}: {seconds:.0f} s")
 
-    def bytes(self, name: str) -> Callable[[int, int], None]:
-        """A callback for bytes fetched, that shows a bar until all are there."""
-        bars = Progress(
-            SpinnerColumn(), TextColumn("fetching {task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(), console=self.console, transient=True,
-        )  # fmt: skip
-        task = bars.add_task(escape(name), total=None, detail="")
-
-        def report(done: int, total: int) -> None:
-            if not bars.finished:
-                bars.start()
-            bars.update(task, completed=done, total=total, detail=f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
-            if done >= total:
-                bars.stop()
-
-        return report
+    @contextlib.contextmanager
+    def fetch(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """A step whose progress is counted in bytes."""
+        with self.step(name) as report:
+            yield lambda done, total: report(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     def note(self, text: str) -> None:
         """A line of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -30,19 +31,22 @@ class Pair:
     vectors: Path
 
 
-def finnish_pair(progress: Callable[[str], Progress] | None = None) -> Pair:
+def finnish_pair(step: Callable[[str], AbstractContextManager[Progress | None]] | None = None) -> Pair:
     """Fetch what is not in the cache yet.
 
     Args:
-        progress: given the name of an input, returns the callback (done bytes, all bytes) for it.
+        step: given the name of an input, returns a context manager that yields the callback (done bytes, all bytes) for it.
 
     Raises:
         InputError: an input cannot be fetched.
     """
-    step = progress or (lambda name: None)
-    source, gguf_file = source_lm(step("SmolLM2-135M-Instruct"))
-    donor = language_donor("fi", step("multilingual-e5-small"))
-    vectors = finnish_vectors(step("Finnish floret vectors"))
+    step = step or (lambda name: nullcontext())
+    with step("SmolLM2-135M-Instruct") as report:
+        source, gguf_file = source_lm(report)
+    with step("multilingual-e5-small, cut to Finnish") as report:
+        donor = language_donor("fi", report)
+    with step("Finnish floret vectors") as report:
+        vectors = finnish_vectors(report)
     return Pair(source=source, gguf_file=gguf_file, donor=donor, vectors=vectors)
 
 
