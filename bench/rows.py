@@ -7,7 +7,6 @@ import argparse
 
 import torch
 from harness import fetching, figure, peak_megabytes, record, timed
-
 from saltlm import salt_rows
 from saltlm.finnish import finnish_pair, finnish_problem
 from saltlm.ops import STATUSES, backend

@@ -162,18 +162,20 @@ def _download(package: Package, part: Path, progress: Progress | None) -> Path:
         "--platform", "manylinux2014_x86_64", "--no-cache-dir", "--disable-pip-version-check", "--retries", "2",
         "--no-input", "--quiet", "--dest", str(target),
     ]  # fmt: skip
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        while process.poll() is None:
-            time.sleep(0.1)
-            if progress:
-                progress(min(_bytes_under(target), package.size), package.size)
-        message = process.stderr.read().strip().splitlines()
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    log = target / "pip.log"
+    with log.open("wb") as file:
+        environment = {**os.environ, "TMPDIR": str(scratch)}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                if progress:
+                    progress(min(_bytes_under(target), package.size), package.size)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    message = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     wheels = sorted(target.glob("*.whl"))
     if process.returncode or not wheels:
         raise input_error(
