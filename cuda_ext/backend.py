@@ -14,8 +14,10 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-import build_ops
-import maturin
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # build front ends import the backend alone, not its folder
+
+import build_ops  # noqa: E402
+import maturin  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,0 +1,30 @@
+"""saltlm: give an English-centric causal LM the tokenizer of a target-language PLM, with rows built by SALT."""
+
+from __future__ import annotations
+
+import torch as torch
+
+from .align import Alignment as Alignment
+from .align import align as align
+from .auxiliary import load_auxiliary as load_auxiliary
+from .config import TransferConfig as TransferConfig
+from .errors import SaltlmError as SaltlmError
+from .evaluate import evaluate as evaluate
+from .ops import salt_rows as salt_rows
+from .status import status as status
+from .transfer import Transfer as Transfer
+from .transfer import transfer as transfer
+
+__version__ = "0.1.0"
+__all__ = [
+    "Alignment",
+    "SaltlmError",
+    "Transfer",
+    "TransferConfig",
+    "align",
+    "evaluate",
+    "load_auxiliary",
+    "salt_rows",
+    "status",
+    "transfer",
+]

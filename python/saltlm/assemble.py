@@ -1,0 +1,206 @@
+"""Rows of every kind -> the new matrices, with the origin of each row (step 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from .align import HOLE, Alignment, MatchKind
+from .checkpoint import NewMatrices, Source
+from .errors import input_error
+from .ops import STATUSES as SOLVER_STATUSES
+
+ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
+COPIED, ROLE, SOLVED, COMPOSED, DRAWN, PADDING = range(len(ORIGINS))
+# The solver's outcomes keep their order behind "not_solved"; the last ones are found outside it.
+STATUSES = ("not_solved", *SOLVER_STATUSES, "no_vector", "no_plm_row", "out_of_range")
+NOT_SOLVED, NO_VECTOR, NO_PLM_ROW, OUT_OF_RANGE = 0, *range(len(SOLVER_STATUSES) + 1, len(STATUSES))
+BLOCK = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Built rows of ``M`` target tokens, or why they were not built.
+
+    Attributes:
+        ids: int64 [M], target ids.
+        rows: [M, D], input rows in float32 or wider; ``None`` leaves the tokens to be drawn.
+        head: [M, D'], output rows, the bias as last column where the model has one; ``None`` for a tied head.
+        origin: one of :data:`ORIGINS`, by place.
+        support_size: int32 [M], ``None`` where no support was used; likewise ``rank`` int32 [M] and ``residual`` float32 [M].
+        status: uint8 [M], codes of :data:`STATUSES`; ``None`` for ``not_solved``.
+    """
+
+    ids: torch.Tensor
+    rows: torch.Tensor | None = None
+    head: torch.Tensor | None = None
+    origin: int = DRAWN
+    support_size: torch.Tensor | None = None
+    rank: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    status: torch.Tensor | None = None
+
+
+class Head:
+    """The output side of a source model: rows, and its bias as one more column; both follow the same coefficients."""
+
+    def __init__(self, source: Source) -> None:
+        self.rows = source.output_rows
+        self.bias = source.output_bias
+
+    @property
+    def present(self) -> bool:
+        """Whether there is anything but a tied head without bias."""
+        return self.rows is not None or self.bias is not None
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """Float32 [n, D'] of source ids; ``None`` where nothing is present."""
+        parts = []
+        if self.rows is not None:
+            parts.append(self.rows[ids].float())
+        if self.bias is not None:
+            parts.append(self.bias[ids].float()[:, None])
+        return torch.cat(parts, dim=1) if parts else None
+
+
+class Assembly:
+    """New matrices under construction, and where each row came from."""
+
+    def __init__(self, source: Source, alignment: Alignment, rows: int, dtype: torch.dtype | None) -> None:
+        """Copies the shared rows and leaves all others open.
+
+        Args:
+            source: the source model.
+            alignment: of its tokenizer and the new one.
+            rows: T', rows of the new matrices, at least T.
+            dtype: of the written rows; ``None`` keeps the checkpoint's.
+        """
+        self.head = Head(source)
+        self.source = source
+        self.input_rows = torch.zeros(rows, source.input_rows.shape[1], dtype=dtype or source.input_rows.dtype)
+        self.output_rows = None
+        if source.output_rows is not None:
+            shape = (rows, source.output_rows.shape[1])
+            self.output_rows = torch.zeros(shape, dtype=dtype or source.output_rows.dtype)
+        self.output_bias = None
+        if source.output_bias is not None:
+            self.output_bias = torch.zeros(rows, dtype=dtype or source.output_bias.dtype)
+        self.origin = np.full(rows, PADDING, dtype=np.uint8)
+        self.source_id = np.full(rows, -1, dtype=np.int32)
+        self.support_size = np.zeros(rows, dtype=np.int32)
+        self.rank = np.zeros(rows, dtype=np.int32)
+        self.residual = np.zeros(rows, dtype=np.float32)
+        self.status = np.full(rows, NOT_SOLVED, dtype=np.uint8)
+        size = alignment.target.size
+        # A tokenizer may know more tokens than its model has rows: such a match has nothing to copy.
+        shared = alignment.shared & (alignment.source_id < len(source.input_rows))
+        hole = alignment.target.flags() & HOLE > 0
+        self.open = np.zeros(rows, dtype=bool)
+        self.open[:size] = ~shared & ~hole
+        ids = np.flatnonzero(shared)
+        self.source_id[ids] = alignment.source_id[ids]
+        self.origin[ids] = np.where(alignment.kind[ids] == MatchKind.ROLE, ROLE, COPIED)
+        for block in np.array_split(ids, max(1, -(-len(ids) // BLOCK))):
+            at, wanted = torch.from_numpy(block), torch.from_numpy(alignment.source_id[block].astype(np.int64))
+            for matrix, copied in self._sides():
+                copied[at] = matrix[wanted].to(copied.dtype)
+                if copied.dtype != matrix.dtype and not copied[at].isfinite().all():
+                    raise input_error(
+                        "dtype", str(copied.dtype).removeprefix("torch."), "one that holds the source's rows",
+                        f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
+                    )  # fmt: skip
+
+    def put(self, block: Block) -> None:
+        """Take in built rows; a row that is not finite in the written dtype stays open, with status ``out_of_range``."""
+        ids = block.ids.numpy()
+        for name in ("support_size", "rank", "residual", "status"):
+            values = getattr(block, name)
+            if values is not None:
+                getattr(self, name)[ids] = values.numpy()
+        if block.rows is None:
+            return
+        rows = block.rows.to(self.input_rows.dtype)
+        fits = rows.isfinite().all(dim=1)
+        head, bias = self._split(block.head)
+        for part in (head, bias):
+            if part is not None:
+                fits &= part.isfinite().reshape(len(ids), -1).all(dim=1)
+        kept = fits.numpy()
+        self.input_rows[block.ids[fits]] = rows[fits]
+        if head is not None:
+            self.output_rows[block.ids[fits]] = head[fits]
+        if bias is not None:
+            self.output_bias[block.ids[fits]] = bias[fits]
+        self.origin[ids[kept]] = block.origin
+        self.open[ids[kept]] = False
+        self.status[ids[~kept]] = OUT_OF_RANGE
+
+    def _split(self, head: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if head is None:
+            return None, None
+        bias = head[:, -1].to(self.output_bias.dtype) if self.output_bias is not None else None
+        rows = head[:, : self.output_rows.shape[1]].to(self.output_rows.dtype) if self.output_rows is not None else None
+        return rows, bias
+
+    def draw(self, seed: int, used: np.ndarray) -> None:
+        """Fill what is still open from a normal with mean and standard deviation of the source rows, per dimension.
+
+        Section 3.1 of the paper: "a token with no vector". Drawn in target-id order, so the same seed gives the same rows.
+
+        Args:
+            seed: of the generator.
+            used: int64, ids of the source tokens whose rows count (padding rows of the matrix do not).
+        """
+        ids = torch.from_numpy(np.flatnonzero(self.open))
+        if not len(ids):
+            return
+        generator = torch.Generator().manual_seed(seed)
+        for matrix, drawn in self._sides():
+            mean, deviation = moments(matrix, used)
+            limit = torch.finfo(drawn.dtype).max
+            for block in ids.split(BLOCK):
+                noise = torch.randn(len(block), len(mean), generator=generator, dtype=torch.float64)
+                values = (mean + noise * deviation).clamp(-limit, limit)
+                drawn[block] = values.reshape(-1, *drawn.shape[1:]).to(drawn.dtype)
+        self.origin[ids.numpy()] = DRAWN
+        self.open[ids.numpy()] = False
+
+    def pad(self, used: np.ndarray) -> None:
+        """Give ids that no token has the mean source row: finite, and never the likeliest output."""
+        ids = torch.from_numpy(np.flatnonzero(self.origin == PADDING))
+        if len(ids):
+            for matrix, padded in self._sides():
+                mean = moments(matrix, used)[0]
+                padded[ids] = mean.expand(len(ids), -1).reshape(-1, *padded.shape[1:]).to(padded.dtype)
+
+    def _sides(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield self.source.input_rows, self.input_rows
+        if self.output_rows is not None:
+            yield self.source.output_rows, self.output_rows
+        if self.output_bias is not None:
+            yield self.source.output_bias, self.output_bias
+
+    def matrices(self) -> NewMatrices:
+        """The finished matrices."""
+        if self.open.any():
+            raise RuntimeError(f"{int(self.open.sum())} rows were never built")
+        return NewMatrices(self.input_rows, self.output_rows, self.output_bias)
+
+
+def moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the rows ``used``, per dimension, float64 [D] each ([1] for a bias).
+
+    Two passes, so that a large mean costs no digits; blocks, so that the matrix is never held in float64.
+    """
+    ids = torch.from_numpy(used)
+
+    def blocks() -> Iterator[torch.Tensor]:
+        for block in ids.split(BLOCK):
+            yield matrix[block].double().reshape(len(block), -1)
+
+    mean = sum(block.sum(dim=0) for block in blocks()) / len(ids)
+    squares = sum(((block - mean) ** 2).sum(dim=0) for block in blocks())
+    return mean, (squares / max(1, len(ids) - 1)).sqrt()

@@ -1,0 +1,223 @@
+"""The command line: options in, a table or one JSON object on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .config import CHAT_TEMPLATES, DTYPES, METHODS, OVERLAPS, TransferConfig
+from .errors import InputError, SaltlmError, input_error
+
+EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
+
+
+def documented(config: type) -> dict[str, str]:
+    """Field -> what its class docstring says of it, so that each option is documented in one place."""
+    text = re.split(r"\n\s+Raises:", (config.__doc__ or "").split("Attributes:")[1])[0]
+    entries = re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", text, re.MULTILINE | re.DOTALL)
+    return {name: re.sub(r"\s+", " ", words).replace("``", "").replace("%", "%%").strip() for name, words in entries}
+
+
+def add_config(parser: argparse.ArgumentParser, config: type) -> None:
+    """One option a field of ``config``, with the field's own words and default."""
+    words = documented(config)
+    for field in dataclasses.fields(config):
+        text = (
+            words[field.name]
+            .replace(":data:`METHODS`", ", ".join(METHODS))
+            .replace(":data:`DTYPES`", ", ".join(DTYPES))
+        )
+        flag = "--" + field.name.replace("_", "-")
+        kind = str(field.type)
+        if kind == "bool":
+            parser.add_argument(flag, action="store_true", help=text)
+            continue
+        if kind.startswith("Mapping"):
+            parser.add_argument(
+                flag, action="append", metavar="TARGET=SOURCE", default=[], help=f"{text} (may be repeated)"
+            )
+            continue
+        number = int if "int" in kind else float if "float" in kind else str
+        default = "" if field.default is None else f" (default: {field.default})"
+        metavar = (
+            "{" + ",".join(CHOICES[field.name]) + "}"
+            if field.name in CHOICES
+            else number.__name__.upper().replace("STR", "NAME")
+        )
+        parser.add_argument(flag, type=number, default=field.default, metavar=metavar, help=text + default)
+
+
+def config_from(arguments: argparse.Namespace, config: type) -> Any:
+    """Build ``config`` from parsed options; its own checks name what is out of range."""
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(config)}
+    if "special_overrides" in values:
+        values["special_overrides"] = _pairs(values["special_overrides"])
+    return config(**values)
+
+
+def _pairs(entries: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for entry in entries:
+        target, mark, source = entry.partition("=")
+        if not (target and mark and source):
+            raise input_error(
+                "special-overrides", repr(entry), "TARGET=SOURCE", "spell both tokens, e.g. '</s>=<|end|>'"
+            )
+        pairs[target] = source
+    return pairs
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from . import __version__
+
+    top = argparse.ArgumentParser(
+        prog="saltlm",
+        description="Give a causal language model the tokenizer of a target-language PLM.",
+        epilog="Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything unforeseen.",
+    )
+    top.add_argument("--version", action="version", version=f"saltlm {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    transfer = commands.add_parser("transfer", help="source LM + target PLM + vectors -> model folder")
+    transfer.add_argument("--source", required=True, metavar="MODEL", help="causal LM: a local folder or a hub name")
+    transfer.add_argument("--target", required=True, metavar="MODEL", help="target-language PLM (BERT, GPT or T5 kind)")
+    transfer.add_argument(
+        "--auxiliary", metavar="VECTORS",
+        help="static vectors of the target language: a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors "
+        "folder, 'plm' (the PLM's own rows) or 'train:FILE[,FILE...]' (fastText trained on that text)",
+    )  # fmt: skip
+    transfer.add_argument("--out", metavar="DIR", help="folder to write; needed unless --dry-run")
+    add_config(transfer, TransferConfig)
+    transfer.add_argument(
+        "--dry-run", action="store_true", help="read and align, tell what would be done, write nothing"
+    )
+
+    evaluate = commands.add_parser("evaluate", help="bits per byte and tokens per byte of models on text")
+    evaluate.add_argument("model", nargs="+", metavar="MODEL", help="model folders or hub names, side by side")
+    evaluate.add_argument(
+        "--text", nargs="+", required=True, metavar="FILE", help="UTF-8 text; blank lines part documents"
+    )
+    evaluate.add_argument(
+        "--max-length", type=int, default=1024, metavar="INT", help="tokens of a window (default: 1024)"
+    )
+    evaluate.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
+    evaluate.add_argument(
+        "--dtype",
+        default=None,
+        metavar="{" + ",".join(DTYPES) + "}",
+        help="dtype to run in (default: float32 on the CPU, the model's own elsewhere)",
+    )
+    evaluate.add_argument(
+        "--trust-remote-code", action="store_true", help="let transformers run code that a model brings along"
+    )
+
+    status = commands.add_parser("status", help="versions, operators that run and why, devices")
+    for command in (transfer, evaluate, status):
+        command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+        command.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return top
+
+
+def run_transfer(arguments: argparse.Namespace) -> None:
+    """``saltlm transfer``."""
+    from . import show
+    from .transfer import transfer
+
+    config = config_from(arguments, TransferConfig)
+    if arguments.out is None and not arguments.dry_run:
+        raise input_error("--out", "nothing", "a folder to write", "name one, or add --dry-run to write nothing")
+    with show.progress(arguments.quiet or arguments.json) as report:
+        done = transfer(
+            arguments.source, arguments.target, arguments.auxiliary, arguments.out, config,
+            progress=report, dry_run=arguments.dry_run,
+        )  # fmt: skip
+    if arguments.json:
+        _json({**done.summary, "out": None if done.out is None else str(done.out)})
+    else:
+        show.transfer(done, dry_run=arguments.dry_run)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """``saltlm evaluate``."""
+    from . import show
+    from .evaluate import evaluate
+
+    results = {}
+    with show.progress(arguments.quiet or arguments.json) as report:
+        for model in arguments.model:
+            results[model] = evaluate(
+                model, arguments.text, max_length=arguments.max_length, device=arguments.device, dtype=arguments.dtype,
+                trust_remote_code=arguments.trust_remote_code,
+                progress=lambda done, total, model=model: report(model, done, total),
+            )  # fmt: skip
+    if arguments.json:
+        single = len(results) == 1
+        _json(next(iter(results.values())).to_json() if single else {name: r.to_json() for name, r in results.items()})
+    else:
+        show.evaluations(results)
+
+
+def run_status(arguments: argparse.Namespace) -> None:
+    """``saltlm status``."""
+    from . import show
+    from .status import status
+
+    found = status()
+    if arguments.json:
+        _json(found)
+    else:
+        show.status(found)
+
+
+def _json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    # A polite signal unwinds like an interrupt, so that half-written folders are cleared.
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
+    _silence()
+    run = {"transfer": run_transfer, "evaluate": run_evaluate, "status": run_status}[arguments.command]
+    try:
+        run(arguments)
+    except InputError as error:
+        return _fail(str(error), EXIT_INPUT)
+    except SaltlmError as error:
+        return _fail(str(error), EXIT_UNFORESEEN)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing half-written was left behind", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of stdout has left; keep the interpreter from complaining about it again on exit.
+        sys.stderr.close()
+        return EXIT_DONE
+    return EXIT_DONE
+
+
+def _silence() -> None:
+    """Libraries' own progress bars and advice would mix with ours."""
+    import logging
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"saltlm: {message}\n")
+    return code

@@ -1,0 +1,134 @@
+"""What a transferred folder says of itself: saltlm.json, provenance.safetensors and the model card (step 6)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .assemble import ORIGINS, SOLVED, STATUSES, Assembly
+
+FORMAT = 1
+
+
+def support_summary(assembly: Assembly) -> dict[str, int | float] | None:
+    """Minimum, median, 95th percentile and maximum support size of the solved rows; ``None`` without any."""
+    sizes = assembly.support_size[assembly.origin == SOLVED]
+    if not len(sizes):
+        return None
+    return {
+        "min": int(sizes.min()),
+        "median": float(np.median(sizes)),
+        "p95": float(np.percentile(sizes, 95)),
+        "max": int(sizes.max()),
+    }
+
+
+def counts(assembly: Assembly) -> dict[str, int]:
+    """Rows by origin."""
+    found = np.bincount(assembly.origin, minlength=len(ORIGINS))
+    return {name: int(found[code]) for code, name in enumerate(ORIGINS)}
+
+
+def statuses(assembly: Assembly) -> dict[str, int]:
+    """Rows by outcome."""
+    found = np.bincount(assembly.status, minlength=len(STATUSES))
+    return {name: int(found[code]) for code, name in enumerate(STATUSES)}
+
+
+def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
+    """Median and largest Euclidean norm of the input rows by origin: a start with norms far from the source's is a bad one."""
+    import torch
+
+    lengths = torch.cat([block.float().norm(dim=1) for block in assembly.input_rows.split(8192)]).numpy()
+    result = {}
+    for code, name in enumerate(ORIGINS):
+        own = lengths[assembly.origin == code]
+        if len(own):
+            result[name] = {"median": float(np.median(own)), "max": float(own.max())}
+    return result
+
+
+def provenance_bytes(assembly: Assembly) -> bytes:
+    """Content of provenance.safetensors: one entry a row in each tensor."""
+    from safetensors.numpy import save
+
+    tensors = {
+        "origin": assembly.origin,
+        "source_id": assembly.source_id,
+        "support_size": assembly.support_size,
+        "rank": assembly.rank,
+        "residual": assembly.residual.astype(np.float32),
+        "status": assembly.status,
+    }
+    return save(tensors, metadata={"format": "np"})
+
+
+def summary_bytes(summary: Mapping[str, Any]) -> bytes:
+    """Content of saltlm.json."""
+    return (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def licence_of(folder: Path) -> str:
+    """The licence a model card names in its head, else "not stated"."""
+    card = folder / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        found = re.search(r"^license:\s*[\"']?([\w.\-]+)", head[1], re.MULTILINE) if head else None
+        if found:
+            return found[1]
+    return "not stated"
+
+
+def model_card(summary: Mapping[str, Any]) -> bytes:
+    """Content of the folder's README.md: what it is, what it was made of, how to load it, what it is not."""
+    inputs, total = summary["inputs"], sum(summary["counts"].values())
+    rows = "\n".join(
+        f"| {name} | {count:,} | {count / total:.1%} |" for name, count in summary["counts"].items() if count
+    )
+    parts = "\n".join(
+        f"| {side} | {entry.get('path', entry.get('kind'))} | {entry.get('revision') or '-'} | {entry['licence']} |"
+        for side, entry in inputs.items()
+    )
+    text = f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- saltlm
+- tokenizer-transfer
+---
+
+# A causal language model with another tokenizer
+
+The source model with the target's tokenizer and new embedding rows, made by saltlm {summary["saltlm_version"]} with method
+`{summary["method"]}`. **It has not been adapted yet**: train it on text of the target language before use.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this-folder")
+tokenizer = AutoTokenizer.from_pretrained("this-folder")
+```
+
+## Parts
+
+A derived model carries the licences of its parts: look at each before sharing it.
+
+| part | from | revision | licence |
+| --- | --- | --- | --- |
+{parts}
+
+## Rows
+
+| origin | rows | share |
+| --- | --- | --- |
+{rows}
+
+`saltlm.json` holds every setting, hash and count; `provenance.safetensors` says for each row where it came from.
+"""
+    return text.encode()

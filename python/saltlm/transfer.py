@@ -1,0 +1,311 @@
+"""The whole transfer as one function: load, align, vectors, rows, assemble, write (steps 1 to 6)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .align import HOLE, Alignment, align
+from .assemble import ORIGINS, Assembly
+from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
+from .checkpoint import Donor, Source, load_donor, load_source
+from .config import TransferConfig
+from .errors import input_error
+from .heldout import heldout_check
+from .methods import METHODS, NEEDS_VECTORS, Job, anchors_of
+from .new_tokenizer import causal_tokenizer, id_changes
+from .provenance import (
+    FORMAT,
+    counts,
+    licence_of,
+    model_card,
+    norms,
+    provenance_bytes,
+    statuses,
+    summary_bytes,
+    support_summary,
+)  # fmt: skip
+from .status import versions
+from .write_folder import check_output, write_folder
+
+Progress = Callable[[str, int, int], None]
+STAGES = ("load", "align", "vectors", "rows", "self-check", "write")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """A finished transfer.
+
+    Attributes:
+        input_rows: [T', D], new input rows in the dtype as written; ``T'`` is ``T`` rounded up as asked.
+        output_rows: [T', D] of an untied head, ``None`` for a tied one.
+        output_bias: [T'] of the head, ``None`` where it has none.
+        alignment: source id and verdict of each target token.
+        origin: uint8 [T'], index into :data:`~saltlm.assemble.ORIGINS`.
+        summary: what ``saltlm.json`` holds.
+        tokenizer: the new tokenizer.
+        out: the written folder, ``None`` if none was asked for.
+    """
+
+    input_rows: torch.Tensor
+    output_rows: torch.Tensor | None
+    output_bias: torch.Tensor | None
+    alignment: Alignment
+    origin: np.ndarray
+    summary: dict[str, Any]
+    tokenizer: Any
+    out: Path | None
+
+    def __repr__(self) -> str:
+        head = "tied" if self.output_rows is None else "untied"
+        return f"Transfer(T'={len(self.origin)}, D={self.input_rows.shape[1]}, {head}, {self.summary['counts']})"
+
+
+class _Clock:
+    """Seconds by stage; tells the progress callback when a stage starts."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.progress: Progress = progress or (lambda stage, done, total: None)
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self.progress(stage, 0, 0)
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
+
+
+def transfer(
+    source: str | Path,
+    target: str | Path,
+    auxiliary: str | Path | None = None,
+    out: str | Path | None = None,
+    config: TransferConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+) -> Transfer:
+    """Give a source causal LM the tokenizer of a target-language PLM, with new embedding rows.
+
+    Args:
+        source: folder or hub name of the causal LM.
+        target: folder or hub name of the PLM (BERT, GPT or T5 kind).
+        auxiliary: static vectors of the target language, see :func:`~saltlm.load_auxiliary`; may be left out for methods
+            that need none.
+        out: folder to write, whole or not at all; ``None`` writes nothing.
+        config: the options; ``None`` is all defaults.
+        progress: called with (stage, done, total), total 0 where it is not known.
+        dry_run: stop before any row is built: the summary then tells what would be done.
+
+    Returns:
+        The new matrices, the alignment, each row's origin and the summary.
+
+    Raises:
+        InputError: an input is missing, broken or does not fit the others; nothing has been written then.
+        BackendError: the file system failed; nothing has been written then.
+    """
+    config = config or TransferConfig()
+    clock = _Clock(progress)
+    destination = None if out is None else Path(out)
+    if destination is not None:
+        check_output(destination, force=config.force, inputs=(source, target))
+    _check_vectors_given(config, auxiliary)
+    device = _device(config.device)
+    with clock("load"):
+        model = load_source(
+            source, gguf_file=config.gguf_file, revision=config.source_revision,
+            trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
+        donor = load_donor(target, revision=config.target_revision, trust_remote_code=config.trust_remote_code)
+    with clock("align"):
+        tokenizer = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=config.chat_template)
+        alignment = align(
+            model.tokenizer, tokenizer, overlap=config.overlap, special_overrides=config.special_overrides
+        )
+    with clock("vectors"):
+        vectors = _vectors(config, auxiliary, alignment, donor)
+    rows = -(-alignment.target.size // (config.pad_to_multiple_of or 1)) * (config.pad_to_multiple_of or 1)
+    assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None)
+    job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
+    if not dry_run:
+        with clock("rows"):
+            for block in METHODS[config.method](job):
+                assembly.put(block)
+            assembly.draw(config.seed, job.used)
+            assembly.pad(job.used)
+            matrices = assembly.matrices()
+    heldout = None
+    if not dry_run and config.heldout and config.method in NEEDS_VECTORS:
+        with clock("self-check"):
+            heldout = heldout_check(job, config.heldout, config.seed)
+    summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, clock)
+    if not dry_run and destination is not None:
+        changes = id_changes(model.config, model.generation_config, tokenizer, assembly.source_id)
+        with clock("write"):
+            write_folder(
+                destination,
+                model,
+                matrices,
+                tokenizer=tokenizer,
+                config_changes=changes.config,
+                generation_changes=changes.generation,
+                extra_files={
+                    "saltlm.json": summary_bytes(summary),
+                    "provenance.safetensors": provenance_bytes(assembly),
+                    "README.md": model_card(summary),
+                },
+                force=config.force,
+            )
+    return Transfer(
+        input_rows=assembly.input_rows,
+        output_rows=assembly.output_rows,
+        output_bias=assembly.output_bias,
+        alignment=alignment,
+        origin=assembly.origin,
+        summary=summary,
+        tokenizer=tokenizer,
+        out=None if dry_run else destination,
+    )
+
+
+def _check_vectors_given(config: TransferConfig, auxiliary: str | Path | None) -> None:
+    """A cheap look before anything large is loaded."""
+    if auxiliary is not None:
+        check_auxiliary(auxiliary)
+    elif config.method in NEEDS_VECTORS:
+        raise input_error(
+            "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
+            "give --auxiliary, or a method that needs none such as subword-mean",
+        )  # fmt: skip
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise input_error("device", repr(name), "auto, cpu or cuda[:index]", "choose one of these") from None
+    if device.type not in ("cpu", "cuda"):
+        raise input_error("device", repr(name), "auto, cpu or cuda[:index]", "choose one of these")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise input_error(
+            "device", f"{name!r} with {torch.cuda.device_count()} CUDA devices", "one that is there", "use cpu"
+        )
+    return device
+
+
+def _vectors(
+    config: TransferConfig, auxiliary: str | Path | None, alignment: Alignment, donor: Donor
+) -> Auxiliary | None:
+    if auxiliary is None or config.method not in NEEDS_VECTORS:
+        return None
+    size = alignment.target.size
+    plm = None
+    if str(auxiliary) == "plm":
+        # Tokens beyond the PLM's rows (added ones) have no row and so no vector.
+        plm = torch.zeros(size, donor.input_rows.shape[1])
+        both = min(size, len(donor.input_rows))
+        plm[:both] = donor.input_rows[:both].float()
+    return load_auxiliary(auxiliary, alignment.target.words(), plm_rows=plm)
+
+
+def _job(
+    assembly: Assembly, model: Source, donor: Donor, alignment: Alignment, vectors: Auxiliary | None,
+    config: TransferConfig, device: torch.device, clock: _Clock,
+) -> Job:  # fmt: skip
+    flags = alignment.source.flags()[: len(model.input_rows)]
+    anchors = anchors_of(assembly, alignment, vectors, donor.input_rows)
+    if config.method in NEEDS_VECTORS and not len(anchors):
+        shared = int((assembly.source_id >= 0).sum())
+        raise input_error(
+            "tokenizers",
+            f"{shared} shared tokens, none of them text with a vector and a PLM row",
+            "at least one shared token to learn from",
+            "choose a PLM or vectors that share a script with the source, or --method subword-mean",
+        )
+    return Job(
+        alignment=alignment,
+        source_rows=model.input_rows,
+        head=assembly.head,
+        used=np.flatnonzero(flags & HOLE == 0),
+        auxiliary=vectors,
+        plm_rows=donor.input_rows,
+        anchors=anchors,
+        new=np.flatnonzero(assembly.open),
+        config=config,
+        device=device,
+        progress=lambda done, total: clock.progress("rows", done, total),
+    )
+
+
+def _summary(
+    config: TransferConfig, model: Source, donor: Donor, vectors: Auxiliary | None, alignment: Alignment,
+    assembly: Assembly, job: Job, heldout: dict[str, Any] | None, clock: _Clock,
+) -> dict[str, Any]:  # fmt: skip
+    sides = {"source": model, "target": donor}
+    inputs: dict[str, Any] = {
+        side: {
+            "path": str(loaded.name), "revision": loaded.revision, "architecture": loaded.architecture,
+            "licence": licence_of(loaded.folder), "sha256": dict(loaded.files),
+        }
+        for side, loaded in sides.items()
+    }  # fmt: skip
+    if vectors is not None:
+        inputs["auxiliary"] = {**vectors.description, "licence": "not stated"}
+    summary = {
+        "format": FORMAT,
+        "saltlm_version": versions()["saltlm"],
+        "method": config.method,
+        "config": config.to_json(),
+        "inputs": inputs,
+        "origins": list(ORIGINS),
+        "counts": counts(assembly),
+        "overlap": alignment.counts(),
+        "anchors": len(job.anchors),
+        "new_tokens": len(job.new),
+        "support": support_summary(assembly),
+        "statuses": [{"name": name, "count": count} for name, count in statuses(assembly).items()],
+        "norms": norms(assembly),
+        "heldout": heldout,
+        "seconds": dict(clock.seconds),
+        "environment": {**versions(), "device": str(job.device), "operators": _operators(job.device)},
+    }
+    summary["warnings"] = _warnings(summary, model)
+    return summary
+
+
+def _operators(device: torch.device) -> str:
+    from .ops import backend
+
+    return backend(device.type).name
+
+
+def _warnings(summary: dict[str, Any], model: Source) -> list[str]:
+    """What a user should know before trusting this start."""
+    found = []
+    support, length = summary["support"], summary["norms"]
+    if support and support["median"] > summary["anchors"] / 4:
+        found.append(
+            f"the median token has {support['median']:.0f} of {summary['anchors']} anchors as neighbours: the vectors hardly"
+            " tell words apart; better vectors or --max-support would help"
+        )
+    if "solved" in length and "copied" in length and length["solved"]["max"] > 4 * length["copied"]["max"]:
+        found.append(
+            f"the largest solved row has norm {length['solved']['max']:.1f}, the largest copied one"
+            f" {length['copied']['max']:.1f}: --center or --ridge 0.01 keeps rows near the source's"
+        )
+    drawn = summary["counts"]["drawn"] / max(1, summary["new_tokens"])
+    if summary["method"] not in ("normal",) and drawn > 0.05:
+        found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
+    if model.tokenizer.chat_template and summary["config"]["chat_template"] == "target":
+        found.append("the source's chat template is left out; --chat-template source keeps it")
+    return found

@@ -1,0 +1,257 @@
+"""The command line as a user meets it: results on stdout, one clear error and exit code 2 for bad input, safe to kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models_tiny import save_bert, save_llama
+from pairs import Pair
+from safetensors.numpy import load_file, save_file
+from saltlm.cli import main
+from tokenizers_tiny import tiny
+
+TEXT = "Die Katze saß auf der Matte.\n\nkissa istui matolla kun muut kissat nukkuivat talossa\n"
+
+
+def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "saltlm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The one message of a command that must refuse its input."""
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code == 2 and not out, err
+    assert "Traceback" not in err
+    return err
+
+
+def copied(pair: Pair, root: Path) -> Pair:
+    shutil.copytree(pair.source, root / "source")
+    shutil.copytree(pair.target, root / "target")
+    shutil.copy(pair.vectors, root / "v.vec")
+    return Pair(root / "source", root / "target", root / "v.vec")
+
+
+def test_transfer_evaluate_and_status_from_the_shell(pair, tmp_path) -> None:
+    done = run(*pair.arguments(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "solved" in done.stdout and "neighbours" in done.stdout and "rows" in done.stderr
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    scored = run("evaluate", tmp_path / "out", "--text", tmp_path / "text.txt", "--json")
+    result = json.loads(scored.stdout)
+    assert result["bytes"] == sum(len(part.encode()) for part in TEXT.strip().split("\n\n"))
+    assert 0 < result["bits_per_byte"] < 20 and 0 < result["tokens_per_byte"] <= 1.5
+    assert json.loads(run("status", "--json").stdout)["operators"]["cpu"]["name"] in ("compiled", "reference")
+
+
+def test_json_is_one_object_and_nothing_else(pair, tmp_path) -> None:
+    done = run(*pair.arguments(tmp_path / "out", "--json"))
+    assert json.loads(done.stdout)["counts"]["copied"] > 0 and not done.stderr, done.stderr
+
+
+def test_quiet_leaves_stderr_empty(pair, tmp_path) -> None:
+    assert not run(*pair.arguments(tmp_path / "out", "--quiet")).stderr
+
+
+def test_an_existing_folder_needs_force(pair, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("keep me")
+    message = refused(capsys, *pair.arguments(out))
+    assert "--force" in message and (out / "precious.txt").read_text() == "keep me"
+    assert main(pair.arguments(out, "--force", "--quiet")) == 0
+    assert (out / "saltlm.json").is_file() and not (out / "precious.txt").exists()
+
+
+def test_usage_errors(pair, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    cases = {
+        ("--method", "slat"): "did you mean 'salt'",
+        ("--ridge", "-1"): "ridge",
+        ("--ridge", "nan"): "finite",
+        ("--max-support", "0"): ">= 1",
+        ("--max-support", "many"): "invalid int",
+        ("--overlap", "fuzzy"): "one of exact",
+        ("--device", "tpu"): "auto, cpu or cuda",
+        ("--device", "cuda:99"): "CUDA devices",
+        ("--special-overrides", "[NO]=<|end|>"): "no such special",
+        ("--chat-template", "source"): "has none",
+        ("--nonsense",): "unrecognized",
+    }
+    for more, words in cases.items():
+        assert words in refused(capsys, *pair.arguments(out, *more)), more
+    assert "a folder to write" in refused(capsys, *[a for a in pair.arguments(out) if a not in ("--out", str(out))])
+    assert not out.exists() and not list(tmp_path.iterdir())
+
+
+def test_missing_inputs(pair, tmp_path, capsys) -> None:
+    for side in ("source", "target", "auxiliary"):
+        arguments = pair.arguments(tmp_path / "out")
+        arguments[arguments.index(f"--{side}") + 1] = str(tmp_path / "nowhere")
+        assert "nowhere" in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def truncate_weights(case: Pair) -> None:
+    path = case.source / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def truncate_vectors(case: Pair) -> None:
+    lines = case.vectors.read_text().splitlines()
+    case.vectors.write_text("\n".join(lines[:-3]) + "\n")
+
+
+def break_tokenizer(case: Pair) -> None:
+    path = case.target / "tokenizer.json"
+    path.write_text(path.read_text()[:500])
+
+
+def drop_config(case: Pair) -> None:
+    (case.source / "config.json").unlink()
+
+
+def plant(value: float):
+    def change(case: Pair) -> None:
+        path = case.source / "model.safetensors"
+        tensors = load_file(path)
+        tensors["model.embed_tokens.weight"][7, 3] = value
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return change
+
+
+def pickle_weights(case: Pair) -> None:
+    (case.source / "model.safetensors").rename(case.source / "pytorch_model.bin")
+
+
+def cut_matrix(case: Pair) -> None:
+    path = case.target / "model.safetensors"
+    tensors = load_file(path)
+    name = "embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name][:50].copy()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def other_script(case: Pair) -> None:
+    words = [chr(0x4E00 + i) for i in range(40)]
+    lines = [f"{word} 1 2 {i}" for i, word in enumerate(words)]
+    case.vectors.write_text(f"{len(lines)} 3\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def remote_code(case: Pair) -> None:
+    path = case.source / "config.json"
+    config = json.loads(path.read_text())
+    config["model_type"] = "unheard_of"
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
+    path.write_text(json.dumps(config))
+    (case.source / "evil.py").write_text("raise SystemExit('remote code ran')\n")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (truncate_weights, ["model.safetensors", "truncated"]),
+        (truncate_vectors, ["v.vec", "truncated"]),
+        (break_tokenizer, ["tokenizer"]),
+        (drop_config, ["config.json"]),
+        (plant(np.nan), ["row 7", "NaN"]),
+        (plant(np.inf), ["row 7", "inf"]),
+        (pickle_weights, ["pytorch_model.bin", "safetensors"]),
+        (cut_matrix, ["rows"]),
+        (other_script, ["a vector for none"]),
+        (remote_code, ["trust-remote-code"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_broken_inputs_are_named_and_nothing_is_written(pair, tmp_path, capsys, break_it, words: list[str]) -> None:
+    case = copied(pair, tmp_path)
+    break_it(case)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    message = refused(capsys, *case.arguments(tmp_path / "out"))
+    assert all(word in message for word in words), message
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_encoder_is_no_source(pair, tmp_path, capsys) -> None:
+    arguments = pair.arguments(tmp_path / "out")
+    arguments[arguments.index("--source") + 1] = str(pair.target)
+    assert "causal" in refused(capsys, *arguments)
+
+
+def test_the_output_may_not_be_an_input(pair, capsys) -> None:
+    before = sorted(path.name for path in pair.source.iterdir())
+    refused(capsys, *pair.arguments(pair.source, "--force"))
+    refused(capsys, *pair.arguments(pair.source / "inner", "--force"))
+    assert sorted(path.name for path in pair.source.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory) -> Pair:
+    """A source large enough that writing takes a moment to be killed in."""
+    root = tmp_path_factory.mktemp("heavy")
+    save_llama(root / "source", tiny("byte_level_bpe"), hidden=512, layers=8)
+    save_bert(root / "target", tiny("sentencepiece_unigram"))
+    from pairs import write_vectors
+
+    write_vectors(root / "v.vec", tiny("sentencepiece_unigram"))
+    return Pair(root / "source", root / "target", root / "v.vec")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_leaves_no_half_folder(heavy: Pair, tmp_path, how: int) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "saltlm", *heavy.arguments(out, "--quiet")]
+    started = time.monotonic()
+    subprocess.run(command, check=True)
+    whole = time.monotonic() - started
+    shutil.rmtree(out)
+    assert leftovers(tmp_path) == []
+    # Kill as soon as anything stands beside the final name: that is inside the writing.
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 10 * whole + 30
+    while process.poll() is None and not leftovers(tmp_path) and time.monotonic() < limit:
+        time.sleep(0.001)
+    process.send_signal(how)
+    code = process.wait()
+    if code == 0:  # it finished first: then the folder is whole
+        assert (out / "model.safetensors").is_file()
+        return
+    assert not out.exists()
+    if how != signal.SIGKILL:
+        assert code == 130 and leftovers(tmp_path) == []
+    subprocess.run(command, check=True)
+    assert leftovers(tmp_path) == ["out"], "the next run clears what the killed one left"
+    assert (out / "saltlm.json").is_file()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small file system")
+def test_a_full_disk_is_named_and_leaves_nothing(heavy: Pair, tmp_path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        done = run(*heavy.arguments(disk / "out", "--quiet"))
+        assert done.returncode == 2 and "space" in done.stderr and "Traceback" not in done.stderr
+        assert leftovers(disk) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,67 @@
+"""Options: documented once, checked on construction, the same on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from saltlm.cli import config_from, documented, parser
+from saltlm.config import METHODS, TransferConfig
+from saltlm.errors import InputError
+
+BAD = [
+    ("method", "salty", "did you mean 'salt'"),
+    ("method", "word-mean", "did you mean"),
+    ("overlap", "fuzzy", "one of exact"),
+    ("chat_template", "keep", "one of target"),
+    ("dtype", "float64", "one of float32"),
+    ("ridge", -0.1, ">= 0"),
+    ("ridge", float("nan"), "finite"),
+    ("ridge", float("inf"), "finite"),
+    ("max_support", 0, ">= 1"),
+    ("pad_to_multiple_of", -8, ">= 1"),
+    ("seed", -1, "2\\*\\*63"),
+    ("heldout", 0.6, "0.5"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), BAD)
+def test_bad_values_are_named_with_what_is_expected(name: str, value: object, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        TransferConfig(**{name: value})
+    assert str(caught.value).startswith(f"{name}: found {value!r}")
+
+
+def test_every_field_is_documented() -> None:
+    words = documented(TransferConfig)
+    assert set(words) == {field.name for field in dataclasses.fields(TransferConfig)}
+    assert all(words.values())
+
+
+@given(
+    method=st.sampled_from(METHODS), ridge=st.none() | st.floats(0, 1e6), center=st.booleans(),
+    max_support=st.none() | st.integers(1, 10**6), seed=st.integers(0, 2**63 - 1), heldout=st.floats(0, 0.5),
+)  # fmt: skip
+def test_the_command_line_makes_the_same_options(method, ridge, center, max_support, seed, heldout) -> None:
+    config = TransferConfig(
+        method=method, ridge=ridge, center=center, max_support=max_support, seed=seed, heldout=heldout,
+        special_overrides={"</s>": "<|end|>"} if center else {},
+    )  # fmt: skip
+    argv = ["transfer", "--source", "s", "--target", "t", "--method", method, "--seed", str(seed)]
+    argv += ["--heldout", repr(heldout)]
+    argv += [] if ridge is None else ["--ridge", repr(ridge)]
+    argv += [] if max_support is None else ["--max-support", str(max_support)]
+    argv += ["--center", "--special-overrides", "</s>=<|end|>"] if center else []
+    made = config_from(parser().parse_args(argv), TransferConfig)
+    assert made == config
+    assert json.loads(json.dumps(made.to_json()))["method"] == method
+
+
+@pytest.mark.parametrize("entry", ["nope", "=x", "x="])
+def test_a_malformed_override_is_named(entry: str) -> None:
+    arguments = parser().parse_args(["transfer", "--source", "s", "--target", "t", "--special-overrides", entry])
+    with pytest.raises(InputError, match="TARGET=SOURCE"):
+        config_from(arguments, TransferConfig)

@@ -1,0 +1,122 @@
+"""The target's tokenizer for a causal model: same segmentation, the source's habits around a text, roles, ids in configs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from saltlm.errors import InputError
+from saltlm.new_tokenizer import causal_tokenizer, id_changes
+from tokenizers import processors
+from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, sentencepiece_unigram, tiny, wordpiece
+
+PAIRS = list(itertools.product(KINDS, KINDS))
+TEMPLATE = "{% for m in messages %}<|turn|>{{ m['content'] }}<|end|>{% endfor %}"
+
+
+def encoder_like(kind: str):
+    """A tokenizer that closes texts as encoders do."""
+    tokenizer = wordpiece() if kind == "wordpiece" else sentencepiece_unigram()
+    first, last = (tokenizer.cls_token or tokenizer.bos_token), (tokenizer.sep_token or tokenizer.eos_token)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (first, last)}
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}", pair=f"{first} $A {last} $B {last}", special_tokens=list(ids.items())
+    )
+    return tokenizer
+
+
+def with_bos():
+    """A source that begins every text with its bos."""
+    tokenizer = byte_level_bpe()
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_segmentation_is_the_targets(source: str, target: str) -> None:
+    made = causal_tokenizer(tiny(target), tiny(source), chat_template="target")
+    for text in TEXT:
+        expected = tiny(target)(text, add_special_tokens=False)["input_ids"]
+        assert made(text, add_special_tokens=False)["input_ids"] == expected
+        assert made(text)["input_ids"] == expected, "a source that adds nothing leaves texts bare"
+
+
+@given(st.text(max_size=40))
+def test_segmentation_is_the_targets_on_any_text(text: str) -> None:
+    target = tiny("sentencepiece_unigram")
+    made = causal_tokenizer(target, tiny("byte_level_bpe"), chat_template="none")
+    assert made(text)["input_ids"] == target(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece_unigram"])
+def test_an_encoders_frame_gives_way_to_the_sources(kind: str) -> None:
+    target = encoder_like(kind)
+    assert target("kissa")["input_ids"][-1] in (target.sep_token_id, target.eos_token_id)
+    bare = causal_tokenizer(target, tiny("byte_level_bpe"), chat_template="target")
+    inner = target("kissa", add_special_tokens=False)["input_ids"]
+    assert bare("kissa")["input_ids"] == inner
+    begun = causal_tokenizer(target, with_bos(), chat_template="target")
+    assert begun("kissa")["input_ids"] == [begun.bos_token_id, *inner]
+    assert begun("kissa", "talo")["input_ids"][0] == begun.bos_token_id
+    assert set(begun("kissa")) == {"input_ids", "attention_mask"}, "token types would be refused by causal models"
+
+
+def test_cls_and_sep_stand_in_for_bos_and_eos() -> None:
+    made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="target")
+    assert (made.bos_token, made.eos_token, made.pad_token) == ("[CLS]", "[SEP]", "[PAD]")
+    assert (made.unk_token, made.mask_token) == ("[UNK]", "[MASK]")
+
+
+def test_the_argument_is_left_alone() -> None:
+    target = encoder_like("wordpiece")
+    before = target.backend_tokenizer.to_str()
+    source = byte_level_bpe()
+    source.chat_template = TEMPLATE
+    causal_tokenizer(target, source, chat_template="source")
+    assert target.backend_tokenizer.to_str() == before
+
+
+def test_a_chat_template_brings_its_special_tokens() -> None:
+    source = byte_level_bpe()
+    source.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|unused|>"]})
+    source.chat_template = TEMPLATE
+    target = tiny("sentencepiece_unigram")
+    made = causal_tokenizer(target, source, chat_template="source")
+    size = len(target)
+    added = {made.convert_ids_to_tokens(i) for i in range(size, len(made))}
+    assert added == {"<|turn|>", "<|begin|>", "<|end|>"}
+    assert made.eos_token == "<|end|>" and made.bos_token == "<|begin|>"
+    text = made.apply_chat_template([{"role": "user", "content": "kissa"}], tokenize=False)
+    ids = made(text)["input_ids"]
+    assert ids[0] == made.convert_tokens_to_ids("<|turn|>") and ids[-1] == made.eos_token_id
+    for policy in ("target", "none"):
+        assert causal_tokenizer(target, source, chat_template=policy).chat_template is None
+
+
+def test_a_missing_chat_template_is_named() -> None:
+    with pytest.raises(InputError, match="the source tokenizer has none"):
+        causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="source")
+
+
+def test_ids_in_configs_follow_roles_and_the_alignment() -> None:
+    made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
+    source_id = np.full(len(made), -1, dtype=np.int32)
+    source_id[[7, 9, 11]] = [50, 51, 50]
+    config = {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": [1, 51, 77], "image_token_id": 50, "foo_token_id": 8}
+    generation = {"suppress_tokens": [51, 8], "begin_suppress_tokens": [8], "forced_bos_token_id": None, "top_k": 3}
+    changes = id_changes(config, generation, made, source_id)
+    assert changes.config == {
+        "bos_token_id": made.cls_token_id, "eos_token_id": [made.sep_token_id, 9], "pad_token_id": made.pad_token_id,
+        "image_token_id": 7, "foo_token_id": None,
+    }  # fmt: skip
+    assert changes.generation == {
+        "bos_token_id": made.cls_token_id, "eos_token_id": made.sep_token_id, "pad_token_id": made.pad_token_id,
+        "suppress_tokens": [9], "begin_suppress_tokens": None,
+    }  # fmt: skip
+    assert id_changes(config, None, made, source_id).generation is None

@@ -1,0 +1,318 @@
+"""The whole transfer on tiny models: identity, bit-identical shared rows, rows against their definition, a loadable folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import saltlm
+import torch
+from models_tiny import save_bert, save_gpt2, save_llama, save_phi, save_t5
+from pairs import make_pair, write_vectors
+from safetensors import safe_open
+from safetensors.torch import save_file
+from saltlm.align import MatchKind
+from saltlm.assemble import COMPOSED, COPIED, DRAWN, PADDING, ROLE, SOLVED
+from saltlm.config import TransferConfig
+from saltlm.errors import InputError
+from saltlm.transfer import transfer
+from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, tiny
+
+
+def logits(folder, text: str = TEXT[0]) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder)(**tokenizer(text, return_tensors="pt")).logits
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name != "provenance.safetensors":
+            with safe_open(path, "pt") as file:
+                found.update({name: file.get_tensor(name) for name in file.keys()})
+    return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_models_own_tokenizer_changes_nothing(tmp_path, kind: str, tied: bool) -> None:
+    save_llama(tmp_path / "source", tiny(kind), tied=tied)
+    save_bert(tmp_path / "target", tiny(kind))
+    write_vectors(tmp_path / "v.vec", tiny(kind))
+    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out")
+    assert set(np.unique(done.origin)) <= {COPIED, ROLE}
+    assert torch.equal(logits(tmp_path / "out"), logits(tmp_path / "source"))
+
+
+@pytest.mark.parametrize("name", ["pair", "untied"])
+def test_shared_rows_are_bit_identical(name: str, request, tmp_path) -> None:
+    case = request.getfixturevalue(name)
+    done = transfer(case.source, case.target, case.vectors, tmp_path / "out")
+    before, after = weights(case.source), weights(tmp_path / "out")
+    shared = np.flatnonzero(done.alignment.shared)
+    ids = torch.from_numpy(done.alignment.source_id[shared].astype(np.int64))
+    assert len(shared) > 20
+    changed = {"model.embed_tokens.weight", "lm_head.weight"} & set(before)
+    for key in changed:
+        assert torch.equal(after[key][torch.from_numpy(shared)], before[key][ids]), key
+        assert after[key].dtype == before[key].dtype and after[key].isfinite().all()
+    for key in set(before) - changed:
+        assert torch.equal(after[key], before[key]), key
+    assert set(after) == set(before)
+
+
+def test_solved_rows_follow_the_papers_formula(untied) -> None:
+    from saltlm.auxiliary import load_auxiliary
+
+    done = transfer(untied.source, untied.target, untied.vectors)
+    before, donor = weights(untied.source), weights(untied.target)
+    vectors = load_auxiliary(untied.vectors, done.alignment.target.words())
+    plm = donor["embeddings.word_embeddings.weight"].double()
+    anchors = np.flatnonzero(done.alignment.shared & (done.alignment.kind != MatchKind.ROLE) & vectors.known.numpy())
+    unit = torch.nn.functional.normalize(vectors.vectors.double(), dim=1)
+    source = torch.from_numpy(done.alignment.source_id[anchors].astype(np.int64))
+    solved = np.flatnonzero(done.origin == SOLVED)
+    assert len(solved) > 30
+    for token in solved:
+        z = unit[anchors] @ unit[token]
+        order = z.argsort(descending=True)
+        sums = z[order].cumsum(0)
+        size = int((1 + torch.arange(1, len(z) + 1) * z[order] > sums).sum())
+        support = order[:size]
+        coefficients = plm[token] @ torch.linalg.pinv(plm[torch.from_numpy(anchors)[support]])
+        for key, rows in (("model.embed_tokens.weight", done.input_rows), ("lm_head.weight", done.output_rows)):
+            expected = coefficients @ before[key].double()[source[support]]
+            assert (rows[token].double() - expected).norm() <= 1e-4 * expected.norm(), (token, key)
+
+
+def test_what_cannot_be_solved_is_drawn_and_says_why(untied) -> None:
+    done = transfer(untied.source, untied.target, untied.vectors)
+    statuses = {entry["name"]: entry["count"] for entry in done.summary["statuses"]}
+    assert statuses["no_vector"] == done.summary["counts"]["drawn"] > 0
+    drawn = done.origin == DRAWN
+    rows = weights(untied.source)["model.embed_tokens.weight"]
+    assert abs(done.input_rows[drawn].std() / rows.std() - 1) < 0.2
+
+
+def test_the_same_seed_gives_the_same_bytes(pair, tmp_path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        config = TransferConfig(method="normal", seed=seed)
+        transfer(pair.source, pair.target, None, tmp_path / name, config)
+    read = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert read[0] == read[1] != read[2]
+    one, other = (weights(tmp_path / name)["model.embed_tokens.weight"] for name in "ac")
+    done = transfer(pair.source, pair.target, None, config=TransferConfig(method="normal"))
+    assert torch.equal((one != other).any(dim=1), torch.from_numpy(done.origin == DRAWN))
+
+
+def test_subword_means_are_the_means_of_their_pieces(untied) -> None:
+    done = transfer(untied.source, untied.target, config=TransferConfig(method="subword-mean"))
+    composed = np.flatnonzero(done.origin == COMPOSED)
+    assert len(composed) > 30
+    before = weights(untied.source)
+    for token in composed:
+        pieces = torch.from_numpy(done.alignment.cover(token).astype(np.int64))
+        for key, rows in (("model.embed_tokens.weight", done.input_rows), ("lm_head.weight", done.output_rows)):
+            torch.testing.assert_close(rows[token], before[key][pieces].mean(dim=0))
+
+
+@pytest.mark.parametrize("method", ["mean", "zero"])
+def test_flat_starts(pair, method: str) -> None:
+    done = transfer(pair.source, pair.target, config=TransferConfig(method=method))
+    rows = weights(pair.source)["model.embed_tokens.weight"]
+    expected = rows.double().mean(dim=0).float() if method == "mean" else torch.zeros(rows.shape[1])
+    built = done.input_rows[done.origin == COMPOSED]
+    assert len(built) and torch.allclose(built, expected.expand_as(built), atol=1e-6)
+
+
+def test_options_reach_the_solver(pair) -> None:
+    plain = transfer(pair.source, pair.target, pair.vectors)
+    capped = transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(max_support=2))
+    assert capped.summary["support"]["max"] == 2 < plain.summary["support"]["max"]
+    for option in ({"ridge": 0.5}, {"center": True}):
+        other = transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(**option))
+        solved = torch.from_numpy(plain.origin == SOLVED)
+        assert not torch.allclose(other.input_rows[solved], plain.input_rows[solved], rtol=1e-3)
+        assert torch.equal(other.input_rows[~solved], plain.input_rows[~solved])
+
+
+def test_padding_rows(pair, tmp_path) -> None:
+    config = TransferConfig(pad_to_multiple_of=64, method="subword-mean")
+    done = transfer(pair.source, pair.target, None, tmp_path / "out", config)
+    size = done.alignment.target.size
+    assert len(done.origin) % 64 == 0 and len(done.origin) > size
+    assert (done.origin[size:] == PADDING).all() and (done.origin[:size] != PADDING).all()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == len(done.origin)
+    assert logits(tmp_path / "out").shape[-1] == len(done.origin)
+
+
+def test_a_tokenizer_longer_than_the_source_matrix(tmp_path) -> None:
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens(["kissa", "talossa"])
+    save_llama(tmp_path / "source", tokenizer, rows=len(tokenizer) - 2)
+    save_bert(tmp_path / "target", tiny("sentencepiece_unigram"))
+    write_vectors(tmp_path / "v.vec", tiny("sentencepiece_unigram"))
+    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec")
+    rows = weights(tmp_path / "source")["model.embed_tokens.weight"]
+    assert int(max(done.summary["counts"].values())) and done.input_rows.isfinite().all()
+    copied = np.flatnonzero((done.origin == COPIED) | (done.origin == ROLE))
+    assert (done.alignment.source_id[copied] < len(rows)).all()
+
+
+def test_head_bias_follows_the_coefficients(tmp_path) -> None:
+    save_phi(tmp_path / "source", tiny("byte_level_bpe"))
+    save_bert(tmp_path / "target", tiny("sentencepiece_unigram"))
+    done = transfer(
+        tmp_path / "source", tmp_path / "target", None, tmp_path / "out", TransferConfig(method="subword-mean")
+    )
+    bias = weights(tmp_path / "source")["lm_head.bias"]
+    assert bias.abs().max() > 0
+    for token in range(len(done.origin)):
+        if done.origin[token] == COMPOSED:
+            pieces = torch.from_numpy(done.alignment.cover(token).astype(np.int64))
+            torch.testing.assert_close(done.output_bias[token], bias[pieces].mean())
+        elif done.origin[token] == COPIED:
+            assert done.output_bias[token] == bias[done.alignment.source_id[token]]
+    assert logits(tmp_path / "out").isfinite().all()
+
+
+@pytest.mark.parametrize("donor", [save_bert, save_t5, save_gpt2])
+@pytest.mark.parametrize("source", [save_llama, save_gpt2])
+def test_every_kind_of_donor_and_source(tmp_path, source, donor) -> None:
+    source(tmp_path / "source", tiny("byte_level_bpe"))
+    donor(tmp_path / "target", tiny("sentencepiece_unigram"))
+    write_vectors(tmp_path / "v.vec", tiny("sentencepiece_unigram"))
+    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out")
+    assert done.summary["counts"]["solved"] > 30
+    assert logits(tmp_path / "out").isfinite().all()
+
+
+def test_the_plms_own_rows_as_vectors(pair) -> None:
+    done = transfer(pair.source, pair.target, "plm")
+    assert done.summary["counts"]["solved"] > 30 and done.summary["inputs"]["auxiliary"]["kind"] == "plm"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtypes_are_kept_or_made(tmp_path, dtype: str) -> None:
+    case = make_pair(tmp_path, "byte_level_bpe", "wordpiece", dtype=getattr(torch, dtype))
+    kept = transfer(case.source, case.target, case.vectors, tmp_path / "kept")
+    assert kept.input_rows.dtype == getattr(torch, dtype)
+    assert {tensor.dtype for tensor in weights(tmp_path / "kept").values()} == {getattr(torch, dtype)}
+    made = transfer(case.source, case.target, case.vectors, config=TransferConfig(dtype="float32"))
+    copied = (made.origin == COPIED).nonzero()[0]
+    assert torch.equal(made.input_rows[copied], kept.input_rows[copied].float())
+
+
+def test_the_folder_says_what_it_is(untied, tmp_path) -> None:
+    done = transfer(untied.source, untied.target, untied.vectors, tmp_path / "out")
+    out = tmp_path / "out"
+    summary = json.loads((out / "saltlm.json").read_text())
+    assert summary == json.loads(json.dumps({**done.summary, "seconds": summary["seconds"]}))
+    assert {
+        "format",
+        "saltlm_version",
+        "method",
+        "config",
+        "inputs",
+        "origins",
+        "counts",
+        "support",
+        "statuses",
+        "seconds",
+    } <= set(summary)
+    assert summary["saltlm_version"] == saltlm.__version__
+    assert sum(summary["counts"].values()) == sum(s["count"] for s in summary["statuses"]) == len(done.origin)
+    with safe_open(out / "provenance.safetensors", "np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    types = {name: str(array.dtype) for name, array in arrays.items()}
+    assert types == {
+        "origin": "uint8", "source_id": "int32", "support_size": "int32", "rank": "int32", "residual": "float32",
+        "status": "uint8",
+    }  # fmt: skip
+    np.testing.assert_array_equal(arrays["origin"], done.origin)
+    assert ((arrays["source_id"] >= 0) == np.isin(arrays["origin"], (COPIED, ROLE))).all()
+    names = [summary["statuses"][code]["name"] for code in arrays["status"]]
+    assert all(
+        (name == "not_solved") == (origin in (COPIED, ROLE, PADDING))
+        for name, origin in zip(names, arrays["origin"], strict=True)
+    )
+    card = (out / "README.md").read_text()
+    assert "has not been adapted" in card and "licence" in card
+
+
+def test_stock_transformers_loads_it_without_saltlm(untied, tmp_path) -> None:
+    transfer(untied.source, untied.target, untied.vectors, tmp_path / "out")
+    code = (
+        "import sys; sys.modules['saltlm'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"folder = {str(tmp_path / 'out')!r}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        "batch = tokenizer('kissa talossa', return_tensors='pt')\n"
+        "assert model.config.vocab_size == model.get_input_embeddings().num_embeddings >= len(tokenizer)\n"
+        "assert model.config.eos_token_id == tokenizer.eos_token_id == model.generation_config.eos_token_id\n"
+        "out = model.generate(**batch, max_new_tokens=5, do_sample=False)\n"
+        "print(tokenizer.decode(out[0]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_dry_run_tells_and_writes_nothing(pair, tmp_path) -> None:
+    done = transfer(pair.source, pair.target, pair.vectors, tmp_path / "out", dry_run=True)
+    assert done.summary["new_tokens"] > 0 and done.summary["anchors"] > 0
+    assert not list(tmp_path.iterdir()) and done.out is None
+
+
+def test_progress_is_told(pair) -> None:
+    seen: list[tuple[str, int, int]] = []
+    transfer(pair.source, pair.target, pair.vectors, progress=lambda *event: seen.append(event))
+    stages = list(dict.fromkeys(stage for stage, _, _ in seen))
+    assert stages == ["load", "align", "vectors", "rows", "self-check"]
+    done, total = next((d, t) for stage, d, t in reversed(seen) if stage == "rows")
+    assert done == total > 0
+
+
+def test_the_self_check_rewards_a_map_that_exists(tmp_path) -> None:
+    """Source rows that are a linear image of the PLM's are predicted better than unrelated ones."""
+    case = make_pair(tmp_path, "byte_level_bpe", "sentencepiece_unigram")
+    config = TransferConfig(heldout=0.3)
+    unrelated = transfer(case.source, case.target, "plm", config=config)
+    path = case.source / "model.safetensors"
+    tensors = weights(case.source)
+    rows = tensors["model.embed_tokens.weight"]
+    plm = weights(case.target)["embeddings.word_embeddings.weight"]
+    shared = np.flatnonzero(unrelated.alignment.shared)
+    image = plm @ torch.randn(plm.shape[1], rows.shape[1], generator=torch.Generator().manual_seed(0))
+    rows[torch.from_numpy(unrelated.alignment.source_id[shared].astype(np.int64))] = image[torch.from_numpy(shared)]
+    save_file(tensors, path, metadata={"format": "pt"})
+    related = transfer(case.source, case.target, "plm", config=config)
+    one, other = related.summary["heldout"], unrelated.summary["heldout"]
+    for held in (one, other):
+        assert 0 < held["tokens"] <= 0.3 * related.summary["anchors"]
+        assert 1 <= held["rank"] <= held["candidates"] and 0 <= held["top1"] <= 1
+    assert one["relative_error"] < 0.9 < other["relative_error"]
+    assert one["cosine"] > 0.5 > other["cosine"] and one["rank"] < other["rank"]
+
+
+def test_no_shared_tokens_is_refused(tmp_path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model = Tokenizer(models.Unigram([("<unk>", 0.0), *((chr(c), -1.0) for c in range(0x4E00, 0x4E40))], unk_id=0))
+    model.pre_tokenizer = pre_tokenizers.Metaspace()
+    chinese = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>")
+    latin = Tokenizer(models.Unigram([("<unk>", 0.0), *((chr(c), -1.0) for c in range(97, 123))], unk_id=0))
+    latin.pre_tokenizer = pre_tokenizers.Metaspace()
+    save_llama(tmp_path / "source", PreTrainedTokenizerFast(tokenizer_object=latin, unk_token="<unk>"))
+    save_bert(tmp_path / "target", chinese)
+    write_vectors(tmp_path / "v.vec", chinese)
+    with pytest.raises(InputError, match="none of them text"):
+        transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
