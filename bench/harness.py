@@ -53,8 +53,19 @@ def figure(value: float) -> str:
 
 
 def peak_megabytes() -> float:
-    """Largest resident size this process has had, in MB."""
+    """Largest resident size this process has had since it started or since :func:`forget_peak`, in MB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def forget_peak() -> float:
+    """Set the peak back to the present resident size where the system can (Linux); returns the peak from here on, in MB."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_megabytes()
 
 
 def machine() -> str:
@@ -104,7 +115,7 @@ def record(title: str, rows: Sequence[tuple[str, str]], command: str, notes: Seq
         "",
         f"## {title}, {datetime.date.today().isoformat()}",
         "",
-        f"Commit {commit()}; {machine()}; {versions()}; `{command}`.",
+        f"Commit {commit()}; {machine()}, load {os.getloadavg()[0]:.1f}; {versions()}; `{command}`.",
         "",
         "| what | figure |",
         "| --- | --- |",

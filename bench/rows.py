@@ -6,7 +6,7 @@ Bar: at least 20 times faster. ``--full`` runs the loop over all tokens; without
 import argparse
 
 import torch
-from harness import fetching, figure, peak_megabytes, record, timed
+from harness import fetching, figure, forget_peak, peak_megabytes, record, timed
 from saltlm import salt_rows
 from saltlm.finnish import finnish_pair, finnish_problem
 from saltlm.ops import STATUSES, backend
@@ -48,7 +48,7 @@ def main() -> None:
     full = parser.parse_args().full
     torch.set_num_threads(2)
     problem = finnish_problem(finnish_pair(fetching))
-    before = peak_megabytes()
+    before = forget_peak()
     built = salt_rows(*problem.tensors)
     grown = peak_megabytes() - before
     tokens = len(problem.new)
@@ -76,7 +76,7 @@ def main() -> None:
         ("support sizes: smallest, median, 95 %, largest", ", ".join(f"{size:,}" for size in quantiles)),
         ("statuses", statuses),
         ("peak memory: growth during the first call", f"{figure(grown)} MB"),
-        ("peak memory of the bench before it, inputs included", f"{figure(before)} MB"),
+        ("resident before it, packages and inputs included", f"{figure(before)} MB"),
     ]
     if full:
         whole = timed(lambda: plain(*problem.tensors), runs=1, warm=0)

@@ -23,6 +23,15 @@ def problem(pair):
     return finnish.finnish_problem(pair)
 
 
+@pytest.fixture
+def one_thread():
+    """For thousands of small decompositions: sharing each out costs more than it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def sparsemax_supports(problem):
     """Support of each new token in float64, by sorting: the definition."""
     new = torch.nn.functional.normalize(problem.new_auxiliary.double(), dim=1)
@@ -35,7 +44,7 @@ def sparsemax_supports(problem):
             yield row[:size]
 
 
-def test_rows_equal_the_float64_pinv_for_all_new_tokens(problem, capsys):
+def test_rows_equal_the_float64_pinv_for_all_new_tokens(problem, one_thread, capsys):
     from saltlm.ops import STATUSES, salt_rows
 
     built = salt_rows(*problem.tensors)
