@@ -24,6 +24,7 @@ _PLACE = {
     errno.EPERM: "no permission to write there",
     errno.EROFS: "a read-only file system",
     errno.ENOTDIR: "a file where a folder is needed",
+    errno.EEXIST: "a file where a folder is needed",
     errno.ENAMETOOLONG: "too long a name",
 }
 MODEL_FILES = ("config.json", "saltlm.json")
@@ -51,11 +52,13 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
             )
     if not os.path.lexists(out):
         return out
-    if not out.is_dir():
+    if not os.path.isdir(out):
         raise input_error(f"output {out}", "a file of that name", "a new folder", "choose another name")
     if not force:
         raise input_error(f"output {out}", "an existing folder", "a new one", "give --force to replace it")
-    if any(out.iterdir()) and not any((out / name).is_file() for name in MODEL_FILES):
+    with named_errors(out, 0):
+        empty = not any(out.iterdir())
+    if not empty and not any(os.path.isfile(out / name) for name in MODEL_FILES):
         raise input_error(
             f"output {out}", "a folder that holds no model", "a new folder, or an old model to replace",
             "choose another name, or remove it yourself",
@@ -79,9 +82,9 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator
         InputError: the disk is too small or fills up, or the place cannot be written.
         BackendError: another failure of the file system.
     """
-    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
+    made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
     temporary = None
-    with _named_errors(out, needed):
+    with named_errors(out, needed):
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             clear_leftovers(out)
@@ -127,7 +130,7 @@ def clear_leftovers(out: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _named_errors(out: Path, needed: int) -> Iterator[None]:
+def named_errors(out: Path, needed: int) -> Iterator[None]:
     """Turn failures of the file system, also those that Rust libraries report as text, into errors with advice."""
     try:
         yield
@@ -139,6 +142,9 @@ def _named_errors(out: Path, needed: int) -> Iterator[None]:
             code = int(match[1])
         if code is None and not isinstance(error, OSError):
             raise
+        if code in _PLACE and not _ours(error, out):
+            named = f"{error.filename}"
+            raise input_error(named, os.strerror(code), "a file that can be read", "check its permissions") from error
         if code in _PLACE:
             size = f"about {needed / 1e9:.2f} GB free, and " if needed and code in (errno.ENOSPC, errno.EDQUOT) else ""
             raise input_error(
@@ -148,6 +154,15 @@ def _named_errors(out: Path, needed: int) -> Iterator[None]:
                 "choose another folder or make room",
             ) from error
         raise BackendError(f"output {out}: writing failed ({error}); nothing was written") from error
+
+
+def _ours(error: Exception, out: Path) -> bool:
+    """The error is about what is being written, not about a file that is read for it."""
+    name = getattr(error, "filename", None)
+    if name is None:
+        return True
+    path = Path(os.path.abspath(os.fsdecode(name)))
+    return path == out or path in out.parents or out.parent in path.parents
 
 
 def _make(out: Path) -> tuple[Path, int]:
@@ -226,7 +241,7 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Everything in the folder, and the folder, to the disk: a rename must not survive a power cut that its content does not."""
+    """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not."""
     for path in sorted(folder.rglob("*")):
         _sync_one(path)
     _sync_one(folder)
