@@ -132,10 +132,11 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
     import torch
     import transformers
 
+    from .architecture import quiet_transformers
     from .evaluate import evaluate
+    from .generate import continuations
 
-    transformers.utils.logging.disable_progress_bar()
-    with steps.step(f"loading: {start.name}"):
+    with steps.step(f"loading: {start.name}"), quiet_transformers():
         if start.options is None:
             from .checkpoint import load_source
 
@@ -149,35 +150,17 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
         with steps.step(f"English: {start.name}") as report:
             english = evaluate((lm, tokenizer), documents=text.english, progress=report)
     with steps.step(f"continuations: {start.name}") as report:
-        continuations = []
-        for done, prompt in enumerate(PROMPTS):
-            report(done, len(PROMPTS))
-            continuations.append(_continue(lm, tokenizer, prompt))
+        written = continuations(
+            (lm, tokenizer), PROMPTS, NEW_TOKENS, seed=0, temperature=0.7, top_p=0.9, progress=report
+        )
     return {
         "bits_per_byte": finnish.bits_per_byte,
         "tokens_per_byte": finnish.tokens_per_byte,
         "english_bits_per_byte": english.bits_per_byte if english else None,
         "evaluate_seconds": finnish.seconds,
         "notes": finnish.notes,
-        "continuations": continuations,
+        "continuations": written,
     }
-
-
-def _continue(lm: Any, tokenizer: Any, prompt: str) -> str:
-    """Greedy, with a penalty on repetition; no randomness, so that runs agree."""
-    import torch
-
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
-    with torch.no_grad():
-        out = lm.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            repetition_penalty=1.3,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 def _key(pair: Pair) -> str:

@@ -29,7 +29,8 @@ class Steps:
         """Show a step; yields ``report(done, total, detail)``, whose total may be 0 where it is not known."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
         start = time.perf_counter()
-        with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as bars:
+        quiet = not self.console.is_terminal  # a log gets the finished steps alone
+        with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True, disable=quiet) as bars:
             task = bars.add_task(escape(title), total=None, detail="")
 
             def report(done: int, total: int, detail: str = "") -> None:
@@ -120,7 +121,7 @@ def _outcomes(figures: Mapping[str, Any]) -> Table:
 
 
 def _continuations(figures: Mapping[str, Any], prompts: Sequence[str]) -> Table:
-    table = Table(title="Continuations before any training (greedy)", title_justify="left", show_lines=True)
+    table = Table(title="Continuations before any training (drawn, one seed)", title_justify="left", show_lines=True)
     table.add_column("start", max_width=18)
     for prompt in prompts:
         table.add_column(escape(prompt), overflow="fold")
