@@ -26,8 +26,8 @@ def test_the_source_reads_english_and_not_finnish(pair, text):
     source = load_source(pair.source, gguf_file=pair.gguf_file)
     assert source.input_rows.shape == (49_152, 576) and source.output_rows is None
     assert source.input_rows.isfinite().all() and len(source.tokenizer) == 49_152
-    english = evaluate(source.folder, documents=text.english[:3])
-    finnish_ = evaluate(source.folder, documents=text.heldout[:2])
+    english = evaluate(source.folder, documents=text.english[:1])
+    finnish_ = evaluate(source.folder, documents=text.heldout[:1])
     print(f"SmolLM2-135M: English {english.bits_per_byte:.3f}, Finnish {finnish_.bits_per_byte:.3f} bits per byte")
     assert english.bits_per_byte < 1.8 and 2.5 < finnish_.bits_per_byte < 4.0
     assert english.lossy_documents == finnish_.lossy_documents == 0

