@@ -301,11 +301,7 @@ def salt_rows(
         begin = end
         if progress is not None:
             progress(end, total)
-        seconds = time.monotonic() - started
-        if seconds < _CHUNK_SECONDS[0]:
-            chunk = min(most, chunk * 2)
-        elif seconds > _CHUNK_SECONDS[1]:
-            chunk = max(1, chunk // 2)
+        chunk = _next_chunk(chunk, most, time.monotonic() - started)
     if len(made) > 1:  # a row that failed on one side is drawn on both
         for rows in made:
             rows[status == STATUSES.index("non_finite")] = 0
@@ -317,6 +313,12 @@ def salt_rows(
         residual=residual,
         status=status,
     )
+
+
+def _next_chunk(chunk: int, most: int, seconds: float) -> int:
+    if seconds > _CHUNK_SECONDS[1]:
+        return max(1, chunk // 2)
+    return min(most, chunk * 4) if seconds < _CHUNK_SECONDS[0] else min(most, chunk)
 
 
 def _slack(device: torch.device, width: int) -> float:
