@@ -212,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SaltlmError as error:
         steps.note(f"error: {error}")
         return 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        steps.note(f"error: {error}; what is finished is kept, run it again when that is mended")
+        return 1
     if options.json:
         sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")
     else:
