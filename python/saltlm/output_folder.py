@@ -83,7 +83,7 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator
         BackendError: another failure of the file system.
     """
     made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
-    temporary = None
+    temporary = lock = None
     with named_errors(out, needed):
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,10 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator
             free = shutil.disk_usage(out.parent).free
             if needed > free:
                 raise OSError(errno.ENOSPC, "too small a disk")
-            temporary, lock = _make(out)
+            while lock is None:
+                # Named before it is made: an interrupt that falls between the two must find it.
+                temporary = out.parent / f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}"
+                lock = _make(temporary)
             try:
                 yield temporary
                 _sync(temporary)
@@ -165,20 +168,19 @@ def _ours(error: Exception, out: Path) -> bool:
     return path == out or path in out.parents or out.parent in path.parents
 
 
-def _make(out: Path) -> tuple[Path, int]:
-    """Make the hidden folder and lock it; the lock dies with this process, however that ends."""
-    while True:
-        path = out.parent / f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}"
-        path.mkdir()
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            return path, lock  # A file system without locks: others go by the process id in the name.
-        # Another process may have taken it for a leftover between the two lines above.
-        if path.exists():
-            return path, lock
-        os.close(lock)
+def _make(path: Path) -> int | None:
+    """Make the hidden folder and lock it; the lock dies with this process, however that ends. ``None``: it was taken away."""
+    path.mkdir()
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        return lock  # A file system without locks: others go by the process id in the name.
+    # Another process may have taken it for a leftover between the lines above.
+    if path.exists():
+        return lock
+    os.close(lock)
+    return None
 
 
 def _lock(path: Path, process: int) -> int | None:
