@@ -46,11 +46,11 @@ class Start:
 
 
 STARTS = (
-    Start(name="original model, its own tokenizer", key="original", options=None),
-    Start(name="shared rows + random", key="normal", options={"method": "normal"}),
-    Start(name="shared rows + mean of source pieces", key="subword-mean", options={"method": "subword-mean"}),
-    Start(name="SALT as published", key="salt", options={"method": "salt"}),
-    Start(name="SALT with --center --ridge 0.01", key="salt-centred", options={"center": True, "ridge": 0.01}),
+    Start(name="original, its own tokenizer", key="original", options=None),
+    Start(name="random", key="normal", options={"method": "normal"}),
+    Start(name="mean of source pieces", key="subword-mean", options={"method": "subword-mean"}),
+    Start(name="SALT", key="salt", options={"method": "salt"}),
+    Start(name="SALT --center --ridge 0.01", key="salt-centred", options={"center": True, "ridge": 0.01}),
 )
 KEPT = "salt"
 
