@@ -90,7 +90,7 @@ def _starts(figures: Mapping[str, Any]) -> Table:
     table = Table(title=f"Finnish, {text['bytes']:,} held-out bytes of {escape(text['origin'])}", title_justify="left")
     table.add_column("start", no_wrap=True)
     # Short enough that the table fits 80 columns.
-    for name in ("bits/byte", "tokens/byte", "English bits/byte", "transfer s", "evaluate s"):
+    for name in ("bits per byte", "tokens per byte", "English bits per byte", "seconds to make", "seconds to score"):
         table.add_column(name, justify="right")
     for row in figures["rows"]:
         english, seconds = row["english_bits_per_byte"], row["transfer_seconds"]
