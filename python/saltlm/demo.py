@@ -46,7 +46,7 @@ class Start:
 
 
 STARTS = (
-    Start(name="original, its own tokenizer", key="original", options=None),
+    Start(name="original, own tokenizer", key="original", options=None),
     Start(name="random", key="normal", options={"method": "normal"}),
     Start(name="mean of source pieces", key="subword-mean", options={"method": "subword-mean"}),
     Start(name="SALT", key="salt", options={"method": "salt"}),
