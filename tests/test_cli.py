@@ -17,6 +17,7 @@ from models_tiny import save_bert, save_llama
 from pairs import Pair
 from safetensors.numpy import load_file, save_file
 from saltlm.cli import main
+from saltlm.errors import InputError
 from tokenizers_tiny import tiny
 
 TEXT = "Die Katze saß auf der Matte.\n\nkissa istui matolla kun muut kissat nukkuivat talossa\n"
@@ -65,6 +66,46 @@ def test_json_is_one_object_and_nothing_else(pair, tmp_path) -> None:
 
 def test_quiet_leaves_stderr_empty(pair, tmp_path) -> None:
     assert not run(*pair.arguments(tmp_path / "out", "--quiet")).stderr
+
+
+@pytest.mark.parametrize(("form", "buffered"), [([], "1"), (["--json"], "")])
+def test_a_stdout_that_cannot_be_written(form: list[str], buffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    command = [sys.executable, "-m", "saltlm", "status", *form]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, text=True, env=environment)
+    finally:
+        os.close(write)
+    assert (gone.returncode, gone.stderr) == (0, ""), "a reader that has left is no fault"
+    with open("/dev/full", "w") as disk:
+        full = subprocess.run(command, stdout=disk, stderr=subprocess.PIPE, check=False, text=True, env=environment)
+    assert full.returncode == 1 and full.stderr.startswith("saltlm: standard output: No space left"), full.stderr
+    assert full.stderr.count("\n") == 1, full.stderr
+
+
+def test_a_closed_stdout_is_no_fault() -> None:
+    shut = subprocess.run(["sh", "-c", 'exec "$0" -m saltlm status --json >&-', sys.executable], capture_output=True)
+    assert (shut.returncode, shut.stderr) == (0, b"")
+
+
+def test_an_interrupt_that_a_library_swallows_is_still_one(monkeypatch, capsys) -> None:
+    def swallow(arguments: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise InputError("import failed") from None
+
+    monkeypatch.setattr("saltlm.cli.run_status", swallow)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["status"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_an_existing_model_needs_force(pair, tmp_path, capsys) -> None:

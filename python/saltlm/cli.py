@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import signal
 import sys
@@ -184,36 +186,61 @@ def _json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _stop(number: int, frame: Any) -> NoReturn:
-    # A polite signal unwinds like an interrupt, so that half-written folders are cleared.
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Signal handler: an interrupt, or a polite end, unwinds the run so that half-written folders are cleared."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, number: int, frame: Any) -> NoReturn:
+        self.seen = True
+        raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller has closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     arguments = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _stop)
+    interrupt = _Interrupt()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     _silence()
     run = {"transfer": run_transfer, "evaluate": run_evaluate, "status": run_status}[arguments.command]
     try:
         run(arguments)
-    except InputError as error:
-        return _fail(str(error), EXIT_INPUT)
-    except SaltlmError as error:
-        return _fail(str(error), EXIT_UNFORESEEN)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing half-written was left behind", EXIT_INTERRUPTED)
+        return _interrupted()
+    except SaltlmError as error:
+        if interrupt.seen:  # a library took the interrupt for a fault of its own
+            return _interrupted()
+        return _fail(str(error), EXIT_INPUT if isinstance(error, InputError) else EXIT_UNFORESEEN)
     except BrokenPipeError:
-        # The reader of stdout has left; keep the interpreter from complaining about it again on exit.
-        sys.stderr.close()
-        return EXIT_DONE
+        _drop_stdout()  # its reader has left, as head does
+    except OSError as error:
+        _drop_stdout()
+        where = "standard output" if error.filename is None else repr(error.filename)
+        return _fail(f"{where}: {error.strerror or error}; mend that and run it again", EXIT_UNFORESEEN)
     return EXIT_DONE
+
+
+def _interrupted() -> int:
+    return _fail("interrupted; nothing half-written was left behind", EXIT_INTERRUPTED)
+
+
+def _drop_stdout() -> None:
+    """What stdout still holds cannot be written; the interpreter would complain of it once more on its way out."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _silence() -> None:
     """Libraries' own progress bars and advice would mix with ours."""
     import logging
-    import os
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -303,10 +303,11 @@ def evaluation_table(evaluations: Mapping[str, Evaluation]) -> Table:
     Returns:
         A :class:`rich.table.Table`; the best bits per byte are marked when all rows are of the same bytes.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
-    table.add_column("model")
+    table.add_column("model", overflow="fold")  # names often differ at their ends
     for heading in ("bits per byte", "tokens per byte", "bytes", "tokens", "unknown", "tokens/s"):
         table.add_column(heading, justify="right")
     same_text = len({e.bytes for e in evaluations.values()}) == 1 and len(evaluations) > 1
@@ -320,7 +321,7 @@ def evaluation_table(evaluations: Mapping[str, Evaluation]) -> Table:
             f"{found.unknown_tokens:,}",
             f"{found.tokens_per_second:,.0f}",
         )
-        table.add_row(label, bits, f"{found.tokens_per_byte:.3f}", *counts, style=style)
+        table.add_row(escape(label), bits, f"{found.tokens_per_byte:.3f}", *counts, style=style)
     return table
 
 

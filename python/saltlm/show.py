@@ -26,6 +26,14 @@ ORIGIN_WORDS = {
 }
 
 
+class Output(Console):
+    """Standard output; a reader that leaves early is the command line's to handle, not rich's, which would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled."""
+        raise
+
+
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Report]:
     """A bar a stage on stderr; yields a callback (stage, done, total), total 0 where it is not known."""
@@ -56,7 +64,7 @@ def progress(quiet: bool) -> Iterator[Report]:
 
 def transfer(done: Transfer, *, dry_run: bool) -> None:
     """What a transfer did, or would do."""
-    console = Console()
+    console = Output()
     summary = done.summary
     rows = len(done.origin)
     if dry_run:
@@ -96,14 +104,15 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     for warning in summary["warnings"]:
         console.print(f"[yellow]note[/yellow]: {escape(warning)}", highlight=False)
     if done.out is not None:
-        console.print(f"written to {escape(str(done.out))}", highlight=False)
+        # One line, however long: it is there to be copied.
+        console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
 
 
 def evaluations(results: Mapping[str, Evaluation]) -> None:
     """Bits per byte of one model or several."""
     from .evaluate import evaluation_table
 
-    console = Console()
+    console = Output()
     console.print(evaluation_table(dict(results)))
     for name, result in results.items():
         if held := getattr(result, "heldout", None):
@@ -116,7 +125,7 @@ def evaluations(results: Mapping[str, Evaluation]) -> None:
 
 def status(found: Mapping[str, Any]) -> None:
     """What runs here and why."""
-    console = Console()
+    console = Output()
     table = Table(title="saltlm status", show_header=False)
     table.add_column()
     table.add_column()
