@@ -150,10 +150,39 @@ def test_usage_errors(pair, tmp_path, capsys) -> None:
 
 def test_missing_inputs(pair, tmp_path, capsys) -> None:
     for side in ("source", "target", "auxiliary"):
-        arguments = pair.arguments(tmp_path / "out")
-        arguments[arguments.index(f"--{side}") + 1] = str(tmp_path / "nowhere")
-        assert "nowhere" in refused(capsys, *arguments)
+        for name in (str(tmp_path / "nowhere"), "x" * 300, ""):
+            arguments = pair.arguments(tmp_path / "out")
+            arguments[arguments.index(f"--{side}") + 1] = name
+            assert (name or f"{side}: found an empty name") in refused(capsys, *arguments)
+    assert "x" * 300 in refused(capsys, *pair.arguments(tmp_path / "out", "--gguf-file", "x" * 300))
+    assert "empty" in refused(capsys, *pair.arguments("", "--force"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["nowhere/at/all", "x" * 300, ""])
+def test_a_missing_model_to_evaluate(name: str, tmp_path, capsys) -> None:
+    (tmp_path / "t.txt").write_text(TEXT)
+    assert name in refused(capsys, "evaluate", name, "--text", tmp_path / "t.txt")
+
+
+@pytest.mark.parametrize("report", ["[]", "{", '{"heldout": 3}', '{"heldout": {"rank": 1}}'])
+def test_a_broken_report_is_named_before_the_scoring(report: str, pair, tmp_path, capsys) -> None:
+    folder = shutil.copytree(pair.source, tmp_path / "m")
+    (folder / "saltlm.json").write_text(report)
+    (tmp_path / "t.txt").write_text(TEXT)
+    (folder / "model.safetensors").unlink()  # scoring, or loading, would fail on this
+    assert "saltlm.json" in refused(capsys, "evaluate", folder, "--text", tmp_path / "t.txt")
+
+
+def test_names_are_shown_as_they_are(pair, tmp_path, capsys) -> None:
+    (tmp_path / "t.txt").write_text(TEXT)
+    folder = shutil.copytree(pair.source, tmp_path / "a[" / "bold]b[" / "x]long-long-name")
+    assert main(["evaluate", str(folder), "--text", str(tmp_path / "t.txt"), "--quiet"]) == 0
+    cells = [line.split("│")[1] for line in capsys.readouterr().out.splitlines() if line.count("│") > 3]
+    assert str(folder) in "".join(cell.strip() for cell in cells)
+    out = tmp_path / ("long" * 30)
+    assert main(pair.arguments(out, "--quiet", "--method", "zero")) == 0
+    assert f"written to {out}\n" in capsys.readouterr().out
 
 
 def truncate_weights(case: Pair) -> None:

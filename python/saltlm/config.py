@@ -12,6 +12,7 @@ METHODS = ("salt", "subword-mean", "mean", "normal", "zero")
 OVERLAPS = ("exact", "word-start", "case")
 CHAT_TEMPLATES = ("target", "source", "none")
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_PADDING = 65536
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class TransferConfig:
         special_overrides: target special token -> source token whose row it takes, both by spelling.
         chat_template: whose template the result carries: ``target``'s, the ``source``'s (its special tokens are
             added to the tokenizer) or ``none``.
-        pad_to_multiple_of: round the number of rows up to a multiple of this, in [1, inf); ``None`` adds no rows.
+        pad_to_multiple_of: round the number of rows up to a multiple of this, in [1, 65536]; ``None`` adds no rows.
         seed: seed of the drawn rows, in [0, 2**63).
         heldout: share of the anchors that the self-check hides, in [0, 0.5]; 0 skips the check.
         device: where the operators run: ``auto``, ``cpu`` or ``cuda[:index]``.
@@ -67,22 +68,33 @@ class TransferConfig:
         _one_of("chat_template", self.chat_template, CHAT_TEMPLATES)
         if self.dtype is not None:
             _one_of("dtype", self.dtype, DTYPES)
-        if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
+        if self.ridge is not None and not (_number(self.ridge) and self.ridge >= 0):
             raise input_error(
                 "ridge", repr(self.ridge), "a finite number >= 0", "give e.g. --ridge 0.01 or leave it out"
             )
-        for name in ("max_support", "pad_to_multiple_of"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise input_error(name, repr(value), "a whole number >= 1", "leave it out for no limit")
-        if not 0 <= self.seed < 2**63:
+        if self.max_support is not None and not _whole(self.max_support, 1, math.inf):
+            raise input_error("max_support", repr(self.max_support), "a whole number >= 1", "leave it out for no limit")
+        if self.pad_to_multiple_of is not None and not _whole(self.pad_to_multiple_of, 1, MOST_PADDING):
+            expected = f"a whole number in [1, {MOST_PADDING}]"
+            raise input_error(
+                "pad_to_multiple_of", repr(self.pad_to_multiple_of), expected, "leave it out for no rows more"
+            )
+        if not _whole(self.seed, 0, 2**63 - 1):
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**63)", "choose another seed")
-        if not 0 <= self.heldout <= 0.5:
+        if not (_number(self.heldout) and 0 <= self.heldout <= 0.5):
             raise input_error("heldout", repr(self.heldout), "a share in [0, 0.5]", "use 0 to skip the self-check")
 
     def to_json(self) -> dict[str, object]:
         """Plain values of all options, as saved in ``saltlm.json``."""
         return {**dataclasses.asdict(self), "special_overrides": dict(self.special_overrides)}
+
+
+def _whole(value: object, least: int, most: float) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import input_error
 from .texts import read_documents
+from .weights import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Documents given to the tokenizer at once: enough to keep its threads busy.
 TOKENIZER_BATCH = 1000
+# What a transfer's held-out check says, at least.
+HELDOUT = ("tokens", "candidates", "relative_error", "cosine", "rank")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -207,6 +210,7 @@ def evaluate(
     _check_numbers(max_length, stride, batch_tokens)
     given = read_documents(texts) if documents is None else list(documents)
     sizes = _byte_sizes(given)
+    heldout = _heldout(model)
 
     from .causal_lm import load_causal_lm, same_mode
     from .score import score_tokens
@@ -251,7 +255,7 @@ def evaluate(
         device=str(lm.device),
         dtype=str(lm.dtype).removeprefix("torch."),
         seconds=seconds,
-        heldout=_heldout(model),
+        heldout=heldout,
     )
 
 
@@ -355,10 +359,14 @@ def _lossy(tokenizer: Any, documents: Sequence[str], tokens: Sequence[np.ndarray
 def _heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | None:
     """The held-out check that a transfer has written beside its model."""
     report = None if isinstance(model, tuple | list) else Path(model) / "saltlm.json"
-    if report is None or not report.is_file():
+    if report is None or not os.path.isfile(report):
         return None
-    try:
-        found = json.loads(report.read_bytes())
-    except ValueError as error:
-        raise input_error(f"{str(report)!r}", f"broken JSON ({error})", "a transfer's report", "remove it") from error
-    return found.get("heldout")
+    found = read_json(report).get("heldout")
+    if found is not None and not (isinstance(found, dict) and all(_number(found.get(name)) for name in HELDOUT)):
+        expected = "null or numbers named " + ", ".join(HELDOUT)
+        raise input_error(f"{report}, heldout", repr(found)[:80], expected, "transfer again, or remove the file")
+    return found
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -29,8 +29,8 @@ def support_summary(assembly: Assembly) -> dict[str, int | float] | None:
 
 
 def counts(assembly: Assembly) -> dict[str, int]:
-    """Rows by origin."""
-    found = np.bincount(assembly.origin, minlength=len(ORIGINS))
+    """Rows by origin; those that are still to be built count for none."""
+    found = np.bincount(assembly.origin[~assembly.open], minlength=len(ORIGINS))
     return {name: int(found[code]) for code, name in enumerate(ORIGINS)}
 
 
@@ -44,10 +44,10 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
     """Median and largest Euclidean norm of the input rows by origin: a start with norms far from the source's is a bad one."""
     import torch
 
-    lengths = torch.cat([block.float().norm(dim=1) for block in assembly.input_rows.split(8192)]).numpy()
+    lengths = torch.cat([block.double().norm(dim=1) for block in assembly.input_rows.split(8192)]).numpy()
     result = {}
     for code, name in enumerate(ORIGINS):
-        own = lengths[assembly.origin == code]
+        own = lengths[(assembly.origin == code) & ~assembly.open]
         if len(own):
             result[name] = {"median": float(np.median(own)), "max": float(own.max())}
     return result

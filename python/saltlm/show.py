@@ -115,7 +115,7 @@ def evaluations(results: Mapping[str, Evaluation]) -> None:
     console = Output()
     console.print(evaluation_table(dict(results)))
     for name, result in results.items():
-        if held := getattr(result, "heldout", None):
+        if held := result.heldout:
             console.print(
                 f"{escape(name)}: held-out shared tokens: relative error {held['relative_error']:.2f}, cosine"
                 f" {held['cosine']:.2f}, rank {held['rank']} of {held['candidates']:,} (medians of {held['tokens']})",

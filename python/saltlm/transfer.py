@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from .align import HOLE, Alignment, align
 from .assemble import ORIGINS, Assembly
-from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
+from .auxiliary import Auxiliary, auxiliary_files, check_auxiliary, load_auxiliary
 from .causal_lm import resolve_device
 from .checkpoint import Donor, Source, load_donor, load_source
 from .config import TransferConfig
@@ -116,11 +117,12 @@ def transfer(
     """
     config = config or TransferConfig()
     clock = _Clock(progress)
+    _check_named(source=source, target=target, auxiliary=auxiliary, out=out)
     destination = None if out is None else Path(out)
     if destination is not None:
-        # Names of the hub are not folders and cannot be overwritten.
-        folders = [Path(name) for name in (source, target) if Path(name).is_dir()]
-        destination = check_output(destination, protected=folders, force=config.force)
+        # Names of the hub are not files and cannot be overwritten.
+        inputs = [Path(name) for name in (source, target, *auxiliary_files(auxiliary)) if os.path.exists(name)]
+        destination = check_output(destination, protected=inputs, force=config.force)
     _check_vectors_given(config, auxiliary)
     device = resolve_device(config.device)
     with clock("load"):
@@ -151,6 +153,7 @@ def transfer(
         with clock("self-check"):
             heldout = heldout_check(job, config.heldout, config.seed)
     summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, clock)
+    summary["warnings"] += _unused(config, auxiliary, model, donor)
     if not dry_run and destination is not None:
         changes = id_changes(model.config, model.generation_config, tokenizer, assembly.source_id)
         with clock("write"):
@@ -180,6 +183,15 @@ def transfer(
         tokenizer=tokenizer,
         out=None if dry_run else destination,
     )
+
+
+def _check_named(**given: str | Path | None) -> None:
+    """An empty name, as an unset variable in a shell gives it, would stand for the current folder."""
+    for name, value in given.items():
+        if value is not None and not str(value):
+            raise input_error(
+                name, "an empty name", "a folder, a file or a hub name", "check the variable it came from"
+            )
 
 
 def _check_vectors_given(config: TransferConfig, auxiliary: str | Path | None) -> None:
@@ -277,6 +289,23 @@ def _operators(device: torch.device) -> str:
     from .ops import backend
 
     return backend(device.type).name
+
+
+def _unused(config: TransferConfig, auxiliary: str | Path | None, model: Source, donor: Donor) -> list[str]:
+    """What was given and has no effect: the user may believe that it has."""
+    found = []
+    if config.method not in NEEDS_VECTORS:
+        given = [name for name in ("ridge", "center", "max_support") if getattr(config, name)]
+        given += ["auxiliary"] if auxiliary is not None else []
+        if given:
+            found.append(f"method {config.method} does not use {', '.join(given)}")
+    for side, loaded, revision in (
+        ("source", model, config.source_revision),
+        ("target", donor, config.target_revision),
+    ):
+        if revision is not None and loaded.revision is None:
+            found.append(f"{side}_revision has no effect on a local folder")
+    return found
 
 
 def _warnings(summary: dict[str, Any], model: Source) -> list[str]:
