@@ -64,7 +64,8 @@ def test_the_command_line_makes_the_same_options(method, ridge, center, max_supp
     ("name", "value"),
     [
         ("max_support", 2.5), ("max_support", True), ("seed", 1.0), ("pad_to_multiple_of", 65537),
-        ("pad_to_multiple_of", 10**30), ("ridge", "0.1"), ("heldout", None),
+        ("pad_to_multiple_of", 10**30), ("ridge", "0.1"), ("special_overrides", None), ("special_overrides", {1: 2}),
+        ("heldout", None),
     ],
 )  # fmt: skip
 def test_values_of_another_kind_are_named(name: str, value: object) -> None:

@@ -541,3 +541,13 @@ def test_bad_continuations(options: dict, message: str) -> None:
 def test_a_prompt_without_tokens_needs_a_start_token() -> None:
     with pytest.raises(InputError, match="prompt ''"):
         continuations((lm_of()[0], bytes_only()), [""])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"documents": "one string"}, "one string"), ({"documents": ["a", 1]}, "int"), ({"max_length": 9.5}, "9.5"),
+     ({"stride": 1.5}, "1.5"), ({"batch_tokens": 0.5}, "0.5")],
+)  # fmt: skip
+def test_values_of_another_kind_are_named(options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        evaluate("not-looked-at", **{"documents": ["a"], **options})

