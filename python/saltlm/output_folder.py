@@ -49,7 +49,7 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
         if out == other or other in out.parents or out in other.parents:
             relation = "is" if out == other else "lies in" if other in out.parents else "holds"
             raise input_error(
-                f"output {out}", f"that it {relation} the input {'folder' if other.is_dir() else 'file'} {other}",
+                f"output {out}", f"that it {relation} the input {'file' if os.path.isfile(other) else 'folder'} {other}",
                 "a folder apart from all inputs", "choose one",
             )  # fmt: skip
     if not os.path.lexists(out):
