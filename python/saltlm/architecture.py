@@ -1,0 +1,222 @@
+"""Which tensors of a model are vocabulary rows: asked of the model class itself, built without memory."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import InputError, input_error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The vocabulary-sized tensors of a model class under one config.
+
+    Attributes:
+        name: the model class.
+        input_names: the input matrix under all names it has in the model; more than one where it is tied.
+        output_names: the head matrix, likewise; empty where it is the input matrix or there is none.
+        bias_names: the head's vocabulary-sized bias, likewise; empty where there is none.
+        rows: rows the config gives them.
+        width: width of the input matrix.
+        output_width: width of the head matrix, or of the input matrix where there is no other.
+        tied: the config ties head and input.
+        vocab_key: the key of config.json that holds the vocabulary size.
+    """
+
+    name: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    bias_names: tuple[str, ...]
+    rows: int
+    width: int
+    output_width: int
+    tied: bool
+    vocab_key: str
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' remarks and progress bars off stderr, which belongs to saltlm's own messages."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def find_architecture(
+    folder: Path, raw: Mapping[str, Any], *, side: str, causal: bool, trust_remote_code: bool
+) -> Architecture:
+    """Build the model of a folder's config on no device and look at its embeddings.
+
+    Args:
+        folder: the model folder.
+        raw: its config.json.
+        side: what to call it in messages, such as ``source my-model``.
+        causal: build the causal LM class, or else the bare encoder, decoder or encoder-decoder.
+        trust_remote_code: let transformers run code from the folder.
+
+    Raises:
+        InputError: the config is broken, needs remote code, or is of a model that saltlm cannot give new rows to.
+    """
+    from transformers import AutoConfig
+
+    _refuse_by_config(raw, side, causal, trust_remote_code)
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        except Exception as error:  # transformers raises whatever a config class's own checks raise
+            raise _unusable(side, "a config transformers cannot read", error) from None
+        _refuse_by_kind(config, raw, side, causal, trust_remote_code)
+        model = _build(config, side, causal, trust_remote_code)
+        found = _look(model, config, side, causal)
+        if causal:
+            _refuse_unknown_rows(model, config, found, side, trust_remote_code)
+    return found
+
+
+def _unusable(side: str, found: str, error: Exception) -> InputError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    return input_error(side, f"{found} ({reason})", "a model that transformers knows", "check config.json")
+
+
+def _refuse_by_config(raw: Mapping[str, Any], side: str, causal: bool, trust_remote_code: bool) -> None:
+    """What config.json alone tells, before transformers sees it."""
+    from transformers import CONFIG_MAPPING
+
+    kind = raw.get("model_type")
+    remote = raw.get("auto_map") if isinstance(raw.get("auto_map"), dict) else {}
+    wanted = "AutoModelForCausalLM" if causal else "AutoModel"
+    known = kind in CONFIG_MAPPING
+    if remote and not known and not trust_remote_code:
+        raise input_error(
+            side,
+            f"a model that needs its own code (model_type {kind!r}, auto_map {sorted(remote)})",
+            "a model class of the transformers library",
+            "read that code; if you trust it, give --trust-remote-code",
+        )
+    if not known and wanted not in remote:
+        advice = "check config.json" if kind is None else "update transformers, or choose another model"
+        raise input_error(f"{side}, config.json", f"model_type {kind!r}", "one that transformers knows", advice)
+    if raw.get("quantization_config"):
+        method = (
+            raw["quantization_config"].get("quant_method") if isinstance(raw["quantization_config"], dict) else None
+        )
+        raise input_error(
+            side,
+            f"a quantized checkpoint (quantization_config, method {method!r})",
+            "unquantized weights",
+            "take the model it was made from, or dequantize it first",
+        )
+
+
+def _refuse_by_kind(config: Any, raw: Mapping[str, Any], side: str, causal: bool, trust_remote_code: bool) -> None:
+    """Models of a kind that has no single matrix of token rows, or that are no causal LM."""
+    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    if config.get_text_config() is not config:
+        parts = ", ".join(config.sub_configs) or "several"
+        raise input_error(
+            side, f"a model of several parts ({config.model_type}: {parts})", "a text model", "take its language model"
+        )
+    if "vocab_size_per_layer_input" in raw:
+        raise input_error(side, "a vocabulary table in every layer", "one input matrix", "choose another model")
+    remote = trust_remote_code and isinstance(raw.get("auto_map"), dict) and "AutoModelForCausalLM" in raw["auto_map"]
+    if not causal:
+        if type(config) not in AutoModel._model_mapping and not (trust_remote_code and raw.get("auto_map")):
+            raise input_error(side, f"model_type {config.model_type!r}", "a text model", "choose another donor")
+        return
+    named = [str(name) for name in raw.get("architectures") or []]
+    encoder = config.model_type in MASKED and not getattr(config, "is_decoder", False)
+    no_class = type(config) not in AutoModelForCausalLM._model_mapping and not remote
+    classes = {c for value in CAUSAL.values() for c in ((value,) if isinstance(value, str) else value)}
+    other_head = named and not remote and not any(n in classes or n.endswith("Model") for n in named)
+    if encoder or no_class or other_head or config.is_encoder_decoder:
+        raise input_error(
+            side,
+            f"{named[0] if named else config.model_type}, which is no causal LM",
+            "a causal LM such as LlamaForCausalLM",
+            "swap source and target if you mixed them up",
+        )
+
+
+def _build(config: Any, side: str, causal: bool, trust_remote_code: bool) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    auto = AutoModelForCausalLM if causal else AutoModel
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # any model class may raise anything on a config that contradicts itself
+        raise _unusable(side, f"a config no {auto.__name__} can be built from", error) from None
+
+
+def _names(model: Any, wanted: torch.Tensor | None) -> tuple[str, ...]:
+    if wanted is None:
+        return ()
+    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return tuple(name for name, tensor in everything if tensor is wanted)
+
+
+def _look(model: Any, config: Any, side: str, causal: bool) -> Architecture:
+    try:
+        weight = getattr(model.get_input_embeddings(), "weight", None)
+    except NotImplementedError:
+        weight = None
+    if not isinstance(weight, torch.nn.Parameter) or weight.dim() != 2:
+        raise input_error(
+            side, f"{type(model).__name__}, which has no matrix of token rows", "a text model", "choose another model"
+        )
+    head = model.get_output_embeddings() if causal else None
+    output, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    if causal and output is None:
+        raise input_error(side, f"{type(model).__name__}, which has no head", "a causal LM", "choose another source")
+    vocab_key = config.attribute_map.get("vocab_size", "vocab_size")
+    return Architecture(
+        name=type(model).__name__,
+        input_names=_names(model, weight),
+        output_names=() if output is weight else _names(model, output),
+        bias_names=_names(model, bias),
+        rows=len(weight),
+        width=weight.shape[1],
+        output_width=(weight if output is None else output).shape[1],
+        tied=output is weight,
+        vocab_key=vocab_key,
+    )
+
+
+def _refuse_unknown_rows(model: Any, config: Any, found: Architecture, side: str, trust_remote_code: bool) -> None:
+    """Refuse a model with vocabulary-sized tensors besides input, head and bias: found by growing the vocabulary by one."""
+    larger = copy.deepcopy(config)
+    try:
+        larger.vocab_size = found.rows + 1
+        other = _build(larger, side, True, trust_remote_code)
+    except (InputError, AttributeError):
+        return  # A class that cannot take that size; its rows are then checked by the shapes in the checkpoint alone.
+    shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
+    grown = {name for name, tensor in model.state_dict().items() if shapes.get(name) != tensor.shape}
+    known = {*found.input_names, *found.output_names, *found.bias_names}
+    if not known.intersection(grown):
+        key = found.vocab_key
+        raise input_error(side, f"rows whose number does not follow {key}", "a text model", "choose another model")
+    if unknown := sorted(grown - known):
+        raise input_error(
+            side, f"vocabulary-sized tensors of an unknown kind ({', '.join(unknown[:3])})",
+            "input matrix, head and head bias only", "choose another model",
+        )  # fmt: skip

@@ -1,0 +1,90 @@
+"""A GGUF file becomes an ordinary model folder in the cache, in float16, once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from .architecture import quiet_transformers
+from .errors import input_error
+from .train_vectors import cache_folder
+
+
+def convert(file: Path) -> tuple[Path, str]:
+    """Dequantize a GGUF file through transformers into a folder of the cache; done once for each file.
+
+    The whole model passes through memory, at two bytes a weight and more while it is dequantized.
+
+    Args:
+        file: the ``.gguf`` file.
+
+    Returns:
+        The folder, with config, float16 safetensors and tokenizer, and the file's sha256.
+
+    Raises:
+        InputError: gguf or accelerate are missing, or transformers cannot read the file.
+    """
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise input_error(
+            str(file), f"no {' and no '.join(missing)}", "the packages that read GGUF", 'pip install "saltlm[gguf]"'
+        )
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise input_error(str(file), "no GGUF file", "one that begins with the bytes GGUF", "fetch it again")
+        stream.seek(0)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    kept = cache_folder() / "gguf" / digest
+    if (kept / "config.json").is_file():
+        return kept, digest
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=kept.parent, prefix=f".{digest[:16]}-"))
+    try:
+        _save(file, fresh)
+        try:
+            fresh.rename(kept)
+        except OSError:
+            if not (kept / "config.json").is_file():  # otherwise another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return kept, digest
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _save(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        except Exception as error:  # transformers raises anything on a file it does not expect
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            advice = "take another quantization, or the original model"
+            raise input_error(
+                str(file), f"a file transformers cannot read ({reason})", "a GGUF model", advice
+            ) from None
+        # transformers refuses to save a model that it read from GGUF, for it believes the weights still quantized; a
+        # model built anew from the same config and state is free of that mark.
+        config = model.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+        plain.load_state_dict(model.state_dict(), assign=True)
+        plain.tie_weights()
+        plain.generation_config = model.generation_config
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,240 @@
+"""A folder that appears whole or not at all: written beside its final name, then renamed; leftovers of killed runs go."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .errors import BackendError, SaltlmError, input_error
+
+# What the input can be blamed for: the caller gave a place that is full, forbidden or impossible.
+_PLACE = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota used up",
+    errno.EFBIG: "a limit on the size of files",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "a read-only file system",
+    errno.ENOTDIR: "a file where a folder is needed",
+    errno.ENAMETOOLONG: "too long a name",
+}
+MODEL_FILES = ("config.json", "saltlm.json")
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+
+
+def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = False) -> Path:
+    """Check that ``out`` may be written, before any work is done; returns it resolved.
+
+    Args:
+        out: the folder to be written.
+        protected: folders that must not be touched: those of the inputs.
+        force: an existing model folder may be replaced.
+
+    Raises:
+        InputError: it exists (without ``force``), is no model folder, or lies in, or holds, a protected folder.
+    """
+    out = Path(out).expanduser().resolve()
+    for folder in protected:
+        other = Path(folder).resolve()
+        if out == other or other in out.parents or out in other.parents:
+            relation = "is" if out == other else "lies in" if other in out.parents else "holds"
+            raise input_error(
+                f"output {out}", f"that it {relation} the input folder {other}", "a folder apart", "choose one"
+            )
+    if not os.path.lexists(out):
+        return out
+    if not out.is_dir():
+        raise input_error(f"output {out}", "a file of that name", "a new folder", "choose another name")
+    if not force:
+        raise input_error(f"output {out}", "an existing folder", "a new one", "give --force to replace it")
+    if any(out.iterdir()) and not any((out / name).is_file() for name in MODEL_FILES):
+        raise input_error(
+            f"output {out}", "a folder that holds no model", "a new folder, or an old model to replace",
+            "choose another name, or remove it yourself",
+        )  # fmt: skip
+    return out
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator[Path]:
+    """Give an empty folder beside ``out`` to write into; it takes the name ``out`` when the block ends well.
+
+    On any error, and on Ctrl-C, it is removed. A killed process leaves it behind under a hidden name
+    ``.NAME.saltlm-PID-...``; the next call removes such, unless the process that writes it still lives.
+
+    Args:
+        out: the final folder, as :func:`check_output` returned it.
+        needed: bytes about to be written, for the check of the disk.
+        force: replace an existing folder, atomically where the file system can.
+
+    Raises:
+        InputError: the disk is too small or fills up, or the place cannot be written.
+        BackendError: another failure of the file system.
+    """
+    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
+    temporary = None
+    with _named_errors(out, needed):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(out)
+            free = shutil.disk_usage(out.parent).free
+            if needed > free:
+                raise OSError(errno.ENOSPC, "too small a disk")
+            temporary, lock = _make(out)
+            try:
+                yield temporary
+                _sync(temporary)
+                _install(temporary, out, force)
+            finally:
+                os.close(lock)
+        except BaseException:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            for parent in made:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+            raise
+
+
+def clear_leftovers(out: Path) -> list[Path]:
+    """Remove what killed runs left beside ``out``, and put back an old folder that such a run had set aside."""
+    pattern = re.compile(re.escape(f".{out.name}.saltlm-") + r"(\d+)-[0-9a-f]{8}(\.old)?")
+    cleared = []
+    for path in sorted(out.parent.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is None or not path.is_dir() or path.is_symlink():
+            continue
+        lock = _lock(path, int(match[1]))
+        if lock is None:
+            continue
+        try:
+            if match[2] and not os.path.lexists(out):
+                path.rename(out)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+            cleared.append(path)
+        finally:
+            os.close(lock)
+    return cleared
+
+
+@contextlib.contextmanager
+def _named_errors(out: Path, needed: int) -> Iterator[None]:
+    """Turn failures of the file system, also those that Rust libraries report as text, into errors with advice."""
+    try:
+        yield
+    except SaltlmError:
+        raise
+    except Exception as error:
+        code = getattr(error, "errno", None) if isinstance(error, OSError) else None
+        if code is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
+            code = int(match[1])
+        if code is None and not isinstance(error, OSError):
+            raise
+        if code in _PLACE:
+            size = f"about {needed / 1e9:.2f} GB free, and " if needed and code in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise input_error(
+                f"output {out}",
+                _PLACE[code],
+                f"{size}a place that can be written",
+                "choose another folder or make room",
+            ) from error
+        raise BackendError(f"output {out}: writing failed ({error}); nothing was written") from error
+
+
+def _make(out: Path) -> tuple[Path, int]:
+    """Make the hidden folder and lock it; the lock dies with this process, however that ends."""
+    while True:
+        path = out.parent / f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}"
+        path.mkdir()
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            return path, lock  # A file system without locks: others go by the process id in the name.
+        # Another process may have taken it for a leftover between the two lines above.
+        if path.exists():
+            return path, lock
+        os.close(lock)
+
+
+def _lock(path: Path, process: int) -> int | None:
+    """Lock a leftover; ``None`` if its writer lives."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError:
+        if _alive(process):
+            os.close(lock)
+            return None
+    return lock
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _install(temporary: Path, out: Path, force: bool) -> None:
+    if not os.path.lexists(out):
+        if not _rename(temporary, out, RENAME_NOREPLACE):
+            temporary.rename(out)
+    elif not force:
+        raise input_error(f"output {out}", "a folder made meanwhile", "a new one", "give --force to replace it")
+    elif _rename(temporary, out, RENAME_EXCHANGE):
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:  # A file system that cannot exchange: a kill between the two renames is mended by clear_leftovers.
+        aside = temporary.with_name(temporary.name + ".old")
+        out.rename(aside)
+        temporary.rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync_one(out.parent)
+
+
+def _rename(old: Path, new: Path, flags: int) -> bool:
+    """Linux's renameat2, which Python does not offer; ``False`` where kernel, C library or file system lack it."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if call(-100, os.fsencode(old), -100, os.fsencode(new), flags) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    if code == errno.EEXIST:
+        raise input_error(f"output {new}", "a folder made meanwhile", "a new one", "give --force to replace it")
+    raise OSError(code, os.strerror(code), str(new))
+
+
+def _sync(folder: Path) -> None:
+    """Everything in the folder, and the folder, to the disk: a rename must not survive a power cut that its content does not."""
+    for path in sorted(folder.rglob("*")):
+        _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

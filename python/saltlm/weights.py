@@ -1,0 +1,193 @@
+"""The weights of a model folder: which file holds which tensor, and the rows of the vocabulary read from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from .errors import input_error
+from .safetensors_stream import BLOCK, DTYPES, Entry, Header, read_header, refuse_lfs_pointer
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The safetensors files of a model folder, by their headers alone.
+
+    Attributes:
+        headers: file name -> header, in the order of their names.
+        index: the content of ``model.safetensors.index.json``, or ``None`` where one file holds all.
+    """
+
+    headers: Mapping[str, Header] = dataclasses.field(repr=False)
+    index: Mapping[str, object] | None = dataclasses.field(repr=False)
+
+    def files_of(self) -> dict[str, str]:
+        """Tensor name -> name of the file that holds it."""
+        return {name: file for file, header in self.headers.items() for name in header.entries}
+
+    def entry(self, name: str) -> Entry:
+        """The tensor's place, dtype and shape."""
+        return self.headers[self.files_of()[name]].entries[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor in its stored dtype, mapped from the file: pages come into memory as they are read."""
+        from safetensors import safe_open
+
+        with safe_open(self.headers[self.files_of()[name]].path, framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: the file is missing, unreadable, or holds something else.
+    """
+    try:
+        data = path.read_bytes()
+        refuse_lfs_pointer(path, data[:64])
+        content = json.loads(data)
+    except FileNotFoundError:
+        raise input_error(str(path), "no such file", "a model folder with one", "check the folder") from None
+    except OSError as error:
+        raise input_error(str(path), f"{error.strerror}", "a readable file", "check its permissions") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise input_error(str(path), f"a broken file ({error})", "JSON", "fetch or save the model again") from None
+    if not isinstance(content, dict):
+        raise input_error(str(path), f"a {type(content).__name__}", "a JSON object", "fetch or save the model again")
+    return content
+
+
+def find_weights(folder: Path, side: str) -> Weights:
+    """Read the headers of all weights of a folder.
+
+    Raises:
+        InputError: there are none, they are pickled, a shard is missing, or a file is truncated or corrupt.
+    """
+    if (folder / SINGLE).is_file():  # transformers, too, prefers it where both are there
+        return Weights({SINGLE: read_header(folder / SINGLE)}, None)
+    if (folder / INDEX).is_file():
+        return _sharded(folder, side)
+    pickled = next((name for name in PICKLED if (folder / name).exists()), None)
+    if pickled:
+        raise input_error(
+            f"{side}, {folder / pickled}",
+            "pickled weights, which run code when opened",
+            "model.safetensors",
+            "if you trust them, convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            " (AutoModel for an encoder), and save the tokenizer there too",
+        )
+    advice = "check the folder"
+    if any(folder.glob("*.gguf")):
+        advice = "name the .gguf file in it with --gguf-file"
+    elif (folder / "adapter_config.json").is_file():
+        advice = "merge the adapter into its base model first"
+    raise input_error(f"{side}, {folder}", "no weights", f"{SINGLE} or {INDEX}", advice)
+
+
+def _sharded(folder: Path, side: str) -> Weights:
+    index = read_json(folder / INDEX)
+    where = index.get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise input_error(f"{side}, {folder / INDEX}", "no weight_map", "tensor name -> file", "fetch the model again")
+    headers = {}
+    for file in sorted(set(where.values())):
+        if Path(file).name != file:
+            raise input_error(f"{side}, {INDEX}", f"shard {file!r}", "the name of a file in the folder", "mend it")
+        if not (folder / file).is_file():
+            raise input_error(
+                f"{side}, {folder}", f"no {file}", f"every shard that {INDEX} names", "fetch the missing file"
+            )
+        headers[file] = read_header(folder / file)
+    for name, file in where.items():
+        if name not in headers[file].entries:
+            raise input_error(
+                f"{side}, {folder / file}", f"no tensor {name!r}", f"it there, as {INDEX} says", "fetch the file again"
+            )
+    return Weights(headers, index)
+
+
+def match_names(weights: Weights, names: Sequence[str], side: str) -> tuple[str, ...]:
+    """Keys of the checkpoint that are this tensor, given all its names in the model.
+
+    A key is it if equal to one of the names, or if one of the two is the other with something before it: checkpoints
+    of a base model lack the prefix (``transformer.``) that the model with a head has, and the other way round.
+
+    Raises:
+        InputError: two different tensors of the checkpoint would do.
+    """
+    keys = weights.files_of()
+    exact = [name for name in names if name in keys]
+    if exact:
+        return tuple(exact)
+    for name in names:
+        near = [
+            key for key in keys if key.endswith("." + name) or ("." in key and name.endswith("." + key))
+        ]  # a lone "weight" would be the end of every name
+        if len(near) > 1:
+            raise input_error(
+                side, f"tensors {', '.join(sorted(near)[:4])}", f"one tensor for {name}", "give a text model alone"
+            )
+        if near:
+            return tuple(near)
+    return ()
+
+
+def check_rows(tensor: torch.Tensor, name: str, side: str, token: Mapping[int, str]) -> str:
+    """Read a vocabulary-sized tensor once, block by block: no row may hold NaN or infinity. Returns its sha256.
+
+    Args:
+        tensor: [rows, width] or [rows].
+        name: its key, for the message.
+        side: whose it is, for the message.
+        token: row -> token, for the message.
+
+    Raises:
+        InputError: some rows are not finite; the first few are named.
+    """
+    digest = hashlib.sha256()
+    bad: list[int] = []
+    count = 0
+    rows = max(1, BLOCK // max(1, tensor[:1].numel() * tensor.element_size()))
+    for start in range(0, len(tensor), rows):
+        block = tensor[start : start + rows]
+        digest.update(memoryview(block.contiguous().view(-1).view(torch.uint8).numpy()))
+        finite = torch.isfinite(block.reshape(len(block), -1)).all(dim=1)
+        if not finite.all():
+            found = (start + torch.nonzero(~finite).flatten()).tolist()
+            count += len(found)
+            bad += found[: 5 - len(bad)]
+    if bad:
+        named = ", ".join(f"{row} ({token[row]!r})" if row in token else f"{row} (no token)" for row in bad)
+        more = f" and {count - len(bad)} more" if count > len(bad) else ""
+        raise input_error(
+            f"{side}, {name}", f"NaN or infinity in rows {named}{more}", "finite rows", "repair the model"
+        )
+    return digest.hexdigest()
+
+
+def check_shape(weights: Weights, name: str, expected: tuple[int, ...], side: str, what: str) -> None:
+    """Compare a tensor with what the config says.
+
+    Raises:
+        InputError: shape or dtype are others.
+    """
+    entry = weights.entry(name)
+    if entry.shape != expected:
+        raise input_error(
+            f"{side}, {what} {name}",
+            f"shape {list(entry.shape)}",
+            f"{list(expected)}, as config.json says",
+            "weights and config.json are of different models; fetch both again",
+        )
+    if entry.dtype not in DTYPES:
+        raise input_error(f"{side}, {what} {name}", f"dtype {entry.dtype}", "one of " + ", ".join(DTYPES), "convert it")

@@ -1,0 +1,260 @@
+"""Write the new model folder: the source's with new vocabulary rows and another tokenizer (step 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .architecture import quiet_transformers
+from .checkpoint import Source
+from .errors import BackendError
+from .output_folder import check_output, whole_folder
+from .safetensors_stream import NAMES, Header, Progress, copy_file, replaced_header, rewrite
+from .weights import INDEX
+
+# Kept from the source under their own names; its README, old tokenizer and other weights are not.
+KEPT = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+ROOM = 64 << 20  # tokenizer, card and provenance beside the weights
+
+Extra = bytes | Callable[[Path], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewMatrices:
+    """The new vocabulary rows, in the dtype they are to be written in.
+
+    Attributes:
+        input_rows: [T', D].
+        output_rows: [T', D'], or ``None`` for a tied head.
+        output_bias: [T'], or ``None`` where the head has none.
+    """
+
+    input_rows: torch.Tensor
+    output_rows: torch.Tensor | None = None
+    output_bias: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows = len(self.input_rows)
+        shapes = [(what, tuple(tensor.shape)) for what, tensor in self._there()]
+        right = self.input_rows.dim() == 2 and all(shape[0] == rows for _, shape in shapes)
+        if not right or any(tensor.dtype not in NAMES for _, tensor in self._there()):
+            raise ValueError(
+                f"matrices of these shapes cannot be written: {shapes}; expected float [T', D], [T', D'], [T']"
+            )
+
+    def __repr__(self) -> str:
+        return "NewMatrices(" + ", ".join(f"{what}={list(tensor.shape)}" for what, tensor in self._there()) + ")"
+
+    def _there(self) -> list[tuple[str, torch.Tensor]]:
+        fields = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return [(what, tensor) for what, tensor in fields if tensor is not None]
+
+
+def write_folder(
+    out: Path,
+    source: Source,
+    matrices: NewMatrices,
+    *,
+    tokenizer: Any,
+    config_changes: Mapping[str, Any],
+    generation_changes: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, Extra] | None = None,
+    force: bool = False,
+    protected: Sequence[Path] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a model folder that stock transformers loads; whole or not at all.
+
+    Shards without vocabulary rows are copied in the kernel, or share their blocks with the source where the file system
+    can; the others are rewritten with every other tensor streamed through. Besides what is named below, files like
+    LICENSE are kept; the source's own code only if it was let run; nothing else.
+
+    Args:
+        out: the folder to make.
+        source: the model whose weights and config are taken.
+        matrices: its new vocabulary rows.
+        tokenizer: saved by its ``save_pretrained``; AutoTokenizer is checked to give it back from the folder.
+        config_changes: keys of config.json that get other values; the vocabulary size is set here.
+        generation_changes: keys of generation_config.json likewise; ``None`` keeps the file, if any, as it is.
+        extra_files: name -> bytes, or a function that writes the file at the path it is given.
+        force: replace an existing model folder.
+        protected: folders besides the source's that ``out`` must keep off, such as the donor's.
+        progress: told of bytes written and bytes in all.
+
+    Raises:
+        InputError: ``out`` exists without ``force``, touches an input folder, is no place to write, or the disk is full.
+        BackendError: the file system failed otherwise, rows are not finite, or the tokenizer cannot be saved faithfully.
+        ValueError: the matrices do not fit the source.
+
+    Example:
+        >>> write_folder(out, source, NewMatrices(input_rows=rows), tokenizer=donor.tokenizer, config_changes={})  # doctest: +SKIP
+    """
+    out = check_output(out, protected=[source.folder, source.given_folder, *protected], force=force)
+    replaced = _replacements(source, matrices)
+    plan = {
+        name: {key: tensor for key, tensor in replaced.items() if key in header.entries}
+        for name, header in source.weights.headers.items()
+    }
+    total = sum(_new_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items())
+    needed = sum(_disk_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items()) + ROOM
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    with whole_folder(out, needed=needed, force=force) as folder:
+        for name, tensors in plan.items():
+            header = source.weights.headers[name]
+            if tensors:
+                rewrite(header, folder / name, tensors, progress=report)
+            else:
+                copy_file(header.path, folder / name, progress=report)
+        if source.weights.index is not None:
+            _write_json(folder / INDEX, _index(source, replaced))
+        _write_json(folder / "config.json", _config(source, matrices, replaced, config_changes))
+        if source.generation_config is not None or generation_changes:
+            generation = {**(source.generation_config or {}), **(generation_changes or {})}
+            _write_json(folder / "generation_config.json", generation)
+        _keep_files(source, folder, report)
+        _save_tokenizer(tokenizer, folder)
+        for name, extra in (extra_files or {}).items():
+            if callable(extra):
+                extra(folder / name)
+            else:
+                (folder / name).write_bytes(extra)
+
+
+def _replacements(source: Source, matrices: NewMatrices) -> dict[str, torch.Tensor]:
+    """Checkpoint key -> new tensor, with the copies that some checkpoints hold of a tied matrix."""
+    pairs = (
+        (source.input_name, source.input_rows, matrices.input_rows),
+        (source.output_name, source.output_rows, matrices.output_rows),
+        (source.bias_name, source.output_bias, matrices.output_bias),
+    )
+    found = {}
+    for key, old, new in pairs:
+        if (old is None) != (new is None) or (old is not None and old.shape[1:] != new.shape[1:]):
+            have = "none" if new is None else list(new.shape)
+            raise ValueError(f"{source.name}: the tensor for {key} is {have}, the source's {_shape(old)}")
+        if new is not None:
+            bad = _first_not_finite(new)
+            if bad is not None:
+                raise BackendError(f"{key}: row {bad} of the new matrix is not finite; nothing was written")
+            found[key] = new
+    return found | {copy: found[key] for copy, key in source.copies.items()}
+
+
+def _shape(tensor: torch.Tensor | None) -> object:
+    return "none" if tensor is None else list(tensor.shape)
+
+
+def _first_not_finite(tensor: torch.Tensor) -> int | None:
+    for start in range(0, len(tensor), 4096):
+        finite = torch.isfinite(tensor[start : start + 4096].reshape(min(4096, len(tensor) - start), -1)).all(dim=1)
+        if not finite.all():
+            return start + int(torch.nonzero(~finite)[0])
+    return None
+
+
+def _new_bytes(header: Header, replaced: Mapping[str, torch.Tensor]) -> int:
+    if not replaced:
+        return header.data_start + header.data_bytes
+    return max((entry.end for entry in replaced_header(header, replaced)[1].values()), default=0)
+
+
+def _disk_bytes(header: Header, replaced: Mapping[str, torch.Tensor]) -> int:
+    """What a shard takes on the disk; holes take nothing and stay holes."""
+    stat = header.path.stat()
+    taken = min(stat.st_size, stat.st_blocks * 512)
+    return taken + sum(tensor.numel() * tensor.element_size() for tensor in replaced.values())
+
+
+def _index(source: Source, replaced: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The index with its sums brought up to date; which shard holds what does not change."""
+    size, grown = 0, 0
+    for header in source.weights.headers.values():
+        for name, entry in header.entries.items():
+            new = replaced.get(name)
+            size += entry.end - entry.start if new is None else new.numel() * new.element_size()
+            if new is not None and name not in source.copies:
+                grown += new.numel() - math.prod(entry.shape)
+    index = dict(source.weights.index or {})
+    metadata = dict(index.get("metadata") or {})
+    metadata["total_size"] = size
+    if isinstance(metadata.get("total_parameters"), int):
+        metadata["total_parameters"] += grown
+    return {**index, "metadata": metadata}
+
+
+def _config(
+    source: Source, matrices: NewMatrices, replaced: Mapping[str, torch.Tensor], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    config = dict(source.config)
+    config[source.vocab_key] = len(matrices.input_rows)
+    config.pop("tokenizer_class", None)  # named the old tokenizer's
+    if not source.trust_remote_code:
+        config.pop("auto_map", None)  # its code is not in the new folder
+    if source.config_says_tied and not source.tied:
+        config["tie_word_embeddings"] = False
+    dtypes = {
+        NAMES[replaced[name].dtype] if name in replaced else entry.dtype
+        for header in source.weights.headers.values()
+        for name, entry in header.entries.items()
+        if name in replaced or entry.dtype.startswith(("F", "BF"))
+    }
+    if len(dtypes) == 1:  # otherwise the config's dtype stays that of the body
+        dtype = str(matrices.input_rows.dtype).removeprefix("torch.")
+        config.update({key: dtype for key in ("dtype", "torch_dtype") if key in config})
+    return {**config, **changes}
+
+
+def _keep_files(source: Source, folder: Path, report: Progress) -> None:
+    names = [*KEPT, "*.py"] if source.trust_remote_code else KEPT
+    for path in sorted({path for name in names for path in source.given_folder.glob(name) if path.is_file()}):
+        copy_file(path, folder / path.name)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save the tokenizer so that AutoTokenizer gives the same one back from this folder.
+
+    AutoTokenizer chooses a class by the model's type, too. For some types (qwen2 among them) it overrules what the
+    tokenizer's own file says, and the class then puts its own pre-tokenizer in place of the saved one, in silence.
+    An ``auto_map`` entry, of code that is never run, is what keeps it from that.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    plain = {**saved, "tokenizer_class": "PreTrainedTokenizerFast"}
+    for content in (saved, plain, {**plain, "auto_map": {"AutoTokenizer": [None, None]}}):
+        if content is not saved:
+            _write_json(path, content)
+        with quiet_transformers():
+            try:
+                read = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            except Exception:  # any class may fail on another's files; the next way is then tried
+                continue
+        if _pipeline(read) == _pipeline(tokenizer):
+            return
+    raise BackendError(
+        f"{type(tokenizer).__name__}: AutoTokenizer does not give this tokenizer back from the new folder"
+    )
+
+
+def _pipeline(tokenizer: Any) -> dict[str, Any]:
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
