@@ -1,0 +1,79 @@
+// The hot loops of the CPU operators, compiled once per instruction-set level and chosen once at run time.
+//
+// A kernels*.cpp file is compiled several times (SALTLM_LEVEL names the level), so everything in it lives in an anonymous
+// namespace but for its table, and it uses no inline function or template that other files could share: the linker would
+// keep one copy, perhaps the one with instructions that the machine lacks. It throws nothing and includes no torch header.
+#pragma once
+
+#include <cstdint>
+
+namespace saltlm::cpu {
+
+// A contiguous row-major matrix of float32 or float64.
+struct Matrix {
+  const void* data;
+  bool is_double;
+  int64_t rows, width;
+};
+
+struct SimilarityKernels {
+  // Row i of `rows` in [begin, end): its inverse length, 0 for a zero or non-finite one; its direction in float32 to
+  // directions[i * width] where `directions` is given.
+  void (*measure)(const Matrix& rows, int64_t begin, int64_t end, double* inverse, float* directions);
+  // Indices of all values that can be in the sparsemax support of the exact cosines, where each value is within `slack` of
+  // its cosine. `survivors` and `candidates` hold `count` values, `maxima` count / 64 + 1. Returns how many survive.
+  int64_t (*survivors)(const float* values, int64_t count, double slack, int32_t* survivors, float* candidates,
+                       float* maxima);
+  // cosines[i] = <row, anchors[ids[i]]> * inverse[ids[i]] * row_inverse in float64, in an order that depends on the width
+  // alone. `scratch` holds width + 64 doubles.
+  void (*cosines)(const Matrix& rows, int64_t row, double row_inverse, const Matrix& anchors, const double* inverse,
+                  const int32_t* ids, int64_t count, double* cosines, double* scratch);
+};
+
+// Memory of one thread that grows and is reused from row to row: one region for the fast path, one for the careful one.
+// Kernels cannot throw, so they report when memory ran out. The owner frees both with free().
+struct Arena {
+  double* data[2] = {nullptr, nullptr};
+  int64_t capacity[2] = {0, 0};
+};
+
+struct LstsqInput {
+  Matrix wanted;              // N x E
+  Matrix anchors;             // A x E
+  const double* anchor_peak;  // A: largest magnitude in the row; infinity for a row with a NaN or infinity
+  double ridge;
+  bool center;
+  const double* whole_gram;   // lower triangle of anchors^T anchors as add_gram makes it, or null
+};
+
+struct LstsqRow {
+  int32_t rank;
+  float residual;
+  uint8_t status;
+  bool out_of_memory;
+};
+
+struct SolveKernels {
+  // Largest magnitude of each row in [begin, end), infinity where one is not finite.
+  void (*peaks)(const Matrix& rows, int64_t begin, int64_t end, double* peaks);
+  // Least squares of row `row` on the anchors ids[0 .. count); fills coefficients[0 .. count).
+  LstsqRow (*solve)(const LstsqInput& input, int64_t row, const int32_t* ids, int64_t count, double* coefficients,
+                    Arena& arena);
+  // gram += the lower triangle of sum over rows [begin, end) of row^T row; `gram` has E rows and columns, both rounded up to
+  // a multiple of 8. False when memory ran out.
+  bool (*add_gram)(const Matrix& rows, int64_t begin, int64_t end, double* gram, Arena& arena);
+  // out = sum_k coefficients[k] rows[ids[k]], accumulated in float64 in the order of k; type 0 float32, 1 float64,
+  // 2 bfloat16. `sums` holds width + 64 doubles; `out` is float32, or float64 for type 1.
+  void (*combine)(const void* rows, int type, int64_t width, const int32_t* ids, const double* coefficients,
+                  int64_t count, double* sums, void* out);
+};
+
+const SimilarityKernels& similarity_kernels();
+const SolveKernels& solve_kernels();
+
+#define SALTLM_JOIN_(a, b) a##b
+#define SALTLM_JOIN(a, b) SALTLM_JOIN_(a, b)
+extern const SimilarityKernels similarity_base, similarity_avx2, similarity_avx512;
+extern const SolveKernels solve_base, solve_avx2, solve_avx512;
+
+}  // namespace saltlm::cpu

@@ -1,0 +1,17 @@
+// The schemas. They are private: saltlm.ops is the one caller, it checks arguments with friendlier messages and chunks.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(saltlm, m) {
+  // max_support 0 is no cap. slack bounds |float32 product of normalised rows - true cosine| for the device's current
+  // product precision; a kernel that makes its own product with a bound of its own may ignore it.
+  m.def(
+      "sparsemax_support(Tensor new_auxiliary, Tensor anchor_auxiliary, int max_support, float slack)"
+      " -> (Tensor offsets, Tensor ids, Tensor weights)");
+  // ridge 0 is none.
+  m.def(
+      "support_lstsq(Tensor new_plm, Tensor anchor_plm, Tensor offsets, Tensor ids, float ridge, bool center)"
+      " -> (Tensor coefficients, Tensor rank, Tensor residual, Tensor status)");
+  m.def("combine(Tensor offsets, Tensor ids, Tensor coefficients, Tensor anchor_lm) -> Tensor");
+  // The instruction-set level of the CPU kernels: base, avx2 or avx512.
+  m.def("cpu_level() -> str");
+}

@@ -1,0 +1,421 @@
+"""The operators: sparsemax supports, least squares on them, and the rows they give, chunk by chunk.
+
+What they compute is defined in :mod:`saltlm.reference`; compiled kernels do the work where they can be loaded
+(:func:`backend` tells). Letters: N new rows, A anchors, K one row's support size, P auxiliary width, E width of the PLM
+rows, D width of the source model's rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .errors import input_error
+from .ops_load import Backend, backend, backends, forced
+
+__all__ = [
+    "STATUSES",
+    "Backend",
+    "SaltRows",
+    "Solution",
+    "Support",
+    "backend",
+    "backends",
+    "combine",
+    "forced",
+    "salt_rows",
+    "sparsemax_support",
+    "support_lstsq",
+]
+
+# Outcomes of a row, in the order of their codes.
+STATUSES = ("full_rank", "ill_conditioned", "rank_deficient", "no_support", "non_finite")
+_REALS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Memory that one chunk's supports may take if every anchor were in every one (an id, a weight, a coefficient, and the
+# copies made while they are gathered).
+_CHUNK_BYTES = 512 << 20
+_BYTES_PER_ENTRY = 32
+_MOST_ROWS = 8192
+# A chunk should take about this long, so that progress moves and an interrupt is heard.
+_CHUNK_SECONDS = (0.5, 2.0)
+
+
+class _ShowsShapes:
+    def __repr__(self) -> str:
+        parts = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            shown = f"{str(value.dtype)[6:]}{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            parts.append(f"{field.name}={shown}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Support(_ShowsShapes):
+    """Each row's anchors with non-zero sparsemax weight, nearest first, equal cosines by position.
+
+    Attributes:
+        offsets: int64 [N + 1]; row n owns entries ``offsets[n]`` to ``offsets[n + 1]``.
+        ids: int32 [nnz], positions among the anchors.
+        weights: float64 [nnz], positive, summing to 1 in each row that has any.
+    """
+
+    offsets: Tensor
+    ids: Tensor
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        _vector("Support", "offsets", self.offsets, torch.int64)
+        _vector("Support", "ids", self.ids, torch.int32)
+        _vector("Support", "weights", self.weights, torch.float64)
+        if len(self.offsets) < 1 or len(self.ids) != len(self.weights):
+            raise input_error(
+                "Support",
+                f"{len(self.offsets)} offsets, {len(self.ids)} ids, {len(self.weights)} weights",
+                "N + 1 offsets and as many ids as weights",
+                "take it from sparsemax_support",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Solution(_ShowsShapes):
+    """Least squares of each row on its support.
+
+    Attributes:
+        coefficients: float64 [nnz], signed, in the order of the support's ids.
+        rank: int32 [N], rank of the support's (centred) rows.
+        residual: float32 [N], ``||e - c P|| / ||e||``.
+        status: uint8 [N], codes into :data:`STATUSES`.
+    """
+
+    coefficients: Tensor
+    rank: Tensor
+    residual: Tensor
+    status: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class SaltRows(_ShowsShapes):
+    """New rows and how each came about.
+
+    Attributes:
+        rows: float32 (float64 for a float64 ``anchor_lm``) [N, D]; zeros where the status is ``no_support`` or
+            ``non_finite``.
+        output_rows: the same coefficients applied to ``anchor_output`` [N, D'], or ``None``.
+        support_size: int32 [N].
+        rank: int32 [N].
+        residual: float32 [N].
+        status: uint8 [N], codes into :data:`STATUSES`.
+    """
+
+    rows: Tensor
+    output_rows: Tensor | None
+    support_size: Tensor
+    rank: Tensor
+    residual: Tensor
+    status: Tensor
+
+
+def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_support: int | None = None) -> Support:
+    """Sparsemax of the cosines of each new row with all anchors, exactly, without an N x A matrix.
+
+    Args:
+        new_auxiliary: reals [N, P]. A zero or non-finite row gets an empty support.
+        anchor_auxiliary: reals [A, P], same device. A zero or non-finite row is in no support.
+        max_support: keep the nearest so many, >= 1, with the sparsemax weights over those; ``None`` keeps all.
+
+    Returns:
+        the supports, on the device of the inputs.
+
+    Raises:
+        InputError: a wrong shape, dtype, device or cap.
+
+    Example:
+        >>> import torch
+        >>> support = sparsemax_support(torch.eye(2), torch.eye(2))
+        >>> support.ids.tolist(), support.weights.tolist()
+        ([0, 1], [1.0, 1.0])
+    """
+    op = "sparsemax_support"
+    new, anchors = _pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
+    cap = _cap(op, max_support)
+    if backend(new.device).name == "reference":
+        parts = reference.sparsemax_support(new, anchors, cap)
+    else:
+        with _full_precision(new.device):
+            parts = torch.ops.saltlm.sparsemax_support(new, anchors, cap, _slack(new.device, new.shape[1]))
+    return Support(offsets=parts[0], ids=parts[1], weights=parts[2])
+
+
+def support_lstsq(
+    new_plm: Tensor, anchor_plm: Tensor, support: Support, *, ridge: float | None = None, center: bool = False
+) -> Solution:
+    """Least squares of each PLM row on its support's PLM rows: ``c = e pinv(P)``, of least norm where it is not unique.
+
+    Args:
+        new_plm: reals [N, E].
+        anchor_plm: reals [A, E], same device.
+        support: supports of the N rows.
+        ridge: penalty on the coefficients, as a fraction of the support rows' mean squared norm, finite and >= 0.
+        center: fit with an intercept: the mean of the support's rows is taken off first and folded back in.
+
+    Returns:
+        coefficients, rank, residual and status, on the device of the inputs.
+
+    Raises:
+        InputError: a wrong shape, dtype, device, ridge, or a support that does not belong to these matrices.
+    """
+    op = "support_lstsq"
+    new, anchors = _pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
+    strength = _ridge(op, ridge)
+    if len(support.offsets) != new.shape[0] + 1:
+        raise input_error(
+            f"{op}, support", f"{len(support.offsets) - 1} rows", f"{new.shape[0]}, as new_plm", "pass its own support"
+        )
+    _check_support(op, support, anchors)
+    if backend(new.device).name == "reference":
+        parts = reference.support_lstsq(new, anchors, support.offsets, support.ids, strength, bool(center))
+    else:
+        with _full_precision(new.device):
+            parts = torch.ops.saltlm.support_lstsq(new, anchors, support.offsets, support.ids, strength, bool(center))
+    return Solution(coefficients=parts[0], rank=parts[1], residual=parts[2], status=parts[3])
+
+
+def combine(support: Support, coefficients: Tensor, anchor_lm: Tensor) -> Tensor:
+    """Rows ``sum_k c_k L_k`` over each support, summed in float64 in the support's order.
+
+    Args:
+        support: supports of N rows.
+        coefficients: float64 [nnz].
+        anchor_lm: reals [A, D], same device.
+
+    Returns:
+        float32 [N, D], or float64 if ``anchor_lm`` is.
+
+    Raises:
+        InputError: a wrong shape, dtype or device.
+    """
+    anchors = _matrix("combine", "anchor_lm", anchor_lm)
+    _vector("combine", "coefficients", coefficients, torch.float64)
+    if coefficients.shape != support.ids.shape:
+        raise input_error(
+            "combine, coefficients", f"{len(coefficients)}", f"{len(support.ids)}, one for each id", "pass them all"
+        )
+    _check_support("combine", support, anchors)
+    if coefficients.device != anchors.device:
+        raise _device_error("combine", "coefficients", coefficients, anchors)
+    arguments = (support.offsets, support.ids, coefficients.detach(), anchors)
+    if backend(anchors.device).name == "reference":
+        return reference.combine(*arguments)
+    return torch.ops.saltlm.combine(*arguments)
+
+
+def salt_rows(
+    new_auxiliary: Tensor,
+    anchor_auxiliary: Tensor,
+    new_plm: Tensor,
+    anchor_plm: Tensor,
+    anchor_lm: Tensor,
+    *,
+    anchor_output: Tensor | None = None,
+    ridge: float | None = None,
+    center: bool = False,
+    max_support: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SaltRows:
+    """Build rows of a source model for new tokens by SALT.
+
+    For each new token the anchors with non-zero sparsemax weight over auxiliary cosines are its support; the
+    least-squares coefficients of its PLM row on the support's PLM rows are applied to the support's rows of the source
+    model. Works in chunks of tokens: memory beside inputs and results stays below about 1 GB, and the chunks change no
+    bit of the result.
+
+    Args:
+        new_auxiliary: reals [N, P].
+        anchor_auxiliary: reals [A, P].
+        new_plm: reals [N, E].
+        anchor_plm: reals [A, E].
+        anchor_lm: reals [A, D], the source model's input rows of the anchors.
+        anchor_output: reals [A, D'], output rows that take the same coefficients; ``None`` for a tied head.
+        ridge: as in :func:`support_lstsq`.
+        center: as in :func:`support_lstsq`.
+        max_support: as in :func:`sparsemax_support`.
+        progress: called with (done, total) after each chunk.
+
+    Returns:
+        rows, output rows and diagnostics, on the device of the inputs.
+
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit together, or options out of range.
+    """
+    op = "salt_rows"
+    new_aux, anchor_aux = _pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
+    new, anchors = _pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
+    targets = [_matrix(op, "anchor_lm", anchor_lm)]
+    if anchor_output is not None:
+        targets.append(_matrix(op, "anchor_output", anchor_output))
+    _same_rows(op, "new_plm", new, "new_auxiliary", new_aux)
+    for name, tensor in zip(("anchor_plm", "anchor_lm", "anchor_output"), (anchors, *targets), strict=False):
+        _same_rows(op, name, tensor, "anchor_auxiliary", anchor_aux)
+    for name, tensor in zip(("new_plm", "anchor_lm", "anchor_output"), (new, *targets), strict=False):
+        if tensor.device != new_aux.device:
+            raise _device_error(op, name, tensor, new_aux)
+    cap, strength = _cap(op, max_support), _ridge(op, ridge)
+    # float16 has no kernel of its own: widen once, not in every chunk.
+    targets = [target.float() if target.dtype == torch.float16 else target for target in targets]
+
+    total, device = new.shape[0], new.device
+    made = [
+        torch.zeros(total, t.shape[1], dtype=torch.promote_types(t.dtype, torch.float32), device=device)
+        for t in targets
+    ]
+    size = torch.zeros(total, dtype=torch.int32, device=device)
+    rank, status = torch.zeros_like(size), torch.zeros(total, dtype=torch.uint8, device=device)
+    residual = torch.zeros(total, dtype=torch.float32, device=device)
+    most = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (_BYTES_PER_ENTRY * max(1, min(anchors.shape[0], cap or 1 << 31)))))
+    chunk, begin = min(most, 64 if backend(device).name == "reference" else most), 0
+    while begin < total:
+        end, started = min(total, begin + chunk), time.monotonic()
+        support = sparsemax_support(new_aux[begin:end], anchor_aux, max_support=max_support)
+        solution = support_lstsq(new[begin:end], anchors, support, ridge=strength, center=center)
+        size[begin:end] = support.offsets.diff()
+        rank[begin:end], residual[begin:end] = solution.rank, solution.residual
+        status[begin:end] = solution.status
+        for rows, target in zip(made, targets, strict=True):
+            part = combine(support, solution.coefficients, target)
+            finite = part.isfinite().all(dim=1)
+            rows[begin:end] = part if finite.all() else torch.where(finite[:, None], part, 0.0)
+            status[begin:end][~finite] = STATUSES.index("non_finite")
+        begin = end
+        if progress is not None:
+            progress(end, total)
+        seconds = time.monotonic() - started
+        if seconds < _CHUNK_SECONDS[0]:
+            chunk = min(most, chunk * 2)
+        elif seconds > _CHUNK_SECONDS[1]:
+            chunk = max(1, chunk // 2)
+    if len(made) > 1:  # a row that failed on one side is drawn on both
+        for rows in made:
+            rows[status == STATUSES.index("non_finite")] = 0
+    return SaltRows(
+        rows=made[0],
+        output_rows=made[1] if len(made) > 1 else None,
+        support_size=size,
+        rank=rank,
+        residual=residual,
+        status=status,
+    )
+
+
+def _slack(device: torch.device, width: int) -> float:
+    # How far the float32 product of two unit vectors can be from their true cosine: width + 8 roundings of 2^-24 (the
+    # inputs' own among them), half as much again for safety. Where torch may use TF32 or bfloat16 for float32 products,
+    # three roundings of 2^-8 with room to spare.
+    return (width + 8) * 2.0**-24 * 1.5 if _ieee_products(device) else 2.0**-6
+
+
+def _ieee_products(device: torch.device) -> bool:
+    own = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    try:
+        if torch.get_float32_matmul_precision() != "highest" or getattr(own, "allow_tf32", False):
+            return False
+    except RuntimeError:  # torch refuses to answer once its new settings were used beside the old ones
+        return False
+    return getattr(own, "fp32_precision", "ieee") in ("none", "ieee")
+
+
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    # Autocast would turn the float32 product inside the operator into a bfloat16 one.
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _matrix(op: str, name: str, value: Tensor) -> Tensor:
+    what = f"{op}, {name}"
+    if not isinstance(value, Tensor):
+        raise input_error(what, type(value).__name__, "a torch tensor", "convert it first")
+    if value.layout != torch.strided or value.dtype not in _REALS:
+        kind = str(value.dtype)[6:] if value.layout == torch.strided else str(value.layout)
+        raise input_error(what, kind, "a dense float32, float64, bfloat16 or float16", "convert it first")
+    if value.dim() != 2:
+        raise input_error(what, f"shape {list(value.shape)}", "a matrix, one row a token", "reshape it")
+    if value.device.type not in ("cpu", "cuda"):
+        raise input_error(what, f"device {value.device}", "cpu or cuda", "move it with .cpu()")
+    if value.shape[0] >= 2**31 - 1:
+        raise input_error(what, f"{value.shape[0]} rows", "fewer than 2**31 - 1", "split it")
+    return value.detach()
+
+
+def _pair(op: str, new_name: str, new: Tensor, anchor_name: str, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    new, anchors = _matrix(op, new_name, new), _matrix(op, anchor_name, anchors)
+    if new.device != anchors.device:
+        raise _device_error(op, anchor_name, anchors, new)
+    if new.shape[1] != anchors.shape[1]:
+        raise input_error(
+            f"{op}, {anchor_name}",
+            f"width {anchors.shape[1]}",
+            f"{new.shape[1]}, the width of {new_name}",
+            "check both",
+        )
+    dtype = torch.promote_types(new.dtype, anchors.dtype)
+    return new.to(dtype), anchors.to(dtype)
+
+
+def _same_rows(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.shape[0] != other.shape[0]:
+        raise input_error(
+            f"{op}, {name}",
+            f"{value.shape[0]} rows",
+            f"{other.shape[0]}, as {other_name}",
+            "pass the same tokens to both",
+        )
+
+
+def _vector(op: str, name: str, value: Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != dtype:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise input_error(f"{op}, {name}", found, f"a vector of {str(dtype)[6:]}", "pass it as saltlm made it")
+
+
+def _check_support(op: str, support: Support, anchors: Tensor) -> None:
+    if support.offsets.device != anchors.device or support.ids.device != anchors.device:
+        raise _device_error(op, "support", support.offsets, anchors)
+    offsets, ids = support.offsets, support.ids
+    fine = bool(offsets[0] == 0) and bool(offsets[-1] == len(ids)) and not bool((offsets.diff() < 0).any())
+    if not fine:
+        raise input_error(f"{op}, support", "offsets out of order", f"ascending from 0 to {len(ids)}", "rebuild it")
+    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < anchors.shape[0]):
+        raise input_error(
+            f"{op}, support",
+            f"ids from {int(ids.min())} to {int(ids.max())}",
+            f"positions in [0, {anchors.shape[0]})",
+            "pass the anchors the support was made with",
+        )
+
+
+def _device_error(op: str, name: str, value: Tensor, other: Tensor) -> Exception:
+    return input_error(f"{op}, {name}", f"device {value.device}", f"{other.device}, as the rest", "move it there")
+
+
+def _cap(op: str, max_support: int | None) -> int:
+    if max_support is None:
+        return 0
+    if isinstance(max_support, bool) or not isinstance(max_support, int) or max_support < 1:
+        raise input_error(f"{op}, max_support", repr(max_support), "a whole number >= 1", "use None for no limit")
+    return min(max_support, 2**31)
+
+
+def _ridge(op: str, ridge: float | None) -> float:
+    if ridge is None:
+        return 0.0
+    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not (math.isfinite(ridge) and ridge >= 0):
+        raise input_error(f"{op}, ridge", repr(ridge), "a finite number >= 0", "use None for no ridge")
+    return float(ridge)

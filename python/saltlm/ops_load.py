@@ -1,0 +1,196 @@
+"""Which implementation of the operators runs: the compiled libraries where they load, else stock torch, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from .errors import BackendError, input_error
+
+LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
+VARIABLE = "SALTLM_BACKEND"
+NAMES = ("compiled", "reference")
+_forced: list[str] = []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backend:
+    """What runs the operators on one device.
+
+    Attributes:
+        name: ``compiled`` or ``reference`` (stock torch).
+        reason: why this one, in a few words.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Library:
+    loaded: bool
+    reason: str
+    path: str | None = None
+
+
+@functools.cache
+def _cpu_library() -> _Library:
+    # Defining the schemas twice would end the process, so a second copy (a wheel beside an editable install) is not
+    # loaded: the operators that are there already serve.
+    try:
+        torch._C._dispatch_find_schema_or_throw("saltlm::combine", "")
+    except RuntimeError:
+        return _load(LIBRARY_FOLDER / "_ops_cpu.so")
+    return _Library(loaded=True, reason="loaded before from another place")
+
+
+@functools.cache
+def _cuda_library() -> _Library:
+    if torch.version.cuda is None:
+        return _Library(loaded=False, reason="this torch is built without CUDA")
+    if not _cpu_library().loaded:
+        return _Library(loaded=False, reason="the CPU library, which defines the operators, is not loaded")
+    if torch._C._dispatch_has_kernel_for_dispatch_key("saltlm::combine", "CUDA"):
+        return _Library(loaded=True, reason="loaded before from another place")
+    found = _load(LIBRARY_FOLDER / "_ops_cuda.so")
+    return _probe(found) if found.loaded and torch.cuda.is_available() else found
+
+
+def _load(path: Path) -> _Library:
+    if not path.is_file():
+        return _Library(loaded=False, reason=f"{path.name} was not built (run cuda_ext/build_ops.py)")
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return _Library(loaded=False, reason=f"{path.name} does not load: {str(error).splitlines()[0]}", path=str(path))
+    return _Library(loaded=True, reason=f"{path.name} loaded", path=str(path))
+
+
+def _probe(found: _Library) -> _Library:
+    # The library carries a CUDA runtime of its own, which may be newer than the driver: it then loads but cannot launch.
+    try:
+        like = torch.ones(1, 1, device="cuda")
+        offsets = torch.tensor([0, 1], device="cuda")
+        row = torch.ops.saltlm.combine(
+            offsets, torch.zeros(1, dtype=torch.int32, device="cuda"), like[0].double(), like
+        )
+        fine = row.item() == 1
+        reason = found.reason if fine else "a trial launch gave a wrong answer"
+    except RuntimeError as error:
+        fine, reason = False, f"a trial launch failed: {str(error).splitlines()[0]}"
+    return dataclasses.replace(found, loaded=fine, reason=reason)
+
+
+@functools.cache
+def _register_fakes() -> None:
+    # Shapes without values, for torch.compile and export. The size of a support is known only once it is computed.
+    @torch.library.register_fake("saltlm::sparsemax_support")
+    def _(new_auxiliary: torch.Tensor, anchor_auxiliary: torch.Tensor, max_support: int, slack: float) -> tuple:
+        nnz = torch.library.get_ctx().new_dynamic_size()
+        return (
+            new_auxiliary.new_empty(new_auxiliary.shape[0] + 1, dtype=torch.int64),
+            new_auxiliary.new_empty(nnz, dtype=torch.int32),
+            new_auxiliary.new_empty(nnz, dtype=torch.float64),
+        )
+
+    @torch.library.register_fake("saltlm::support_lstsq")
+    def _(
+        new_plm: torch.Tensor,
+        anchor_plm: torch.Tensor,
+        offsets: torch.Tensor,
+        ids: torch.Tensor,
+        ridge: float,
+        center: bool,
+    ) -> tuple:
+        rows = new_plm.shape[0]
+        return (
+            new_plm.new_empty(ids.shape[0], dtype=torch.float64),
+            new_plm.new_empty(rows, dtype=torch.int32),
+            new_plm.new_empty(rows, dtype=torch.float32),
+            new_plm.new_empty(rows, dtype=torch.uint8),
+        )
+
+    @torch.library.register_fake("saltlm::combine")
+    def _(
+        offsets: torch.Tensor, ids: torch.Tensor, coefficients: torch.Tensor, anchor_lm: torch.Tensor
+    ) -> torch.Tensor:
+        dtype = torch.float64 if anchor_lm.dtype == torch.float64 else torch.float32
+        return anchor_lm.new_empty((offsets.shape[0] - 1, anchor_lm.shape[1]), dtype=dtype)
+
+
+def _found(kind: str) -> _Library:
+    found = _cpu_library() if kind == "cpu" else _cuda_library()
+    if _cpu_library().loaded:
+        _register_fakes()
+    return found
+
+
+def backend(device: torch.device | str = "cpu") -> Backend:
+    """Tell which implementation runs on a device, and why.
+
+    ``SALTLM_BACKEND=reference`` in the environment forces stock torch, ``compiled`` forbids it.
+
+    Args:
+        device: ``cpu`` or ``cuda[:index]``.
+
+    Raises:
+        InputError: the environment variable is neither of the two names.
+        BackendError: it asks for compiled operators and they cannot be loaded.
+    """
+    kind = torch.device(device).type
+    asked, by = (_forced[-1], "forced") if _forced else (os.environ.get(VARIABLE), VARIABLE)
+    if asked and asked not in NAMES:
+        raise input_error(VARIABLE, repr(asked), "compiled or reference", "unset it to let saltlm choose")
+    if asked == "reference":
+        return Backend(name="reference", reason=f"asked for ({by})")
+    found = _found(kind)
+    if found.loaded:
+        return Backend(name="compiled", reason=found.reason)
+    if asked == "compiled":
+        raise BackendError(f"compiled operators were asked for ({by}) but cannot run on {kind}: {found.reason}")
+    return Backend(name="reference", reason=found.reason)
+
+
+def backends() -> dict[str, dict[str, object]]:
+    """Describe both devices' operators, for a status report.
+
+    Returns:
+        for ``cpu`` and ``cuda``: ``name`` and ``reason`` as in :func:`backend`, ``library`` (its path or ``None``),
+        ``build`` (what the build noted: torch headers, compiler, nvcc, architectures; empty if unknown) and, for the
+        CPU, ``level`` (the instruction set in use).
+    """
+    note = LIBRARY_FOLDER / "build.json"
+    try:
+        build = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        build = {}
+    report: dict[str, dict[str, object]] = {}
+    for kind in ("cpu", "cuda"):
+        try:
+            chosen = backend(kind)
+        except BackendError as error:
+            chosen = Backend(name="none", reason=str(error))
+        found = _found(kind)
+        report[kind] = {"name": chosen.name, "reason": chosen.reason, "library": found.path, "build": build}
+    if _cpu_library().loaded:
+        report["cpu"]["level"] = torch.ops.saltlm.cpu_level()
+    return report
+
+
+@contextlib.contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Run the body with one implementation, ``compiled`` or ``reference``, whatever the environment says."""
+    if name not in NAMES:
+        raise input_error("backend", repr(name), "compiled or reference", "choose one of these")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
