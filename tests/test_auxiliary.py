@@ -87,12 +87,84 @@ def test_spacy_word_tables(tmp_path, inside: str) -> None:
     assert found.description["kind"] == "spacy"
 
 
-def test_floret_tables_give_every_word_a_vector(tmp_path) -> None:
-    write_table(tmp_path / "f", ["x"], np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
-    config = {"mode": "floret", "minn": 3, "maxn": 4, "hash_count": 2, "hash_seed": 7, "bow": "<", "eow": ">"}
+def murmur3(data: bytes, seed: int) -> list[int]:
+    """Four 32-bit hashes as floret takes them, written apart from the Rust ones."""
+    c1, c2, mask = 0x87C37B91114253D5, 0x4CF5AD432745937F, (1 << 64) - 1
+
+    def rotate(x: int, r: int) -> int:
+        return (x << r | x >> (64 - r)) & mask
+
+    def final(k: int) -> int:
+        k = (k ^ (k >> 33)) * 0xFF51AFD7ED558CCD & mask
+        k = (k ^ (k >> 33)) * 0xC4CEB9FE1A85EC53 & mask
+        return k ^ (k >> 33)
+
+    h1 = h2 = seed
+    for i in range(0, len(data) // 16 * 16, 16):
+        k1, k2 = struct.unpack_from("<2Q", data, i)
+        h1 = (rotate(h1 ^ (rotate(k1 * c1 & mask, 31) * c2 & mask), 27) + h2) * 5 + 0x52DCE729 & mask
+        h2 = (rotate(h2 ^ (rotate(k2 * c2 & mask, 33) * c1 & mask), 31) + h1) * 5 + 0x38495AB5 & mask
+    tail = data[len(data) // 16 * 16 :]
+    k1, k2 = (int.from_bytes(part, "little") for part in (tail[:8], tail[8:]))
+    h2 ^= rotate(k2 * c2 & mask, 33) * c1 & mask
+    h1 ^= rotate(k1 * c1 & mask, 31) * c2 & mask
+    h1, h2 = h1 ^ len(data), h2 ^ len(data)
+    h1 = (h1 + h2) & mask
+    h2 = (h2 + h1) & mask
+    h1, h2 = final(h1), final(h2)
+    h1 = (h1 + h2) & mask
+    h2 = (h2 + h1) & mask
+    return [h1 & 0xFFFFFFFF, h1 >> 32, h2 & 0xFFFFFFFF, h2 >> 32]
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2"])
+@pytest.mark.parametrize("hashes", [1, 2, 4])
+def test_floret_vectors_are_means_of_hashed_rows(tmp_path, dtype: str, hashes: int) -> None:
+    table = np.random.default_rng(0).normal(size=(50, 4)).astype(dtype)
+    write_table(tmp_path / "f", ["x"], table)
+    config = {"mode": "floret", "minn": 3, "maxn": 4, "hash_count": hashes, "hash_seed": 7, "bow": "<", "eow": ">"}
     (tmp_path / "f" / "vectors.cfg").write_text(json.dumps(config), encoding="utf-8")
-    found = load_auxiliary(tmp_path / "f", [*WORDS, "käärme"])
-    assert found.known.tolist() == [True, False, True, True, True, True, True]
+    words = [*WORDS, "käärme", "pitkäsananenkin"]
+    found = load_auxiliary(tmp_path / "f", words)
+    assert found.known.tolist() == [word is not None for word in words]
+    for word, vector in zip(words, found.vectors, strict=True):
+        if word is None:
+            assert not vector.any()
+            continue
+        marked = f"<{word}>"
+        grams = [marked, *(marked[i : i + n] for n in (3, 4) for i in range(len(marked) - n + 1))]
+        rows = [h % 50 for gram in grams for h in murmur3(gram.encode(), 7)[:hashes]]
+        np.testing.assert_array_equal(vector, table[rows].astype(np.float32).mean(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ('{"mode": "floret", "minn": 3}', "KeyError: 'maxn'"),
+        ("{", "JSONDecodeError"),
+        ("[]", "AttributeError"),
+    ],
+)
+def test_broken_floret_settings_are_named(tmp_path, config: str, words: str) -> None:
+    write_table(tmp_path / "f", ["x"], np.ones((2, 3), dtype=np.float32))
+    (tmp_path / "f" / "vectors.cfg").write_text(config, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"vectors\.cfg: found a broken file \({words}"):
+        load_auxiliary(tmp_path / "f", WORDS)
+
+
+def test_a_pickled_table_is_refused(tmp_path) -> None:
+    write_table(tmp_path / "f", ["x"], np.array([[object()]], dtype=object))
+    with pytest.raises(InputError, match="vectors"):
+        load_auxiliary(tmp_path / "f", WORDS)
+
+
+def test_a_huge_file_has_no_digest_of_all_of_it(tmp_path, monkeypatch) -> None:
+    write_fasttext(tmp_path / "m.bin")
+    whole = load_auxiliary(tmp_path / "m.bin", WORDS).description
+    monkeypatch.setattr("saltlm.auxiliary._LARGEST_DIGEST", 100)
+    huge = load_auxiliary(tmp_path / "m.bin", WORDS).description
+    assert len(whole["sha256"]) == 64 and huge["sha256"] is None
+    assert huge["vectors_sha256"] == whole["vectors_sha256"] and huge["bytes"] == whole["bytes"] > 100
 
 
 def test_a_broken_table_is_named(tmp_path) -> None:

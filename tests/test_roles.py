@@ -35,6 +35,27 @@ def test_a_broken_config_is_named(tmp_path) -> None:
         load_tokens(tmp_path)
 
 
+def test_a_config_that_is_no_object_is_named(tmp_path) -> None:
+    byte_level_bpe(size=300).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: found a list"):
+        load_tokens(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece_unigram", "sentencepiece_bpe", "wordpiece"])
+def test_a_bare_file_has_the_roles_of_the_usual_spellings(tmp_path, kind: str) -> None:
+    tiny(kind).save_pretrained(tmp_path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    for bare in (tmp_path, tmp_path / "tokenizer.json", tiny(kind).backend_tokenizer):
+        assert load_tokens(bare).roles == roles_of(tiny(kind))
+
+
+def test_one_token_of_two_roles_takes_the_first_that_the_source_knows() -> None:
+    assert match_roles({"bos": 5, "eos": 6}, {"bos": 0, "eos": 0, "pad": 0}) == [(0, 5)]
+    assert match_roles({"unk": 3}, {"bos": 0, "unk": 0}) == [(0, 3)]
+
+
 @pytest.mark.parametrize(
     ("source", "target", "expected"),
     [

@@ -22,6 +22,7 @@ class Vocabulary:
     def flags(self) -> npt.NDArray[np.uint8]: ...
     def words(self) -> list[str | None]: ...
     def added(self) -> list[tuple[str, int]]: ...
+    def find(self, spelling: str) -> int | None: ...
 
 def align(
     source: Vocabulary,
@@ -45,15 +46,15 @@ class FastText:
 def read_text_vectors(
     path: str | PathLike[str], words: list[str | None]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
-def floret_rows(
+def floret_vectors(
     words: list[str | None],
+    table: npt.NDArray[np.float32],
     *,
     minn: int,
     maxn: int,
     hash_count: int,
     hash_seed: int,
-    rows: int,
     bow: str,
     eow: str,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
 def table_rows(table: bytes, words: list[str | None], name: str) -> npt.NDArray[np.int64]: ...

@@ -5,18 +5,29 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from . import _rust
 from .config import OVERLAPS
-from .errors import InputError, input_error
-from .roles import match_roles, roles_in, roles_of
+from .errors import input_error
+from .roles import match_roles
+from .tokens import ADDED, BYTE_PIECE, HOLE, SPECIAL, WORD_START, Tokens, load_tokens
 
-# A token's flags, as the native vocabulary reports them.
-WORD_START, SPECIAL, BYTE_PIECE, HOLE, ADDED = 1, 2, 4, 8, 16
+__all__ = [
+    "ADDED",
+    "BYTE_PIECE",
+    "HOLE",
+    "SPECIAL",
+    "WORD_START",
+    "Alignment",
+    "MatchKind",
+    "Tokens",
+    "align",
+    "load_tokens",
+]
 
 
 class MatchKind(enum.IntEnum):
@@ -32,23 +43,6 @@ class MatchKind(enum.IntEnum):
     CASE = 3
     ROLE = 4
     BYTE = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """A tokenizer made ready for alignment.
-
-    Attributes:
-        vocabulary: the native vocabulary (canonical bytes, flags, segmentation).
-        roles: special role -> id.
-        ids: spelling of special and added tokens -> id.
-        name: what to call it in messages.
-    """
-
-    vocabulary: _rust.Vocabulary
-    roles: Mapping[str, int]
-    ids: Mapping[str, int]
-    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +102,11 @@ def align(
     Tokens are compared as the bytes they stand for plus a word start, never as decoded strings; special tokens by role.
 
     Args:
-        source: a folder, a ``tokenizer.json`` or ``.tiktoken`` file, or a tokenizer object of transformers or tokenizers.
+        source: a folder, a hub name, a ``tokenizer.json``, tiktoken ranks or ``tekken.json`` file, or a tokenizer object of
+            transformers or tokenizers.
         target: likewise.
         overlap: the loosest match that counts, one of ``exact``, ``word-start``, ``case``.
-        special_overrides: target special token -> source special token, by spelling.
+        special_overrides: target token -> source token whose row it takes, by spelling; before any role.
 
     Returns:
         The verdict, source id and cover of every target token.
@@ -128,7 +123,7 @@ def align(
     """
     if overlap not in OVERLAPS:
         raise input_error("overlap", repr(overlap), "one of " + ", ".join(OVERLAPS), "choose one of these")
-    source, target = load_tokens(source, "source"), load_tokens(target, "target")
+    source, target = _load_both(source, target)
     overrides = {}
     for ours, theirs in (special_overrides or {}).items():
         overrides[_id(target, ours, "target")] = _id(source, theirs, "source")
@@ -137,88 +132,22 @@ def align(
     return Alignment(*arrays, source=source.vocabulary, target=target.vocabulary)
 
 
+def _load_both(source: Any, target: Any) -> tuple[Tokens, Tokens]:
+    """Both tokenizers at once: reading releases the interpreter lock, and each takes about half of an alignment's time."""
+    if isinstance(source, Tokens) or isinstance(target, Tokens):
+        return load_tokens(source, "source"), load_tokens(target, "target")
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        later = pool.submit(load_tokens, target, "target")
+        return load_tokens(source, "source"), later.result()
+
+
 def _id(tokens: Tokens, spelling: str, side: str) -> int:
-    if spelling not in tokens.ids:
+    found = tokens.find(spelling)
+    if found is None:
         raise input_error(
             f"special override {spelling!r}",
-            f"no such special or added token in the {side} tokenizer",
-            "one of " + ", ".join(list(tokens.ids)[:12]),
-            "spell it as the tokenizer does",
+            f"no such token in the {side} tokenizer",
+            "a token as the tokenizer spells it, such as " + ", ".join(list(tokens.ids)[:12]),
+            "correct the spelling",
         )
-    return tokens.ids[spelling]
-
-
-def load_tokens(tokenizer: Any, side: str = "tokenizer") -> Tokens:
-    """Make a tokenizer ready for alignment; see :func:`align` for what is taken.
-
-    Raises:
-        InputError: it is missing, broken, or of a kind that is not known.
-    """
-    if isinstance(tokenizer, Tokens):
-        return tokenizer
-    if isinstance(tokenizer, (str, Path)):
-        return _from_path(Path(tokenizer), side)
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not hasattr(backend, "to_str"):
-        raise input_error(
-            f"{side} tokenizer",
-            f"a {type(tokenizer).__name__}",
-            "a folder, a tokenizer.json or .tiktoken file, or a fast tokenizer",
-            "load it with AutoTokenizer.from_pretrained(..., use_fast=True)",
-        )
-    roles = roles_of(tokenizer) if hasattr(tokenizer, "convert_tokens_to_ids") else {}
-    special = [int(i) for i in getattr(tokenizer, "all_special_ids", [])]
-    return _from_json(backend.to_str().encode(), str(getattr(tokenizer, "name_or_path", "")) or side, special, roles)
-
-
-def _from_json(data: bytes, name: str, special: list[int], roles: Mapping[str, int]) -> Tokens:
-    try:
-        vocabulary = _rust.Vocabulary.from_tokenizer_json(data, sorted({*special, *roles.values()}), name)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return Tokens(vocabulary, roles, dict(vocabulary.added()), name)
-
-
-def _from_path(path: Path, side: str) -> Tokens:
-    if path.is_dir():
-        if (path / "tokenizer.json").is_file():
-            return _from_folder(path)
-        return load_tokens(_through_transformers(path, side), side)
-    if not path.is_file():
-        if not path.suffix and not path.is_absolute() and not str(path).startswith("."):
-            return load_tokens(_through_transformers(path, side), side)
-        raise input_error(f"{side} tokenizer", f"nothing at {path}", "a folder or file", "check the path")
-    if path.suffix == ".tiktoken":
-        try:
-            return Tokens(_rust.Vocabulary.from_tiktoken(path.read_bytes(), [], str(path)), {}, {}, str(path))
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    return _from_json(path.read_bytes(), str(path), [], {})
-
-
-def _from_folder(folder: Path) -> Tokens:
-    path = folder / "tokenizer.json"
-    data = path.read_bytes()
-    plain = _from_json(data, str(path), [], {})
-    roles = roles_in(folder, plain.ids)
-    # A role's token is special even where the file does not say so; only then is a second reading needed.
-    flags = plain.vocabulary.flags()
-    if any(not flags[token] & SPECIAL for token in roles.values()):
-        return _from_json(data, str(path), [], roles)
-    return dataclasses.replace(plain, roles=roles)
-
-
-def _through_transformers(name: Path, side: str) -> Any:
-    """A SentencePiece model, a ``vocab.txt`` or a hub name: transformers converts it to a fast tokenizer."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise input_error(
-            f"{side} tokenizer {name}",
-            f"nothing transformers can load ({reason})",
-            "a folder with tokenizer.json, or a hub name that is cached or reachable",
-            "check the name; offline, fetch it first",
-        ) from error
+    return found

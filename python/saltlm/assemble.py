@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from .align import HOLE, Alignment, MatchKind
-from .checkpoint import NewMatrices, Source
+from .checkpoint import Source
 from .errors import input_error
 from .ops import STATUSES as SOLVER_STATUSES
+from .write_folder import NewMatrices
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
 COPIED, ROLE, SOLVED, COMPOSED, DRAWN, PADDING = range(len(ORIGINS))
@@ -187,7 +188,7 @@ class Assembly:
         """The finished matrices."""
         if self.open.any():
             raise RuntimeError(f"{int(self.open.sum())} rows were never built")
-        return NewMatrices(self.input_rows, self.output_rows, self.output_bias)
+        return NewMatrices(input_rows=self.input_rows, output_rows=self.output_rows, output_bias=self.output_bias)
 
 
 def moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,10 @@ TAKEN = (
     "a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors folder, 'plm' or 'train:FILE[,FILE...]'"
 )
 
+_FLORET = ("minn", "maxn", "hash_count", "hash_seed", "bow", "eow")
+# Of a fastText file only the pages that the words need are read; a digest of all of it would undo that.
+_LARGEST_DIGEST = 1 << 30
+
 
 @dataclasses.dataclass(frozen=True)
 class Auxiliary:
@@ -27,7 +31,8 @@ class Auxiliary:
     Attributes:
         vectors: float32 [T, P]; zeros where a token has none.
         known: bool [T]; the token has a finite, non-zero vector.
-        description: where they came from: ``kind``, ``path``, ``sha256``, ``dimension``, ``known``.
+        description: where they came from: ``kind``, ``path``, ``bytes``, ``sha256`` of the file (``None`` above 1 GiB: reading
+            it all would take longer than the look-up), ``vectors_sha256`` of what was looked up, ``dimension``, ``known``.
     """
 
     vectors: torch.Tensor
@@ -104,7 +109,8 @@ def load_auxiliary(
     description = {
         "kind": kind,
         "path": str(spec),
-        "sha256": _digest(path),
+        **_digest(path),
+        "vectors_sha256": hashlib.sha256(vectors.tobytes()).hexdigest(),
         "dimension": width,
         "known": int(have.sum()),
     }
@@ -133,8 +139,11 @@ def check_auxiliary(spec: str | Path) -> str:
         return "spacy"
     if not path.is_file():
         raise input_error("auxiliary vectors", f"nothing at {text!r}", TAKEN, "check the path")
-    with path.open("rb") as file:
-        start = file.read(8)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise input_error(text, f"a file that cannot be read ({error.strerror})", TAKEN, "check it") from error
     if path.suffix in (".bin", ".ftz") or start[:4] == (793712314).to_bytes(4, "little"):
         try:
             _rust.FastText.open(path)
@@ -174,22 +183,22 @@ def _spacy_folder(path: Path) -> Path:
 
 def _read_spacy(folder: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
     config_path = folder / "vectors.cfg"
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+        floret = {name: config[name] for name in _FLORET} if config.get("mode") == "floret" else None
+    except (ValueError, KeyError, AttributeError) as error:
+        found = f"a broken file ({type(error).__name__}: {error})"
+        raise input_error(str(config_path), found, "settings as spaCy writes them", "fetch the folder again") from error
     try:
         table = np.load(folder / "vectors", mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise input_error(str(folder / "vectors"), str(error), "a NumPy array", "fetch the folder again") from error
-    if table.ndim != 2 or not len(table):
+    if table.ndim != 2 or not table.size:
         raise input_error(
             str(folder / "vectors"), f"shape {table.shape}", "a table of rows", "use a model with vectors"
         )
-    if config.get("mode") == "floret":
-        names = ("minn", "maxn", "hash_count", "hash_seed", "bow", "eow")
-        rows, offsets = _rust.floret_rows(words, rows=len(table), **{name: config[name] for name in names})
-        values = np.empty((len(words), table.shape[1]), dtype=np.float32)
-        for index in range(len(words)):
-            values[index] = table[rows[offsets[index] : offsets[index + 1]]].mean(axis=0)
-        return values, np.ones(len(words), dtype=bool)
+    if floret is not None:
+        return _rust.floret_vectors(words, np.ascontiguousarray(table, dtype=np.float32), **floret)
     rows = _rust.table_rows((folder / "key2row").read_bytes(), words, str(folder / "key2row"))
     known = (rows >= 0) & (rows < len(table))
     values = np.zeros((len(words), table.shape[1]), dtype=np.float32)
@@ -197,12 +206,15 @@ def _read_spacy(folder: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]
     return values, known
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of a spaCy folder's table and keys (hashing reads whole files, at about 1 GB/s)."""
+def _digest(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, or of a spaCy folder's table and keys, as long as that is quick."""
     files = [path] if path.is_file() else [_spacy_folder(path) / name for name in ("vectors", "key2row")]
+    size = sum(file.stat().st_size for file in files)
+    if size > _LARGEST_DIGEST:
+        return {"bytes": size, "sha256": None}
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
-    return digest.hexdigest()
+    return {"bytes": size, "sha256": digest.hexdigest()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,17 @@ FALLBACK: dict[str, tuple[str, ...]] = {
     "mask": ("mask", "unk"),
 }
 
+# How the common families spell each role, for a bare file that does not name them.
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<｜begin▁of▁sentence｜>", "[BOS]"),  # noqa: RUF001
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<｜end▁of▁sentence｜>", "[EOS]"),  # noqa: RUF001
+    "pad": ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "cls": ("[CLS]", "<cls>"),
+    "sep": ("[SEP]", "<sep>"),
+    "mask": ("<mask>", "[MASK]"),
+}
+
 
 def roles_of(tokenizer: Any) -> dict[str, int]:
     """Roles of a transformers tokenizer: role -> id, for the roles it has."""
@@ -36,10 +47,13 @@ def roles_of(tokenizer: Any) -> dict[str, int]:
     return found
 
 
-def roles_in(folder: Path, ids: Mapping[str, int]) -> dict[str, int]:
-    """Roles named by ``special_tokens_map.json`` and ``tokenizer_config.json`` of a folder, through spelling -> id.
+def roles_in(folder: Path, find: Callable[[str], int | None]) -> dict[str, int]:
+    """Roles named by ``special_tokens_map.json`` and ``tokenizer_config.json`` of a folder; ``find`` gives a spelling's id.
 
-    An entry may be a string or an object with ``content``; the later file wins.
+    An entry may be a string or an object with ``content``; the later file wins. A spelling without an id has no role.
+
+    Raises:
+        InputError: a file cannot be read or is no JSON object.
     """
     named: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -48,14 +62,27 @@ def roles_in(folder: Path, ids: Mapping[str, int]) -> dict[str, int]:
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise input_error(str(path), f"a broken file ({error})", "JSON", "save the tokenizer again") from error
+        if not isinstance(content, dict):
+            raise input_error(str(path), f"a {type(content).__name__}", "a JSON object", "save the tokenizer again")
         for role in ROLES:
             entry = content.get(f"{role}_token")
             spelling = entry.get("content") if isinstance(entry, dict) else entry
             if isinstance(spelling, str):
                 named[role] = spelling
-    return {role: ids[spelling] for role, spelling in named.items() if spelling in ids}
+    found = {role: find(spelling) for role, spelling in named.items()}
+    return {role: index for role, index in found.items() if index is not None}
+
+
+def roles_by_spelling(specials: Mapping[str, int]) -> dict[str, int]:
+    """Roles of special tokens (spelling -> id) by :data:`SPELLINGS`, for a tokenizer that comes without their names."""
+    found = {}
+    for role, spellings in SPELLINGS.items():
+        spelling = next((spelling for spelling in spellings if spelling in specials), None)
+        if spelling is not None:
+            found[role] = specials[spelling]
+    return found
 
 
 def match_roles(

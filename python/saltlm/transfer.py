@@ -33,7 +33,8 @@ from .provenance import (
     support_summary,
 )  # fmt: skip
 from .status import versions
-from .write_folder import check_output, write_folder
+from .output_folder import check_output
+from .write_folder import write_folder
 
 Progress = Callable[[str, int, int], None]
 STAGES = ("load", "align", "vectors", "rows", "self-check", "write")
@@ -116,7 +117,9 @@ def transfer(
     clock = _Clock(progress)
     destination = None if out is None else Path(out)
     if destination is not None:
-        check_output(destination, force=config.force, inputs=(source, target))
+        # Names of the hub are not folders and cannot be overwritten.
+        folders = [Path(name) for name in (source, target) if Path(name).is_dir()]
+        destination = check_output(destination, protected=folders, force=config.force)
     _check_vectors_given(config, auxiliary)
     device = _device(config.device)
     with clock("load"):
@@ -163,6 +166,8 @@ def transfer(
                     "README.md": model_card(summary),
                 },
                 force=config.force,
+                protected=[donor.folder],
+                progress=lambda done, total: clock.progress("write", done, total),
             )
     return Transfer(
         input_rows=assembly.input_rows,

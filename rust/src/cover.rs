@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
-use crate::align::Index;
+use crate::index::{Index, Pieces, NONE};
 use crate::token::{Vocabulary, BYTE_PIECE};
 
 /// What a tokenizer's own segmentation needs beside its tokens.
@@ -17,7 +17,7 @@ pub enum Segmenter {
     /// Merge any two neighbours whose joined bytes are a token; the smallest id (rank) first.
     Ranks,
     /// Log-probability of each id.
-    Unigram(Vec<f32>),
+    Unigram(Vec<f64>),
     /// Greedy longest match from the left.
     #[default]
     Longest,
@@ -26,23 +26,49 @@ pub enum Segmenter {
 /// A segmenter made ready: lookups over one vocabulary.
 pub struct Coverer<'a> {
     vocabulary: &'a Vocabulary,
-    index: &'a Index<'a>,
+    pieces: Pieces<'a>,
     merges: FxHashMap<(u32, u32), (u32, u32)>,
-    bytes: Box<[Option<u32>; 256]>,
-    longest: usize,
-    unknown_score: f32,
+    bytes: Box<[u32; 256]>,
+    unknown_score: f64,
 }
 
-const NONE: u32 = u32::MAX;
+/// Buffers of one thread, used again for every token.
+#[derive(Default)]
+pub struct Scratch {
+    symbols: Vec<Symbol>,
+    /// Rank of the merge of each symbol with its right neighbour; [`NONE`] where there is none. Apart from the symbols so
+    /// that the best is found by one pass over consecutive numbers.
+    ranks: Vec<u32>,
+    queue: BinaryHeap<Reverse<(u32, u32)>>,
+    best: Vec<(f64, u32, u32)>,
+    spans: Vec<(u32, u32, u32)>,
+}
+
+/// A symbol under merging: a stretch of the text, linked to its neighbours.
+#[derive(Clone, Copy)]
+struct Symbol {
+    id: u32,
+    start: u32,
+    end: u32,
+    previous: u32,
+    next: u32,
+    /// What the merge with the right neighbour makes.
+    made: u32,
+}
+
+/// Up to this many symbols the best merge is looked for in turn, which takes half the time of a queue; beyond, the queue
+/// keeps the cost of long tokens at O(n log n).
+const FEW: usize = 96;
 
 impl<'a> Coverer<'a> {
-    /// Prepares the lookups; `index` must be that of `vocabulary`.
-    pub fn new(vocabulary: &'a Vocabulary, index: &'a Index<'a>) -> Self {
-        let mut bytes = Box::new([None; 256]);
-        for (id, flag) in vocabulary.flags.iter().enumerate() {
+    /// Prepares the lookups over the vocabulary of `index`.
+    pub fn new(index: &'a Index<'a>) -> Self {
+        let vocabulary = index.vocabulary;
+        let mut bytes = Box::new([NONE; 256]);
+        for (id, flag) in vocabulary.flags.iter().enumerate().rev() {
             if flag & BYTE_PIECE != 0 {
                 if let [byte] = vocabulary.canonical.get(id) {
-                    bytes[*byte as usize].get_or_insert(id as u32);
+                    bytes[*byte as usize] = id as u32;
                 }
             }
         }
@@ -56,26 +82,21 @@ impl<'a> Coverer<'a> {
             }
             _ => FxHashMap::default(),
         };
-        let longest = (0..vocabulary.size())
-            .filter(|&id| vocabulary.is_text(id))
-            .map(|id| vocabulary.canonical.get(id).len())
-            .max()
-            .unwrap_or(0);
         let unknown_score = match &vocabulary.segmenter {
             // SentencePiece's own penalty for what has no piece: ten below the least likely one.
-            Segmenter::Unigram(scores) => scores.iter().copied().fold(f32::INFINITY, f32::min) - 10.0,
+            Segmenter::Unigram(scores) => scores.iter().copied().fold(f64::INFINITY, f64::min) - 10.0,
             _ => 0.0,
         };
-        Coverer { vocabulary, index, merges, bytes, longest, unknown_score }
+        Coverer { vocabulary, pieces: Pieces::new(index), merges, bytes, unknown_score }
     }
 
     /// Appends the cover of `text` to `out`; nothing is appended where the pieces cannot spell it.
-    pub fn cover(&self, text: &[u8], out: &mut Vec<u32>) {
+    pub fn cover(&self, text: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
         let start = out.len();
         let whole = !text.is_empty()
             && match &self.vocabulary.segmenter {
-                Segmenter::Bpe(_) | Segmenter::Ranks => self.merge(text, out),
-                Segmenter::Unigram(scores) => self.viterbi(text, scores, out),
+                Segmenter::Bpe(_) | Segmenter::Ranks => self.merge(text, scratch, out),
+                Segmenter::Unigram(scores) => self.viterbi(text, scores, scratch, out),
                 Segmenter::Longest => self.longest_match(text, out),
             };
         if !whole {
@@ -83,163 +104,182 @@ impl<'a> Coverer<'a> {
         }
     }
 
-    /// A token of exactly these bytes that is neither special nor a byte piece.
-    fn piece(&self, bytes: &[u8]) -> Option<u32> {
-        self.index.plain(bytes)
+    /// Width of the unit the model starts from: a byte where it is byte-level, else a character.
+    fn width(&self, text: &[u8], at: usize) -> usize {
+        if self.vocabulary.kind.by_bytes() {
+            1
+        } else {
+            character_width(text, at)
+        }
     }
 
-    /// Pieces for a character: itself, else its byte pieces.
-    fn push_character(&self, character: &[u8], out: &mut Vec<u32>) -> bool {
-        if let Some(id) = self.piece(character) {
-            out.push(id);
-            return true;
+    /// The token of one byte: the model's own, else a byte piece.
+    fn byte(&self, byte: u8) -> Option<u32> {
+        let id = self.bytes[byte as usize];
+        if id != NONE {
+            return Some(id);
         }
-        let start = out.len();
-        for &byte in character {
-            let single = self.bytes[byte as usize].or_else(|| self.piece(&[byte]));
-            match single {
-                Some(id) => out.push(id),
-                None => {
-                    out.truncate(start);
-                    return false;
-                }
-            }
-        }
-        true
+        self.pieces.get(&[byte])
     }
 
-    /// Byte-pair merging: the pair of best rank first, the leftmost on ties. O(n log n) for n symbols.
-    fn merge(&self, text: &[u8], out: &mut Vec<u32>) -> bool {
-        let ranks = matches!(self.vocabulary.segmenter, Segmenter::Ranks);
-        let by_bytes = ranks || self.vocabulary.kind == crate::token::Kind::ByteLevelBpe;
-        let mut ids = Vec::with_capacity(text.len());
-        let mut widths = Vec::with_capacity(text.len());
+    /// Byte-pair merging: the pair of best rank first, the leftmost on ties.
+    fn merge(&self, text: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) -> bool {
+        let Scratch { symbols, ranks, queue, .. } = scratch;
+        symbols.clear();
         let mut at = 0;
         while at < text.len() {
-            let width = if by_bytes { 1 } else { character_width(text, at) };
-            let before = ids.len();
-            if !self.push_character(&text[at..at + width], &mut ids) {
-                return false;
+            let width = self.width(text, at);
+            match self.pieces.get(&text[at..at + width]) {
+                Some(id) => push_symbol(symbols, id, at, width),
+                None => {
+                    for (place, &byte) in text.iter().enumerate().skip(at).take(width) {
+                        let Some(id) = self.byte(byte) else { return false };
+                        push_symbol(symbols, id, place, 1);
+                    }
+                }
             }
-            let pieces = ids.len() - before;
-            widths.extend(std::iter::repeat_n(if pieces == 1 { width } else { 1 }, pieces));
             at += width;
         }
-        let count = ids.len();
-        let mut starts = Vec::with_capacity(count + 1);
-        let mut position = 0;
-        for width in &widths {
-            starts.push(position);
-            position += width;
+        let count = symbols.len();
+        ranks.clear();
+        ranks.resize(count, NONE);
+        queue.clear();
+        for left in 0..count {
+            self.rank(text, symbols, ranks, left);
         }
-        let mut ends: Vec<usize> = (0..count).map(|i| starts[i] + widths[i]).collect();
-        let mut next: Vec<usize> = (1..=count).collect();
-        let mut previous: Vec<usize> = (0..count).map(|i| i.wrapping_sub(1)).collect();
-        let pair = |ids: &[u32], ends: &[usize], left: usize, right: usize| -> Option<(u32, u32)> {
-            if ranks {
-                let made = self.piece(&text[starts[left]..ends[right]])?;
-                Some((made, made))
+        let queued = count > FEW;
+        if queued {
+            queue
+                .extend((0..count).filter(|&left| ranks[left] != NONE).map(|left| Reverse((ranks[left], left as u32))));
+        }
+        loop {
+            let left = if queued {
+                // An entry is stale when its place has another rank by now.
+                match std::iter::from_fn(|| queue.pop()).find(|Reverse((rank, left))| ranks[*left as usize] == *rank) {
+                    Some(Reverse((_, left))) => left as usize,
+                    None => break,
+                }
             } else {
-                self.merges.get(&(ids[left], ids[right])).copied()
-            }
-        };
-        let mut queue = BinaryHeap::with_capacity(count);
-        for left in 0..count.saturating_sub(1) {
-            if let Some((rank, made)) = pair(&ids, &ends, left, left + 1) {
-                queue.push(Reverse((rank, left, left + 1, made, ends[left + 1])));
-            }
-        }
-        while let Some(Reverse((_, left, right, made, end))) = queue.pop() {
-            // Stale: one side has been merged away or has grown since.
-            if ids[left] == NONE || ids[right] == NONE || next[left] != right || ends[right] != end {
-                continue;
-            }
-            if pair(&ids, &ends, left, right).map(|p| p.1) != Some(made) {
-                continue;
-            }
-            ids[left] = made;
-            ids[right] = NONE;
-            ends[left] = end;
-            next[left] = next[right];
-            if next[left] < count {
-                previous[next[left]] = left;
-                let other = next[left];
-                if let Some((rank, made)) = pair(&ids, &ends, left, other) {
-                    queue.push(Reverse((rank, left, other, made, ends[other])));
+                let (mut left, mut least) = (0, NONE);
+                for (place, &rank) in ranks.iter().enumerate() {
+                    if rank < least {
+                        (left, least) = (place, rank);
+                    }
                 }
+                if least == NONE {
+                    break;
+                }
+                left
+            };
+            let right = symbols[symbols[left].next as usize];
+            ranks[symbols[left].next as usize] = NONE;
+            symbols[left].id = symbols[left].made;
+            symbols[left].end = right.end;
+            symbols[left].next = right.next;
+            if right.next as usize != count {
+                symbols[right.next as usize].previous = left as u32;
             }
-            let other = previous[left];
-            if other != usize::MAX {
-                if let Some((rank, made)) = pair(&ids, &ends, other, left) {
-                    queue.push(Reverse((rank, other, left, made, ends[left])));
+            let before = symbols[left].previous;
+            for place in [left, before as usize] {
+                if place < count {
+                    self.rank(text, symbols, ranks, place);
+                    if queued && ranks[place] != NONE {
+                        queue.push(Reverse((ranks[place], place as u32)));
+                    }
                 }
             }
         }
-        out.extend(ids.into_iter().filter(|&id| id != NONE));
+        let mut at = 0;
+        while at < count {
+            out.push(symbols[at].id);
+            at = symbols[at].next as usize;
+        }
         true
     }
 
-    /// The most probable segmentation; the longer last piece wins a tie. O(n x longest piece).
-    fn viterbi(&self, text: &[u8], scores: &[f32], out: &mut Vec<u32>) -> bool {
+    /// Looks up the merge of symbol `left` with its right neighbour.
+    fn rank(&self, text: &[u8], symbols: &mut [Symbol], ranks: &mut [u32], left: usize) {
+        let Some(right) = symbols.get(symbols[left].next as usize).copied() else {
+            ranks[left] = NONE;
+            return;
+        };
+        let found = if matches!(self.vocabulary.segmenter, Segmenter::Ranks) {
+            self.pieces.get(&text[symbols[left].start as usize..right.end as usize]).map(|made| (made, made))
+        } else {
+            self.merges.get(&(symbols[left].id, right.id)).copied()
+        };
+        (ranks[left], symbols[left].made) = found.unwrap_or((NONE, NONE));
+    }
+
+    /// The most probable segmentation; of equals the one found first. O(n x pieces that begin at a place).
+    fn viterbi(&self, text: &[u8], scores: &[f64], scratch: &mut Scratch, out: &mut Vec<u32>) -> bool {
+        let Scratch { best, spans, .. } = scratch;
         let size = text.len();
-        let mut best = vec![(f32::NEG_INFINITY, 0usize, NONE); size + 1];
+        best.clear();
+        best.resize(size + 1, (f64::NEG_INFINITY, 0, NONE));
         best[0].0 = 0.0;
-        let mut start = 0;
-        while start < size {
+        for start in 0..size {
             let reached = best[start].0;
-            let width = character_width(text, start);
-            let mut has_single = false;
-            if reached > f32::NEG_INFINITY {
-                let mut end = start;
-                while end < size && end - start < self.longest {
-                    end += character_width(text, end);
-                    if let Some(id) = self.piece(&text[start..end]) {
-                        has_single |= end == start + width;
-                        let score = reached + scores.get(id as usize).copied().unwrap_or(self.unknown_score);
-                        if score > best[end].0 {
-                            best[end] = (score, start, id);
-                        }
-                    }
-                }
-                if !has_single && reached + self.unknown_score > best[start + width].0 {
-                    best[start + width] = (reached + self.unknown_score, start, NONE);
-                }
+            if reached == f64::NEG_INFINITY {
+                continue;
             }
-            start += width;
+            let width = self.width(text, start);
+            let mut has_single = false;
+            self.pieces.beginning(&text[start..], |length, id| {
+                has_single |= length == width;
+                let score = scores[id as usize] + reached;
+                if score > best[start + length].0 {
+                    best[start + length] = (score, start as u32, id);
+                }
+            });
+            if !has_single && self.unknown_score + reached > best[start + width].0 {
+                best[start + width] = (self.unknown_score + reached, start as u32, NONE);
+            }
         }
-        let mut spans = Vec::new();
+        spans.clear();
         let mut end = size;
         while end > 0 {
             let (_, start, id) = best[end];
-            spans.push((start, end, id));
-            end = start;
+            spans.push((start, end as u32, id));
+            end = start as usize;
         }
         for &(start, end, id) in spans.iter().rev() {
             if id != NONE {
                 out.push(id);
-            } else if !self.push_character(&text[start..end], out) {
-                return false;
+                continue;
+            }
+            for &byte in &text[start as usize..end as usize] {
+                let Some(id) = self.byte(byte) else { return false };
+                out.push(id);
             }
         }
         true
     }
 
-    /// The longest token that begins what is left, again and again. O(n x longest piece).
+    /// The longest token that begins what is left, again and again.
     fn longest_match(&self, text: &[u8], out: &mut Vec<u32>) -> bool {
         let mut start = 0;
         while start < text.len() {
-            let limit = text.len().min(start + self.longest);
-            let found = (start + 1..=limit).rev().find_map(|end| Some((end, self.piece(&text[start..end])?)));
-            match found {
-                Some((end, id)) => {
-                    out.push(id);
-                    start = end;
-                }
-                None => return false,
-            }
+            let mut longest = None;
+            self.pieces.beginning(&text[start..], |length, id| longest = Some((length, id)));
+            let Some((length, id)) = longest else { return false };
+            out.push(id);
+            start += length;
         }
         true
     }
+}
+
+fn push_symbol(symbols: &mut Vec<Symbol>, id: u32, start: usize, width: usize) {
+    let place = symbols.len() as u32;
+    symbols.push(Symbol {
+        id,
+        start: start as u32,
+        end: (start + width) as u32,
+        previous: place.wrapping_sub(1),
+        next: place + 1,
+        made: NONE,
+    });
 }
 
 /// Width in bytes of the UTF-8 character at `at`; 1 where the bytes are not UTF-8.

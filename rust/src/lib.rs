@@ -6,6 +6,7 @@
 pub mod align;
 pub mod cover;
 pub mod error;
+pub mod index;
 pub mod tiktoken;
 pub mod token;
 pub mod tokenizer_json;

@@ -77,6 +77,12 @@ impl Vocabulary {
         (0..self.0.size()).filter(flagged).map(spelled).collect()
     }
 
+    /// The smallest id with this native spelling, or None.
+    fn find(&self, spelling: &str) -> Option<usize> {
+        (0..self.0.size())
+            .find(|&id| self.0.flags[id] & token::HOLE == 0 && self.0.spelling.get(id) == spelling.as_bytes())
+    }
+
     fn __repr__(&self) -> String {
         format!("Vocabulary(kind={:?}, size={})", self.0.kind.name(), self.0.size())
     }

@@ -19,6 +19,8 @@ pub const ADDED: u8 = 16;
 pub enum Kind {
     /// BPE over a fixed 256-character spelling of bytes.
     ByteLevelBpe,
+    /// Unigram pieces over the same 256-character spelling of bytes.
+    ByteLevelUnigram,
     /// Unigram pieces, U+2581 for a space.
     SentencePieceUnigram,
     /// BPE pieces, U+2581 for a space, often with byte-fallback pieces.
@@ -34,11 +36,17 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::ByteLevelBpe => "byte_level_bpe",
+            Kind::ByteLevelUnigram => "byte_level_unigram",
             Kind::SentencePieceUnigram => "sentencepiece_unigram",
             Kind::SentencePieceBpe => "sentencepiece_bpe",
             Kind::WordPiece => "wordpiece",
             Kind::Tiktoken => "tiktoken",
         }
+    }
+
+    /// Whether the model builds text from bytes rather than from characters.
+    pub fn by_bytes(self) -> bool {
+        matches!(self, Kind::ByteLevelBpe | Kind::ByteLevelUnigram | Kind::Tiktoken)
     }
 }
 
@@ -119,25 +127,33 @@ impl Vocabulary {
 }
 
 /// One token of a vocabulary under construction.
-pub struct Entry<'a> {
+pub struct Entry<'a, S: ?Sized> {
     /// Its id.
     pub id: usize,
-    /// Its native spelling.
-    pub spelling: &'a [u8],
+    /// Its native spelling, text or bytes.
+    pub spelling: &'a S,
     /// Flags other than [`WORD_START`] and [`HOLE`].
     pub flags: u8,
 }
 
 /// Lays entries out by id, turning each spelling into canonical bytes.
 ///
-/// Ids that no entry has become holes; of two entries with one id the later wins (added tokens are given last).
-pub fn lay_out(entries: &[Entry<'_>], canonical: impl Fn(&Entry<'_>, &mut Vec<u8>)) -> (Table, Table, Vec<u8>) {
+/// Ids that no entry has become holes. The first `own` entries are the model's: two of them with one id are an error (their
+/// places are returned), since an id stands for one token. An added token, given after them, replaces a piece.
+pub fn lay_out<S: AsRef<[u8]> + ?Sized>(
+    entries: &[Entry<'_, S>],
+    own: usize,
+    canonical: impl Fn(&Entry<'_, S>, &mut Vec<u8>),
+) -> Result<(Table, Table, Vec<u8>), [usize; 2]> {
     let size = entries.iter().map(|e| e.id + 1).max().unwrap_or(0);
     let mut at = vec![usize::MAX; size];
     for (index, entry) in entries.iter().enumerate() {
-        at[entry.id] = index;
+        let before = std::mem::replace(&mut at[entry.id], index);
+        if index < own && before != usize::MAX {
+            return Err([before, index]);
+        }
     }
-    let total: usize = entries.iter().map(|e| e.spelling.len()).sum();
+    let total: usize = entries.iter().map(|e| e.spelling.as_ref().len()).sum();
     let mut tokens = Table::with_capacity(size, total);
     let mut spellings = Table::with_capacity(size, total);
     let mut flags = Vec::with_capacity(size);
@@ -147,7 +163,7 @@ pub fn lay_out(entries: &[Entry<'_>], canonical: impl Fn(&Entry<'_>, &mut Vec<u8
             let entry = &entries[index];
             let start = tokens.bytes.len();
             canonical(entry, &mut tokens.bytes);
-            spellings.bytes.extend_from_slice(entry.spelling);
+            spellings.bytes.extend_from_slice(entry.spelling.as_ref());
             flag = entry.flags;
             if flag & SPECIAL == 0 && tokens.bytes.get(start) == Some(&b' ') {
                 flag |= WORD_START;
@@ -157,7 +173,7 @@ pub fn lay_out(entries: &[Entry<'_>], canonical: impl Fn(&Entry<'_>, &mut Vec<u8
         spellings.close();
         flags.push(flag);
     }
-    (tokens, spellings, flags)
+    Ok((tokens, spellings, flags))
 }
 
 /// The byte a byte-fallback piece `<0xNN>` stands for.
@@ -191,8 +207,58 @@ pub fn byte_of_char(c: char) -> Option<u8> {
     }
 }
 
+/// What the characters of a spelling stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alphabet {
+    /// Themselves.
+    Plain,
+    /// Bytes, by the table of [`byte_of_char`].
+    ByteLevel,
+    /// Themselves, but for U+2581: a space.
+    Mark,
+}
+
+/// How a tokenizer spells its tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spelling {
+    /// What characters stand for.
+    pub alphabet: Alphabet,
+    /// Prefix of pieces that continue a word; empty for none.
+    pub continuation: String,
+    /// Whether what continues nothing starts a word, though no character says so.
+    pub starts_words: bool,
+}
+
+impl Spelling {
+    /// Appends the bytes that a piece of the model stands for.
+    pub fn push(&self, spelling: &str, out: &mut Vec<u8>) {
+        // The bare prefix continues with nothing: it is a word of its own.
+        let prefix = Some(self.continuation.as_str()).filter(|prefix| !prefix.is_empty());
+        let rest = prefix.and_then(|prefix| spelling.strip_prefix(prefix)).filter(|rest| !rest.is_empty());
+        if rest.is_none() && self.starts_words {
+            out.push(b' ');
+        }
+        let rest = rest.unwrap_or(spelling);
+        match self.alphabet {
+            Alphabet::Plain => out.extend_from_slice(rest.as_bytes()),
+            Alphabet::ByteLevel => push_byte_level(rest, out),
+            Alphabet::Mark => push_sentencepiece(rest, out),
+        }
+    }
+
+    /// Appends the bytes that an added token stands for: its content, which is looked for in the text itself. Only there
+    /// is the byte-level spelling not undone; the other rules hold for added tokens too.
+    pub fn push_added(&self, content: &str, out: &mut Vec<u8>) {
+        match self.alphabet {
+            Alphabet::ByteLevel => out.extend_from_slice(content.as_bytes()),
+            _ if content.starts_with(' ') => out.extend_from_slice(content.as_bytes()),
+            _ => self.push(content, out),
+        }
+    }
+}
+
 /// Appends the bytes a byte-level spelling stands for; characters outside the alphabet keep their UTF-8 bytes.
-pub fn push_byte_level(spelling: &str, out: &mut Vec<u8>) {
+fn push_byte_level(spelling: &str, out: &mut Vec<u8>) {
     for c in spelling.chars() {
         match byte_of_char(c) {
             Some(byte) => out.push(byte),
@@ -202,7 +268,7 @@ pub fn push_byte_level(spelling: &str, out: &mut Vec<u8>) {
 }
 
 /// Appends a SentencePiece spelling with every U+2581 as a space.
-pub fn push_sentencepiece(spelling: &str, out: &mut Vec<u8>) {
+fn push_sentencepiece(spelling: &str, out: &mut Vec<u8>) {
     let mut rest = spelling;
     while let Some(at) = rest.find('\u{2581}') {
         out.extend_from_slice(&rest.as_bytes()[..at]);
@@ -210,17 +276,6 @@ pub fn push_sentencepiece(spelling: &str, out: &mut Vec<u8>) {
         rest = &rest[at + '\u{2581}'.len_utf8()..];
     }
     out.extend_from_slice(rest.as_bytes());
-}
-
-/// Appends a WordPiece spelling: a continuation loses its prefix, everything else gains a leading space.
-pub fn push_wordpiece(spelling: &str, prefix: &str, out: &mut Vec<u8>) {
-    match spelling.strip_prefix(prefix).filter(|_| !prefix.is_empty()) {
-        Some(rest) => out.extend_from_slice(rest.as_bytes()),
-        None => {
-            out.push(b' ');
-            out.extend_from_slice(spelling.as_bytes());
-        }
-    }
 }
 
 #[cfg(test)]
@@ -249,14 +304,20 @@ mod tests {
         assert_eq!(byte_piece(b"<0xG0>"), None);
     }
 
+    fn spelled(alphabet: Alphabet, continuation: &str, text: &str) -> Vec<u8> {
+        let starts_words = alphabet == Alphabet::Plain;
+        let mut out = Vec::new();
+        Spelling { alphabet, continuation: continuation.into(), starts_words }.push(text, &mut out);
+        out
+    }
+
     #[test]
     fn spellings_become_bytes() {
-        let mut out = Vec::new();
-        push_sentencepiece("\u{2581}\u{2581}a\u{2581}", &mut out);
-        assert_eq!(out, b"  a ");
-        out.clear();
-        push_wordpiece("##llo", "##", &mut out);
-        push_wordpiece("he", "##", &mut out);
-        assert_eq!(out, b"llo he");
+        assert_eq!(spelled(Alphabet::Mark, "", "\u{2581}\u{2581}a\u{2581}"), b"  a ");
+        assert_eq!(spelled(Alphabet::ByteLevel, "", "\u{120}a\u{c3}\u{a4}"), " aä".as_bytes());
+        assert_eq!(spelled(Alphabet::Plain, "##", "##llo"), b"llo");
+        assert_eq!(spelled(Alphabet::Plain, "##", "he"), b" he");
+        assert_eq!(spelled(Alphabet::Plain, "##", "##"), b" ##", "the bare prefix continues nothing");
+        assert_eq!(spelled(Alphabet::Plain, "", "##a"), b" ##a");
     }
 }

@@ -2,20 +2,18 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use rustc_hash::FxHashMap;
+use rayon::prelude::*;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cover::Segmenter;
 use crate::error::{Error, Result};
-use crate::token::{
-    byte_piece, lay_out, push_byte_level, push_sentencepiece, push_wordpiece, Entry, Kind, Vocabulary, ADDED,
-    BYTE_PIECE, SPECIAL,
-};
+use crate::token::{byte_piece, lay_out, Alphabet, Entry, Kind, Spelling, Vocabulary, ADDED, BYTE_PIECE, SPECIAL};
 
 /// A vocabulary's ids end below this: beyond it a file is broken rather than large.
-pub const MAX_SIZE: u64 = 1 << 26;
+pub const MAX_SIZE: u64 = 1 << 24;
 
 /// A string borrowed from the file unless it holds escapes.
 struct Text<'a>(Cow<'a, str>);
@@ -166,8 +164,19 @@ fn mentions(value: &Value, name: &str) -> bool {
 /// `special_ids` are special beside those that the file itself marks.
 pub fn read(data: &[u8], name: &str, special_ids: &[u32]) -> Result<Vocabulary> {
     let advice = "save the tokenizer again with save_pretrained of a current transformers";
-    let file: File<'_> = serde_json::from_slice(data)
-        .map_err(|error| Error::input(name, format!("a broken file ({error})"), "a tokenizer.json", advice))?;
+    if data.starts_with(b"version https://git-lfs") {
+        return Err(Error::input(
+            name,
+            "a git-lfs pointer",
+            "a tokenizer.json",
+            "fetch the file it points to: git lfs pull",
+        ));
+    }
+    let broken =
+        |error: &dyn fmt::Display| Error::input(name, format!("a broken file ({error})"), "a tokenizer.json", advice);
+    // Checked once as a whole, the strings need no check of their own.
+    let text = std::str::from_utf8(data).map_err(|error| broken(&error))?;
+    let file: File<'_> = serde_json::from_str(text).map_err(|error| broken(&error))?;
     let kind = kind_of(&file, name)?;
     let pieces: Vec<(&str, u64)> = match &file.model.vocab {
         Tokens::Ids(tokens) => tokens.iter().map(|(text, id)| (&*text.0, *id)).collect(),
@@ -198,39 +207,29 @@ pub fn read(data: &[u8], name: &str, special_ids: &[u32]) -> Result<Vocabulary> 
             () if has_byte_pieces && byte_piece(text.as_bytes()).is_some() => BYTE_PIECE,
             () => 0,
         };
-        entries.push(Entry { id: id as usize, spelling: text.as_bytes(), flags });
+        entries.push(Entry { id: id as usize, spelling: text, flags });
     }
-    let known: FxHashMap<u64, &str> = if file.added_tokens.is_empty() {
-        FxHashMap::default()
-    } else {
-        pieces.iter().map(|&(text, id)| (id, text)).collect()
-    };
-    for added in &file.added_tokens {
-        // Added tokens that repeat a piece of the model keep the model's spelling rules.
-        if known.get(&added.id) == Some(&&*added.content.0) {
-            continue;
-        }
+    let contents: FxHashMap<u64, &str> = file.added_tokens.iter().map(|added| (added.id, &*added.content.0)).collect();
+    let repeated: FxHashSet<u64> =
+        pieces.iter().filter(|&(text, id)| contents.get(id) == Some(text)).map(|piece| piece.1).collect();
+    // Added tokens that repeat a piece of the model keep the model's spelling rules.
+    for added in file.added_tokens.iter().filter(|added| !repeated.contains(&added.id)) {
         let flags = if special[added.id as usize] { SPECIAL } else { ADDED };
-        entries.push(Entry { id: added.id as usize, spelling: added.content.0.as_bytes(), flags });
+        entries.push(Entry { id: added.id as usize, spelling: &added.content.0, flags });
     }
-    let prefix = match file.model.name.as_deref() {
-        Some("WordLevel") => "",
-        _ => file.model.continuing_subword_prefix.as_deref().unwrap_or("##"),
-    };
-    let (canonical, spelling, flags) = lay_out(&entries, |entry, out| {
-        let text = std::str::from_utf8(entry.spelling).unwrap_or_default();
-        if entry.flags & (SPECIAL | ADDED) != 0 {
-            out.extend_from_slice(entry.spelling);
-        } else if let Some(byte) = byte_piece(entry.spelling).filter(|_| entry.flags & BYTE_PIECE != 0) {
-            out.push(byte);
-        } else {
-            match kind {
-                Kind::ByteLevelBpe | Kind::Tiktoken => push_byte_level(text, out),
-                Kind::SentencePieceBpe | Kind::SentencePieceUnigram => push_sentencepiece(text, out),
-                Kind::WordPiece => push_wordpiece(text, prefix, out),
-            }
+    let how = spelling_of(&file, kind);
+    let (canonical, spelling, flags) = lay_out(&entries, pieces.len(), |entry, out| {
+        match byte_piece(entry.spelling.as_bytes()).filter(|_| entry.flags & BYTE_PIECE != 0) {
+            _ if entry.flags & SPECIAL != 0 => out.extend_from_slice(entry.spelling.as_bytes()),
+            Some(byte) => out.push(byte),
+            None if entry.flags & ADDED != 0 => how.push_added(entry.spelling, out),
+            None => how.push(entry.spelling, out),
         }
-    });
+    })
+    .map_err(|[one, other]| {
+        let found = format!("{:?} and {:?} with one id, {}", pieces[one].0, pieces[other].0, pieces[one].1);
+        Error::input(name, found, "one token for each id", advice)
+    })?;
     let segmenter = segmenter(&file, &pieces, flags.len());
     Ok(Vocabulary { kind, canonical, spelling, flags, segmenter })
 }
@@ -251,6 +250,15 @@ fn kind_of(file: &File<'_>, name: &str) -> Result<Kind> {
             "choose a PLM with a byte-level, SentencePiece or WordPiece tokenizer",
         ));
     }
+    let prefixed = model.continuing_subword_prefix.as_deref().is_some_and(|prefix| !prefix.is_empty());
+    if prefixed && matches!(model.name.as_deref().unwrap_or(inferred), "BPE" | "Unigram") {
+        return Err(Error::input(
+            name,
+            "a BPE that marks continuations",
+            "a BPE over bytes or over U+2581",
+            "choose a PLM with a byte-level, SentencePiece or WordPiece tokenizer",
+        ));
+    }
     match model.name.as_deref().unwrap_or(inferred) {
         "BPE" if file.has("ByteLevel") => Ok(Kind::ByteLevelBpe),
         "BPE" if model.byte_fallback == Some(true) || file.marks_spaces() => Ok(Kind::SentencePieceBpe),
@@ -260,6 +268,7 @@ fn kind_of(file: &File<'_>, name: &str) -> Result<Kind> {
             "one of them, which says how bytes and word starts are spelled",
             "save the tokenizer with its pre-tokenizer and decoder",
         )),
+        "Unigram" if file.has("ByteLevel") && matches!(model.vocab, Tokens::Scores(_)) => Ok(Kind::ByteLevelUnigram),
         "Unigram" if matches!(model.vocab, Tokens::Scores(_)) => Ok(Kind::SentencePieceUnigram),
         "WordPiece" | "WordLevel" if matches!(model.vocab, Tokens::Ids(_)) => Ok(Kind::WordPiece),
         other => Err(Error::input(
@@ -271,26 +280,41 @@ fn kind_of(file: &File<'_>, name: &str) -> Result<Kind> {
     }
 }
 
+/// How the pieces are spelled. A WordPiece model may stand behind a pipeline that marks spaces itself.
+fn spelling_of(file: &File<'_>, kind: Kind) -> Spelling {
+    let alphabet = match kind {
+        _ if file.has("ByteLevel") => Alphabet::ByteLevel,
+        Kind::WordPiece if !file.marks_spaces() => Alphabet::Plain,
+        _ => Alphabet::Mark,
+    };
+    let continuation = match (kind, file.model.name.as_deref()) {
+        (Kind::WordPiece, Some("WordPiece") | None) => {
+            file.model.continuing_subword_prefix.clone().unwrap_or_else(|| "##".into())
+        }
+        _ => String::new(),
+    };
+    Spelling { alphabet, continuation, starts_words: alphabet == Alphabet::Plain }
+}
+
 /// What the model's own segmentation needs.
 fn segmenter(file: &File<'_>, pieces: &[(&str, u64)], size: usize) -> Segmenter {
     match (&file.model.vocab, &file.model.merges) {
         (Tokens::Scores(tokens), _) => {
-            let mut scores: Vec<f32> = tokens.iter().map(|t| t.1 as f32).collect();
-            scores.resize(size.max(scores.len()), f32::NEG_INFINITY);
-            let least = scores.iter().copied().filter(|s| s.is_finite()).fold(0.0, f32::min);
-            scores.iter_mut().filter(|s| !s.is_finite()).for_each(|s| *s = least);
+            let mut scores: Vec<f64> = tokens.iter().map(|t| t.1).collect();
+            let least = scores.iter().copied().filter(|s| s.is_finite()).fold(0.0, f64::min);
+            scores.resize(size.max(scores.len()), least);
             Segmenter::Unigram(scores)
         }
         (Tokens::Ids(_), Some(merges)) => {
-            let ids: FxHashMap<&str, u32> = pieces.iter().map(|&(text, id)| (text, id as u32)).collect();
-            let mut joined = String::new();
-            let triples = merges.iter().filter_map(|Merge(left, right)| {
+            let mut ids = FxHashMap::with_capacity_and_hasher(pieces.len(), Default::default());
+            ids.extend(pieces.iter().map(|&(text, id)| (text, id as u32)));
+            let triple = |joined: &mut String, Merge(left, right): &Merge<'_>| {
                 joined.clear();
                 joined.push_str(left);
                 joined.push_str(right);
                 Some([*ids.get(&**left)?, *ids.get(&**right)?, *ids.get(joined.as_str())?])
-            });
-            Segmenter::Bpe(triples.collect())
+            };
+            Segmenter::Bpe(merges.par_iter().map_init(String::new, triple).flatten_iter().collect())
         }
         _ => Segmenter::Longest,
     }

@@ -1,7 +1,7 @@
 //! Python face of the vector readers.
 use std::path::PathBuf;
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use super::to_py;
@@ -54,27 +54,34 @@ fn read_text_vectors(py: Python<'_>, path: PathBuf, words: Vec<Option<String>>) 
     rows(py, found)
 }
 
-type Csr<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
-
-/// Rows of each word in a floret table, flat, and where each word's start.
+/// Vectors [n, P] of words from a floret table [rows, P] and whether each has one; None has none. The lock is released.
 #[pyfunction]
-#[pyo3(signature = (words, *, minn, maxn, hash_count, hash_seed, rows, bow, eow))]
+#[pyo3(signature = (words, table, *, minn, maxn, hash_count, hash_seed, bow, eow))]
 #[allow(clippy::too_many_arguments)]
-fn floret_rows(
-    py: Python<'_>,
+fn floret_vectors<'py>(
+    py: Python<'py>,
     words: Vec<Option<String>>,
+    table: PyReadonlyArray2<'py, f32>,
     minn: usize,
     maxn: usize,
     hash_count: usize,
     hash_seed: u32,
-    rows: u64,
     bow: String,
     eow: String,
-) -> Csr<'_> {
-    let floret =
-        Floret { shortest: minn, longest: maxn, hashes: hash_count, seed: hash_seed, rows, begin: bow, end: eow };
-    let (rows, offsets) = py.detach(|| spacy::floret_rows(&words, &floret));
-    (rows.into_pyarray(py), offsets.into_pyarray(py))
+) -> PyResult<Rows<'py>> {
+    let count = table.shape()[0] as u64;
+    let floret = Floret {
+        shortest: minn,
+        longest: maxn,
+        hashes: hash_count,
+        seed: hash_seed,
+        rows: count,
+        begin: bow,
+        end: eow,
+    };
+    let table = table.as_slice()?;
+    let found = py.detach(|| spacy::floret_vectors(&words, &floret, table));
+    rows(py, found)
 }
 
 /// Row of each word in a spaCy word table, -1 for none; `table` is the content of key2row.
@@ -93,7 +100,7 @@ fn table_rows<'py>(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<FastText>()?;
     module.add_function(wrap_pyfunction!(read_text_vectors, module)?)?;
-    module.add_function(wrap_pyfunction!(floret_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(floret_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(table_rows, module)?)?;
     Ok(())
 }

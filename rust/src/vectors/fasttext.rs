@@ -168,6 +168,11 @@ impl FastText {
         }
         let matrix = cursor.at;
         skip_matrix(&mut cursor, rows as u64, columns as u64, "input matrix")?;
+        #[cfg(unix)]
+        {
+            // Rows are wanted here and there; without this the system reads 128 KiB around each. It is only advice.
+            let _ = self.map.advise_range(memmap2::Advice::Random, matrix, cursor.at - matrix);
+        }
         if cursor.take(1, "output matrix")?[0] == 0 {
             let (rows, columns) = (cursor.i64("output matrix")?, cursor.i64("output matrix")?);
             skip_matrix(&mut cursor, rows.max(0) as u64, columns.max(0) as u64, "output matrix")?;

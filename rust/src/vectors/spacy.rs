@@ -1,7 +1,7 @@
 //! What a spaCy vectors folder needs: floret's row hashes, and the table from string keys to rows.
 use rayon::prelude::*;
 
-use super::hashing;
+use super::{hashing, Found};
 use crate::error::{Error, Result};
 
 /// Settings of a floret table, from its `vectors.cfg`.
@@ -23,25 +23,26 @@ pub struct Floret {
     pub end: String,
 }
 
-/// Rows of each word (the marked word and its n-grams, `hashes` rows each), flat, and where each word's start.
-///
-/// A word's vector is the mean of its rows; `None` has no rows.
-pub fn floret_rows(words: &[Option<String>], floret: &Floret) -> (Vec<i64>, Vec<i64>) {
-    let each: Vec<Vec<i64>> = words
-        .par_iter()
-        .map(|word| word.as_ref().filter(|w| !w.is_empty()).map_or_else(Vec::new, |word| rows_of(word, floret)))
-        .collect();
-    let mut offsets = Vec::with_capacity(words.len() + 1);
-    offsets.push(0);
-    let mut rows = Vec::with_capacity(each.iter().map(Vec::len).sum());
-    for own in each {
-        rows.extend(own);
-        offsets.push(rows.len() as i64);
-    }
-    (rows, offsets)
+/// Vectors of words from a floret table of `floret.rows` rows: the mean of the rows of the marked word and its n-grams,
+/// summed in that order (spaCy's own bits). `None` and the empty word have none.
+pub fn floret_vectors(words: &[Option<String>], floret: &Floret, table: &[f32]) -> Found {
+    let dimension = table.len() / (floret.rows.max(1) as usize);
+    let mut values = vec![0f32; words.len() * dimension];
+    let mut known = vec![false; words.len()];
+    let each = values.par_chunks_mut(dimension.max(1)).zip(known.par_iter_mut()).zip(words);
+    each.for_each(|((row, known), word)| {
+        let Some(word) = word.as_deref().filter(|word| !word.is_empty()) else { return };
+        let rows = rows_of(word, floret);
+        for place in &rows {
+            row.iter_mut().zip(&table[place * dimension..]).for_each(|(sum, value)| *sum += value);
+        }
+        row.iter_mut().for_each(|sum| *sum /= rows.len() as f32);
+        *known = true;
+    });
+    Found { values, known, dimension }
 }
 
-fn rows_of(word: &str, floret: &Floret) -> Vec<i64> {
+fn rows_of(word: &str, floret: &Floret) -> Vec<usize> {
     let marked = [floret.begin.as_str(), word, floret.end.as_str()].concat();
     let starts: Vec<usize> = marked.char_indices().map(|(at, _)| at).chain([marked.len()]).collect();
     let characters = starts.len() - 1;
@@ -49,7 +50,7 @@ fn rows_of(word: &str, floret: &Floret) -> Vec<i64> {
     let mut push = |gram: &str| {
         let [low, high] = hashing::murmur3_x64_128(gram.as_bytes(), floret.seed);
         let four = [low & 0xffff_ffff, low >> 32, high & 0xffff_ffff, high >> 32];
-        rows.extend(four.iter().take(floret.hashes).map(|hash| (hash % floret.rows.max(1)) as i64));
+        rows.extend(four.iter().take(floret.hashes).map(|hash| (hash % floret.rows.max(1)) as usize));
     };
     push(&marked);
     for size in floret.shortest..=floret.longest.min(characters) {
