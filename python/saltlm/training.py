@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -266,7 +267,9 @@ def training_arguments(config: AdaptConfig) -> dict[str, Any]:
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
     found: dict[str, Any] = {"bf16": precision == "bf16", "fp16": precision == "fp16", "dataloader_pin_memory": cuda}
     if not cuda:
-        found.update(use_cpu=True, ddp_backend="gloo")
+        found["use_cpu"] = True
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            found["ddp_backend"] = "gloo"
     if config.fsdp:
         found.update(
             fsdp="full_shard", fsdp_config={"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
