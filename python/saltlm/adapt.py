@@ -99,14 +99,24 @@ def adapt(
     """
     config = config or AdaptConfig()
     _need_accelerate()
+    from .architecture import quiet_transformers
+
+    with quiet_transformers():
+        return _adapt(model, texts, Path(out).expanduser(), config, (eval_texts, source_eval_texts), replay, resume, progress)
+
+
+def _adapt(
+    model: str | Path, texts: Sources, out: Path, config: AdaptConfig, held_out: tuple[Sources | None, Sources | None],
+    replay: Mapping[str | Path, float] | None, resume: bool, progress: Callable[[AdaptProgress], None] | None,
+) -> Adaptation:  # fmt: skip
     from .adapt_model import load_job
     from .training import find_processes
 
     source = _folder_of(model)
     this = find_processes(config)
-    folder = RunFolder(Path(out).expanduser(), main=this.main, barrier=this.barrier)
+    folder = RunFolder(out, main=this.main, barrier=this.barrier)
     folder.check(resume=resume, force=config.force, protected=[source])
-    text = _read_text(texts, eval_texts, source_eval_texts, replay, config)
+    text = _read_text(texts, *held_out, replay, config)
     identity = {
         "model": model_identity(source), **text.identity, "config": config_identity(config), "processes": this.count,
     }  # fmt: skip

@@ -117,6 +117,7 @@ class ChunkedLM:
         """``{"loss": []}``, the sum over predicted tokens by ``num_items_in_batch`` (``None``: their number), or stock."""
         if labels is None:
             return self.stock(input_ids=input_ids, **rest)
+        # Without a cache, and only then, transformers keeps packed documents apart by their position ids.
         rest.pop("use_cache", None)
         hidden = self.body(input_ids=input_ids, use_cache=False, **rest).last_hidden_state
         targets = labels[:, 1:].flatten()

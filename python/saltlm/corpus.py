@@ -124,7 +124,7 @@ class Corpus:
                 rows = rows["train"] if isinstance(rows, dict) and "train" in rows else rows
             else:
                 name, *rest = source.removeprefix("dataset:").split(",")
-                config, split = (rest + [None, None])[:2] if len(rest) != 1 else (None, rest[0])
+                config, split = [*rest, None, None][:2] if len(rest) != 1 else (None, rest[0])
                 rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
         except Exception as error:  # whatever a loader raises, it is the name that has to be mended
             first = (str(error).splitlines() or [type(error).__name__])[0]

@@ -97,10 +97,16 @@ class Recorder:
         if self.progress and self.writes:
             self.progress(
                 AdaptProgress(
-                    step=line["step"], steps=self.steps, phase=line["phase"], loss=line.get("loss"),
-                    bits_per_byte=line.get("bits_per_byte"), heldout=self.heldout, source=self.source,
-                    tokens_per_second=self._pace, seconds_left=self._left,
-                )  # fmt: skip
+                    step=line["step"],
+                    steps=self.steps,
+                    phase=line["phase"],
+                    loss=line.get("loss"),
+                    bits_per_byte=line.get("bits_per_byte"),
+                    heldout=self.heldout,
+                    source=self.source,
+                    tokens_per_second=self._pace,
+                    seconds_left=self._left,
+                )
             )
         self._since = time.perf_counter()
 
@@ -123,7 +129,8 @@ class Recorder:
         advice = "start over with lower learning rates or a longer warm-up"
         if not math.isfinite(loss):
             raise BackendError(f"step {step}: the loss is {loss}; {where}; {advice}")
-        recent = [line["loss"] for line in self.lines if "loss" in line][-(DIVERGED_STEPS - 1) :] + [loss]
+        before = [line["loss"] for line in self.lines[-DIVERGED_STEPS:] if "loss" in line]
+        recent = [*before, loss][-DIVERGED_STEPS:]
         limit = DIVERGED_TIMES * max(self.uniform, self._first_loss())
         if len(recent) == DIVERGED_STEPS and sum(recent) / len(recent) > limit:
             mean = sum(recent) / len(recent)

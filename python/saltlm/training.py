@@ -139,6 +139,7 @@ class AdaptTrainer(Trainer):
         self.step_loss, self.step_bytes, self.step_tokens = sums[0], sums[1], int(self._items)
         self.run.stop = sums[2] > 0  # in one process is in all
         self._sums = [0.0, 0.0]
+        self.step_rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
         self.run.recorder.check(sums[0], self.step_done + 1, self.run.folder.last())
 
     @property
@@ -179,8 +180,7 @@ class _Steps(TrainerCallback):
             return control
         step, config = trainer.step_done, run.config
         line: dict[str, Any] = {"step": step, "phase": trainer.phase.name, "loss": trainer.step_loss}
-        for group in trainer.optimizer.param_groups:
-            line.setdefault("learning_rates", {})[group["name"]] = float(group["lr"])
+        line["learning_rates"] = trainer.step_rates
         line["gradient_norm"] = float(logs.get("grad_norm") or 0.0)
         line["pass"] = run.streams[0].passes
         run.recorder.step(line, tokens=trainer.step_tokens, size=trainer.step_bytes)
