@@ -12,6 +12,7 @@ import torch
 
 from .adapt_config import AdaptConfig
 from .causal_lm import CausalLM, load_causal_lm
+from .chunked_loss import ChunkedLM
 from .errors import input_error
 from .evaluate import evaluate
 from .metrics import Recorder
@@ -27,7 +28,7 @@ class Job:
     """A loaded model with all that its training needs.
 
     Attributes:
-        lm: the model, on its device, in float32, with a chunked loss.
+        lm: the model, on its device, in float32; ``chunked`` gives it its loss.
         folder: where it was read from.
         config: the options.
         streams: of blocks, with their shares.
@@ -36,6 +37,7 @@ class Job:
     """
 
     lm: CausalLM
+    chunked: ChunkedLM
     folder: Path
     config: AdaptConfig
     streams: Sequence[Stream]
@@ -48,7 +50,8 @@ class Job:
         """Held-out bits per byte, as ``saltlm.evaluate`` finds them."""
         parts = {"heldout_bits_per_byte": self.heldout, "source_bits_per_byte": self.source}
         pair = (self.lm.model, self.lm.tokenizer)
-        return {name: evaluate(pair, documents=text).bits_per_byte for name, text in parts.items() if text}
+        with self.chunked.unwrapped():
+            return {name: evaluate(pair, documents=text).bits_per_byte for name, text in parts.items() if text}
 
     def mask(self, weight_decay: float) -> RowMask:
         """The mask of the phase ``rows``."""
@@ -62,7 +65,7 @@ class Job:
             KeyboardInterrupt: a signal came; the last step is in a checkpoint.
         """
         run = Run(
-            config=self.config, model=self.lm.model, streams=self.streams, shares=self.shares, folder=folder,
+            config=self.config, model=self.lm.model, chunked=self.chunked, streams=self.streams, shares=self.shares, folder=folder,
             recorder=recorder, evaluate=self.evaluate, phases=self.config.schedule_of_phases, mask=self.mask,
         )  # fmt: skip
         for name in ("phase", "best", "best_step", "worse", "ended"):
@@ -118,11 +121,12 @@ def load_job(
             what, "documents in one block that see each other", "a model whose attention follows position ids",
             "add --cross-documents to let them",
         )  # fmt: skip
-    prepare_model(lm.model, config)
+    chunked = prepare_model(lm.model, config)
     made = streams(Packer(lm.tokenizer, rows=lm.rows, length=config.seq_length, name=name))
     job = Job(
-        lm=lm, folder=folder, config=config, streams=made, shares=shares, heldout=heldout, source=source, trained=trained
-    )
+        lm=lm, chunked=chunked, folder=folder, config=config, streams=made, shares=shares, heldout=heldout, source=source,
+        trained=trained,
+    )  # fmt: skip
     try:
         for stream in made:
             stream.block(stream.marks[-1][3] if stream.marks else 0)

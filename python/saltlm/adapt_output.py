@@ -63,10 +63,15 @@ def _weights(model: Any, source: Path, dtype: str | None) -> dict[str, torch.Ten
     """The model's tensors by name, in the dtypes to be written."""
     stored = {} if dtype else stored_dtypes(source)
     usual = DTYPES[dtype] if dtype else max(stored.values(), key=list(stored.values()).count, default=torch.float32)
-    return {
-        name: tensor.to(stored.get(name, usual)) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    cast: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    found = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape)
+        # A tied matrix goes by two names and must stay one tensor, or it is written twice.
+        if place not in cast:
+            cast[place] = tensor.to(stored.get(name, usual)) if tensor.is_floating_point() else tensor
+        found[name] = cast[place]
+    return found
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:

@@ -8,7 +8,8 @@ holds ``chunk x V`` floats rather than ``tokens x V``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -103,8 +104,32 @@ class ChunkedLM:
         matrix = model.get_output_embeddings().weight
         if all(p is not matrix for p in self.parameters):
             self.parameters.append(matrix)  # tied: the head's rows are the body's own
+        # A plain function: accelerate takes a bound method apart and binds it to the model.
+        self.patched = functools.partial(self.forward)
         if self.chunked:
-            model.forward = self.forward
+            model.forward = self.patched
+
+    @contextlib.contextmanager
+    def unwrapped(self) -> Iterator[None]:
+        """The model without what accelerate has put around its forward, such as autocast."""
+        wrapped = self.model.__dict__.get("forward")
+        if self.chunked:
+            self.model.forward = self.patched
+        elif wrapped is not None:
+            del self.model.forward
+        try:
+            yield
+        finally:
+            if wrapped is not None:
+                self.model.forward = wrapped
+
+    def unwrap(self) -> None:
+        """Take that off for good."""
+        self.model.__dict__.pop("_original_forward", None)
+        if self.chunked:
+            self.model.forward = self.patched
+        else:
+            self.model.__dict__.pop("forward", None)
 
     @property
     def chunked(self) -> bool:

@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         config: the options.
-        model: a causal LM whose forward is that of :class:`ChunkedLM`.
+        model: a causal LM, ``chunked`` what gives it its forward.
         streams: of blocks, the text first, then replays; ``shares`` of the blocks, sum 1.
         folder: where checkpoints go.
         recorder: takes the metrics.
@@ -47,6 +47,7 @@ class Run:
 
     config: AdaptConfig
     model: Any
+    chunked: ChunkedLM
     streams: Sequence[Stream]
     shares: Sequence[float]
     folder: RunFolder
@@ -232,6 +233,7 @@ def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> Non
     run.recorder.restart_clock()
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     trainer.accelerator.free_memory()
+    run.chunked.unwrap()
 
 
 @dataclasses.dataclass(frozen=True)
