@@ -17,7 +17,7 @@ import transformers.trainer  # noqa: F401 - paid for before the forks
 
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
-from saltlm.metrics import read_metrics
+from saltlm.resume import read_metrics
 
 OPTIONS = {
     "phases": "rows:3,embeddings:2,all:5", "seq_length": 32, "batch_size": 2, "accumulate": 2, "device": "cpu", "heldout": 0.2,

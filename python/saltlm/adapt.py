@@ -30,6 +30,7 @@ class Adaptation:
         heldout: [(step, bits per byte)] of held-out text in the target language.
         source: the same in the source language; empty without such text.
         seconds: of the steps.
+        main: whether this process is the one, among those of torchrun, that speaks.
     """
 
     out: Path
@@ -39,10 +40,13 @@ class Adaptation:
     heldout: Sequence[tuple[int, float]]
     source: Sequence[tuple[int, float]]
     seconds: float
+    main: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
-        return {**dataclasses.asdict(self), "out": str(self.out)}
+        plain = {**dataclasses.asdict(self), "out": str(self.out)}
+        del plain["main"]
+        return plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +154,7 @@ def read_finished(folder: RunFolder) -> Adaptation:
     record = json.loads((folder.out / "saltlm.json").read_bytes())["adapted"]
     pairs = {name: [(step, value) for step, value in record[name]] for name in ("heldout", "source")}
     numbers = {name: record[name] for name in ("steps", "tokens", "bytes", "seconds")}
-    return Adaptation(out=folder.out, **numbers, **pairs)
+    return Adaptation(out=folder.out, main=folder.main, **numbers, **pairs)
 
 
 def _finish(job: Any, folder: RunFolder, identity: Mapping[str, Any], name: str) -> None:

@@ -232,7 +232,6 @@ def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> Non
     trainer = AdaptTrainer(run, dataset, settings)
     run.recorder.restart_clock()
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    trainer.accelerator.free_memory()
     run.chunked.unwrap()
 
 
