@@ -55,12 +55,13 @@ bench: $(TESTED)
 
 lint: $(TESTED)
 	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --workspace --all-targets --features python -- -D warnings
 	$(PY) -m ruff check python tests bench cuda_ext
 	$(PY) -m ruff format --check python tests bench cuda_ext
 
 wheel: $(SETUP)
-	$(PY) -m pip wheel . --no-build-isolation --no-deps -w dist
+	MATURIN_PEP517_ARGS="--compatibility pypi" $(PY) -m pip wheel . --no-build-isolation --no-deps -w dist
 
 clean:
 	rm -rf build dist target $(VENV) python/saltlm/lib python/saltlm/_rust*.so

@@ -16,8 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # build front ends import the backend alone, not its folder
 
-import build_ops  # noqa: E402
-import maturin  # noqa: E402
+import build_ops
+import maturin
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +52,9 @@ def _prepare() -> None:
     # Fail at once when Rust is missing instead of letting maturin try to fetch a toolchain.
     os.environ.setdefault("MATURIN_NO_INSTALL_RUST", "1")
     if shutil.which("cargo") is None:
-        sys.exit("saltlm: cargo was not found; the Rust module needs Rust >= 1.85: see https://rustup.rs, then try again")
+        sys.exit(
+            "saltlm: cargo was not found; the Rust module needs Rust >= 1.85: see https://rustup.rs, then try again"
+        )
     build_ops.build(ROOT)
 
 

@@ -34,7 +34,8 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni",
 X86_LEVELS = {"base": [], "avx2": AVX2, "avx512": [*AVX2, *AVX512]}
 # Not -ffast-math: NaN must stay NaN.
 KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-exceptions", "-fno-rtti"]
-KERNEL_FLAGS += ["-Wno-psabi"]
+# The last two: gcc 12 warns inside its own AVX-512 header, and clang of options that it does not know.
+KERNEL_FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
 
 
 def gencodes(archs: str) -> list[str]:

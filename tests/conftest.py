@@ -6,6 +6,7 @@ import os
 
 import torch
 from hypothesis import HealthCheck, settings
+from pairs import pair, untied
 
 # Examples take milliseconds but share a machine: a deadline would fail for no fault of ours.
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -16,3 +17,5 @@ settings.register_profile("ci", max_examples=25, derandomize=True, **_SHARED)
 settings.load_profile(os.environ.get("SALTLM_HYPOTHESIS") or ("ci" if os.environ.get("CI") else "fast"))
 
 torch.set_num_threads(2)
+
+__all__ = ["pair", "untied"]  # fixtures that several files use

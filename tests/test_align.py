@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -548,3 +551,36 @@ def test_an_override_may_name_any_token() -> None:
     source, target = tiny("byte_level_bpe"), tiny("wordpiece")
     found = align(source, target, special_overrides={"[MASK]": "Ċ"})
     assert canonical(found.source)[found.source_id[target.mask_token_id]] == b"\n"
+
+
+def test_a_forked_child_aligns_too(tmp_path) -> None:
+    tiny("byte_level_bpe").save_pretrained(tmp_path)
+    code = (
+        "import os, sys\n"
+        "from saltlm.align import align\n"
+        "path = sys.argv[1]\n"
+        "here = align(path, path)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(int((align(path, path).source_id != here.source_id).any()))\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "tokenizer.json"], check=True, timeout=60)
+
+
+def test_no_thread_changes_the_result(tmp_path) -> None:
+    tiny("sentencepiece_unigram").save_pretrained(tmp_path / "a")
+    tiny("byte_level_bpe").save_pretrained(tmp_path / "b")
+    code = (
+        "import hashlib, sys\n"
+        "from saltlm.align import align\n"
+        "found = align(sys.argv[1], sys.argv[2])\n"
+        "parts = (found.kind, found.source_id, found.cover_offsets, found.cover_ids)\n"
+        "print(hashlib.sha256(b''.join(p.tobytes() for p in parts)).hexdigest())\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "a", tmp_path / "b"]
+    results = set()
+    for threads in ("1", "3"):
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads}
+        results.add(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
+    assert len(results) == 1

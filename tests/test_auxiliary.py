@@ -190,6 +190,9 @@ def test_training_on_text_is_deterministic_and_kept(tmp_path, monkeypatch) -> No
     (tmp_path / "b.txt").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="too little text"):
         load_auxiliary(f"train:{tmp_path / 'b.txt'}", WORDS)
+    (tmp_path / "c.txt").write_bytes(b"talo \xff")
+    with pytest.raises(InputError, match=r"c\.txt: found bytes that are not UTF-8"):
+        load_auxiliary(f"train:{tmp_path / 'a.txt'},{tmp_path / 'c.txt'}", WORDS)
 
 
 def train_settings() -> dict:

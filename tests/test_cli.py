@@ -95,9 +95,9 @@ def test_usage_errors(pair, tmp_path, capsys) -> None:
         ("--max-support", "0"): ">= 1",
         ("--max-support", "many"): "invalid int",
         ("--overlap", "fuzzy"): "one of exact",
-        ("--device", "tpu"): "auto, cpu or cuda",
+        ("--device", "tpu"): "auto, cpu or one of",
         ("--device", "cuda:99"): "CUDA devices",
-        ("--special-overrides", "[NO]=<|end|>"): "no such special",
+        ("--special-overrides", "[NO]=<|end|>"): "no such token",
         ("--chat-template", "source"): "has none",
         ("--nonsense",): "unrecognized",
     }

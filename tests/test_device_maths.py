@@ -175,12 +175,14 @@ def test_coefficients_are_those_of_pinv(maths, team, seed, K, extra, ridge, cent
 
 def doubtful():
     random = np.random.default_rng(5)
-    rows = random.standard_normal((6, 16))
+    rows, other = random.standard_normal((6, 16)), random.standard_normal(16)
     yield "a row twice", np.vstack([rows, rows[:1]])
     yield "a zero row", np.vstack([rows, np.zeros((1, 16))])
     yield "a NaN", np.vstack([rows, np.full((1, 16), np.nan)])
     yield "an infinity", np.vstack([rows, np.full((1, 16), np.inf)])
-    yield "nearly dependent", np.vstack([rows, rows[0] + 1e-5 * rows[1]])
+    yield "nearly dependent", np.vstack([rows, rows[0] + 1e-5 * other])
+    yield "perhaps ill-conditioned", np.vstack([rows, rows[0] + 1e-3 * other])
+    yield "one in the span of two", np.vstack([rows, rows[0] + rows[1]])
     yield "more rows than columns", random.standard_normal((17, 16))
     yield "rows of very different size", np.vstack([rows, 1e-9 * random.standard_normal((1, 16))])
 

@@ -130,7 +130,11 @@ def _refuse_by_kind(config: Any, raw: Mapping[str, Any], side: str, causal: bool
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-    if config.get_text_config() is not config:
+    try:
+        several = config.get_text_config() is not config
+    except ValueError:  # more than one of its parts reads text
+        several = True
+    if several:
         parts = ", ".join(config.sub_configs) or "several"
         raise input_error(
             side, f"a model of several parts ({config.model_type}: {parts})", "a text model", "take its language model"

@@ -174,6 +174,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
                 trust_remote_code=arguments.trust_remote_code,
                 progress=lambda done, total, model=model: report(model, done, total),
             )  # fmt: skip
+    for result in results.values():
+        for note in result.notes:
+            sys.stderr.write(f"note: {note}\n")
     if arguments.json:
         single = len(results) == 1
         _json(next(iter(results.values())).to_json() if single else {name: r.to_json() for name, r in results.items()})

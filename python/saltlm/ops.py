@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from . import ops_check as check
 from . import reference
 from .errors import input_error
 from .ops_load import Backend, backend, backends, forced
@@ -37,7 +37,6 @@ __all__ = [
 
 # Outcomes of a row, in the order of their codes.
 STATUSES = ("full_rank", "ill_conditioned", "rank_deficient", "no_support", "non_finite")
-_REALS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Memory that one chunk's supports may take if every anchor were in every one (an id, a weight, a coefficient, and the
 # copies made while they are gathered).
 _CHUNK_BYTES = 512 << 20
@@ -72,9 +71,9 @@ class Support(_ShowsShapes):
     weights: Tensor
 
     def __post_init__(self) -> None:
-        _vector("Support", "offsets", self.offsets, torch.int64)
-        _vector("Support", "ids", self.ids, torch.int32)
-        _vector("Support", "weights", self.weights, torch.float64)
+        check.vector("Support", "offsets", self.offsets, torch.int64)
+        check.vector("Support", "ids", self.ids, torch.int32)
+        check.vector("Support", "weights", self.weights, torch.float64)
         if len(self.offsets) < 1 or len(self.ids) != len(self.weights):
             raise input_error(
                 "Support",
@@ -144,8 +143,8 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_su
         ([0, 1], [1.0, 1.0])
     """
     op = "sparsemax_support"
-    new, anchors = _pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
-    cap = _cap(op, max_support)
+    new, anchors = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
+    cap = check.cap(op, max_support)
     if backend(new.device).name == "reference":
         parts = reference.sparsemax_support(new, anchors, cap)
     else:
@@ -173,13 +172,13 @@ def support_lstsq(
         InputError: a wrong shape, dtype, device, ridge, or a support that does not belong to these matrices.
     """
     op = "support_lstsq"
-    new, anchors = _pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
-    strength = _ridge(op, ridge)
+    new, anchors = check.pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
+    strength = check.ridge_strength(op, ridge)
     if len(support.offsets) != new.shape[0] + 1:
         raise input_error(
             f"{op}, support", f"{len(support.offsets) - 1} rows", f"{new.shape[0]}, as new_plm", "pass its own support"
         )
-    _check_support(op, support, anchors)
+    check.support_fits(op, support.offsets, support.ids, anchors)
     if backend(new.device).name == "reference":
         parts = reference.support_lstsq(new, anchors, support.offsets, support.ids, strength, bool(center))
     else:
@@ -202,15 +201,15 @@ def combine(support: Support, coefficients: Tensor, anchor_lm: Tensor) -> Tensor
     Raises:
         InputError: a wrong shape, dtype or device.
     """
-    anchors = _matrix("combine", "anchor_lm", anchor_lm)
-    _vector("combine", "coefficients", coefficients, torch.float64)
+    anchors = check.matrix("combine", "anchor_lm", anchor_lm)
+    check.vector("combine", "coefficients", coefficients, torch.float64)
     if coefficients.shape != support.ids.shape:
         raise input_error(
             "combine, coefficients", f"{len(coefficients)}", f"{len(support.ids)}, one for each id", "pass them all"
         )
-    _check_support("combine", support, anchors)
+    check.support_fits("combine", support.offsets, support.ids, anchors)
     if coefficients.device != anchors.device:
-        raise _device_error("combine", "coefficients", coefficients, anchors)
+        raise check.device_error("combine", "coefficients", coefficients, anchors)
     arguments = (support.offsets, support.ids, coefficients.detach(), anchors)
     if backend(anchors.device).name == "reference":
         return reference.combine(*arguments)
@@ -256,18 +255,18 @@ def salt_rows(
         InputError: shapes, dtypes or devices that do not fit together, or options out of range.
     """
     op = "salt_rows"
-    new_aux, anchor_aux = _pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
-    new, anchors = _pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
-    targets = [_matrix(op, "anchor_lm", anchor_lm)]
+    new_aux, anchor_aux = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
+    new, anchors = check.pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
+    targets = [check.matrix(op, "anchor_lm", anchor_lm)]
     if anchor_output is not None:
-        targets.append(_matrix(op, "anchor_output", anchor_output))
-    _same_rows(op, "new_plm", new, "new_auxiliary", new_aux)
+        targets.append(check.matrix(op, "anchor_output", anchor_output))
+    check.same_rows(op, "new_plm", new, "new_auxiliary", new_aux)
     for name, tensor in zip(("anchor_plm", "anchor_lm", "anchor_output"), (anchors, *targets), strict=False):
-        _same_rows(op, name, tensor, "anchor_auxiliary", anchor_aux)
+        check.same_rows(op, name, tensor, "anchor_auxiliary", anchor_aux)
     for name, tensor in zip(("new_plm", "anchor_lm", "anchor_output"), (new, *targets), strict=False):
         if tensor.device != new_aux.device:
-            raise _device_error(op, name, tensor, new_aux)
-    cap, strength = _cap(op, max_support), _ridge(op, ridge)
+            raise check.device_error(op, name, tensor, new_aux)
+    cap, strength = check.cap(op, max_support), check.ridge_strength(op, ridge)
     # float16 has no kernel of its own: widen once, not in every chunk.
     targets = [target.float() if target.dtype == torch.float16 else target for target in targets]
 
@@ -336,86 +335,3 @@ def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[o
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
-
-
-def _matrix(op: str, name: str, value: Tensor) -> Tensor:
-    what = f"{op}, {name}"
-    if not isinstance(value, Tensor):
-        raise input_error(what, type(value).__name__, "a torch tensor", "convert it first")
-    if value.layout != torch.strided or value.dtype not in _REALS:
-        kind = str(value.dtype)[6:] if value.layout == torch.strided else str(value.layout)
-        raise input_error(what, kind, "a dense float32, float64, bfloat16 or float16", "convert it first")
-    if value.dim() != 2:
-        raise input_error(what, f"shape {list(value.shape)}", "a matrix, one row a token", "reshape it")
-    if value.device.type not in ("cpu", "cuda"):
-        raise input_error(what, f"device {value.device}", "cpu or cuda", "move it with .cpu()")
-    if value.shape[0] >= 2**31 - 1:
-        raise input_error(what, f"{value.shape[0]} rows", "fewer than 2**31 - 1", "split it")
-    return value.detach()
-
-
-def _pair(op: str, new_name: str, new: Tensor, anchor_name: str, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    new, anchors = _matrix(op, new_name, new), _matrix(op, anchor_name, anchors)
-    if new.device != anchors.device:
-        raise _device_error(op, anchor_name, anchors, new)
-    if new.shape[1] != anchors.shape[1]:
-        raise input_error(
-            f"{op}, {anchor_name}",
-            f"width {anchors.shape[1]}",
-            f"{new.shape[1]}, the width of {new_name}",
-            "check both",
-        )
-    dtype = torch.promote_types(new.dtype, anchors.dtype)
-    return new.to(dtype), anchors.to(dtype)
-
-
-def _same_rows(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.shape[0] != other.shape[0]:
-        raise input_error(
-            f"{op}, {name}",
-            f"{value.shape[0]} rows",
-            f"{other.shape[0]}, as {other_name}",
-            "pass the same tokens to both",
-        )
-
-
-def _vector(op: str, name: str, value: Tensor, dtype: torch.dtype) -> None:
-    if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != dtype:
-        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise input_error(f"{op}, {name}", found, f"a vector of {str(dtype)[6:]}", "pass it as saltlm made it")
-
-
-def _check_support(op: str, support: Support, anchors: Tensor) -> None:
-    if support.offsets.device != anchors.device or support.ids.device != anchors.device:
-        raise _device_error(op, "support", support.offsets, anchors)
-    offsets, ids = support.offsets, support.ids
-    fine = bool(offsets[0] == 0) and bool(offsets[-1] == len(ids)) and not bool((offsets.diff() < 0).any())
-    if not fine:
-        raise input_error(f"{op}, support", "offsets out of order", f"ascending from 0 to {len(ids)}", "rebuild it")
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < anchors.shape[0]):
-        raise input_error(
-            f"{op}, support",
-            f"ids from {int(ids.min())} to {int(ids.max())}",
-            f"positions in [0, {anchors.shape[0]})",
-            "pass the anchors the support was made with",
-        )
-
-
-def _device_error(op: str, name: str, value: Tensor, other: Tensor) -> Exception:
-    return input_error(f"{op}, {name}", f"device {value.device}", f"{other.device}, as the rest", "move it there")
-
-
-def _cap(op: str, max_support: int | None) -> int:
-    if max_support is None:
-        return 0
-    if isinstance(max_support, bool) or not isinstance(max_support, int) or max_support < 1:
-        raise input_error(f"{op}, max_support", repr(max_support), "a whole number >= 1", "use None for no limit")
-    return min(max_support, 2**31)
-
-
-def _ridge(op: str, ridge: float | None) -> float:
-    if ridge is None:
-        return 0.0
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not (math.isfinite(ridge) and ridge >= 0):
-        raise input_error(f"{op}, ridge", repr(ridge), "a finite number >= 0", "use None for no ridge")
-    return float(ridge)

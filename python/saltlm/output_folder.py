@@ -24,6 +24,7 @@ _PLACE = {
     errno.EPERM: "no permission to write there",
     errno.EROFS: "a read-only file system",
     errno.ENOTDIR: "a file where a folder is needed",
+    errno.EEXIST: "a file where a folder is needed",
     errno.ENAMETOOLONG: "too long a name",
 }
 MODEL_FILES = ("config.json", "saltlm.json")
@@ -51,11 +52,13 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
             )
     if not os.path.lexists(out):
         return out
-    if not out.is_dir():
+    if not os.path.isdir(out):
         raise input_error(f"output {out}", "a file of that name", "a new folder", "choose another name")
     if not force:
         raise input_error(f"output {out}", "an existing folder", "a new one", "give --force to replace it")
-    if any(out.iterdir()) and not any((out / name).is_file() for name in MODEL_FILES):
+    with named_errors(out, 0):
+        empty = not any(out.iterdir())
+    if not empty and not any(os.path.isfile(out / name) for name in MODEL_FILES):
         raise input_error(
             f"output {out}", "a folder that holds no model", "a new folder, or an old model to replace",
             "choose another name, or remove it yourself",
@@ -79,16 +82,19 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator
         InputError: the disk is too small or fills up, or the place cannot be written.
         BackendError: another failure of the file system.
     """
-    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
-    temporary = None
-    with _named_errors(out, needed):
+    made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
+    temporary = lock = None
+    with named_errors(out, needed):
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             clear_leftovers(out)
             free = shutil.disk_usage(out.parent).free
             if needed > free:
                 raise OSError(errno.ENOSPC, "too small a disk")
-            temporary, lock = _make(out)
+            while lock is None:
+                # Named before it is made: an interrupt that falls between the two must find it.
+                temporary = out.parent / f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}"
+                lock = _make(temporary)
             try:
                 yield temporary
                 _sync(temporary)
@@ -127,7 +133,7 @@ def clear_leftovers(out: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _named_errors(out: Path, needed: int) -> Iterator[None]:
+def named_errors(out: Path, needed: int) -> Iterator[None]:
     """Turn failures of the file system, also those that Rust libraries report as text, into errors with advice."""
     try:
         yield
@@ -139,6 +145,9 @@ def _named_errors(out: Path, needed: int) -> Iterator[None]:
             code = int(match[1])
         if code is None and not isinstance(error, OSError):
             raise
+        if code in _PLACE and not _ours(error, out):
+            named = f"{error.filename}"
+            raise input_error(named, os.strerror(code), "a file that can be read", "check its permissions") from error
         if code in _PLACE:
             size = f"about {needed / 1e9:.2f} GB free, and " if needed and code in (errno.ENOSPC, errno.EDQUOT) else ""
             raise input_error(
@@ -150,20 +159,28 @@ def _named_errors(out: Path, needed: int) -> Iterator[None]:
         raise BackendError(f"output {out}: writing failed ({error}); nothing was written") from error
 
 
-def _make(out: Path) -> tuple[Path, int]:
-    """Make the hidden folder and lock it; the lock dies with this process, however that ends."""
-    while True:
-        path = out.parent / f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}"
-        path.mkdir()
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            return path, lock  # A file system without locks: others go by the process id in the name.
-        # Another process may have taken it for a leftover between the two lines above.
-        if path.exists():
-            return path, lock
-        os.close(lock)
+def _ours(error: Exception, out: Path) -> bool:
+    """The error is about what is being written, not about a file that is read for it."""
+    name = getattr(error, "filename", None)
+    if name is None:
+        return True
+    path = Path(os.path.abspath(os.fsdecode(name)))
+    return path == out or path in out.parents or out.parent in path.parents
+
+
+def _make(path: Path) -> int | None:
+    """Make the hidden folder and lock it; the lock dies with this process, however that ends. ``None``: it was taken away."""
+    path.mkdir()
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        return lock  # A file system without locks: others go by the process id in the name.
+    # Another process may have taken it for a leftover between the lines above.
+    if path.exists():
+        return lock
+    os.close(lock)
+    return None
 
 
 def _lock(path: Path, process: int) -> int | None:
@@ -226,7 +243,7 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Everything in the folder, and the folder, to the disk: a rename must not survive a power cut that its content does not."""
+    """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not."""
     for path in sorted(folder.rglob("*")):
         _sync_one(path)
     _sync_one(folder)

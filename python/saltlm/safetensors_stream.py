@@ -193,6 +193,8 @@ def rewrite(
     report = progress or (lambda count: None)
     with header.path.open("rb") as source, target.open("xb") as file:
         place = file.fileno()
+        if os.fstat(source.fileno()).st_size != header.data_start + header.data_bytes:
+            raise _changed(header.path)
         _write(place, memoryview(start), 0)
         os.ftruncate(place, len(start) + max((entry.end for entry in placed.values()), default=0))
         for name, entry in placed.items():
@@ -205,7 +207,6 @@ def rewrite(
             else:
                 old = header.entries[name]
                 _copy_range(source.fileno(), place, header.data_start + old.start, offset, old.end - old.start, report)
-        os.fsync(place)
 
 
 def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -> None:
@@ -226,11 +227,12 @@ def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -
         except OSError:
             os.ftruncate(new.fileno(), size)
             _copy_range(old.fileno(), new.fileno(), 0, 0, size, progress or (lambda count: None))
-        os.fsync(new.fileno())
 
 
 def byte_blocks(tensor: torch.Tensor) -> Iterator[memoryview]:
     """The bytes of a tensor, row-major and little-endian as the format wants them, about 8 MB at a time."""
+    if not tensor.numel():
+        return
     flat = tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)
     rows = max(1, BLOCK // max(1, flat.shape[1] * flat.element_size()))
     for start in range(0, len(flat), rows):
@@ -267,6 +269,10 @@ def _seek(file: int, offset: int, whence: int, end: int) -> int:
         return offset if whence == os.SEEK_DATA else end
 
 
+def _changed(what: object) -> BackendError:
+    return BackendError(f"{what} changed while it was read; is another program writing it?")
+
+
 def _copy_some(source: int, target: int, start: int, place: int, count: int) -> int:
     try:
         done = os.copy_file_range(source, target, min(count, KERNEL_BLOCK), start, place)
@@ -277,5 +283,5 @@ def _copy_some(source: int, target: int, start: int, place: int, count: int) -> 
         done = len(block)
         _write(target, memoryview(block), place)
     if not done:
-        raise BackendError(f"a weights file ended at byte {start} while it was copied; is another program writing it?")
+        raise _changed(f"byte {start} of a file")
     return done

@@ -47,10 +47,6 @@ def train(files: Sequence[Path]) -> Path:
     try:
         model.build_vocab(lines)
         model.train(lines, total_examples=model.corpus_count, epochs=model.epochs)
-    except UnicodeDecodeError as error:
-        raise input_error(
-            f"auxiliary train:{files[0]}", f"bytes that are not UTF-8 ({error})", "text", "convert it"
-        ) from None
     except RuntimeError as error:
         found = f"too little text ({error})"
         raise input_error(
@@ -75,7 +71,11 @@ class _Lines:
 
     def __iter__(self) -> Iterator[list[str]]:
         for path in self.files:
-            with path.open(encoding="utf-8") as file:
-                for line in file:
-                    if words := line.split():
-                        yield words
+            try:
+                with path.open(encoding="utf-8") as file:
+                    for line in file:
+                        if words := line.split():
+                            yield words
+            except UnicodeDecodeError as error:
+                found = f"bytes that are not UTF-8 ({error})"
+                raise input_error(f"auxiliary train:{path}", found, "text", "convert it") from None

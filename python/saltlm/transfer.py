@@ -15,12 +15,14 @@ import torch
 from .align import HOLE, Alignment, align
 from .assemble import ORIGINS, Assembly
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
+from .causal_lm import resolve_device
 from .checkpoint import Donor, Source, load_donor, load_source
 from .config import TransferConfig
 from .errors import input_error
 from .heldout import heldout_check
 from .methods import METHODS, NEEDS_VECTORS, Job, anchors_of
 from .new_tokenizer import causal_tokenizer, id_changes
+from .output_folder import check_output
 from .provenance import (
     FORMAT,
     counts,
@@ -33,7 +35,6 @@ from .provenance import (
     support_summary,
 )  # fmt: skip
 from .status import versions
-from .output_folder import check_output
 from .write_folder import write_folder
 
 Progress = Callable[[str, int, int], None]
@@ -121,7 +122,7 @@ def transfer(
         folders = [Path(name) for name in (source, target) if Path(name).is_dir()]
         destination = check_output(destination, protected=folders, force=config.force)
     _check_vectors_given(config, auxiliary)
-    device = _device(config.device)
+    device = resolve_device(config.device)
     with clock("load"):
         model = load_source(
             source, gguf_file=config.gguf_file, revision=config.source_revision,
@@ -190,22 +191,6 @@ def _check_vectors_given(config: TransferConfig, auxiliary: str | Path | None) -
             "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
             "give --auxiliary, or a method that needs none such as subword-mean",
         )  # fmt: skip
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise input_error("device", repr(name), "auto, cpu or cuda[:index]", "choose one of these") from None
-    if device.type not in ("cpu", "cuda"):
-        raise input_error("device", repr(name), "auto, cpu or cuda[:index]", "choose one of these")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise input_error(
-            "device", f"{name!r} with {torch.cuda.device_count()} CUDA devices", "one that is there", "use cpu"
-        )
-    return device
 
 
 def _vectors(

@@ -14,13 +14,20 @@ import torch
 from .architecture import quiet_transformers
 from .checkpoint import Source
 from .errors import BackendError
-from .output_folder import check_output, whole_folder
-from .safetensors_stream import NAMES, Header, Progress, copy_file, replaced_header, rewrite
+from .output_folder import check_output, named_errors, whole_folder
+from .safetensors_stream import NAMES, Header, copy_file, replaced_header, rewrite
 from .weights import INDEX
 
 # Kept from the source under their own names; its README, old tokenizer and other weights are not.
 KEPT = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 ROOM = 64 << 20  # tokenizer, card and provenance beside the weights
+
+PLAIN = """from transformers import PreTrainedTokenizerFast
+
+
+class Plain(PreTrainedTokenizerFast):
+    \"\"\"tokenizer.json as it is, where the model's type would have transformers change it.\"\"\"
+"""
 
 Extra = bytes | Callable[[Path], None]
 
@@ -91,9 +98,6 @@ def write_folder(
         InputError: ``out`` exists without ``force``, touches an input folder, is no place to write, or the disk is full.
         BackendError: the file system failed otherwise, rows are not finite, or the tokenizer cannot be saved faithfully.
         ValueError: the matrices do not fit the source.
-
-    Example:
-        >>> write_folder(out, source, NewMatrices(input_rows=rows), tokenizer=donor.tokenizer, config_changes={})  # doctest: +SKIP
     """
     out = check_output(out, protected=[source.folder, source.given_folder, *protected], force=force)
     replaced = _replacements(source, matrices)
@@ -101,8 +105,9 @@ def write_folder(
         name: {key: tensor for key, tensor in replaced.items() if key in header.entries}
         for name, header in source.weights.headers.items()
     }
+    with named_errors(out, 0):
+        needed = sum(_disk_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items()) + ROOM
     total = sum(_new_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items())
-    needed = sum(_disk_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items()) + ROOM
     done = 0
 
     def report(count: int) -> None:
@@ -124,7 +129,7 @@ def write_folder(
         if source.generation_config is not None or generation_changes:
             generation = {**(source.generation_config or {}), **(generation_changes or {})}
             _write_json(folder / "generation_config.json", generation)
-        _keep_files(source, folder, report)
+        _keep_files(source, folder)
         _save_tokenizer(tokenizer, folder)
         for name, extra in (extra_files or {}).items():
             if callable(extra):
@@ -217,7 +222,7 @@ def _config(
     return {**config, **changes}
 
 
-def _keep_files(source: Source, folder: Path, report: Progress) -> None:
+def _keep_files(source: Source, folder: Path) -> None:
     names = [*KEPT, "*.py"] if source.trust_remote_code else KEPT
     for path in sorted({path for name in names for path in source.given_folder.glob(name) if path.is_file()}):
         copy_file(path, folder / path.name)
@@ -232,7 +237,8 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
     AutoTokenizer chooses a class by the model's type, too. For some types (qwen2 among them) it overrules what the
     tokenizer's own file says, and the class then puts its own pre-tokenizer in place of the saved one, in silence.
-    An ``auto_map`` entry, of code that is never run, is what keeps it from that.
+    An ``auto_map`` entry is what keeps it from that: without trust_remote_code it then goes by ``tokenizer_class``, and
+    with it by the entry, which therefore has to name a class; :data:`PLAIN` is that class.
     """
     from transformers import AutoTokenizer
 
@@ -240,9 +246,11 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
     plain = {**saved, "tokenizer_class": "PreTrainedTokenizerFast"}
-    for content in (saved, plain, {**plain, "auto_map": {"AutoTokenizer": [None, None]}}):
+    for content in (saved, plain, {**plain, "auto_map": {"AutoTokenizer": [None, "tokenizer.Plain"]}}):
         if content is not saved:
             _write_json(path, content)
+        if "auto_map" in content:
+            (folder / "tokenizer.py").write_text(PLAIN, encoding="utf-8")
         with quiet_transformers():
             try:
                 read = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

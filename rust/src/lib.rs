@@ -1,6 +1,4 @@
-//! Vocabulary alignment, subword overlap and static-vector readers.
-//!
-//! The crate knows no Python but for the `python` module, which is compiled only with the `python` feature.
+#![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod align;

@@ -1,5 +1,5 @@
 //! The Python face: conversions only, no algorithm.
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -19,6 +19,32 @@ fn to_py(error: Error) -> PyErr {
     }
 }
 
+/// The worker threads of this process, and the process they belong to.
+static POOL: Mutex<Option<(u32, Arc<rayon::ThreadPool>)>> = Mutex::new(None);
+
+/// Runs `job` on the worker threads with the interpreter lock released.
+///
+/// rayon's own pool does not survive a fork: a child would wait for threads that it does not have. So the pool is kept with
+/// its process, and a forked child starts one of its own.
+fn work<T: Send>(py: Python<'_>, job: impl FnOnce() -> T + Send) -> PyResult<T> {
+    py.detach(|| {
+        let mut kept = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = std::process::id();
+        let pool = match &*kept {
+            Some((process, pool)) if *process == here => Arc::clone(pool),
+            _ => {
+                let pool = rayon::ThreadPoolBuilder::new().build();
+                let pool = Arc::new(pool.map_err(|error| PyOSError::new_err(error.to_string()))?);
+                // The parent's pool must not be dropped here: that would wait for its threads too.
+                std::mem::forget(kept.replace((here, Arc::clone(&pool))));
+                pool
+            }
+        };
+        drop(kept);
+        Ok(pool.install(job))
+    })
+}
+
 /// A vocabulary by id: canonical bytes, flags and the tokenizer's own segmentation.
 #[pyclass(frozen, module = "saltlm._rust")]
 struct Vocabulary(Arc<token::Vocabulary>);
@@ -29,7 +55,7 @@ impl Vocabulary {
     #[staticmethod]
     #[pyo3(signature = (data, special_ids, name = "tokenizer.json"))]
     fn from_tokenizer_json(py: Python<'_>, data: &[u8], special_ids: Vec<u32>, name: &str) -> PyResult<Self> {
-        let read = py.detach(|| tokenizer_json::read(data, name, &special_ids));
+        let read = work(py, || tokenizer_json::read(data, name, &special_ids))?;
         Ok(Vocabulary(Arc::new(read.map_err(to_py)?)))
     }
 
@@ -37,7 +63,7 @@ impl Vocabulary {
     #[staticmethod]
     #[pyo3(signature = (data, specials, name = "tiktoken ranks"))]
     fn from_tiktoken(py: Python<'_>, data: &[u8], specials: Vec<(String, u32)>, name: &str) -> PyResult<Self> {
-        let read = py.detach(|| tiktoken::read(data, name, &specials));
+        let read = work(py, || tiktoken::read(data, name, &specials))?;
         Ok(Vocabulary(Arc::new(read.map_err(to_py)?)))
     }
 
@@ -113,7 +139,7 @@ fn align_py<'py>(
         }
     };
     let (source, target) = (&source.0, &target.0);
-    let found = py.detach(|| align::align(source, target, overlap, &roles, covers));
+    let found = work(py, || align::align(source, target, overlap, &roles, covers))?;
     Ok((
         found.kind.into_pyarray(py),
         found.source_id.into_pyarray(py),

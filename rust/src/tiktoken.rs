@@ -77,8 +77,8 @@ fn read_lines(data: &[u8], start: usize, end: usize) -> std::result::Result<Part
     let mut tokens = Vec::with_capacity((end - start) / 12);
     let mut at = start;
     for line in data[start..end].split(|&b| b == b'\n') {
-        let shown = || format!("{:?}", String::from_utf8_lossy(&line[..line.len().min(40)]));
         let text = line.strip_suffix(b"\r").unwrap_or(line);
+        let shown = || format!("{:?}", String::from_utf8_lossy(&text[..text.len().min(40)]));
         if !text.is_empty() {
             let fault = || Fault(at, shown());
             let space = text.iter().position(|&b| b == b' ').ok_or_else(fault)?;

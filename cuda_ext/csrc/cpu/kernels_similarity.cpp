@@ -1,4 +1,8 @@
 // Lengths of rows, the certified filter, and exact cosines (see kernels.h).
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "kernels.h"
 #include "lanes.h"
 
@@ -30,6 +34,114 @@ void measure(const Matrix& rows, int64_t begin, int64_t end, double* inverse, fl
   else
     measure_as<float>(rows, begin, end, inverse, directions);
 }
+
+// Largest whole number a coordinate becomes: int16 without its lowest value, so that the sum of two products fits int32. Sums
+// over a whole row fit because the rows are unit vectors.
+constexpr double kUnit = 32767;
+constexpr int64_t kChunk = 128;  // even
+
+template <class T>
+void quantize_as(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end, const double* inverse, int64_t side,
+                 int16_t* out, double* errors) {
+  const int64_t width = rows.width, pairs = (width + 1) / 2;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t from = ids ? ids[i] : i;
+    const T* row = static_cast<const T*>(rows.data) + from * width;
+    const double factor = inverse[from] * kUnit;
+    int16_t* place = out + ((i - begin) / side * pairs * side + (i - begin) % side) * 2;
+    double lost = 0;
+    for (int64_t at = 0; at < width; at += kChunk) {
+      const int64_t some = width - at < kChunk ? width - at : kChunk;
+      double rest[kChunk];
+      int16_t whole[kChunk];
+      for (int64_t e = 0; e < some; ++e) {
+        const double exact = factor != 0 ? static_cast<double>(row[at + e]) * factor : 0;
+        const int32_t nearest = static_cast<int32_t>(exact + (exact < 0 ? -0.5 : 0.5));
+        whole[e] = static_cast<int16_t>(nearest);
+        rest[e] = exact - nearest;
+      }
+      lost += dot(rest, rest, some);
+      if (some % 2) whole[some] = 0;
+      for (int64_t p = 0; p < (some + 1) / 2; ++p) memcpy(place + (at / 2 + p) * side * 2, whole + 2 * p, 4);
+    }
+    errors[i - begin] = __builtin_sqrt(lost) / kUnit;
+  }
+}
+
+void quantize(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end, const double* inverse, int64_t side,
+              int16_t* out, double* errors) {
+  if (rows.is_double)
+    quantize_as<double>(rows, ids, begin, end, inverse, side, out, errors);
+  else
+    quantize_as<float>(rows, ids, begin, end, inverse, side, out, errors);
+}
+
+#if defined(__AVX512F__)
+typedef __m512i Whole;
+constexpr int64_t kSide = 16, kRowsAtOnce = 8, kPanels = 3;
+inline Whole load_whole(const int16_t* p) { return _mm512_loadu_si512(p); }
+inline Whole repeat(int32_t x) { return _mm512_set1_epi32(x); }
+inline Whole add_pairs(Whole sum, Whole a, Whole b) { return _mm512_dpwssd_epi32(sum, a, b); }
+inline void store_scaled(float* p, Whole v, float scale) {
+  _mm512_storeu_ps(p, _mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_set1_ps(scale)));
+}
+#elif defined(__AVX2__)
+typedef __m256i Whole;
+constexpr int64_t kSide = 8, kRowsAtOnce = 6, kPanels = 2;  // 12 sums, 2 + 1 + 1 others: 16 registers
+inline Whole load_whole(const int16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline Whole repeat(int32_t x) { return _mm256_set1_epi32(x); }
+// The sum is added to in place by name: left to itself the compiler renames the twelve sums and spills half of them.
+inline Whole add_pairs(Whole sum, Whole a, Whole b) {
+  const Whole products = _mm256_madd_epi16(a, b);
+  __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+  return sum;
+}
+inline void store_scaled(float* p, Whole v, float scale) {
+  _mm256_storeu_ps(p, _mm256_mul_ps(_mm256_cvtepi32_ps(v), _mm256_set1_ps(scale)));
+}
+#elif defined(__SSE2__)
+typedef __m128i Whole;
+constexpr int64_t kSide = 4, kRowsAtOnce = 6, kPanels = 2;
+inline Whole load_whole(const int16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+inline Whole repeat(int32_t x) { return _mm_set1_epi32(x); }
+inline Whole add_pairs(Whole sum, Whole a, Whole b) { return _mm_add_epi32(sum, _mm_madd_epi16(a, b)); }
+inline void store_scaled(float* p, Whole v, float scale) {
+  _mm_storeu_ps(p, _mm_mul_ps(_mm_cvtepi32_ps(v), _mm_set1_ps(scale)));
+}
+#endif
+
+#if defined(__SSE2__)
+void product(const int16_t* rows, const int16_t* panels, int64_t count, int64_t pairs, float* values, int64_t stride) {
+  const float scale = static_cast<float>(1 / (kUnit * kUnit));
+  constexpr int64_t kGroup = kSide * kPanels;
+  for (int64_t a = 0; a < count; a += kGroup) {
+    const int16_t* panel = panels + a * pairs * 2;
+    for (int64_t r = 0; r < kTile; r += kRowsAtOnce) {
+      Whole sums[kRowsAtOnce][kPanels] = {};
+      const int16_t* row = rows + r * pairs * 2;
+      // The next group comes from the outer cache: it is asked for while this one is used for the second time.
+      const int16_t* ahead = panel + (r == kRowsAtOnce ? kGroup * pairs * 2 : 0);
+      for (int64_t p = 0; p < pairs; ++p) {
+        __builtin_prefetch(ahead + p * kGroup * 2);
+        Whole right[kPanels];
+        for (int64_t j = 0; j < kPanels; ++j) right[j] = load_whole(panel + (p * kGroup + j * kSide) * 2);
+        for (int64_t i = 0; i < kRowsAtOnce; ++i) {
+          int32_t pair;
+          memcpy(&pair, row + (i * pairs + p) * 2, sizeof pair);
+          const Whole left = repeat(pair);
+          for (int64_t j = 0; j < kPanels; ++j) sums[i][j] = add_pairs(sums[i][j], left, right[j]);
+          __asm__ volatile("" ::: "memory");  // keeps the next row's load here: hoisted, the sums spill
+        }
+      }
+      for (int64_t i = 0; i < kRowsAtOnce; ++i)
+        for (int64_t j = 0; j < kPanels; ++j) store_scaled(values + (r + i) * stride + a + j * kSide, sums[i][j], scale);
+    }
+  }
+}
+#else
+constexpr int64_t kSide = 0, kPanels = 0;
+void product(const int16_t*, const int16_t*, int64_t, int64_t, float*, int64_t) {}
+#endif
 
 // Sparsemax's threshold by Michelot's iteration; `values` is reordered. Every iterate is a lower bound of the threshold of
 // any set that contains the values, which is all the filter needs.
@@ -120,6 +232,7 @@ void cosines(const Matrix& rows, int64_t row, double row_inverse, const Matrix& 
 
 }  // namespace
 
-extern const SimilarityKernels SALTLM_JOIN(similarity_, SALTLM_LEVEL) = {measure, survivors, cosines};
+extern const SimilarityKernels SALTLM_JOIN(similarity_, SALTLM_LEVEL) = {
+    measure, kSide * kPanels, quantize, product, survivors, cosines};
 
 }  // namespace saltlm::cpu

@@ -1,7 +1,9 @@
-// sparsemax_support on the CPU. Blocks of rows: a float32 product of unit vectors, a certified filter over it, then cosines
-// of the few survivors in float64 and the exact sparsemax over those.
+// sparsemax_support on the CPU: a cheap product of unit vectors with a known error, a certified filter over it, then cosines
+// of the few survivors in float64 and the exact sparsemax over those. The product is one of int16 on x86-64 (no machine's
+// float32 is as fast, and 15 bits leave few survivors too many), torch's float32 product elsewhere.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include "parallel.h"
@@ -59,85 +61,152 @@ struct RowSupport {
   std::vector<double> weights;
 };
 
+// What every row needs of the anchors.
+struct Anchors {
+  Matrix matrix;
+  std::vector<double> inverse;  // A
+  std::vector<int32_t> usable;  // positions of the anchors with a direction: even a zero column would shift the threshold
+};
+
+// One thread's buffers, and the way from a row's approximate cosines to its support.
+class Finder {
+ public:
+  Finder(const Matrix& rows, const Anchors& anchors, int64_t most)
+      : rows_(rows), anchors_(anchors), most_(most), survivors_(anchors.usable.size()),
+        candidates_(anchors.usable.size() + 64), maxima_(anchors.usable.size() / 64 + 1), exact_(anchors.usable.size()),
+        scratch_(static_cast<size_t>(rows.width) + 64) {}
+
+  void find(int64_t row, double inverse, const float* values, double slack, RowSupport& support) {
+    const SimilarityKernels& kernels = similarity_kernels();
+    const int64_t count = static_cast<int64_t>(anchors_.usable.size());
+    const int64_t kept = kernels.survivors(values, count, slack, survivors_.data(), candidates_.data(), maxima_.data());
+    for (int64_t k = 0; k < kept; ++k) survivors_[k] = anchors_.usable[survivors_[k]];
+    kernels.cosines(rows_, row, inverse, anchors_.matrix, anchors_.inverse.data(), survivors_.data(), kept, exact_.data(),
+                    scratch_.data());
+    hits_.resize(static_cast<size_t>(kept));
+    for (int64_t k = 0; k < kept; ++k) hits_[k] = {exact_[k], survivors_[k]};
+    const int64_t size = settle(hits_, most_, support.weights);
+    support.ids.resize(static_cast<size_t>(size));
+    for (int64_t k = 0; k < size; ++k) support.ids[k] = hits_[k].id;
+  }
+
+ private:
+  const Matrix& rows_;
+  const Anchors& anchors_;
+  int64_t most_;
+  std::vector<int32_t> survivors_;
+  std::vector<float> candidates_, maxima_;
+  std::vector<double> exact_, scratch_;
+  std::vector<Hit> hits_;
+};
+
+// All rows by the integer product.
+void find_by_integers(const Matrix& rows, const Anchors& anchors, int64_t most, std::vector<RowSupport>& found) {
+  const SimilarityKernels& kernels = similarity_kernels();
+  const int64_t count = static_cast<int64_t>(anchors.usable.size()), pairs = (rows.width + 1) / 2, lanes = kernels.lanes;
+  const int64_t padded = (count + lanes - 1) / lanes * lanes;
+  std::vector<int16_t> panels(static_cast<size_t>(padded * pairs * 2), 0);
+  std::vector<double> errors(static_cast<size_t>(count));
+  for_rows((count + lanes - 1) / lanes, 16, "sparsemax_support", [&] {
+    return [&](int64_t begin, int64_t end) {
+      kernels.quantize(anchors.matrix, anchors.usable.data(), begin * lanes, std::min(end * lanes, count),
+                       anchors.inverse.data(), lanes, panels.data() + begin * lanes * pairs * 2, errors.data() + begin * lanes);
+      return true;
+    };
+  });
+  const double anchor_error = *std::max_element(errors.begin(), errors.end());
+  for_rows((rows.rows + kTile - 1) / kTile, 1, "sparsemax_support", [&] {
+    return [&, finder = Finder(rows, anchors, most), tile = std::vector<int16_t>(static_cast<size_t>(kTile * pairs * 2), 0),
+            values = std::vector<float>(static_cast<size_t>(kTile * padded))](int64_t begin, int64_t end) mutable {
+      for (int64_t first = begin * kTile; first < std::min(end * kTile, rows.rows); first += kTile) {
+        const int64_t some = std::min(kTile, rows.rows - first);
+        double inverse[kTile], error[kTile];
+        const Matrix part{static_cast<const char*>(rows.data) + first * rows.width * (rows.is_double ? 8 : 4), rows.is_double,
+                          some, rows.width};
+        kernels.measure(part, 0, some, inverse, nullptr);
+        kernels.quantize(part, nullptr, 0, some, inverse, 1, tile.data(), error);
+        kernels.product(tile.data(), panels.data(), padded, pairs, values.data(), padded);
+        for (int64_t i = 0; i < some; ++i) {
+          if (inverse[i] == 0) continue;
+          // What each side's rounding took away, and 1e-6 for float64's and float32's roundings on the way.
+          const double slack = error[i] + (1 + error[i]) * anchor_error + 1e-6;
+          finder.find(first + i, inverse[i], values.data() + i * padded, slack, found[first + i]);
+        }
+      }
+      return true;
+    };
+  });
+}
+
+// All rows by torch's float32 product, in blocks.
+void find_by_floats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most, double slack,
+                    std::vector<RowSupport>& found) {
+  const SimilarityKernels& kernels = similarity_kernels();
+  const int64_t N = rows.rows, P = rows.width, A = anchors.matrix.rows, count = static_cast<int64_t>(anchors.usable.size());
+  Tensor directions = empty_on(like, {A, P}, ScalarType::Float);
+  float* direction = directions.mutable_data_ptr<float>();
+  std::vector<double> inverse(static_cast<size_t>(std::max(A, N)));
+  kernels.measure(anchors.matrix, 0, A, inverse.data(), direction);
+  for (int64_t place = 0; place < count; ++place)
+    if (anchors.usable[place] != place)
+      std::copy_n(direction + anchors.usable[place] * P, P, direction + place * P);
+  const Tensor columns = torch::stable::transpose(torch::stable::narrow(directions, 0, 0, count), 0, 1);
+  const int64_t block = std::min(N, std::clamp<int64_t>(kBlockBytes / (count * 4), 16, kMostRows));
+  Tensor block_directions = empty_on(like, {block, P}, ScalarType::Float);
+  for (int64_t start = 0; start < N; start += block) {
+    const int64_t some = std::min(block, N - start);
+    Tensor part = torch::stable::narrow(block_directions, 0, 0, some);
+    kernels.measure(rows, start, start + some, inverse.data(), part.mutable_data_ptr<float>() - start * P);
+    const Tensor product = torch::stable::matmul(part, columns);
+    STD_TORCH_CHECK(product.scalar_type() == ScalarType::Float,
+                    "sparsemax_support: the float32 product came back in another dtype; switch autocast off");
+    const float* values = product.const_data_ptr<float>();
+    for_rows(some, 8, "sparsemax_support", [&] {
+      return [&, finder = Finder(rows, anchors, most)](int64_t begin, int64_t end) mutable {
+        for (int64_t i = begin; i < end; ++i)
+          if (inverse[start + i] != 0)
+            finder.find(start + i, inverse[start + i], values + i * count, slack, found[start + i]);
+        return true;
+      };
+    });
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> sparsemax_support(const Tensor& new_auxiliary, const Tensor& anchor_auxiliary,
                                                      int64_t max_support, double slack) {
   check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack);
   const SimilarityKernels& kernels = similarity_kernels();
   const int64_t N = new_auxiliary.size(0), A = anchor_auxiliary.size(0), P = new_auxiliary.size(1);
   Tensor offsets = zeros_on(new_auxiliary, {N + 1}, ScalarType::Long);
-  if (N == 0 || A == 0 || P == 0)
-    return {offsets, empty_on(new_auxiliary, {0}, ScalarType::Int), empty_on(new_auxiliary, {0}, ScalarType::Double)};
-
   const Tensor rows_tensor = tamed(prepared(new_auxiliary)), anchors_tensor = tamed(prepared(anchor_auxiliary));
-  const Matrix rows = as_matrix(rows_tensor), anchors = as_matrix(anchors_tensor);
-  std::vector<double> row_inverse(static_cast<size_t>(N)), anchor_inverse(static_cast<size_t>(A));
-  Tensor directions = empty_on(new_auxiliary, {A, P}, ScalarType::Float);
-  float* direction = directions.mutable_data_ptr<float>();
+  const Matrix rows = as_matrix(rows_tensor);
+  Anchors anchors{as_matrix(anchors_tensor), std::vector<double>(static_cast<size_t>(A)), {}};
   for_rows(A, 256, "sparsemax_support", [&] {
     return [&](int64_t begin, int64_t end) {
-      kernels.measure(anchors, begin, end, anchor_inverse.data(), direction);
+      kernels.measure(anchors.matrix, begin, end, anchors.inverse.data(), nullptr);
       return true;
     };
   });
-  // Anchors without a direction leave the problem: even a zero column would shift the threshold.
-  std::vector<int32_t> usable;
-  usable.reserve(static_cast<size_t>(A));
-  for (int64_t a = 0; a < A; ++a) {
-    if (anchor_inverse[a] == 0) continue;
-    const int64_t place = static_cast<int64_t>(usable.size());
-    if (place != a) std::copy(direction + a * P, direction + (a + 1) * P, direction + place * P);
-    usable.push_back(static_cast<int32_t>(a));
+  for (int64_t a = 0; a < A; ++a)
+    if (anchors.inverse[a] != 0) anchors.usable.push_back(static_cast<int32_t>(a));
+  std::vector<RowSupport> found(static_cast<size_t>(N));
+  if (N > 0 && P > 0 && !anchors.usable.empty()) {
+    // SALTLM_FLOAT_PRODUCT=1 takes the way of other machines, for tests and comparison.
+    if (kernels.lanes > 0 && std::getenv("SALTLM_FLOAT_PRODUCT") == nullptr)
+      find_by_integers(rows, anchors, max_support, found);
+    else
+      find_by_floats(new_auxiliary, rows, anchors, max_support, slack, found);
   }
-  const int64_t U = static_cast<int64_t>(usable.size());
   int64_t* bounds = offsets.mutable_data_ptr<int64_t>();
-  std::vector<int32_t> all_ids;
-  std::vector<double> all_weights;
-  if (U > 0) {
-    const Tensor columns = torch::stable::transpose(torch::stable::narrow(directions, 0, 0, U), 0, 1);
-    const int64_t block = std::clamp<int64_t>(kBlockBytes / (U * 4), 16, kMostRows);
-    Tensor block_directions = empty_on(new_auxiliary, {std::min(block, N), P}, ScalarType::Float);
-    std::vector<RowSupport> found(static_cast<size_t>(std::min(block, N)));
-    for (int64_t start = 0; start < N; start += block) {
-      const int64_t count = std::min(block, N - start);
-      Tensor part = torch::stable::narrow(block_directions, 0, 0, count);
-      float* part_data = part.mutable_data_ptr<float>();
-      kernels.measure(rows, start, start + count, row_inverse.data(), part_data - start * P);
-      const Tensor product = torch::stable::matmul(part, columns);
-      STD_TORCH_CHECK(product.scalar_type() == ScalarType::Float,
-                      "sparsemax_support: the float32 product came back in another dtype; switch autocast off");
-      const float* cosines = product.const_data_ptr<float>();
-      for_rows(count, 8, "sparsemax_support", [&] {
-        return [&, survivors = std::vector<int32_t>(U), candidates = std::vector<float>(U + 64),
-                maxima = std::vector<float>(U / 64 + 1), exact = std::vector<double>(U),
-                scratch = std::vector<double>(P + 64), hits = std::vector<Hit>()](int64_t begin, int64_t end) mutable {
-          for (int64_t i = begin; i < end; ++i) {
-            RowSupport& support = found[i];
-            support.ids.clear();
-            support.weights.clear();
-            if (row_inverse[start + i] == 0) continue;
-            const int64_t kept = kernels.survivors(cosines + i * U, U, slack, survivors.data(), candidates.data(), maxima.data());
-            for (int64_t k = 0; k < kept; ++k) survivors[k] = usable[survivors[k]];
-            kernels.cosines(rows, start + i, row_inverse[start + i], anchors, anchor_inverse.data(), survivors.data(), kept,
-                            exact.data(), scratch.data());
-            hits.resize(static_cast<size_t>(kept));
-            for (int64_t k = 0; k < kept; ++k) hits[k] = {exact[k], survivors[k]};
-            const int64_t size = settle(hits, max_support, support.weights);
-            for (int64_t k = 0; k < size; ++k) support.ids.push_back(hits[k].id);
-          }
-          return true;
-        };
-      });
-      for (int64_t i = 0; i < count; ++i) {
-        all_ids.insert(all_ids.end(), found[i].ids.begin(), found[i].ids.end());
-        all_weights.insert(all_weights.end(), found[i].weights.begin(), found[i].weights.end());
-        bounds[start + i + 1] = static_cast<int64_t>(all_ids.size());
-      }
-    }
+  for (int64_t i = 0; i < N; ++i) bounds[i + 1] = bounds[i] + static_cast<int64_t>(found[i].ids.size());
+  Tensor ids = empty_on(new_auxiliary, {bounds[N]}, ScalarType::Int);
+  Tensor weights = empty_on(new_auxiliary, {bounds[N]}, ScalarType::Double);
+  int32_t* all_ids = ids.mutable_data_ptr<int32_t>();
+  double* all_weights = weights.mutable_data_ptr<double>();
+  for (int64_t i = 0; i < N; ++i) {
+    std::copy(found[i].ids.begin(), found[i].ids.end(), all_ids + bounds[i]);
+    std::copy(found[i].weights.begin(), found[i].weights.end(), all_weights + bounds[i]);
   }
-  const int64_t total = static_cast<int64_t>(all_ids.size());
-  Tensor ids = empty_on(new_auxiliary, {total}, ScalarType::Int), weights = empty_on(new_auxiliary, {total}, ScalarType::Double);
-  std::copy(all_ids.begin(), all_ids.end(), ids.mutable_data_ptr<int32_t>());
-  std::copy(all_weights.begin(), all_weights.end(), weights.mutable_data_ptr<double>());
   return {offsets, ids, weights};
 }
 

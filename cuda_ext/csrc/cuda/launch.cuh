@@ -45,6 +45,7 @@ class Launch {
 
   template <class T>
   void to_host(T* host, const T* device, int64_t count) const {
+    if (count == 0) return;
     check_cuda(cudaMemcpyAsync(host, device, sizeof(T) * static_cast<size_t>(count), cudaMemcpyDeviceToHost, stream_),
                "copy to the host");
     wait();
@@ -52,6 +53,7 @@ class Launch {
 
   template <class T>
   void to_device(T* device, const T* host, int64_t count) const {
+    if (count == 0) return;
     check_cuda(cudaMemcpyAsync(device, host, sizeof(T) * static_cast<size_t>(count), cudaMemcpyHostToDevice, stream_),
                "copy to the device");
     wait();  // the host's memory may go
@@ -107,9 +109,11 @@ inline Tensor widened(const Launch& launch, const Tensor& matrix) {
   by_type(matrix, [&](auto zero) {
     using From = decltype(zero);
     if (wide)
-      widen_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<From>(source), result.numel(), width, padded, data<double>(result));
+      widen_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<From>(source), result.numel(), width, padded,
+                                                             data<double>(result));
     else
-      widen_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<From>(source), result.numel(), width, padded, data<float>(result));
+      widen_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<From>(source), result.numel(), width, padded,
+                                                             data<float>(result));
   });
   Launch::check("widen_kernel");
   return result;
@@ -134,7 +138,8 @@ inline std::vector<int64_t> checked_offsets(const Launch& launch, const char* op
   if (ids.numel() > 0) {
     const Tensor bad = zeros_on(ids, {1}, ScalarType::Int);
     const auto blocks = static_cast<unsigned>(std::min<int64_t>((ids.numel() + kThreads - 1) / kThreads, 4096));
-    check_ids_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<const int32_t>(ids), ids.numel(), rows, data<int32_t>(bad));
+    check_ids_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<const int32_t>(ids), ids.numel(), rows,
+                                                               data<int32_t>(bad));
     Launch::check("check_ids_kernel");
     int32_t found = 0;
     launch.to_host(&found, data<const int32_t>(bad), 1);

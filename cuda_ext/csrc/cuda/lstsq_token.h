@@ -217,7 +217,8 @@ SALTLM_BOTH void center_token(const Team& team, const Token<T>& token, double* s
   const double root = sqrt(static_cast<double>(token.K));
   for (int w = team.rank(); w < token.W; w += team.size()) {
     double mean = 0.0;
-    for (int k = 0; k < token.K; ++k) mean += static_cast<double>(token.anchors[static_cast<int64_t>(token.ids[k]) * token.W + w]);
+    for (int k = 0; k < token.K; ++k)
+      mean += static_cast<double>(token.anchors[static_cast<int64_t>(token.ids[k]) * token.W + w]);
     mean /= token.K;
     const double head = static_cast<double>(token.anchors[static_cast<int64_t>(token.ids[0]) * token.W + w]);
     shift[w] = (head - mean) / (root - 1.0) - mean;

@@ -1,11 +1,11 @@
 // support_lstsq on CUDA: one thread block per token settles the well-conditioned ones (lstsq_token.h), the CPU operator
 // the others, so that ranks and statuses are decided in one place.
 #include <algorithm>
-#include <array>
 #include <tuple>
 
 #include "launch.cuh"
 #include "lstsq_token.h"
+#include "pending.cuh"
 
 namespace saltlm::cuda {
 
@@ -15,13 +15,6 @@ constexpr uint8_t kPending = 255;                     // not settled here
 constexpr int64_t kLargestSupport = 1024;             // beyond it one block per token is the wrong shape
 constexpr int64_t kWorkspace = 256 * kMegabyte;       // of all blocks together
 constexpr int kSharedLimit = 96 * 1024;               // two blocks on a multiprocessor of the smallest target
-
-struct Outputs {
-  double* coefficients;
-  int32_t* rank;
-  float* residual;
-  uint8_t* status;
-};
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -46,12 +39,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Rows of `from` [*, W] named by `index` [count], as a matrix.
-template <class T>
-__global__ void gather_kernel(const T* from, const int64_t* index, int64_t W, T* to) {
-  for (int64_t w = threadIdx.x; w < W; w += blockDim.x) to[blockIdx.x * W + w] = from[index[blockIdx.x] * W + w];
-}
-
 template <class T>
 void solve_all(const Launch& launch, const Tensor& rows, const Tensor& anchors, const Tensor& offsets,
                const Tensor& ids, int largest, double ridge, bool center, const Outputs& out) {
@@ -67,84 +54,6 @@ void solve_all(const Launch& launch, const Tensor& rows, const Tensor& anchors, 
       data<const T>(rows), data<const T>(anchors), data<const int64_t>(offsets), data<const int32_t>(ids), N,
       static_cast<int>(W), ridge, center, largest, shared / 8, spills ? data<double>(workspace) : nullptr, needed, out);
   Launch::check("lstsq_kernel");
-}
-
-Tensor on_cpu(const Tensor& tensor) {
-  return torch::stable::to(tensor, std::nullopt, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU));
-}
-
-struct Settled {
-  Tensor coefficients, rank, residual, status;
-};
-
-// The CPU operator, through the dispatcher: this library does not contain it.
-Settled solve_on_cpu(const Tensor& rows, const Tensor& anchors, const Tensor& offsets, const Tensor& ids, double ridge,
-                     bool center) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 6> stack{from(rows), from(anchors), from(offsets), from(ids), from(ridge), from(center)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("saltlm::support_lstsq", "", stack.data(), TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
-}
-
-// Row numbers `pending` of a matrix of any dtype, on the CPU.
-Tensor rows_on_cpu(const Launch& launch, const Tensor& matrix, const std::vector<int64_t>& pending) {
-  const int64_t count = static_cast<int64_t>(pending.size()), width = matrix.size(1);
-  const Tensor index = empty_on(matrix, {count}, ScalarType::Long);
-  launch.to_device(data<int64_t>(index), pending.data(), count);
-  const Tensor some = empty_on(matrix, {count, width}, matrix.scalar_type());
-  by_type(matrix, [&](auto zero) {
-    using T = decltype(zero);
-    gather_kernel<<<static_cast<unsigned>(count), kThreads, 0, launch.stream()>>>(
-        data<const T>(matrix), data<const int64_t>(index), width, data<T>(some));
-  });
-  Launch::check("gather_kernel");
-  return on_cpu(some);
-}
-
-// A device array on the host, to be patched and sent back.
-template <class T>
-std::vector<T> fetch(const Launch& launch, const T* device, int64_t count) {
-  std::vector<T> host(static_cast<size_t>(count));
-  launch.to_host(host.data(), device, count);
-  return host;
-}
-
-// Settles the tokens `pending` on the CPU, from the rows as they were given, and puts their results into `out`.
-void finish_on_cpu(const Launch& launch, const Tensor& rows, const Tensor& anchors, const Tensor& ids,
-                   const std::vector<int64_t>& starts, const std::vector<int64_t>& pending, double ridge, bool center,
-                   const Outputs& out) {
-  const int64_t N = rows.size(0), count = static_cast<int64_t>(pending.size());
-  const Tensor some_rows = rows_on_cpu(launch, rows, pending);
-  const std::vector<int32_t> all_ids = fetch(launch, data<const int32_t>(ids), ids.numel());
-  std::vector<int32_t> some_ids;
-  const Tensor some_offsets = zeros_on(some_rows, {count + 1}, ScalarType::Long);
-  int64_t* offsets = data<int64_t>(some_offsets);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t n = pending[i];
-    some_ids.insert(some_ids.end(), all_ids.begin() + starts[n], all_ids.begin() + starts[n + 1]);
-    offsets[i + 1] = static_cast<int64_t>(some_ids.size());
-  }
-  const Tensor packed_ids = empty_on(some_rows, {offsets[count]}, ScalarType::Int);
-  std::copy(some_ids.begin(), some_ids.end(), data<int32_t>(packed_ids));
-  const Settled solved = solve_on_cpu(some_rows, on_cpu(anchors), some_offsets, packed_ids, ridge, center);
-
-  std::vector<double> coefficients = fetch<double>(launch, out.coefficients, ids.numel());
-  std::vector<int32_t> rank = fetch<int32_t>(launch, out.rank, N);
-  std::vector<float> residual = fetch<float>(launch, out.residual, N);
-  std::vector<uint8_t> status = fetch<uint8_t>(launch, out.status, N);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t n = pending[i];
-    const double* found = data<const double>(solved.coefficients);
-    std::copy(found + offsets[i], found + offsets[i + 1], coefficients.begin() + starts[n]);
-    rank[n] = data<const int32_t>(solved.rank)[i];
-    residual[n] = data<const float>(solved.residual)[i];
-    status[n] = data<const uint8_t>(solved.status)[i];
-  }
-  launch.to_device(out.coefficients, coefficients.data(), ids.numel());
-  launch.to_device(out.rank, rank.data(), N);
-  launch.to_device(out.residual, residual.data(), N);
-  launch.to_device(out.status, status.data(), N);
 }
 
 }  // namespace
@@ -183,7 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> support_lstsq(const Tensor& new_plm, 
   for (int64_t n = 0; n < N; ++n)
     if (found[n] == kPending) pending.push_back(n);
   if (!pending.empty())
-    finish_on_cpu(launch, torch::stable::contiguous(new_plm), anchor_plm, places, host_starts, pending, ridge, center, out);
+    finish_on_cpu(launch, torch::stable::contiguous(new_plm), torch::stable::contiguous(anchor_plm), places, host_starts,
+                  pending, ridge, center, out);
   return {coefficients, rank, residual, status};
 }
 

