@@ -13,6 +13,7 @@ import torch
 from .adapt_config import AdaptConfig
 from .causal_lm import CausalLM, load_causal_lm
 from .chunked_loss import ChunkedLM
+from .distill_rows import Pieces, Teacher, load_teacher
 from .errors import input_error
 from .evaluate import evaluate
 from .metrics import Recorder
@@ -33,6 +34,7 @@ class Job:
         config: the options.
         streams: of blocks, with their shares.
         heldout: documents in the target language, ``source`` in the source language.
+        source_model: for row distillation, else ``None``.
         trained: bool [T'], rows that the phase ``rows`` trains; ``None`` where no phase needs to know.
     """
 
@@ -45,6 +47,7 @@ class Job:
     heldout: Sequence[str]
     source: Sequence[str]
     trained: np.ndarray | None
+    source_model: Teacher | None = None
 
     def evaluate(self) -> dict[str, float]:
         """Held-out bits per byte, as ``saltlm.evaluate`` finds them."""
@@ -58,6 +61,15 @@ class Job:
         parameters = vocabulary_parameters(self.lm.model).values()
         return RowMask(parameters, self.trained, weight_decay)
 
+    def teacher(self, count: int) -> tuple[Teacher, Pieces]:
+        """The source model, and so many pieces of the training text."""
+        pieces = Pieces(
+            self.streams[0].documents, (self.lm.tokenizer, self.source_model.lm.tokenizer),
+            (self.lm.start_id, self.source_model.lm.start_id), length=self.config.seq_length, count=count,
+            seed=self.config.seed,
+        )  # fmt: skip
+        return self.source_model, pieces
+
     def train(self, folder: RunFolder, recorder: Recorder, checkpoint: Path | None, state: Mapping[str, Any]) -> None:
         """Run all phases that are left.
 
@@ -67,6 +79,7 @@ class Job:
         run = Run(
             config=self.config, model=self.lm.model, chunked=self.chunked, streams=self.streams, shares=self.shares, folder=folder,
             recorder=recorder, evaluate=self.evaluate, phases=self.config.schedule_of_phases, mask=self.mask,
+            teacher=self.teacher,
         )  # fmt: skip
         for name in ("phase", "best", "best_step", "worse", "ended"):
             setattr(run, name, state.get(name, getattr(run, name)))
@@ -121,11 +134,12 @@ def load_job(
             what, "documents in one block that see each other", "a model whose attention follows position ids",
             "add --cross-documents to let them",
         )  # fmt: skip
+    source_model = load_teacher(folder, config, lm, this.device) if config.distill_rows else None
     chunked = prepare_model(lm.model, config)
     made = streams(Packer(lm.tokenizer, rows=lm.rows, length=config.seq_length, name=name))
     job = Job(
         lm=lm, chunked=chunked, folder=folder, config=config, streams=made, shares=shares, heldout=heldout, source=source,
-        trained=trained,
+        trained=trained, source_model=source_model,
     )  # fmt: skip
     try:
         for stream in made:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .distill_rows import state_error
+
 LOGIT_FLOATS = 2**25
 PROBE_TOKENS = 5
 IGNORED = -100
@@ -139,7 +141,14 @@ class ChunkedLM:
     def forward(
         self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **rest: Any
     ) -> dict[str, torch.Tensor] | Any:
-        """``{"loss": []}``, the sum over predicted tokens by ``num_items_in_batch`` (``None``: their number), or stock."""
+        """``{"loss": []}``, or the stock output where there is nothing to learn.
+
+        The loss is the sum over predicted tokens by ``num_items_in_batch`` (``None``: by their number); for row distillation,
+        with ``places`` [M] and ``wanted_states`` [M, D], the error of the states at these places of the flattened batch.
+        """
+        if "wanted_states" in rest:
+            hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+            return {"loss": state_error(hidden[rest["places"]], rest["wanted_states"])}
         if labels is None:
             return self.stock(input_ids=input_ids, **rest)
         # Without a cache, and only then, transformers keeps packed documents apart by their position ids.

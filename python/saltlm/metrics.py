@@ -119,7 +119,7 @@ class Recorder:
         """Do not count the time before now to the next step."""
         self._since = time.perf_counter()
 
-    def check(self, loss: float, step: int, last: Path | None) -> None:
+    def check(self, loss: float, step: int, phase: str, last: Path | None) -> None:
         """Stop a run that has diverged, before its step spoils the weights.
 
         Raises:
@@ -129,18 +129,15 @@ class Recorder:
         advice = "start over with lower learning rates or a longer warm-up"
         if not math.isfinite(loss):
             raise BackendError(f"step {step}: the loss is {loss}; {where}; {advice}")
-        before = [line["loss"] for line in self.lines[-DIVERGED_STEPS:] if "loss" in line]
-        recent = [*before, loss][-DIVERGED_STEPS:]
-        limit = DIVERGED_TIMES * max(self.uniform, self._first_loss())
+        same = [line["loss"] for line in self.lines if "loss" in line and line["phase"] == phase]
+        recent = [*same[-DIVERGED_STEPS:], loss][-DIVERGED_STEPS:]
+        limit = DIVERGED_TIMES * max(self.uniform, same[0] if same else 0.0)
         if len(recent) == DIVERGED_STEPS and sum(recent) / len(recent) > limit:
             mean = sum(recent) / len(recent)
             raise BackendError(
                 f"step {step}: a mean loss of {mean:.2f} over {DIVERGED_STEPS} steps, where guessing costs"
                 f" {self.uniform:.2f}; {where}; {advice}"
             )
-
-    def _first_loss(self) -> float:
-        return next((line["loss"] for line in self.lines if "loss" in line), 0.0)
 
     def __enter__(self) -> Recorder:
         return self

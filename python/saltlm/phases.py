@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .adapt_config import AdaptConfig
 
 NAMES = ("rows", "embeddings", "all")
+DISTILL = "distill"  # before the others, when asked for
+MASKED = ("rows", DISTILL)
 FORM = re.compile(r"(?P<name>[a-z]+):(?P<steps>\d+)(@(?P<rate>[^/]+)(/(?P<embeddings>.+))?)?")
 # Decay is for matrices alone: biases and norms only set scales.
 NO_DECAY = re.compile(r"bias|norm|(^|\.)ln_", re.IGNORECASE)
@@ -24,7 +26,7 @@ class Phase:
     """A run of steps in which the same weights are trained.
 
     Attributes:
-        name: one of :data:`NAMES`.
+        name: one of :data:`NAMES`, or ``distill``.
         steps: optimizer steps, at least 1.
         start: optimizer steps before it.
         learning_rate: peak rate of the weights that are no vocabulary rows.
@@ -55,6 +57,10 @@ def parse_phases(config: AdaptConfig) -> tuple[Phase, ...]:
     """
     phases: list[Phase] = []
     start = 0
+    if config.distill_rows:
+        rate = config.embedding_learning_rate
+        phases.append(Phase(DISTILL, config.distill_steps, 0, rate, rate))
+        start = config.distill_steps
     for part in (config.phases if config.phases is not None else f"all:{config.steps}").split(","):
         match = FORM.fullmatch(part.strip())
         if not match or match["name"] not in NAMES or int(match["steps"]) < 1:
@@ -111,6 +117,8 @@ def vocabulary_parameters(model: Any) -> dict[str, Any]:
 def set_trained(model: Any, phase: Phase) -> None:
     """Let only the parameters of this phase take gradients."""
     vocabulary = {id(parameter) for parameter in vocabulary_parameters(model).values()}
+    if phase.name == DISTILL:  # states depend on input rows alone
+        vocabulary = {id(model.get_input_embeddings().weight)}
     for parameter in model.parameters():
         parameter.requires_grad_(phase.name == "all" or id(parameter) in vocabulary)
 
@@ -118,7 +126,7 @@ def set_trained(model: Any, phase: Phase) -> None:
 def parameter_groups(model: Any, phase: Phase, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimizer: vocabulary rows, matrices of the body, the rest of it; each with its rate and decay.
 
-    In the phase ``rows`` the optimizer itself decays nothing, since it would touch frozen rows: see
+    In the phases ``distill`` and ``rows`` the optimizer itself decays nothing, since it would touch frozen rows: see
     :class:`~saltlm.row_mask.RowMask`.
     """
     vocabulary = {id(parameter) for parameter in vocabulary_parameters(model).values()}
@@ -127,7 +135,7 @@ def parameter_groups(model: Any, phase: Phase, weight_decay: float) -> list[dict
         "body": {"lr": phase.learning_rate, "weight_decay": weight_decay, "params": []},
         "scales": {"lr": phase.learning_rate, "weight_decay": 0.0, "params": []},
     }
-    if phase.name == "rows":
+    if phase.name in MASKED:
         groups["vocabulary"]["weight_decay"] = 0.0
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -19,9 +19,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from .adapt_config import AdaptConfig
 from .chunked_loss import ChunkedLM
+from .distill_rows import Pieces, Teacher, collate_pieces
 from .metrics import Recorder
 from .packing import Mixture, Stream, collate
-from .phases import Phase, parameter_groups, rate_factor, set_trained
+from .phases import DISTILL, MASKED, Phase, parameter_groups, rate_factor, set_trained
 from .resume import RunFolder
 from .row_mask import RowMask
 
@@ -39,6 +40,7 @@ class Run:
         folder: where checkpoints go.
         recorder: takes the metrics.
         evaluate: held-out bits per byte by name of the metric; empty without held-out text.
+        mask: makes a row mask with a weight decay; ``teacher`` a teacher and so many pieces of text.
         phases: in order; ``phase`` is the current one's place.
         best: lowest held-out bits per byte, ``best_step`` and ``worse`` evaluations since.
         ended: whether early stopping has ended the run.
@@ -55,6 +57,7 @@ class Run:
     evaluate: Evaluate
     phases: Sequence[Phase]
     mask: Callable[[float], RowMask] | None = None
+    teacher: Callable[[int], tuple[Teacher, Pieces]] | None = None
     phase: int = 0
     best: float | None = None
     best_step: int | None = None
@@ -78,14 +81,17 @@ class Run:
 class AdaptTrainer(Trainer):
     """Trainer with exact row masks, rates by group, whole checkpoints, and losses counted over all processes."""
 
-    def __init__(self, run: Run, dataset: Mixture, arguments: TrainingArguments) -> None:
-        self.run, self.phase = run, run.phases[run.phase]
+    def __init__(
+        self, run: Run, dataset: Mixture | Pieces, arguments: TrainingArguments, teacher: Teacher | None = None
+    ) -> None:
+        self.run, self.phase, self.teacher = run, run.phases[run.phase], teacher
         self.row_mask: RowMask | None = None
         self._sums = [0.0, 0.0]
         self._items = 0
         super().__init__(
-            model=run.model, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[_Steps(self)]
-        )
+            model=run.model, args=arguments, train_dataset=dataset, callbacks=[_Steps(self)],
+            data_collator=collate if teacher is None else collate_pieces,
+        )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # the forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
 
@@ -100,7 +106,7 @@ class AdaptTrainer(Trainer):
             groups = parameter_groups(self.model if model is None else model, self.phase, config.weight_decay)
             cuda = self.args.device.type == "cuda" and not config.fsdp
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, config.adam_beta2), fused=cuda or None)
-            if self.phase.name == "rows":
+            if self.phase.name in MASKED:
                 self.row_mask = self.run.mask(config.weight_decay)
                 self.row_mask.attach(self.optimizer)
         return self.optimizer
@@ -117,6 +123,11 @@ class AdaptTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trainer's, with the bytes behind the block set aside."""
+        if self.teacher is not None:
+            states = self.teacher.states(inputs.pop("teacher_input_ids")).flatten(0, 1)
+            inputs["wanted_states"] = states[inputs.pop("teacher_places")]
+            self._items = len(inputs["places"])
+            return super().compute_loss(model, inputs, *args, **kwargs)
         self._sums[1] = self._sums[1] + inputs.pop("bytes").sum()
         items = kwargs.get("num_items_in_batch")
         self._items = 0 if items is None else items
@@ -141,7 +152,7 @@ class AdaptTrainer(Trainer):
         self.run.stop = sums[2] > 0  # in one process is in all
         self._sums = [0.0, 0.0]
         self.step_rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
-        self.run.recorder.check(sums[0], self.step_done + 1, self.run.folder.last())
+        self.run.recorder.check(sums[0], self.step_done + 1, self.phase.name, self.run.folder.last())
 
     @property
     def step_done(self) -> int:
@@ -225,11 +236,16 @@ def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> Non
         ddp_find_unused_parameters=False, **arguments,
     )  # fmt: skip
     blocks = config.batch_size * config.accumulate * settings.world_size
-    dataset = Mixture(
-        run.streams, run.shares, offset=phase.start * blocks, length=phase.steps * blocks,
-        cross_documents=config.cross_documents,
-    )  # fmt: skip
-    trainer = AdaptTrainer(run, dataset, settings)
+    teacher = None
+    if phase.name == DISTILL:
+        teacher, dataset = run.teacher(phase.steps * blocks)
+    else:
+        first = phase.start - sum(other.steps for other in run.phases if other.name == DISTILL)
+        dataset = Mixture(
+            run.streams, run.shares, offset=first * blocks, length=phase.steps * blocks,
+            cross_documents=config.cross_documents,
+        )  # fmt: skip
+    trainer = AdaptTrainer(run, dataset, settings, teacher)
     run.recorder.restart_clock()
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     run.chunked.unwrap()
