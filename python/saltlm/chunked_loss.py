@@ -33,7 +33,7 @@ class _ChunkedLoss(torch.autograd.Function):
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
         needs_hidden = hidden.requires_grad
         states = torch.empty_like(hidden) if needs_hidden else None
-        sums = [torch.zeros_like(parameter) for parameter in wanted]
+        sums: list[torch.Tensor | None] = [None] * len(wanted)
         total = torch.zeros((), dtype=torch.float32 if hidden.dtype != torch.float64 else torch.float64, device=hidden.device)
         for at in range(0, len(hidden), chunk):
             with torch.enable_grad():
@@ -44,21 +44,25 @@ class _ChunkedLoss(torch.autograd.Function):
                 found = list(torch.autograd.grad(loss, inputs, allow_unused=True))
                 if needs_hidden:
                     states[at : at + chunk] = found.pop(0)
-                for whole, part in zip(sums, found, strict=True):
+                for place, part in enumerate(found):
                     if part is not None:
-                        whole += part
+                        # The first is kept as it is: a sum that starts at zero costs three passes over V x D floats.
+                        sums[place] = part if sums[place] is None else sums[place].add_(part)
             total += loss.detach()
-        ctx.save_for_backward(*([states] if needs_hidden else []), *sums)
-        ctx.needs = (needs_hidden, [parameter.requires_grad for parameter in parameters])
+        places = iter(sums)
+        # Not saved by autograd's own means, which would keep a second reference and so make the engine copy them.
+        ctx.gradients = [states, *(next(places) if parameter.requires_grad else None for parameter in parameters)]
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        needs_hidden, wanted = ctx.needs
-        states = saved.pop(0) * gradient if needs_hidden else None
-        parameters = [saved.pop(0).mul_(gradient) if needed else None for needed in wanted]
-        return (states, None, None, None, *parameters)
+        states, *parameters = ctx.gradients
+        ctx.gradients = None
+        return (_scaled(states, gradient), None, None, None, *(_scaled(part, gradient) for part in parameters))
+
+
+def _scaled(tensor: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
+    return None if tensor is None else tensor.mul_(factor)
 
 
 def _sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
