@@ -10,6 +10,7 @@ Usage: python bench/adapt.py [--steps 12] [--device auto] [--out FILE.json]
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import resource
@@ -44,7 +45,7 @@ def model_and_blocks(layers: int, steps: int):
 
 
 def bare(model, blocks, steps: int, device: str) -> tuple[list[float], list[float]]:
-    """transformers' Trainer with the stock loss and AdamW."""
+    """Transformers' Trainer with the stock loss and AdamW."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     times, losses = [], []
@@ -70,7 +71,7 @@ def bare(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
 
 
 def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[float]]:
-    """saltlm's phase over the same blocks."""
+    """Saltlm's phase over the same blocks."""
     from saltlm import training
     from saltlm.adapt_config import AdaptConfig
     from saltlm.metrics import Recorder
@@ -85,14 +86,18 @@ def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
 
     with tempfile.TemporaryDirectory() as name:
         config = AdaptConfig(
-            phases=f"all:{steps}@1e-4", schedule="constant", warmup_steps=0, seq_length=LENGTH, batch_size=BATCH, eval_steps=10**6,
-            device=device, save_steps=10**6,
+            phases=f"all:{steps}@1e-4", schedule="constant", warmup_steps=0, seq_length=LENGTH, batch_size=BATCH,
+            eval_steps=10**6, device=device, save_steps=10**6,
         )  # fmt: skip
         folder = RunFolder(Path(name), main=True, barrier=lambda: None)
         folder.save = lambda *args, **kwargs: None
         times = []
         recorder = Recorder(
-            Path(name) / "metrics.jsonl", steps=steps, rows=ROWS, writes=True, progress=lambda report: times.append(time.perf_counter())
+            Path(name) / "metrics.jsonl",
+            steps=steps,
+            rows=ROWS,
+            writes=True,
+            progress=lambda report: times.append(time.perf_counter()),
         )
         with recorder:
             run = training.Run(
@@ -110,7 +115,7 @@ def speed(steps: int, device: str, layers: int) -> dict:
         for name, loop in (("bare", bare), ("saltlm", ours)):
             model, blocks = model_and_blocks(layers, steps)
             times, losses[name] = loop(model, blocks, steps, device)
-            seconds[name] += [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+            seconds[name] += [b - a for a, b in itertools.pairwise(times[1:])]
             del model
         worst = max(abs(a - b) / a for a, b in zip(losses["bare"], losses["saltlm"], strict=True))
         limit = 1e-4 if device == "cpu" else 1e-2
@@ -139,7 +144,12 @@ def memory(how: str, device: str) -> dict:
         loss = chunked_cross_entropy(hidden, targets, head, list(head.parameters()), LOGIT_FLOATS // rows)
     loss.backward()
     total = float(loss.detach())
-    return {"peak": peak(device) - before, "seconds": time.perf_counter() - started, "loss": total, "norm": float(hidden.grad.norm())}
+    return {
+        "peak": peak(device) - before,
+        "seconds": time.perf_counter() - started,
+        "loss": total,
+        "norm": float(hidden.grad.norm()),
+    }
 
 
 def peak(device: str) -> int:
@@ -151,7 +161,9 @@ def peak(device: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--layers", type=int, default=None, help="30 is SmolLM2-135M (default: 6 on a CPU, 30 elsewhere)")
+    parser.add_argument(
+        "--layers", type=int, default=None, help="30 is SmolLM2-135M (default: 6 on a CPU, 30 elsewhere)"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--speed-only", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -163,7 +175,11 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(memory(arguments.memory, device)))
         return
-    found = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     found["device"] = torch.cuda.get_device_name() if device == "cuda" else device
     for how in ("stock", "chunked") if not arguments.speed_only else ():
         done = subprocess.run(
@@ -177,16 +193,14 @@ def main() -> None:
     gigabyte = 1e9
     print(f"{found['device']}, {found['threads']} threads, torch {found['torch']}")
     print("| | saltlm adapt | bare Trainer / stock loss | ratio |\n| --- | --- | --- | --- |")
-    rate = found["speed"]["tokens_per_second"]
-    print(f"| tokens/s, {found['speed']['layers']} layers | {rate['saltlm']:.0f} | {rate['bare']:.0f} | {found['speed']['ratio']:.3f} |")
+    rate, ratio = found["speed"]["tokens_per_second"], found["speed"]["ratio"]
+    print(f"| tokens/s, {found['speed']['layers']} layers | {rate['saltlm']:.0f} | {rate['bare']:.0f} | {ratio:.3f} |")
     if arguments.speed_only:
         return
     tokens, width, rows = MEMORY.values()
     label = f"loss and gradients, {tokens} tokens x {width} x {rows:,}"
-    ratio = found["chunked"]["peak"] / found["stock"]["peak"]
-    print(
-        f"| peak GB, {label} | {found['chunked']['peak'] / gigabyte:.2f} | {found['stock']['peak'] / gigabyte:.2f} | {ratio:.3f} |"
-    )
+    peaks = [found[how]["peak"] / gigabyte for how in ("chunked", "stock")]
+    print(f"| peak GB, {label} | {peaks[0]:.2f} | {peaks[1]:.2f} | {peaks[0] / peaks[1]:.3f} |")
     times = (found["chunked"]["seconds"], found["stock"]["seconds"])
     print(f"| seconds, the same | {times[0]:.1f} | {times[1]:.1f} | {times[0] / times[1]:.2f} |")
     if arguments.out:

@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.figure  # noqa: F401 - paid for before the forks, like the next two
 import torch
-import transformers.trainer  # noqa: F401 - paid for before the forks
-
+import torch.utils.tensorboard
+import transformers.trainer  # noqa: F401
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
 from saltlm.resume import read_metrics
@@ -66,11 +67,10 @@ def kill(process: int, out: Path, when, number: int) -> int | None:
 def moments(out: Path):
     """Moments to be killed at: after lines of metrics, and within the writing of checkpoints and of the last folder."""
     writing = lambda pattern, place: lambda: any(place.glob(pattern))  # noqa: E731
-    yield lambda: steps(out) >= 2
-    for step in (2, 5, 6):
+    for step in (2, 5):
         yield writing(f".step-{step}.writing/*/*", out / "checkpoints")
+    yield lambda: steps(out) >= 8
     yield writing(".step-8.writing/*/optimizer.pt", out / "checkpoints")
-    yield lambda: steps(out) >= 10
     yield writing(f".{out.name}.saltlm-*/*.safetensors", out.parent)
 
 

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
 from saltlm.corpus import Corpus, is_heldout
@@ -21,6 +19,7 @@ from saltlm.errors import BackendError, InputError
 from saltlm.evaluate import evaluate
 from saltlm.packing import Mixture, Packer, Stream, collate
 from saltlm.phases import rate_factor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL = {"seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 2000}
 
@@ -56,7 +55,9 @@ def test_the_output_is_a_model_folder_that_stock_transformers_loads(place, three
     done, _ = three_phases
     model = AutoModelForCausalLM.from_pretrained(done.out)
     assert model.dtype == torch.float16  # as the checkpoint was
-    before, after = (AutoTokenizer.from_pretrained(place / name).backend_tokenizer.to_str() for name in ("model", "three"))
+    before, after = (
+        AutoTokenizer.from_pretrained(place / name).backend_tokenizer.to_str() for name in ("model", "three")
+    )
     assert before == after
     names = {path.name for path in done.out.iterdir()}
     assert {"config.json", "provenance.safetensors", "README.md", "saltlm.json", "metrics.jsonl", "curve.png"} <= names
@@ -108,7 +109,10 @@ def test_the_phase_rows_moves_new_rows_alone(tmp_path, place, kind):
     out = adapt(source, place / "text.txt", tmp_path / "out", rates).out
     before, after = weights(source), weights(out)
     assert set(before) == set(after)
-    vocabulary = {"llama": {"model.embed_tokens.weight"}, "phi": {"model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"}}
+    vocabulary = {
+        "llama": {"model.embed_tokens.weight"},
+        "phi": {"model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"},
+    }
     for name, old in before.items():
         new = after[name]
         assert new.dtype == old.dtype
@@ -122,7 +126,9 @@ def test_the_phase_rows_moves_new_rows_alone(tmp_path, place, kind):
 
 def test_the_first_steps_are_those_of_a_bare_loop(place):
     """Two steps of stock transformers and torch, over the same blocks, give the same losses and weights."""
-    options = config(phases="all:2@1e-3", schedule="constant", warmup_steps=0, accumulate=2, heldout=0.0, dtype="float32")
+    options = config(
+        phases="all:2@1e-3", schedule="constant", warmup_steps=0, accumulate=2, heldout=0.0, dtype="float32"
+    )
     done = adapt(place / "model", place / "text.txt", place / "bare", options)
     model = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(place / "model")
@@ -167,7 +173,9 @@ def test_schedules(schedule):
 
 
 def test_early_stop_keeps_the_best(place):
-    options = config(phases="all:12@1.0", schedule="constant", eval_steps=1, early_stop=2, dtype="float32", max_grad_norm=None)
+    options = config(
+        phases="all:12@1.0", schedule="constant", eval_steps=1, early_stop=2, dtype="float32", max_grad_norm=None
+    )
     done = adapt(place / "model", place / "text.txt", place / "early", options)
     best = min(value for step, value in done.heldout if step)
     assert done.steps < 12 and done.steps - next(step for step, value in done.heldout if value == best) == 2
@@ -214,7 +222,13 @@ def test_nothing_that_is_held_out_is_trained_on(place):
 
 
 def refused(place, tmp_path, match: str, **changed) -> None:
-    given = {"model": place / "model", "texts": place / "text.txt", "out": tmp_path / "out", "config": config(steps=2), **changed}
+    given = {
+        "model": place / "model",
+        "texts": place / "text.txt",
+        "out": tmp_path / "out",
+        "config": config(steps=2),
+        **changed,
+    }
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=match):
         adapt(**given)

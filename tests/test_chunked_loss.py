@@ -10,13 +10,17 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from saltlm.causal_lm import load_causal_lm
 from saltlm.chunked_loss import ChunkedLM, chunked_cross_entropy
 
 
 @settings(deadline=None, max_examples=40)
-@given(n=st.integers(1, 30), chunk=st.integers(1, 40), seed=st.integers(0, 99), frozen=st.sampled_from(["", "head", "states"]))
+@given(
+    n=st.integers(1, 30),
+    chunk=st.integers(1, 40),
+    seed=st.integers(0, 99),
+    frozen=st.sampled_from(["", "head", "states"]),
+)
 def test_loss_and_gradients_are_those_of_the_whole(n, chunk, seed, frozen):
     draw = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, 6, generator=draw, dtype=torch.float64).requires_grad_(frozen != "states")

@@ -78,7 +78,9 @@ def test_spoilt_rows_come_back_and_nothing_else_moves(tmp_path):
     torch.testing.assert_close(after[~new], true[~new], rtol=0, atol=1e-7)
     before = load_file(student / "model.safetensors")[KEY]
     moved = (after[new] - before[new]).abs().amax(dim=1) > 1e-6  # rows of tokens that the text has
-    assert moved.any() and (after[new][moved] - true[new][moved]).norm() < (before[new][moved] - true[new][moved]).norm()
+    assert (
+        moved.any() and (after[new][moved] - true[new][moved]).norm() < (before[new][moved] - true[new][moved]).norm()
+    )
 
 
 def test_without_a_source_it_is_refused(tmp_path):

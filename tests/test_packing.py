@@ -1,4 +1,4 @@
-"""Packing: nothing is lost but the documented tail, nothing crosses a document, order is that of the seed, any place is found again."""
+"""Nothing is lost but the documented tail or crosses a document; order is the seed's; any place is found again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers_tiny import KINDS, tiny
-
 from saltlm.errors import InputError
 from saltlm.packing import Mixture, Packer, Stream, collate
+from tokenizers_tiny import KINDS, tiny
 
 TEXTS = st.lists(st.text("abc ä\n🙂", min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=12)
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from saltlm.errors import InputError
 from saltlm.row_mask import RowMask, new_rows
 

@@ -106,7 +106,9 @@ def adapt(
     from .architecture import quiet_transformers
 
     with quiet_transformers():
-        return _adapt(model, texts, Path(out).expanduser(), config, (eval_texts, source_eval_texts), replay, resume, progress)
+        return _adapt(
+            model, texts, Path(out).expanduser(), config, (eval_texts, source_eval_texts), replay, resume, progress
+        )
 
 
 def _adapt(
@@ -179,7 +181,11 @@ def _finish(job: Any, folder: RunFolder, identity: Mapping[str, Any], name: str)
 def model_identity(folder: Path) -> dict[str, str]:
     """Name -> sha256 of the files that make a model and its tokenizer."""
     names = ("*.safetensors", "config.json", "tokenizer*", "*.model", "vocab*", "merges.txt", "saltlm.json")
-    return {path.name: hash_path(path) for path in sorted({p for name in names for p in folder.glob(name)}) if path.is_file()}
+    return {
+        path.name: hash_path(path)
+        for path in sorted({p for name in names for p in folder.glob(name)})
+        if path.is_file()
+    }
 
 
 def _folder_of(model: str | Path) -> Path:
@@ -207,7 +213,9 @@ def _read_text(
     heldout, keep_text = _held_out("text", corpora[:1], eval_texts, config, how)
     source, keep_replay = _held_out("replay", corpora[1:], source_eval_texts, config, how)
     shares = [1 - sum(ratios.values()), *ratios.values()]
-    given = [Corpus(paths, **how).fingerprint() if paths is not None else None for paths in (eval_texts, source_eval_texts)]
+    given = [
+        Corpus(paths, **how).fingerprint() if paths is not None else None for paths in (eval_texts, source_eval_texts)
+    ]
     return _Text(
         corpora=corpora, shares=shares, keep=[keep_text, *[keep_replay] * len(ratios)], heldout=heldout, source=source,
         identity={

@@ -27,13 +27,14 @@ class AdaptConfig:
         accumulate: batches summed up before a step, in [1, inf).
         learning_rate: peak rate of the weights that are no vocabulary rows, in (0, inf).
         embedding_learning_rate: peak rate of embedding and head rows, in (0, inf).
-        schedule: course of the rates within each phase: ``cosine`` to zero, ``wsd`` (flat, then linear to zero) or ``constant``.
+        schedule: course of the rates in each phase: ``cosine`` to zero, ``wsd`` (flat, then linear to zero) or ``constant``.
         warmup_steps: steps of linear rise at the start of each phase, in [0, inf); ``None`` is a tenth of the phase.
         decay_share: last part of a phase in which ``wsd`` falls, in (0, 1].
         weight_decay: decoupled decay of matrices, in [0, inf); never applied to frozen rows.
         adam_beta2: decay of AdamW's second moment, in (0, 1).
         max_grad_norm: gradients are scaled down to this norm, in (0, inf); ``None`` leaves them.
-        precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic over float32 weights; ``auto`` is bf16 on a GPU that has it, else fp32.
+        precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic over float32 weights; ``auto`` is bf16 on a GPU that
+            has it, else fp32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
         compile: compile the body of the model by torch.compile.
         loss_chunk: tokens whose logits are held at once, in [1, inf); ``None`` takes as many as fit 2**25 logits.
@@ -50,7 +51,6 @@ class AdaptConfig:
         cross_documents: let documents in a block see each other, for models that cannot keep them apart.
         seed: seed of data order and dropout, in [0, 2**32).
         device: where training runs: ``auto``, ``cpu`` or ``cuda``.
-        fsdp: shard weights, gradients and optimizer over the processes of torchrun (FSDP2) rather than copy them (DDP).
         distill_rows: before the phases, train the new rows so that hidden states match those of the source model on the same
             text (Token Distillation); needs the source model.
         distill_steps: steps of that, in [1, inf).
@@ -93,7 +93,6 @@ class AdaptConfig:
     cross_documents: bool = False
     seed: int = 0
     device: str = "auto"
-    fsdp: bool = False
     distill_rows: bool = False
     distill_steps: int = 200
     distill_source: str | None = None

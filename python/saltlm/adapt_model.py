@@ -77,8 +77,8 @@ class Job:
             KeyboardInterrupt: a signal came; the last step is in a checkpoint.
         """
         run = Run(
-            config=self.config, model=self.lm.model, chunked=self.chunked, streams=self.streams, shares=self.shares, folder=folder,
-            recorder=recorder, evaluate=self.evaluate, phases=self.config.schedule_of_phases, mask=self.mask,
+            config=self.config, model=self.lm.model, chunked=self.chunked, streams=self.streams, shares=self.shares,
+            folder=folder, recorder=recorder, evaluate=self.evaluate, phases=self.config.schedule_of_phases, mask=self.mask,
             teacher=self.teacher,
         )  # fmt: skip
         for name in ("phase", "best", "best_step", "worse", "ended"):
@@ -120,7 +120,10 @@ def load_job(
     what = f"model {name!r}"
     if trained is not None and len(trained) != lm.rows:
         raise input_error(
-            what, f"{lm.rows} rows and a provenance of {len(trained)}", "as many", "transfer again, or leave the phase rows out"
+            what,
+            f"{lm.rows} rows and a provenance of {len(trained)}",
+            "as many",
+            "transfer again, or leave the phase rows out",
         )
     if trained is not None and not trained.any():
         raise input_error(what, "no row that was not copied", "new rows for the phase rows", "leave that phase out")

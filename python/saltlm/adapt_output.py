@@ -17,8 +17,8 @@ from .output_folder import whole_folder
 from .resume import METRICS, RECORD, read_metrics, write_whole
 
 KEPT = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json",
-    "chat_template*", "generation_config.json", "provenance.safetensors", "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
+    "tekken.json", "chat_template*", "generation_config.json", "provenance.safetensors", "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*",
     "USE_POLICY*", "*.py",
 )  # fmt: skip
 NOT_YET = re.compile(r"\*\*It has not been adapted yet\*\*[^\n]*\n?")
@@ -84,7 +84,7 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     for path in folder.glob("*.safetensors"):
         if path.name != "provenance.safetensors":
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                for name in file.keys():
                     kind = STORED.get(file.get_slice(name).get_dtype())
                     if kind is not None and kind.is_floating_point:
                         found[name] = kind
@@ -110,9 +110,15 @@ def _summary(source: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _card(source: Path, record: Mapping[str, Any]) -> str:
     path = source / "README.md"
-    card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "# An adapted causal language model\n"
+    card = (
+        path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "# An adapted causal language model\n"
+    )
     card = NOT_YET.sub("", card).rstrip() + "\n"
-    rows = [("steps", f"{record['steps']:,}"), ("tokens", f"{record['tokens']:,}"), ("text, bytes", f"{record['bytes']:,}")]
+    rows = [
+        ("steps", f"{record['steps']:,}"),
+        ("tokens", f"{record['tokens']:,}"),
+        ("text, bytes", f"{record['bytes']:,}"),
+    ]
     for key, words in (("heldout", "held-out bits per byte, target language"), ("source", "the same, source language")):
         values: Sequence[Any] = record[key]
         if values:
@@ -121,5 +127,5 @@ def _card(source: Path, record: Mapping[str, Any]) -> str:
     names = ", ".join(f"`{Path(entry['path']).name}`" for entry in record["text"])
     return (
         f"{card}{SECTION}\nTrained further by saltlm {record['saltlm_version']} on {names}, in the phases"
-        f" `{record['phases']}`.\n\n| | |\n| --- | --- |\n{table}\n\n`metrics.jsonl` has a line a step, `{CURVE}` the picture.\n"
+        f" `{record['phases']}`.\n\n| | |\n| --- | --- |\n{table}\n\n`metrics.jsonl`: a line a step; `{CURVE}`: the picture.\n"
     )

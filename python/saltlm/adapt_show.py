@@ -31,7 +31,11 @@ def adapting(quiet: bool) -> Iterator[Callable[[AdaptProgress], None]]:
         def report(found: AdaptProgress) -> None:
             bars.start_task(task)
             bars.update(
-                task, description=found.phase, completed=found.step, total=found.steps, state=escape(progress_words(found))
+                task,
+                description=found.phase,
+                completed=found.step,
+                total=found.steps,
+                state=escape(progress_words(found)),
             )
 
         yield report

@@ -34,7 +34,9 @@ class _ChunkedLoss(torch.autograd.Function):
         needs_hidden = hidden.requires_grad
         states = torch.empty_like(hidden) if needs_hidden else None
         sums: list[torch.Tensor | None] = [None] * len(wanted)
-        total = torch.zeros((), dtype=torch.float32 if hidden.dtype != torch.float64 else torch.float64, device=hidden.device)
+        total = torch.zeros(
+            (), dtype=torch.float32 if hidden.dtype != torch.float64 else torch.float64, device=hidden.device
+        )
         for at in range(0, len(hidden), chunk):
             with torch.enable_grad():
                 piece = hidden[at : at + chunk].detach().requires_grad_(needs_hidden)

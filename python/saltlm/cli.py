@@ -123,7 +123,9 @@ def parser() -> argparse.ArgumentParser:
 
     adapt = commands.add_parser("adapt", help="continual pre-training of a model on text")
     adapt.add_argument("model", metavar="MODEL", help="causal LM: a local folder or a hub name")
-    sources = "text, .jsonl (both also .gz), .parquet, a folder of datasets.save_to_disk, or dataset:NAME[,CONFIG][,SPLIT]"
+    sources = (
+        "text, .jsonl (both also .gz), .parquet, a folder of datasets.save_to_disk, or dataset:NAME[,CONFIG][,SPLIT]"
+    )
     adapt.add_argument("--text", nargs="+", required=True, metavar="FILE", help=f"what to train on: {sources}")
     adapt.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     adapt.add_argument("--eval-text", nargs="+", metavar="FILE", help="held-out text of the target language")
@@ -238,7 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
     _silence()
-    run = {"transfer": run_transfer, "evaluate": run_evaluate, "adapt": run_adapt, "status": run_status}[arguments.command]
+    run = {"transfer": run_transfer, "evaluate": run_evaluate, "adapt": run_adapt, "status": run_status}[
+        arguments.command
+    ]
     try:
         run(arguments)
     except InputError as error:

@@ -50,7 +50,9 @@ class Corpus:
                     found = True
                     yield document
             if not found:
-                raise input_error(f"text {source!r}", "no text", "at least one line that is not blank", "check the file")
+                raise input_error(
+                    f"text {source!r}", "no text", "at least one line that is not blank", "check the file"
+                )
 
     @property
     def local(self) -> bool:
@@ -128,9 +130,13 @@ class Corpus:
                 rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
         except Exception as error:  # whatever a loader raises, it is the name that has to be mended
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise input_error(f"text {source!r}", first[:300], "a dataset that can be loaded", "check its name") from error
+            raise input_error(
+                f"text {source!r}", first[:300], "a dataset that can be loaded", "check its name"
+            ) from error
         if isinstance(rows, dict):
-            raise input_error(f"text {source!r}", f"splits {', '.join(rows)}", "one dataset", "name the folder of one split")
+            raise input_error(
+                f"text {source!r}", f"splits {', '.join(rows)}", "one dataset", "name the folder of one split"
+            )
         if rows.column_names is not None and self.column not in rows.column_names:
             raise self._no_column(source, ", ".join(rows.column_names))
         for row in rows.select_columns([self.column]):
@@ -142,7 +148,10 @@ class Corpus:
                 continue
             if not isinstance(text, str):
                 raise input_error(
-                    f"text {source!r}", f"column {self.column!r} of {type(text).__name__}", "strings", "name another column"
+                    f"text {source!r}",
+                    f"column {self.column!r} of {type(text).__name__}",
+                    "strings",
+                    "name another column",
                 )
             yield text
 
@@ -161,7 +170,10 @@ def kind_of(source: str) -> str:
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return FOLDER
         raise input_error(
-            f"text {source!r}", "a folder", "a file, or a folder written by datasets.save_to_disk", "name the files in it"
+            f"text {source!r}",
+            "a folder",
+            "a file, or a folder written by datasets.save_to_disk",
+            "name the files in it",
         )
     name = path.name.removesuffix(".gz").lower()
     if name.endswith((".jsonl", ".ndjson")):
@@ -283,4 +295,3 @@ def training_documents(
 ) -> Callable[[], Iterator[str]]:  # fmt: skip
     """A function that starts reading a corpus anew, without the documents that ``keep`` refuses."""
     return lambda: (document for document in corpus if keep(document))
-

@@ -58,7 +58,10 @@ def load_teacher(folder: Path, config: AdaptConfig, student: CausalLM, device: t
     widths = [model.get_input_embeddings().weight.shape[1] for model in (lm.model, student.model)]
     if widths[0] != widths[1]:
         raise input_error(
-            f"source model {name!r}", f"width {widths[0]}", f"the model's own width {widths[1]}", "name the right source"
+            f"source model {name!r}",
+            f"width {widths[0]}",
+            f"the model's own width {widths[1]}",
+            "name the right source",
         )
     lm.model.to(device).requires_grad_(False)
     return Teacher(lm)

@@ -210,7 +210,13 @@ class Mixture(torch.utils.data.Dataset):
     """Blocks ``offset .. offset + length`` of a run, each from one of several streams in fixed shares."""
 
     def __init__(
-        self, streams: Sequence[Stream], shares: Sequence[float], *, offset: int, length: int, cross_documents: bool = False
+        self,
+        streams: Sequence[Stream],
+        shares: Sequence[float],
+        *,
+        offset: int,
+        length: int,
+        cross_documents: bool = False,
     ) -> None:
         """Args: streams, their shares of the blocks (sum 1), first block, number of blocks, whether documents may mix."""
         self.streams, self.offset, self.length, self.cross = list(streams), offset, length, cross_documents

@@ -47,7 +47,9 @@ class RunFolder:
         for folder in protected:
             other, out = folder.resolve(), self.out.resolve()
             if out == other or out in other.parents or other in out.parents:
-                raise input_error(f"output {self.out}", f"the input folder {other} in its way", "a folder apart", "choose one")
+                raise input_error(
+                    f"output {self.out}", f"the input folder {other} in its way", "a folder apart", "choose one"
+                )
 
     def find(self, identity: Mapping[str, Any]) -> Path | None:
         """The checkpoint to go on from; ``None`` to start at the beginning.
@@ -98,7 +100,9 @@ class RunFolder:
         record = self.out / RECORD
         return record.is_file() and bool(json.loads(record.read_bytes()).get("finished"))
 
-    def save(self, step: int, state: Mapping[str, Any], write: Callable[[Path], Path], *, keep: int, best: int | None) -> Path:
+    def save(
+        self, step: int, state: Mapping[str, Any], write: Callable[[Path], Path], *, keep: int, best: int | None
+    ) -> Path:
         """Write a checkpoint: whole or not at all.
 
         Args:
@@ -188,7 +192,11 @@ class RunFolder:
     def _steps(self) -> list[Path]:
         if not self.checkpoints.is_dir():
             return []
-        found = [(int(m[1]), p) for p in self.checkpoints.iterdir() if (m := NAME.fullmatch(p.name)) and (p / STATE).is_file()]
+        found = [
+            (int(m[1]), p)
+            for p in self.checkpoints.iterdir()
+            if (m := NAME.fullmatch(p.name)) and (p / STATE).is_file()
+        ]
         return [path for _, path in sorted(found)]
 
     def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

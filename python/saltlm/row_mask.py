@@ -62,8 +62,7 @@ class RowMask:
         """Call when the gradients of a step are complete."""
         for parameter in self.parameters:
             if parameter.grad is not None:
-                gradient, rows = _local(parameter.grad, self.frozen)
-                gradient.index_fill_(0, rows, 0.0)
+                parameter.grad.index_fill_(0, self.frozen.to(parameter.device), 0.0)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Any:
         """Decay the trained rows right before each step of the optimizer, as AdamW would; returns the hook's handle."""
@@ -73,18 +72,7 @@ class RowMask:
             with torch.no_grad():
                 for parameter in self.parameters:
                     if parameter.dim() == 2 and id(parameter) in rates and parameter.grad is not None:
-                        matrix, rows = _local(parameter, self.trained)
-                        matrix[rows] *= 1 - rates[id(parameter)] * self.weight_decay
+                        rows = self.trained.to(parameter.device)
+                        parameter[rows] *= 1 - rates[id(parameter)] * self.weight_decay
 
         return optimizer.register_step_pre_hook(decay) if self.weight_decay else None
-
-
-def _local(tensor: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The part of a tensor on this process and those of ``rows`` that lie in it, counted from its start."""
-    if not hasattr(tensor, "to_local"):
-        return tensor, rows.to(tensor.device)
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    here = rows[(rows >= offset[0]) & (rows < offset[0] + shape[0])] - offset[0]
-    return tensor.to_local(), here.to(tensor.device)

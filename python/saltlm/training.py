@@ -104,7 +104,7 @@ class AdaptTrainer(Trainer):
         if self.optimizer is None:
             config = self.run.config
             groups = parameter_groups(self.model if model is None else model, self.phase, config.weight_decay)
-            cuda = self.args.device.type == "cuda" and not config.fsdp
+            cuda = self.args.device.type == "cuda"
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, config.adam_beta2), fused=cuda or None)
             if self.phase.name in MASKED:
                 self.row_mask = self.run.mask(config.weight_decay)
@@ -277,7 +277,7 @@ def find_processes(config: AdaptConfig) -> Processes:
 
 
 def training_arguments(config: AdaptConfig) -> dict[str, Any]:
-    """Device, precision and sharding for :func:`train_phase`."""
+    """Device and precision for :func:`train_phase`."""
     cuda = config.device != "cpu" and torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
@@ -287,10 +287,6 @@ def training_arguments(config: AdaptConfig) -> dict[str, Any]:
         found["use_cpu"] = True
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             found["ddp_backend"] = "gloo"
-    if config.fsdp:
-        found.update(
-            fsdp="full_shard", fsdp_config={"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
-        )
     return found
 
 
