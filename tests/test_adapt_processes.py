@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
+from saltlm.cli import main
 
 OPTIONS = {
     "phases": "rows:2,all:3@1e-3", "seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 500,
@@ -65,6 +66,27 @@ def test_two_processes_are_one_with_doubled_accumulation(folder):
         assert (tensor - whole[key]).abs().max() <= 0.02 * moved, key
 
 
-def test_bad_input_in_two_processes_is_one_error_each(folder):
-    done = two(folder, "bad", "--replay", "x")
-    assert done.returncode != 0 and "expected FILE:RATIO" in done.stderr and not (folder / "bad").exists()
+def test_the_command_refuses_bad_input(folder, capsys):
+    text, out = str(folder / "text.txt"), str(folder / "bad")
+    for match, words in {
+        "expected FILE:RATIO": ["--replay", "x"],
+        "found 'rows:0'": ["--phases", "rows:0"],
+        "found an existing folder": ["--out", str(folder / "model")],
+    }.items():
+        assert main(["adapt", str(folder / "model"), "--text", text, "--out", out, *words]) == 2
+        printed = capsys.readouterr()
+        assert match in printed.err and not printed.out and "Traceback" not in printed.err
+    assert not (folder / "bad").exists()
+
+
+def test_the_command_shows_a_line_and_a_table(folder, capsys):
+    words = ["--steps", "2", "--seq-length", "32", "--device", "cpu", "--heldout", "0.2", "--eval-bytes", "500"]
+    assert (
+        main(
+            ["adapt", str(folder / "model"), "--text", str(folder / "text.txt"), "--out", str(folder / "shown"), *words]
+        )
+        == 0
+    )
+    printed = capsys.readouterr()
+    assert "2 / 2" in printed.err and "tokens/s" in printed.err and "bits/byte" in printed.err
+    assert "held-out bits per byte" in printed.out and "written to" in printed.out

@@ -18,8 +18,8 @@ from .resume import METRICS, RECORD, read_metrics, write_whole
 
 KEPT = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
-    "tekken.json", "chat_template*", "generation_config.json", "provenance.safetensors", "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*",
-    "USE_POLICY*", "*.py",
+    "tekken.json", "chat_template*", "generation_config.json", "provenance.safetensors", "LICENSE*", "LICENCE*", "COPYING*",
+    "NOTICE*", "USE_POLICY*", "*.py",
 )  # fmt: skip
 NOT_YET = re.compile(r"\*\*It has not been adapted yet\*\*[^\n]*\n?")
 SECTION = "\n## Adaptation\n"
