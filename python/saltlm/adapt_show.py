@@ -22,28 +22,21 @@ def adapting(quiet: bool) -> Iterator[Callable[[AdaptProgress], None]]:
         return
     columns = (
         SpinnerColumn(finished_text=" "), TextColumn("{task.description}"), BarColumn(bar_width=20),
-        TextColumn("{task.completed:,} / {task.total:,}"), TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[state]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task("reading", total=None, completed=0, state="", start=False)
-        bars.update(task, total=1)
+        task = bars.add_task("reading model and text", total=None, state="")
 
         def report(found: AdaptProgress) -> None:
-            bars.start_task(task)
-            bars.update(
-                task,
-                description=found.phase,
-                completed=found.step,
-                total=found.steps,
-                state=escape(progress_words(found)),
-            )
+            words = escape(progress_words(found))
+            bars.update(task, description=found.phase, completed=found.step, total=found.steps, state=words)
 
         yield report
 
 
 def progress_words(found: AdaptProgress) -> str:
     """The line's text behind the bar."""
-    parts = []
+    parts = [f"{found.step:,} / {found.steps:,}"]
     if found.loss is not None:
         parts.append(f"loss {found.loss:.3f}")
     if found.bits_per_byte is not None:
