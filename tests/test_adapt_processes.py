@@ -71,7 +71,7 @@ def test_the_command_refuses_bad_input(folder, capsys):
     for match, words in {
         "expected FILE:RATIO": ["--replay", "x"],
         "found 'rows:0'": ["--phases", "rows:0"],
-        "found an existing folder": ["--out", str(folder / "model")],
+        "it is the input folder": ["--out", str(folder / "model")],
     }.items():
         assert main(["adapt", str(folder / "model"), "--text", text, "--out", out, *words]) == 2
         printed = capsys.readouterr()
