@@ -18,6 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+# Before the bench itself makes load. A busy machine slows the two sides of a comparison unequally: waiting for a thread that
+# is not scheduled cost a plain torch loop ten times its time, compiled operators a third.
+LOAD = os.getloadavg()[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +118,17 @@ def record(title: str, rows: Sequence[tuple[str, str]], command: str, notes: Seq
         "",
         f"## {title}, {datetime.date.today().isoformat()}",
         "",
-        f"Commit {commit()}; {machine()}, load {os.getloadavg()[0]:.1f}; {versions()}; `{command}`.",
+        f"Commit {commit()}; {machine()}, load {LOAD:.1f} before; {versions()}; `{command}`.",
         "",
         "| what | figure |",
         "| --- | --- |",
         *(f"| {what} | {value} |" for what, value in rows),
     ]
+    notes = list(notes)
+    if LOAD > len(os.sched_getaffinity(0)) / 2:
+        notes.append("**The machine was busy: do not quote these figures.**")
     if notes:
-        lines += ["", *notes]
+        lines += ["", " ".join(notes)]
     text = "\n".join(lines) + "\n"
     sys.stdout.write(text)
     with RESULTS.open("a", encoding="utf-8") as file:

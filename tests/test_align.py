@@ -478,7 +478,7 @@ def test_an_uncased_wordpiece_has_no_capitals(tmp_path) -> None:
             "continuations",
         ),
         (b'{"model": {"type": "Unigram", "vocab": [["a"]]}}', "broken file"),
-        (b'{"model": {"type": "WordPiece", "vocab": {"\xff": 0}}}', "utf-8"),
+        (b'{"model": {"type": "WordPiece", "vocab": {"\xff": 0}}}', "broken file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
     ],
 )

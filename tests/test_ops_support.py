@@ -156,6 +156,19 @@ def test_rows_without_a_direction_are_left_out(place: Place, bad: float) -> None
     torch.testing.assert_close(support.weights, expected.weights, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("product", ["own", "float"])
+def test_a_threshold_in_the_thick_of_the_cosines(place: Place, product: str, monkeypatch) -> None:
+    # Hundreds of anchors lie nearer to the threshold than either approximate product is to the cosines.
+    if product == "float":
+        monkeypatch.setenv("SALTLM_FLOAT_PRODUCT", "1")
+    new, anchors = 1 + 0.04 * normal(0, 8, 20), 1 + 0.04 * normal(1, 5000, 20)
+    support, expected = place.support(new, anchors), reference.sparsemax_support(new, anchors)
+    assert 1000 < support.offsets.diff().min() and support.offsets.diff().max() < 4900
+    assert torch.equal(support.offsets, expected[0])
+    weights = ops.Support(offsets=expected[0], ids=expected[1], weights=expected[2])
+    torch.testing.assert_close(dense(support, 5000), dense(weights, 5000), rtol=0, atol=1e-12)
+
+
 def test_only_negative_cosines_still_have_a_support(place: Place) -> None:
     # A stray zero column would be nearer than every anchor here.
     anchors = -torch.eye(3) + 0.1

@@ -46,11 +46,11 @@ class Start:
 
 
 STARTS = (
-    Start(name="original model, its own tokenizer", key="original", options=None),
-    Start(name="shared rows + random", key="normal", options={"method": "normal"}),
-    Start(name="shared rows + mean of source pieces", key="subword-mean", options={"method": "subword-mean"}),
-    Start(name="SALT as published", key="salt", options={"method": "salt"}),
-    Start(name="SALT with --center --ridge 0.01", key="salt-centred", options={"center": True, "ridge": 0.01}),
+    Start(name="original, own tokenizer", key="original", options=None),
+    Start(name="random", key="normal", options={"method": "normal"}),
+    Start(name="mean of source pieces", key="subword-mean", options={"method": "subword-mean"}),
+    Start(name="SALT", key="salt", options={"method": "salt"}),
+    Start(name="SALT --center --ridge 0.01", key="salt-centred", options={"center": True, "ridge": 0.01}),
 )
 KEPT = "salt"
 
@@ -212,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SaltlmError as error:
         steps.note(f"error: {error}")
         return 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        steps.note(f"error: {error}; what is finished is kept, run it again when that is mended")
+        return 1
     if options.json:
         sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")
     else:

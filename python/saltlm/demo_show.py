@@ -57,9 +57,7 @@ def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> No
     console = Console(highlight=False)
     console.print()
     console.print(_starts(figures))
-    console.print(
-        "Lower is better, and only bits per byte compare: tokens differ between the vocabularies. No training yet."
-    )
+    console.print("Shared tokens keep their rows; the starts differ in the new ones. Lower is better. No training yet.")
     console.print()
     console.print(_outcomes(figures))
     support = figures["support"]
@@ -90,8 +88,9 @@ def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> No
 def _starts(figures: Mapping[str, Any]) -> Table:
     text = figures["text"]
     table = Table(title=f"Finnish, {text['bytes']:,} held-out bytes of {escape(text['origin'])}", title_justify="left")
-    table.add_column("start")
-    for name in ("bits per byte", "tokens per byte", "English bits per byte", "transfer s", "evaluation s"):
+    table.add_column("start", no_wrap=True)
+    # Short enough that the table fits 80 columns.
+    for name in ("bits per byte", "tokens per byte", "English bits per byte", "seconds to make", "seconds to score"):
         table.add_column(name, justify="right")
     for row in figures["rows"]:
         english, seconds = row["english_bits_per_byte"], row["transfer_seconds"]

@@ -39,7 +39,10 @@ __all__ = [
 STATUSES = ("full_rank", "ill_conditioned", "rank_deficient", "no_support", "non_finite")
 # Memory that one chunk's supports may take if every anchor were in every one (an id, a weight, a coefficient, and the
 # copies made while they are gathered).
-_CHUNK_BYTES = 512 << 20
+_CHUNK_BYTES = 384 << 20
+# While supports stay under a quarter of the anchors, chunks may be this many times larger: the anchors are prepared anew
+# in each, which costs a few percent.
+_SPARSE_FACTOR = 3
 _BYTES_PER_ENTRY = 32
 _MOST_ROWS = 8192
 # A chunk should take about this long, so that progress moves and an interrupt is heard.
@@ -233,8 +236,8 @@ def salt_rows(
 
     For each new token the anchors with non-zero sparsemax weight over auxiliary cosines are its support; the
     least-squares coefficients of its PLM row on the support's PLM rows are applied to the support's rows of the source
-    model. Works in chunks of tokens: memory beside inputs and results stays below about 1 GB, and the chunks change no
-    bit of the result.
+    model. Works in chunks of tokens: memory beside inputs and results stays well below 1 GB (2 GB if supports turn
+    dense without warning), and the chunks change no bit of the result.
 
     Args:
         new_auxiliary: reals [N, P].
@@ -278,7 +281,8 @@ def salt_rows(
     size = torch.zeros(total, dtype=torch.int32, device=device)
     rank, status = torch.zeros_like(size), torch.zeros(total, dtype=torch.uint8, device=device)
     residual = torch.zeros(total, dtype=torch.float32, device=device)
-    most = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (_BYTES_PER_ENTRY * max(1, min(anchors.shape[0], cap or 1 << 31)))))
+    entries = max(1, min(anchors.shape[0], cap or anchors.shape[0]))
+    most = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (_BYTES_PER_ENTRY * entries)))
     chunk, begin = min(most, 64 if backend(device).name == "reference" else most), 0
     while begin < total:
         end, started = min(total, begin + chunk), time.monotonic()
@@ -292,14 +296,12 @@ def salt_rows(
             finite = part.isfinite().all(dim=1)
             rows[begin:end] = part if finite.all() else torch.where(finite[:, None], part, 0.0)
             status[begin:end][~finite] = STATUSES.index("non_finite")
+        if begin == 0 and 4 * int(size[:end].max()) < entries:
+            most = min(_MOST_ROWS, most * _SPARSE_FACTOR)
         begin = end
         if progress is not None:
             progress(end, total)
-        seconds = time.monotonic() - started
-        if seconds < _CHUNK_SECONDS[0]:
-            chunk = min(most, chunk * 2)
-        elif seconds > _CHUNK_SECONDS[1]:
-            chunk = max(1, chunk // 2)
+        chunk = _next_chunk(chunk, most, time.monotonic() - started)
     if len(made) > 1:  # a row that failed on one side is drawn on both
         for rows in made:
             rows[status == STATUSES.index("non_finite")] = 0
@@ -311,6 +313,12 @@ def salt_rows(
         residual=residual,
         status=status,
     )
+
+
+def _next_chunk(chunk: int, most: int, seconds: float) -> int:
+    if seconds > _CHUNK_SECONDS[1]:
+        return max(1, chunk // 2)
+    return min(most, chunk * 4) if seconds < _CHUNK_SECONDS[0] else min(most, chunk)
 
 
 def _slack(device: torch.device, width: int) -> float:

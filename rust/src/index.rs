@@ -85,8 +85,9 @@ pub struct Pieces<'a> {
     one: Box<[u32; 256]>,
     two: Vec<u32>,
     few: Few,
-    /// Bit `n` of entry `key(text)`: a piece of `n` bytes (bit 63: 63 or more) may begin with the first four bytes of `text`.
-    lengths: Vec<u64>,
+    /// Bit `n - 4` of entry `key(text)`: a piece of `n` bytes (bit 15: 19 or more) may begin with the first four bytes of
+    /// `text`. Small enough to stay in the cache, where four times the bits would not.
+    lengths: Vec<u16>,
     /// Bytes of the longest piece.
     pub longest: usize,
 }
@@ -102,7 +103,9 @@ impl<'a> Pieces<'a> {
             index,
             one: Box::new([NONE; 256]),
             two: vec![NONE; 1 << 16],
-            few: Few::with_capacity(vocabulary.size()),
+            few: Few::with_capacity(
+                (0..vocabulary.size()).filter(|id| is_piece(id) && Few::takes(vocabulary.canonical.get(*id))).count(),
+            ),
             lengths: vec![0; KEYS],
             longest: 0,
         };
@@ -114,11 +117,11 @@ impl<'a> Pieces<'a> {
                 [] => continue,
                 [a] => pieces.one[a as usize] = id as u32,
                 [a, b] => pieces.two[usize::from(u16::from_le_bytes([a, b]))] = id as u32,
-                _ if bytes.len() <= Few::LONGEST => pieces.few.insert(bytes, id as u32),
+                _ if Few::takes(bytes) => pieces.few.insert(bytes, id as u32),
                 _ => {}
             }
             if bytes.len() > 3 {
-                pieces.lengths[key(bytes)] |= 1 << bytes.len().min(63);
+                pieces.lengths[key(bytes)] |= bit(bytes.len());
             }
         }
         pieces
@@ -131,7 +134,7 @@ impl<'a> Pieces<'a> {
             [a] => self.one[a as usize],
             [a, b] => self.two[usize::from(u16::from_le_bytes([a, b]))],
             [_, _, _] => self.few.get(bytes),
-            _ if self.lengths[key(bytes)] >> bytes.len().min(63) & 1 == 0 => NONE,
+            _ if self.lengths[key(bytes)] & bit(bytes.len()) == 0 => NONE,
             _ => return self.probe(bytes),
         };
         (id != NONE).then_some(id)
@@ -139,7 +142,7 @@ impl<'a> Pieces<'a> {
 
     /// The piece of these bytes, at least four.
     fn probe(&self, bytes: &[u8]) -> Option<u32> {
-        if bytes.len() <= Few::LONGEST {
+        if Few::takes(bytes) {
             return Some(self.few.get(bytes)).filter(|&id| id != NONE);
         }
         self.index.without(BYTE_PIECE | ADDED, bytes)
@@ -155,18 +158,26 @@ impl<'a> Pieces<'a> {
         if text.len() < 4 {
             return;
         }
-        let mut lengths = self.lengths[key(text)] & (u64::MAX >> (63 - text.len().min(63)));
+        let mut lengths = self.lengths[key(text)];
         while lengths != 0 {
-            let length = lengths.trailing_zeros() as usize;
+            let length = lengths.trailing_zeros() as usize + 4;
             lengths &= lengths - 1;
-            let last = if length == 63 { text.len().min(self.longest) } else { length };
-            for length in length..=last {
+            let last = if length == MANY { self.longest } else { length };
+            for length in length..=last.min(text.len()) {
                 if let Some(id) = self.probe(&text[..length]) {
                     found(length, id);
                 }
             }
         }
     }
+}
+
+/// The first length that shares its bit with all longer ones.
+const MANY: usize = 19;
+
+/// The bit of a length, at least four.
+fn bit(length: usize) -> u16 {
+    1 << (length.min(MANY) - 4)
 }
 
 /// The place of the first four bytes of `bytes` in a table of [`KEYS`] entries.
@@ -183,10 +194,12 @@ struct Few {
 }
 
 impl Few {
-    const LONGEST: usize = 7;
+    fn takes(bytes: &[u8]) -> bool {
+        (3..=7).contains(&bytes.len())
+    }
 
     fn with_capacity(pieces: usize) -> Self {
-        let slots = (pieces * 2).next_power_of_two().max(2);
+        let slots = (pieces + pieces / 2).next_power_of_two().max(2);
         Few { keys: vec![0; slots], ids: vec![NONE; slots] }
     }
 

@@ -172,11 +172,8 @@ pub fn read(data: &[u8], name: &str, special_ids: &[u32]) -> Result<Vocabulary> 
             "fetch the file it points to: git lfs pull",
         ));
     }
-    let broken =
-        |error: &dyn fmt::Display| Error::input(name, format!("a broken file ({error})"), "a tokenizer.json", advice);
-    // Checked once as a whole, the strings need no check of their own.
-    let text = std::str::from_utf8(data).map_err(|error| broken(&error))?;
-    let file: File<'_> = serde_json::from_str(text).map_err(|error| broken(&error))?;
+    let file: File<'_> = serde_json::from_slice(data)
+        .map_err(|error| Error::input(name, format!("a broken file ({error})"), "a tokenizer.json", advice))?;
     let kind = kind_of(&file, name)?;
     let pieces: Vec<(&str, u64)> = match &file.model.vocab {
         Tokens::Ids(tokens) => tokens.iter().map(|(text, id)| (&*text.0, *id)).collect(),

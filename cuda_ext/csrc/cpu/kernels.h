@@ -66,14 +66,17 @@ struct LstsqRow {
 };
 
 struct SolveKernels {
-  // Largest magnitude of each row in [begin, end), infinity where one is not finite.
-  void (*peaks)(const Matrix& rows, int64_t begin, int64_t end, double* peaks);
   // Least squares of row `row` on the anchors ids[0 .. count); fills coefficients[0 .. count).
   LstsqRow (*solve)(const LstsqInput& input, int64_t row, const int32_t* ids, int64_t count, double* coefficients,
                     Arena& arena);
   // gram += the lower triangle of sum over rows [begin, end) of row^T row; `gram` has E rows and columns, both rounded up to
   // a multiple of 8. False when memory ran out.
   bool (*add_gram)(const Matrix& rows, int64_t begin, int64_t end, double* gram, Arena& arena);
+};
+
+struct RowKernels {
+  // Largest magnitude of each row in [begin, end), infinity where one is not finite.
+  void (*peaks)(const Matrix& rows, int64_t begin, int64_t end, double* peaks);
   // out = sum_k coefficients[k] rows[ids[k]], accumulated in float64 in the order of k; type 0 float32, 1 float64,
   // 2 bfloat16. `sums` holds width + 64 doubles; `out` is float32, or float64 for type 1.
   void (*combine)(const void* rows, int type, int64_t width, const int32_t* ids, const double* coefficients,
@@ -82,10 +85,12 @@ struct SolveKernels {
 
 const SimilarityKernels& similarity_kernels();
 const SolveKernels& solve_kernels();
+const RowKernels& row_kernels();
 
 #define SALTLM_JOIN_(a, b) a##b
 #define SALTLM_JOIN(a, b) SALTLM_JOIN_(a, b)
 extern const SimilarityKernels similarity_base, similarity_avx2, similarity_avx512;
 extern const SolveKernels solve_base, solve_avx2, solve_avx512;
+extern const RowKernels rows_base, rows_avx2, rows_avx512;
 
 }  // namespace saltlm::cpu

@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> support_lstsq(const Tensor& new_plm, 
   std::vector<double> peaks(static_cast<size_t>(A));
   for_rows(A, 256, "support_lstsq", [&] {
     return [&](int64_t begin, int64_t end) {
-      kernels.peaks(anchors, begin, end, peaks.data());
+      row_kernels().peaks(anchors, begin, end, peaks.data());
       return true;
     };
   });
@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> support_lstsq(const Tensor& new_plm, 
 
 Tensor combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficients, const Tensor& anchor_lm) {
   check_combine(offsets, ids, coefficients, anchor_lm);
-  const SolveKernels& kernels = solve_kernels();
+  const RowKernels& kernels = row_kernels();
   const int64_t N = offsets.size(0) - 1, A = anchor_lm.size(0), D = anchor_lm.size(1);
   const Tensor offsets_tensor = torch::stable::contiguous(offsets), ids_tensor = torch::stable::contiguous(ids),
                coefficients_tensor = torch::stable::contiguous(coefficients);

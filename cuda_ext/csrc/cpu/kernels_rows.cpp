@@ -1,0 +1,62 @@
+// Passes over whole rows: largest magnitudes, linear combinations (see kernels.h).
+#include "kernels.h"
+#include "lanes.h"
+
+namespace saltlm::cpu {
+namespace {
+
+template <class T>
+void peaks_as(const Matrix& rows, int64_t begin, int64_t end, double* peaks) {
+  for (int64_t i = begin; i < end; ++i) {
+    const T* row = static_cast<const T*>(rows.data) + i * rows.width;
+    T peak = 0, zero = 0;
+    for (int64_t e = 0; e < rows.width; ++e) {
+      const T magnitude = row[e] < 0 ? -row[e] : row[e];
+      peak = magnitude > peak ? magnitude : peak;
+      zero += row[e] * 0;
+    }
+    peaks[i] = zero == 0 ? static_cast<double>(peak) : __builtin_inf();
+  }
+}
+
+void peaks(const Matrix& rows, int64_t begin, int64_t end, double* out) {
+  if (rows.is_double)
+    peaks_as<double>(rows, begin, end, out);
+  else
+    peaks_as<float>(rows, begin, end, out);
+}
+
+template <class T, class Out>
+void combine_as(const void* data, int64_t width, const int32_t* ids, const double* coefficients, int64_t count,
+                double* sums, void* out) {
+  const T* rows = static_cast<const T*>(data);
+  memset(sums, 0, static_cast<size_t>(width) * sizeof(double));
+  int64_t k = 0;
+  for (; k + 4 <= count; k += 4) {
+    const T *a = rows + ids[k] * width, *b = rows + ids[k + 1] * width, *c = rows + ids[k + 2] * width,
+            *d = rows + ids[k + 3] * width;
+    const double f0 = coefficients[k], f1 = coefficients[k + 1], f2 = coefficients[k + 2], f3 = coefficients[k + 3];
+    int64_t e = 0;
+    for (; e + kLanes <= width; e += kLanes)
+      store(sums + e, load(sums + e) + f0 * load(a + e) + f1 * load(b + e) + f2 * load(c + e) + f3 * load(d + e));
+    for (; e < width; ++e) sums[e] = sums[e] + f0 * value(a[e]) + f1 * value(b[e]) + f2 * value(c[e]) + f3 * value(d[e]);
+  }
+  for (; k < count; ++k) axpy(coefficients[k], rows + ids[k] * width, sums, width);
+  for (int64_t e = 0; e < width; ++e) static_cast<Out*>(out)[e] = static_cast<Out>(sums[e]);
+}
+
+void combine(const void* rows, int type, int64_t width, const int32_t* ids, const double* coefficients, int64_t count,
+             double* sums, void* out) {
+  if (type == 1)
+    combine_as<double, double>(rows, width, ids, coefficients, count, sums, out);
+  else if (type == 2)
+    combine_as<Bfloat16, float>(rows, width, ids, coefficients, count, sums, out);
+  else
+    combine_as<float, float>(rows, width, ids, coefficients, count, sums, out);
+}
+
+}  // namespace
+
+extern const RowKernels SALTLM_JOIN(rows_, SALTLM_LEVEL) = {peaks, combine};
+
+}  // namespace saltlm::cpu

