@@ -13,11 +13,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from .adapt_config import PRECISIONS, SCHEDULES, SPLITS, AdaptConfig
 from .config import CHAT_TEMPLATES, DTYPES, METHODS, OVERLAPS, TransferConfig
 from .errors import InputError, SaltlmError, input_error
 
 EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
+CHOICES |= {"schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS}
 
 
 def documented(config: type) -> dict[str, str]:
@@ -121,8 +123,24 @@ def parser() -> argparse.ArgumentParser:
         "--trust-remote-code", action="store_true", help="let transformers run code that a model brings along"
     )
 
+    adapt = commands.add_parser("adapt", help="continual pre-training of a model on text")
+    adapt.add_argument("model", metavar="MODEL", help="causal LM: a local folder or a hub name")
+    sources = (
+        "text, .jsonl (both also .gz), .parquet, a folder of datasets.save_to_disk, or dataset:NAME[,CONFIG][,SPLIT]"
+    )
+    adapt.add_argument("--text", nargs="+", required=True, metavar="FILE", help=f"what to train on: {sources}")
+    adapt.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    adapt.add_argument("--eval-text", nargs="+", metavar="FILE", help="held-out text of the target language")
+    adapt.add_argument("--source-eval-text", nargs="+", metavar="FILE", help="held-out text of the source language")
+    adapt.add_argument(
+        "--replay", action="append", default=[], metavar="FILE:RATIO",
+        help="source-language text to mix in, and its share of all blocks in (0, 1) (may be repeated)",
+    )  # fmt: skip
+    adapt.add_argument("--resume", action="store_true", help="go on with the run in --out, or start one")
+    add_config(adapt, AdaptConfig)
+
     status = commands.add_parser("status", help="versions, operators that run and why, devices")
-    for command in (transfer, evaluate, status):
+    for command in (transfer, evaluate, adapt, status):
         command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return top
@@ -170,6 +188,34 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         show.evaluations(results)
 
 
+def run_adapt(arguments: argparse.Namespace) -> None:
+    """``saltlm adapt``."""
+    from . import adapt_show
+    from .adapt import adapt
+
+    config = config_from(arguments, AdaptConfig)
+    replay = dict(_ratio(entry) for entry in arguments.replay)
+    with adapt_show.adapting(arguments.quiet or arguments.json) as report:
+        done = adapt(
+            arguments.model, arguments.text, arguments.out, config, eval_texts=arguments.eval_text,
+            source_eval_texts=arguments.source_eval_text, replay=replay, resume=arguments.resume, progress=report,
+        )  # fmt: skip
+    if done.main and arguments.json:
+        _json(done.to_json())
+    elif done.main:
+        adapt_show.adaptation(done)
+
+
+def _ratio(entry: str) -> tuple[str, float]:
+    path, mark, ratio = entry.rpartition(":")
+    try:
+        if path and mark:
+            return path, float(ratio)
+    except ValueError:
+        pass
+    raise input_error("replay", repr(entry), "FILE:RATIO", "write e.g. --replay english.txt:0.1")
+
+
 def run_status(arguments: argparse.Namespace) -> None:
     """``saltlm status``."""
     from . import show
@@ -207,12 +253,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     _silence()
-    run = {"transfer": run_transfer, "evaluate": run_evaluate, "status": run_status}[arguments.command]
+    run = {"transfer": run_transfer, "evaluate": run_evaluate, "adapt": run_adapt, "status": run_status}[
+        arguments.command
+    ]
     try:
         run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _interrupted()
+    except KeyboardInterrupt as stopped:
+        return _interrupted(str(stopped))
     except SaltlmError as error:
         if interrupt.seen:  # a library took the interrupt for a fault of its own
             return _interrupted()
@@ -226,8 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def _interrupted() -> int:
-    return _fail("interrupted; nothing half-written was left behind", EXIT_INTERRUPTED)
+def _interrupted(how: str = "") -> int:
+    return _fail(f"interrupted; {how or 'nothing half-written was left behind'}", EXIT_INTERRUPTED)
 
 
 def _drop_stdout() -> None:
