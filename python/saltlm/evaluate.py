@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .causal_lm import CausalLM
+    from .intervals import Intervals
 
 # Documents given to the tokenizer at once: enough to keep its threads busy.
 TOKENIZER_BATCH = 1000
@@ -144,7 +145,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path | tuple[Any, Any],
+    model: str | Path | tuple[Any, Any] | CausalLM,
     texts: str | Path | Iterable[str | Path] | None = None,
     *,
     documents: Sequence[str] | None = None,
@@ -166,7 +167,8 @@ def evaluate(
     each token once, with everything before it or at least ``max_length - stride`` tokens of context.
 
     Args:
-        model: a folder or hub name; or a pair ``(model, tokenizer)`` that is loaded, which stays where and as it is.
+        model: a folder or hub name; or a pair ``(model, tokenizer)`` or a :class:`~saltlm.causal_lm.CausalLM` that is
+            loaded, which stays where and as it is.
         texts: UTF-8 text files; the blocks between blank lines are the documents, the blank lines themselves do not count.
         documents: the documents as strings, in place of files; taken as they are.
         max_length: tokens in a window, the start token included, in [2, inf); never more than the model's positions.
@@ -251,7 +253,7 @@ def evaluate(
         device=str(lm.device),
         dtype=str(lm.dtype).removeprefix("torch."),
         seconds=seconds,
-        heldout=_heldout(model),
+        heldout=_heldout(lm.name if lm is model else model),
     )
 
 
@@ -294,34 +296,51 @@ def tokenize(lm: CausalLM, documents: Sequence[str]) -> list[np.ndarray]:
     return tokens
 
 
-def evaluation_table(evaluations: Mapping[str, Evaluation]) -> Table:
+def evaluation_table(
+    evaluations: Mapping[str, Evaluation],
+    intervals: Intervals | None = None,
+    retention: Mapping[str, Evaluation] | None = None,
+) -> Table:
     """Several evaluations as a table for people, a row each, in the given order.
 
     Args:
         evaluations: label -> evaluation.
+        intervals: of the same evaluations.
+        retention: label -> evaluation on text of the source language; a column of its own.
 
     Returns:
-        A :class:`rich.table.Table`; the best bits per byte are marked when all rows are of the same bytes.
+        A :class:`rich.table.Table`; the best bits per byte, and those that tie with it, are marked when all rows are of the
+        same bytes.
     """
     from rich.table import Table
 
     table = Table()
-    table.add_column("model")
-    for heading in ("bits per byte", "tokens per byte", "bytes", "tokens", "unknown", "tokens/s"):
+    table.add_column("model", overflow="fold")
+    known = dict(intervals.models) if intervals else {}
+    headings = ["bits per byte", *(f"{share:.4g} % interval" for share in {100 * i.confidence for i in known.values()})]
+    headings += ["on source language"] if retention else []
+    for heading in (*headings, "tokens per byte", "bytes", "tokens", "unknown", "tokens/s"):
         table.add_column(heading, justify="right")
     same_text = len({e.bytes for e in evaluations.values()}) == 1 and len(evaluations) > 1
-    best = min((e.bits_per_byte for e in evaluations.values()), default=None)
+    least = min((e.bits_per_byte for e in evaluations.values()), default=None)
+    best = intervals.best() if known else [name for name, e in evaluations.items() if e.bits_per_byte == least]
     for label, found in evaluations.items():
-        style = "bold" if same_text and found.bits_per_byte == best else ""
-        bits = f"{'≥ ' if found.unknown_tokens else ''}{found.bits_per_byte:.3f}"
+        cells = [_bits(found)]
+        cells += [f"{known[label].low:.3f} to {known[label].high:.3f}"] if known else []
+        cells += [_bits(retention[label])] if retention else []
         counts = (
             f"{found.bytes:,}",
             f"{found.tokens:,}",
             f"{found.unknown_tokens:,}",
             f"{found.tokens_per_second:,.0f}",
         )
-        table.add_row(label, bits, f"{found.tokens_per_byte:.3f}", *counts, style=style)
+        style = "bold" if same_text and label in best else ""
+        table.add_row(label, *cells, f"{found.tokens_per_byte:.3f}", *counts, style=style)
     return table
+
+
+def _bits(found: Evaluation) -> str:
+    return f"{'≥ ' if found.unknown_tokens else ''}{found.bits_per_byte:.3f}"
 
 
 def _check_numbers(max_length: int, stride: int | None, batch_tokens: int | None) -> None:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation
+    from .side_by_side import SideBySide
     from .transfer import Transfer
 
 Report = Callable[[str, int, int], None]
@@ -99,19 +99,64 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
         console.print(f"written to {escape(str(done.out))}", highlight=False)
 
 
-def evaluations(results: Mapping[str, Evaluation]) -> None:
-    """Bits per byte of one model or several."""
+def evaluations(found: SideBySide) -> None:
+    """Bits per byte of one model or several, who is better, continuations and tasks."""
     from .evaluate import evaluation_table
 
     console = Console()
-    console.print(evaluation_table(dict(results)))
-    for name, result in results.items():
-        if held := getattr(result, "heldout", None):
+    texts = {name: measured.text for name, measured in found.models.items()}
+    kept = {name: measured.retention for name, measured in found.models.items() if measured.retention}
+    console.print(evaluation_table(texts, found.intervals, kept))
+    for title, intervals in (("", found.intervals), ("source language: ", found.retention)):
+        for pair in intervals.comparisons:
+            d = pair.difference
+            better = "a tie" if pair.tie else f"{pair.first if d.estimate < 0 else pair.second} is better"
+            console.print(
+                f"{title}{pair.first} less {pair.second}: {d.estimate:+.3f} bits per byte"
+                f" ({100 * d.confidence:.4g} %: {d.low:+.3f} to {d.high:+.3f}): {better}",
+                highlight=False,
+                markup=False,
+            )
+    for name, result in texts.items():
+        if held := result.heldout:
             console.print(
                 f"{escape(name)}: held-out shared tokens: relative error {held['relative_error']:.2f}, cosine"
                 f" {held['cosine']:.2f}, rank {held['rank']} of {held['candidates']:,} (medians of {held['tokens']})",
                 highlight=False,
             )
+    _tasks(console, found)
+    _samples(console, found)
+
+
+def _tasks(console: Console, found: SideBySide) -> None:
+    rows = [
+        (task, metric, name, score, score.metrics[metric])
+        for task in {task: None for measured in found.models.values() for task in measured.tasks}
+        for metric in {m: None for measured in found.models.values() for m in measured.tasks[task].metrics}
+        for name, measured in found.models.items()
+        for score in [measured.tasks[task]]
+    ]
+    if not rows:
+        return
+    table = Table()
+    for heading in ("task", "metric", "model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("score", "± standard error", "items", "shots"):
+        table.add_column(heading, justify="right")
+    for task, metric, name, score, value in rows:
+        numbers = ("-" if value[key] is None else f"{value[key]:.3f}" for key in ("value", "stderr"))
+        items = f"{score.items:,}" if score.items else "-"
+        table.add_row(escape(task), escape(metric), escape(name), *numbers, items, str(score.shots))
+    console.print(table)
+
+
+def _samples(console: Console, found: SideBySide) -> None:
+    prompts = next(iter(found.models.values())).samples
+    for index, (prompt, _) in enumerate(prompts):
+        console.print(f"\n[bold]{escape(prompt)}[/bold]", highlight=False)
+        for name, measured in found.models.items():
+            label = f"{escape(name)}: " if len(found.models) > 1 else ""
+            console.print(f"  {label}{escape(' '.join(measured.samples[index][1].split()))}", highlight=False)
 
 
 def status(found: Mapping[str, Any]) -> None:
