@@ -312,30 +312,34 @@ def evaluation_table(
         A :class:`rich.table.Table`; the best bits per byte, and those that tie with it, are marked when all rows are of the
         same bytes.
     """
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table()
-    table.add_column("model", overflow="fold")
     known = dict(intervals.models) if intervals else {}
-    headings = ["bits per byte", *(f"{share:.4g} % interval" for share in {100 * i.confidence for i in known.values()})]
-    headings += ["on source language"] if retention else []
-    for heading in (*headings, "tokens per byte", "bytes", "tokens", "unknown", "tokens/s"):
-        table.add_column(heading, justify="right")
-    same_text = len({e.bytes for e in evaluations.values()}) == 1 and len(evaluations) > 1
+    sizes = {(e.bytes, e.documents) for e in evaluations.values()}
     least = min((e.bits_per_byte for e in evaluations.values()), default=None)
     best = intervals.best() if known else [name for name, e in evaluations.items() if e.bits_per_byte == least]
-    for label, found in evaluations.items():
-        cells = [_bits(found)]
-        cells += [f"{known[label].low:.3f} to {known[label].high:.3f}"] if known else []
-        cells += [_bits(retention[label])] if retention else []
-        counts = (
-            f"{found.bytes:,}",
-            f"{found.tokens:,}",
-            f"{found.unknown_tokens:,}",
-            f"{found.tokens_per_second:,.0f}",
-        )
-        style = "bold" if same_text and label in best else ""
-        table.add_row(label, *cells, f"{found.tokens_per_byte:.3f}", *counts, style=style)
+    # Columns that say nothing are left out, so that names have room.
+    columns = {
+        "bits per\nbyte": {name: _bits(e) for name, e in evaluations.items()},
+        **{
+            f"{100 * share:.4g} %\ninterval": {name: f"{i.low:.3f} to {i.high:.3f}" for name, i in known.items()}
+            for share in {i.confidence for i in known.values()}
+        },
+        "source\ntext": {name: _bits(e) for name, e in (retention or {}).items()},
+        "tokens\nper byte": {name: f"{e.tokens_per_byte:.3f}" for name, e in evaluations.items()},
+        "bytes": {name: f"{e.bytes:,}" for name, e in evaluations.items() if len(sizes) > 1},
+        "unknown": {name: f"{e.unknown_tokens:,}" for name, e in evaluations.items() if e.unknown_tokens},
+        "tokens/s": {name: f"{e.tokens_per_second:,.0f}" for name, e in evaluations.items()},
+    }
+    columns = {heading: cells for heading, cells in columns.items() if cells}
+    table = Table(caption="".join(f"{size:,} bytes in {count:,} documents" for size, count in sizes if len(sizes) == 1))
+    table.add_column("model", overflow="fold")
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in evaluations:
+        style = "bold" if len(sizes) == 1 < len(evaluations) and name in best else ""
+        table.add_row(escape(name), *(cells.get(name, "0") for cells in columns.values()), style=style)
     return table
 
 

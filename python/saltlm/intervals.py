@@ -87,6 +87,11 @@ class Intervals:
         """The comparisons that a model is part of."""
         return [pair for pair in self.comparisons if name in (pair.first, pair.second)]
 
+    def renamed(self, names: Mapping[str, str]) -> Intervals:
+        """The same under other names, one for each."""
+        pairs = (dataclasses.replace(p, first=names[p.first], second=names[p.second]) for p in self.comparisons)
+        return Intervals(models={names[name]: found for name, found in self.models.items()}, comparisons=tuple(pairs))
+
     def best(self) -> list[str]:
         """The model with the fewest bits per byte, and those that tie with it."""
         if not self.models:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, input_error
 from .inputs import require
+from .squad_metrics import squad_metrics
 from .task_presets import FOLDERS, paper_tasks
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def run_tasks(
         )
     import torch
 
-    with _quiet(), torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+    with _quiet(), _no_bars(), torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         from lm_eval import simple_evaluate
 
         found = simple_evaluate(
@@ -257,7 +258,8 @@ def _load(manager: Any, names: Sequence[str]) -> Iterator[Any]:
     built: list[Any] = []
     for name in names:
         try:
-            found = manager.load([name])
+            with squad_metrics():
+                found = manager.load([name])
         except Exception as error:
             if isinstance(error, InputError):
                 raise
@@ -343,7 +345,7 @@ def _finite(value: float) -> float | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No advice and no bars of the libraries: progress and errors are ours."""
+    """No advice and no bars of the libraries while tasks are found and loaded."""
     import datasets
 
     logger = logging.getLogger("lm_eval")
@@ -356,3 +358,24 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """The harness draws bars that no option of it turns off, and would mix with ours."""
+    import tqdm
+    from lm_eval.api import model, task
+    from lm_eval.models import huggingface
+
+    class NoBar(tqdm.tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+    before = [(module, module.tqdm) for module in (model, task, huggingface)]
+    try:
+        for module, _ in before:
+            module.tqdm = NoBar
+        yield
+    finally:
+        for module, bar in before:
+            module.tqdm = bar
