@@ -198,7 +198,7 @@ def test_data_that_is_not_here(harness) -> None:
             lambda path: path.write_text(path.read_text().replace("endings.jsonl", "other.jsonl")),
             "no file 'other.jsonl'",
         ),
-        (lambda path: path.write_text(path.read_text().replace("gold", "gilded")), "endings"),
+        (lambda path: path.write_text(path.read_text().replace("choices", "options")), "endings"),
         (lambda path: path.write_text(path.read_text() + "process_docs: !function nothing.here\n"), "cannot be loaded"),
         (lambda path: path.with_suffix(".jsonl").write_text("{"), "endings"),
     ],
@@ -206,6 +206,15 @@ def test_data_that_is_not_here(harness) -> None:
 def test_broken_task_files(harness, folder, change, words: str) -> None:
     change(folder / "endings.yaml")
     refused(words, str(folder))
+
+
+def test_items_that_do_not_fit_their_task_file(lm, harness, folder) -> None:
+    from saltlm.tasks import load_tasks, run_tasks
+
+    lines = [json.dumps({**item, "gold": 0 if place == 0 else 9}) + "\n" for place, item in enumerate(ITEMS)]
+    (folder / "endings.jsonl").write_text("".join(lines))
+    with load_tasks([str(folder)]) as tasks, pytest.raises(InputError, match=r"endings.*6 whose answer is none"):
+        run_tasks(lm, tasks)
 
 
 def test_bad_numbers_and_a_tokenizer_without_a_start(lm, harness, folder) -> None:

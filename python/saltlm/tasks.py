@@ -36,7 +36,6 @@ class Tasks:
 
     names: tuple[str, ...]
     loaded: tuple[Any, ...] = dataclasses.field(repr=False)
-    scratch: Any = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,11 +84,13 @@ def load_tasks(wanted: Sequence[str]) -> Iterator[Tasks]:
         elif not _is_folder(name):
             names.append(name)
     with tempfile.TemporaryDirectory(prefix="saltlm-tasks-", ignore_cleanup_errors=True) as scratch, _quiet():
-        manager = _manager(folders, builtin=_builtin(wanted))
-        for folder in folders:
-            names += _localize(manager, folder, scratch)
-        names = list(dict.fromkeys(names))
-        yield Tasks(names=tuple(names), loaded=tuple(_load(manager, names)), scratch=scratch)
+        with squad_metrics():
+            manager = _manager(folders, builtin=_builtin(wanted))
+            for folder in folders:
+                names += _localize(manager, folder, scratch)
+            names = list(dict.fromkeys(names))
+            loaded = tuple(_load(manager, names))
+        yield Tasks(names=tuple(names), loaded=loaded)
 
 
 def run_tasks(
@@ -127,24 +128,40 @@ def run_tasks(
         )
     import torch
 
-    with _quiet(), _no_bars(), torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+    with (
+        _quiet() as warnings,
+        _no_bars(),
+        torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []),
+    ):
         from lm_eval import simple_evaluate
 
-        found = simple_evaluate(
-            _harness_model(lm, batch_size or (4 if lm.device.type == "cpu" else 16), progress),
-            tasks=list(tasks.loaded),
-            # Any manager does: the tasks are loaded already.
-            task_manager=_manager([], builtin=()),
-            num_fewshot=shots,
-            limit=limit,
-            bootstrap_iters=1000,
-            log_samples=False,
-            random_seed=None,
-            numpy_random_seed=None,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+        try:
+            found = simple_evaluate(
+                _harness_model(lm, batch_size or (4 if lm.device.type == "cpu" else 16), progress),
+                tasks=list(tasks.loaded),
+                # Any manager does: the tasks are loaded already.
+                task_manager=_manager([], builtin=()),
+                num_fewshot=shots,
+                limit=limit,
+                bootstrap_iters=1000,
+                log_samples=False,
+                random_seed=None,
+                numpy_random_seed=None,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            # What the harness raises for items that do not fit their task file.
+            raise _misfit(tasks, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        # Others it only warns of, and counts as wrong: items whose answer is none of their choices.
+        if misfits := [warning for warning in warnings if "Label index" in warning]:
+            raise _misfit(tasks, f"{len(misfits)} whose answer is none of their choices")
     return {name: _score(name, found) for name in found["results"]}
+
+
+def _misfit(tasks: Tasks, reason: str) -> InputError:
+    what, expected = f"tasks {', '.join(tasks.names)}", "items that fit their task file"
+    return input_error(what, f"items that cannot be scored ({reason})", expected, "check the files against their data")
 
 
 def check_numbers(shots: int | None, limit: int | None) -> None:
@@ -258,8 +275,7 @@ def _load(manager: Any, names: Sequence[str]) -> Iterator[Any]:
     built: list[Any] = []
     for name in names:
         try:
-            with squad_metrics():
-                found = manager.load([name])
+            found = manager.load([name])
         except Exception as error:
             if isinstance(error, InputError):
                 raise
@@ -344,18 +360,24 @@ def _finite(value: float) -> float | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No advice and no bars of the libraries while tasks are found and loaded."""
+def _quiet() -> Iterator[list[str]]:
+    """No advice and no bars of the libraries on stderr; yields the list to which the harness's warnings go."""
     import datasets
 
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
     logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, not datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
+    before, bars = (logger.level, logger.propagate), not datasets.are_progress_bars_disabled()
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
     datasets.disable_progress_bars()
     try:
-        yield
+        yield warnings
     finally:
-        logger.setLevel(level)
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
         if bars:
             datasets.enable_progress_bars()
 
