@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .adapt import Adaptation
 from .metrics import AdaptProgress
+from .show import Output
 
 
 @contextlib.contextmanager
@@ -54,7 +55,7 @@ def progress_words(found: AdaptProgress) -> str:
 
 def adaptation(done: Adaptation) -> None:
     """Held-out bits per byte by step, and what was trained on."""
-    console = Console()
+    console = Output()
     table = Table(title=f"{done.steps:,} steps, {done.tokens:,} tokens, {done.bytes:,} bytes of text")
     table.add_column("step", justify="right")
     table.add_column("held-out bits per byte", justify="right")

@@ -53,7 +53,7 @@ class CausalLM:
 
 
 def load_causal_lm(
-    model: str | Path | tuple[Any, Any],
+    model: str | Path | tuple[Any, Any] | CausalLM,
     *,
     device: str = "auto",
     dtype: str | None = None,
@@ -64,7 +64,8 @@ def load_causal_lm(
     """Load a causal language model with stock transformers, or take one that is loaded already.
 
     Args:
-        model: a folder or a hub name; or a pair ``(model, tokenizer)``, which stays where and as it is.
+        model: a folder or a hub name; or a pair ``(model, tokenizer)`` or what this function gave, which stay where and as
+            they are.
         device: ``auto`` (a CUDA device if there is one), ``cpu`` or ``cuda[:index]``.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` is float32 on a CPU, whose half precision is slow and
             coarse, and the checkpoint's own elsewhere.
@@ -79,6 +80,8 @@ def load_causal_lm(
         InputError: there is no such model, or it is no causal language model, lacks weights, brings code that was not
             asked for, stores pickled weights, or its tokenizer cannot be loaded; or an option is out of range.
     """
+    if isinstance(model, CausalLM):
+        return model
     if isinstance(model, tuple | list):
         if len(model) != 2 or device != "auto" or dtype is not None:
             found = f"{len(model)} parts, device {device!r}, dtype {dtype!r}"

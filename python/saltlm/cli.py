@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from .adapt_config import PRECISIONS, SCHEDULES, SPLITS, AdaptConfig
 from .config import CHAT_TEMPLATES, DTYPES, METHODS, OVERLAPS, TransferConfig
 from .errors import InputError, SaltlmError, input_error
+from .side_by_side import MeasureConfig
 
 EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
@@ -104,14 +105,27 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="read and align, tell what would be done, write nothing"
     )
 
-    evaluate = commands.add_parser("evaluate", help="bits per byte and tokens per byte of models on text")
+    evaluate = commands.add_parser("evaluate", help="bits per byte and more of models on text, side by side")
     evaluate.add_argument("model", nargs="+", metavar="MODEL", help="model folders or hub names, side by side")
     evaluate.add_argument(
         "--text", nargs="+", required=True, metavar="FILE", help="UTF-8 text; blank lines part documents"
     )
     evaluate.add_argument(
-        "--max-length", type=int, default=1024, metavar="INT", help="tokens of a window (default: 1024)"
+        "--retention",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="UTF-8 text of the source language: what is left of it",
     )
+    evaluate.add_argument(
+        "--prompt", nargs="+", default=[], metavar="TEXT", help="show how each model continues these texts"
+    )
+    evaluate.add_argument(
+        "--tasks", nargs="+", default=[], metavar="TASK",
+        help="tasks of lm-evaluation-harness (needs saltlm[eval]): their names, 'paper:LANGUAGE' for the SALT paper's suite in "
+        "that language, or folders with task files, whose data may be local",
+    )  # fmt: skip
+    add_config(evaluate, MeasureConfig)
     evaluate.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
     evaluate.add_argument(
         "--dtype",
@@ -168,24 +182,23 @@ def run_transfer(arguments: argparse.Namespace) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``saltlm evaluate``."""
     from . import show
-    from .evaluate import evaluate
+    from .side_by_side import side_by_side
 
-    results = {}
+    config = config_from(arguments, MeasureConfig)
     with show.progress(arguments.quiet or arguments.json) as report:
-        for model in arguments.model:
-            results[model] = evaluate(
-                model, arguments.text, max_length=arguments.max_length, device=arguments.device, dtype=arguments.dtype,
-                trust_remote_code=arguments.trust_remote_code,
-                progress=lambda done, total, model=model: report(model, done, total),
-            )  # fmt: skip
-    for result in results.values():
-        for note in result.notes:
+        found = side_by_side(
+            arguments.model, arguments.text, config, retention=arguments.retention, prompts=arguments.prompt,
+            tasks=arguments.tasks, device=arguments.device, dtype=arguments.dtype,
+            trust_remote_code=arguments.trust_remote_code, progress=report,
+        )  # fmt: skip
+    for measured in found.models.values():
+        for note in measured.text.notes:
             sys.stderr.write(f"note: {note}\n")
     if arguments.json:
-        single = len(results) == 1
-        _json(next(iter(results.values())).to_json() if single else {name: r.to_json() for name, r in results.items()})
+        plain = found.to_json()
+        _json(next(iter(plain.values())) if len(plain) == 1 else plain)
     else:
-        show.evaluations(results)
+        show.evaluations(found)
 
 
 def run_adapt(arguments: argparse.Namespace) -> None:

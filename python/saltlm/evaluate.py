@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .causal_lm import CausalLM
+    from .intervals import Intervals
 
 # Documents given to the tokenizer at once: enough to keep its threads busy.
 TOKENIZER_BATCH = 1000
@@ -147,7 +148,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path | tuple[Any, Any],
+    model: str | Path | tuple[Any, Any] | CausalLM,
     texts: str | Path | Iterable[str | Path] | None = None,
     *,
     documents: Sequence[str] | None = None,
@@ -169,7 +170,8 @@ def evaluate(
     each token once, with everything before it or at least ``max_length - stride`` tokens of context.
 
     Args:
-        model: a folder or hub name; or a pair ``(model, tokenizer)`` that is loaded, which stays where and as it is.
+        model: a folder or hub name; or a pair ``(model, tokenizer)`` or a :class:`~saltlm.causal_lm.CausalLM` that is
+            loaded, which stays where and as it is.
         texts: UTF-8 text files; the blocks between blank lines are the documents, the blank lines themselves do not count.
         documents: the documents as strings, in place of files; taken as they are.
         max_length: tokens in a window, the start token included, in [2, inf); never more than the model's positions.
@@ -210,9 +212,9 @@ def evaluate(
     _check_numbers(max_length, stride, batch_tokens)
     given = read_documents(texts) if documents is None else _strings(documents)
     sizes = _byte_sizes(given)
-    heldout = _heldout(model)
+    from .causal_lm import CausalLM, load_causal_lm, same_mode
 
-    from .causal_lm import load_causal_lm, same_mode
+    heldout = _heldout(model.name if isinstance(model, CausalLM) else model)
     from .score import score_tokens
 
     with same_mode(model):
@@ -298,35 +300,55 @@ def tokenize(lm: CausalLM, documents: Sequence[str]) -> list[np.ndarray]:
     return tokens
 
 
-def evaluation_table(evaluations: Mapping[str, Evaluation]) -> Table:
+def evaluation_table(
+    evaluations: Mapping[str, Evaluation],
+    intervals: Intervals | None = None,
+    retention: Mapping[str, Evaluation] | None = None,
+) -> Table:
     """Several evaluations as a table for people, a row each, in the given order.
 
     Args:
         evaluations: label -> evaluation.
+        intervals: of the same evaluations.
+        retention: label -> evaluation on text of the source language; a column of its own.
 
     Returns:
-        A :class:`rich.table.Table`; the best bits per byte are marked when all rows are of the same bytes.
+        A :class:`rich.table.Table`; the best bits per byte, and those that tie with it, are marked when all rows are of the
+        same bytes.
     """
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table()
-    table.add_column("model", overflow="fold")  # names often differ at their ends
-    for heading in ("bits per byte", "tokens per byte", "bytes", "tokens", "unknown", "tokens/s"):
-        table.add_column(heading, justify="right")
-    same_text = len({e.bytes for e in evaluations.values()}) == 1 and len(evaluations) > 1
-    best = min((e.bits_per_byte for e in evaluations.values()), default=None)
-    for label, found in evaluations.items():
-        style = "bold" if same_text and found.bits_per_byte == best else ""
-        bits = f"{'≥ ' if found.unknown_tokens else ''}{found.bits_per_byte:.3f}"
-        counts = (
-            f"{found.bytes:,}",
-            f"{found.tokens:,}",
-            f"{found.unknown_tokens:,}",
-            f"{found.tokens_per_second:,.0f}",
-        )
-        table.add_row(escape(label), bits, f"{found.tokens_per_byte:.3f}", *counts, style=style)
+    known = dict(intervals.models) if intervals else {}
+    sizes = {(e.bytes, e.documents) for e in evaluations.values()}
+    least = min((e.bits_per_byte for e in evaluations.values()), default=None)
+    best = intervals.best() if known else [name for name, e in evaluations.items() if e.bits_per_byte == least]
+    # Columns that say nothing are left out, so that names have room.
+    columns = {
+        "bits per\nbyte": {name: _bits(e) for name, e in evaluations.items()},
+        **{
+            f"{100 * share:.4g} %\ninterval": {name: f"{i.low:.3f} to {i.high:.3f}" for name, i in known.items()}
+            for share in {i.confidence for i in known.values()}
+        },
+        "source\ntext": {name: _bits(e) for name, e in (retention or {}).items()},
+        "tokens\nper byte": {name: f"{e.tokens_per_byte:.3f}" for name, e in evaluations.items()},
+        "bytes": {name: f"{e.bytes:,}" for name, e in evaluations.items() if len(sizes) > 1},
+        "unknown": {name: f"{e.unknown_tokens:,}" for name, e in evaluations.items() if e.unknown_tokens},
+        "tokens/s": {name: f"{e.tokens_per_second:,.0f}" for name, e in evaluations.items()},
+    }
+    columns = {heading: cells for heading, cells in columns.items() if cells}
+    table = Table(caption="".join(f"{size:,} bytes in {count:,} documents" for size, count in sizes if len(sizes) == 1))
+    table.add_column("model", overflow="fold")
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in evaluations:
+        style = "bold" if len(sizes) == 1 < len(evaluations) and name in best else ""
+        table.add_row(escape(name), *(cells.get(name, "0") for cells in columns.values()), style=style)
     return table
+
+
+def _bits(found: Evaluation) -> str:
+    return f"{'≥ ' if found.unknown_tokens else ''}{found.bits_per_byte:.3f}"
 
 
 def _check_numbers(max_length: int, stride: int | None, batch_tokens: int | None) -> None:

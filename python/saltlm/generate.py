@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import input_error
 
+if TYPE_CHECKING:
+    from .causal_lm import CausalLM
+
 
 def continuations(
-    model: str | Path | tuple[Any, Any],
+    model: str | Path | tuple[Any, Any] | CausalLM,
     prompts: Sequence[str],
     max_new_tokens: int = 40,
     *,

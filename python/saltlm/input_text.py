@@ -76,15 +76,33 @@ def own_text(path: Path) -> Text:
 
 def catalogue_text(language: str) -> Text:
     """Documents of one language in Debian's package: which strings are held out does not depend on the language."""
-    folder, origin, warning = _catalogues()
+    _, origin, warning = _catalogues()
+    usable = _usable(language)
+    heldout, training = _split(_documents(b for _, b in usable), HELDOUT_BYTES)
+    english, _ = _split(_documents(a for a, _ in usable), ENGLISH_BYTES)
+    return Text(heldout=heldout, training=training, english=english, origin=origin, warning=warning)
+
+
+def dialogue_lines(language: str) -> list[str]:
+    """Lines of one language in Debian's package, in an order that does not depend on the language.
+
+    Args:
+        language: of a catalogue; ``en`` is the English side of the Finnish one.
+
+    Raises:
+        InputError: the package cannot be fetched, or has no such language.
+    """
+    return [a for a, _ in _usable("fi")] if language == "en" else [b for _, b in _usable(language)]
+
+
+def _usable(language: str) -> list[tuple[str, str]]:
+    """(English, translation) of the strings that are plain prose, ordered by a hash."""
+    folder, _, _ = _catalogues()
     pairs = list(read_mo(folder / f"{language}.mo"))
     # The English side's hash orders the strings: unlike file order it says nothing of content, and languages agree on it.
     pairs.sort(key=lambda pair: hashlib.sha256(pair[0].encode()).digest())
     usable = [(_plain(a), _plain(b)) for a, b in pairs if a and a != b]
-    usable = [(a, b) for a, b in usable if len(b) >= SHORTEST and "$" not in b]
-    heldout, training = _split(_documents(b for _, b in usable), HELDOUT_BYTES)
-    english, _ = _split(_documents(a for a, _ in usable), ENGLISH_BYTES)
-    return Text(heldout=heldout, training=training, english=english, origin=origin, warning=warning)
+    return [(a, b) for a, b in usable if len(b) >= SHORTEST and "$" not in b]
 
 
 def read_mo(path: Path) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +13,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation
+    from .side_by_side import SideBySide
+    from .tasks import TaskScore
     from .transfer import Transfer
 
 Report = Callable[[str, int, int], None]
@@ -108,19 +110,72 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
 
 
-def evaluations(results: Mapping[str, Evaluation]) -> None:
-    """Bits per byte of one model or several."""
+def evaluations(found: SideBySide) -> None:
+    """Bits per byte of one model or several, who is better, continuations and tasks."""
     from .evaluate import evaluation_table
 
     console = Output()
-    console.print(evaluation_table(dict(results)))
-    for name, result in results.items():
+    short = labels(list(found.models))
+    texts = {short[name]: measured.text for name, measured in found.models.items()}
+    kept = {short[name]: measured.retention for name, measured in found.models.items() if measured.retention}
+    console.print(evaluation_table(texts, found.intervals.renamed(short), kept))
+    for title, intervals in (("", found.intervals), ("source text: ", found.retention)):
+        for pair in intervals.renamed(short).comparisons:
+            d = pair.difference
+            better = "a tie" if pair.tie else f"{pair.first if d.estimate < 0 else pair.second} is better"
+            console.print(
+                f"{title}{pair.first} less {pair.second}: {d.estimate:+.3f} bits per byte"
+                f" ({d.low:+.3f} to {d.high:+.3f}): {better}",
+                highlight=False,
+                markup=False,
+            )
+    for name, result in texts.items():
         if held := result.heldout:
             console.print(
                 f"{escape(name)}: held-out shared tokens: relative error {held['relative_error']:.2f}, cosine"
                 f" {held['cosine']:.2f}, rank {held['rank']} of {held['candidates']:,} (medians of {held['tokens']})",
                 highlight=False,
             )
+    _tasks(console, {short[name]: measured.tasks for name, measured in found.models.items()})
+    _samples(console, {short[name]: measured.samples for name, measured in found.models.items()})
+
+
+def labels(names: list[str]) -> dict[str, str]:
+    """Name -> the shortest end of its path that no other name shares."""
+    parts = {name: Path(name).parts or (name,) for name in names}
+    for length in range(1, max(map(len, parts.values()), default=0)):
+        short = {name: "/".join(own[-length:]) for name, own in parts.items()}
+        if len(set(short.values())) == len(names):
+            return short
+    return {name: name for name in names}
+
+
+def _tasks(console: Console, found: Mapping[str, Mapping[str, TaskScore]]) -> None:
+    tasks = list(next(iter(found.values())))
+    if not tasks:
+        return
+    table = Table()
+    for heading in ("task", "metric", "model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("score", "± standard error", "items", "shots"):
+        table.add_column(heading, justify="right")
+    for task in tasks:
+        for metric in next(iter(found.values()))[task].metrics:
+            for name, scores in found.items():
+                score = scores[task]
+                value = score.metrics[metric]
+                numbers = ("-" if value[key] is None else f"{value[key]:.3f}" for key in ("value", "stderr"))
+                items = f"{score.items:,}" if score.items else "-"
+                table.add_row(escape(task), escape(metric), escape(name), *numbers, items, str(score.shots))
+    console.print(table)
+
+
+def _samples(console: Console, found: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    for index, (prompt, _) in enumerate(next(iter(found.values()))):
+        console.print(f"\n[bold]{escape(prompt)}[/bold]", highlight=False)
+        for name, samples in found.items():
+            label = f"{escape(name)}: " if len(found) > 1 else ""
+            console.print(f"  {label}{escape(' '.join(samples[index][1].split()))}", highlight=False)
 
 
 def status(found: Mapping[str, Any]) -> None:
