@@ -61,7 +61,7 @@ def heldout_check(job: Job, share: float, seed: int) -> dict[str, float | int] |
     kept, hidden = hide(job.alignment.target.words(), job.anchors, share, seed)
     if not len(hidden) or not len(kept):
         return None
-    method = METHODS[job.config.method]
+    method = METHODS[job.config.method].build
     blocks = [
         b
         for b in method(dataclasses.replace(job, anchors=kept, new=hidden, progress=lambda *_: None))
