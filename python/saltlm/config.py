@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from .errors import input_error
 
 METHODS = (
-    "salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "blend", "subword-mean", "subword-length",
-    "subword-asymmetric", "multivariate", "mean", "normal", "zero",
+    "salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "blend", "wechsel", "subword-mean",
+    "subword-length", "subword-asymmetric", "multivariate", "mean", "normal", "zero",
 )  # fmt: skip
 OVERLAPS = ("exact", "word-start", "case")
 CHAT_TEMPLATES = ("target", "source", "none")
@@ -29,6 +29,8 @@ class TransferConfig:
         max_support: keep at most this many anchors, nearest first, in [1, inf), for ``salt``, ``focus``, ``clp-plus`` and
             ``omp``; ``None`` keeps all, or 64 for ``omp``.
         blend_weight: share of the subword mean in ``blend``, in [0, 1].
+        source_auxiliary: vectors of the source's language, for ``wechsel``: the kinds that ``--auxiliary`` takes but ``plm``.
+        dictionary: text file with a source word and its translation a line, for ``wechsel``.
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
             (the word-start flag may differ), ``case`` (case may differ too).
         special_overrides: target special token -> source token whose row it takes, both by spelling.
@@ -54,6 +56,8 @@ class TransferConfig:
     center: bool = False
     max_support: int | None = None
     blend_weight: float = 0.5
+    source_auxiliary: str | None = None
+    dictionary: str | None = None
     overlap: str = "exact"
     special_overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     chat_template: str = "target"

@@ -34,6 +34,7 @@ from .provenance import (
     summary_bytes,
     support_summary,
 )  # fmt: skip
+from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
 from .write_folder import write_folder
 
@@ -136,9 +137,15 @@ def transfer(
         )
     with clock("vectors"):
         vectors = _vectors(config, auxiliary, alignment, donor)
+        source_vectors = None
+        if METHODS[config.method].source_vectors:
+            source_vectors = load_source_vectors(
+                config.source_auxiliary, config.dictionary, auxiliary, alignment, vectors.vectors.shape[1]
+            )
     rows = -(-alignment.target.size // (config.pad_to_multiple_of or 1)) * (config.pad_to_multiple_of or 1)
     assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None)
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
+    job = dataclasses.replace(job, source_auxiliary=source_vectors)
     if not dry_run:
         with clock("rows"):
             for block in METHODS[config.method].build(job):
@@ -147,7 +154,7 @@ def transfer(
             assembly.pad(job.used)
             matrices = assembly.matrices()
     heldout = None
-    if not dry_run and config.heldout and METHODS[config.method].anchors:
+    if not dry_run and config.heldout and (METHODS[config.method].anchors or METHODS[config.method].source_vectors):
         with clock("self-check"):
             heldout = heldout_check(job, config.heldout, config.seed)
     summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, clock)
@@ -185,7 +192,7 @@ def transfer(
 def _check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
     """Whether the method has what it needs and takes what it is given; before anything large is loaded."""
     default = TransferConfig()
-    for name in ("ridge", "center", "max_support", "blend_weight"):
+    for name in ("ridge", "center", "max_support", "blend_weight", "source_auxiliary", "dictionary"):
         if getattr(config, name) != getattr(default, name) and name not in METHODS[config.method].options:
             taken = [method for method, entry in METHODS.items() if name in entry.options]
             raise input_error(
@@ -199,6 +206,17 @@ def _check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
             "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
             "give --auxiliary, or a method that needs none such as subword-mean",
         )  # fmt: skip
+    if METHODS[config.method].source_vectors:
+        for name, what in (
+            ("source_auxiliary", "static vectors of the source's language"),
+            ("dictionary", "a text file of word pairs, source and target"),
+        ):
+            if getattr(config, name) is None:
+                flag = name.replace("_", "-")
+                raise input_error(
+                    flag, f"none for method {config.method!r}", what, f"give --{flag}, or a method that needs none"
+                )
+        check_source_vectors(config.source_auxiliary, config.dictionary)
 
 
 def _vectors(
@@ -261,6 +279,8 @@ def _summary(
     }  # fmt: skip
     if vectors is not None:
         inputs["auxiliary"] = {**vectors.description, "licence": "not stated"}
+    if job.source_auxiliary is not None:
+        inputs["source_auxiliary"] = {**job.source_auxiliary.description, "licence": "not stated"}
     summary = {
         "format": FORMAT,
         "saltlm_version": versions()["saltlm"],

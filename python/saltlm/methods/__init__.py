@@ -14,6 +14,7 @@ omp                 PLM rows                         greedy pursuit, 64     leas
 sava-affine         PLM rows                         all anchors            one map with intercept for all tokens
 sava-orthogonal     PLM rows                         all anchors            one orthogonal map between scaled spaces
 blend               -                                all anchors, pieces    half subword mean, half ridge map
+wechsel             vectors of both languages        10 source tokens       softmax of cosines, temperature 0.1
 subword-mean        -                                source pieces          equal
 subword-length      -                                source pieces          by characters
 subword-asymmetric  -                                source pieces          input: equal, at the typical norm; output: by
@@ -27,7 +28,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from ..assemble import Block
-from . import blend, flat, local, pieces, whole
+from . import blend, flat, local, pieces, whole, words
 from .job import Job, anchors_of
 
 __all__ = ["METHODS", "NEEDS_VECTORS", "Job", "Method", "anchors_of"]
@@ -42,6 +43,7 @@ class Method:
         vectors: whether it needs auxiliary vectors.
         plm: whether it looks at the PLM's rows.
         anchors: whether it learns from shared tokens, so that the self-check can hide some.
+        source_vectors: whether it needs vectors of the source's language and a dictionary.
         neighbours: what its support sizes count, empty where there are none.
         sparse: whether few neighbours are a choice it makes, so that many are a sign of vectors that tell nothing apart.
         options: names of the options that change it, beside those that every method has.
@@ -51,6 +53,7 @@ class Method:
     vectors: bool = False
     plm: bool = False
     anchors: bool = False
+    source_vectors: bool = False
     neighbours: str = ""
     sparse: bool = False
     options: tuple[str, ...] = ()
@@ -70,6 +73,13 @@ METHODS: dict[str, Method] = {
     "sava-affine": Method(build=whole.sava_affine, plm=True, options=("ridge",), **_ANCHORED),
     "sava-orthogonal": Method(build=whole.sava_orthogonal, plm=True, **_ANCHORED),
     "blend": Method(build=blend.blend, plm=True, options=("ridge", "blend_weight"), **_ANCHORED),
+    "wechsel": Method(
+        build=words.wechsel,
+        vectors=True,
+        source_vectors=True,
+        neighbours="source tokens",
+        options=("source_auxiliary", "dictionary"),
+    ),
     "subword-mean": Method(build=pieces.subword_mean, **_PIECES),
     "subword-length": Method(build=pieces.subword_length, **_PIECES),
     "subword-asymmetric": Method(build=pieces.subword_asymmetric, **_PIECES),

@@ -52,7 +52,7 @@ class Pieces:
 
 
 def characters(alignment: Alignment) -> torch.Tensor:
-    """Float64 [S]: the characters of each source token; a bare word start and a part of a character count as one."""
+    """Float64 [S]: the characters of each source token, the space of a word start among them; a part of one counts as one."""
     data, offsets = alignment.source.token_bytes()
     starts = np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
     return torch.from_numpy(np.maximum(1, np.diff(starts[offsets])).astype(np.float64))
