@@ -433,6 +433,13 @@ def test_wechsel_follows_the_formula(untied, untied_parts, bilingual) -> None:
     assert done.summary["inputs"]["source_auxiliary"]["pairs"] == int(both.sum())
 
 
+def test_source_tokens_without_vectors_leave_all_to_be_drawn() -> None:
+    case = planted(draw(30, 4, seed=0), draw(25, 6, seed=1), 20, method="wechsel")
+    empty = Auxiliary(torch.zeros(25, 4), torch.zeros(25, dtype=torch.bool), {})
+    (block,) = METHODS["wechsel"].build(dataclasses.replace(case.job, source_auxiliary=empty))
+    assert block.rows is None and len(block.ids) == 10
+
+
 @given(st.integers(0, 10**6))
 def test_procrustes_recovers_a_turn(seed: int) -> None:
     turn, words = orthogonal(5, seed), draw(20, 5, seed=seed + 1).double()
@@ -482,6 +489,46 @@ def test_a_bad_dictionary_is_named(content: str, words: str, untied, bilingual, 
         transfer(untied.source, untied.target, untied.vectors, config=config)
 
 
+def test_ofa_follows_the_formula(untied, untied_parts, tmp_path) -> None:
+    source, _, alignment, _ = untied_parts
+    lines = {word: np.random.default_rng(i).normal(size=6) for i, word in enumerate(
+        ["the", "fin:$kissa", "fin:talossa", "deu:$katze", "eng:$house", "river", "Glück", "eng:a$road", "tietä"]
+    )}  # fmt: skip
+    path = tmp_path / "many.vec"
+    written = [f"{word} {' '.join(map(repr, map(float, row)))}" for word, row in lines.items()]
+    path.write_text(f"{len(lines)} 6\n" + "\n".join(written) + "\n", encoding="utf-8")
+    done = transfer(untied.source, untied.target, path, config=TransferConfig(method="ofa"))
+
+    def space(tokenizer, size: int) -> torch.Tensor:
+        members: list[list[np.ndarray]] = [[] for _ in range(size)]
+        for word, row in lines.items():
+            text = word.split(":")[-1].replace("$", " ")
+            other = text[1].upper() + text[2:] if text[0] == " " else " " + text[0].upper() + text[1:]
+            for way in (text, " " + text, other):
+                for token in set(tokenizer.encode(way, add_special_tokens=False)):
+                    members[token].append(row)
+        return torch.tensor(np.stack([np.mean(rows, axis=0) if rows else np.zeros(6) for rows in members]))
+
+    ours, theirs = space(done.tokenizer, alignment.target.size), space(source.tokenizer, alignment.source.size)
+    unit = torch.nn.functional.normalize(theirs, dim=1)
+    composed, checked = np.flatnonzero(done.origin == COMPOSED), 0
+    assert len(composed) >= 5
+    assert set(composed) == set(np.flatnonzero(~alignment.shared & (ours != 0).any(dim=1).numpy()))
+    for token in composed:
+        z = unit @ torch.nn.functional.normalize(ours[token], dim=0)
+        z[(theirs == 0).all(dim=1)] = -2
+        near = z.sort(descending=True)
+        if near.values[9] - near.values[10] < 1e-6:
+            continue  # tokens of the same words share a vector: either may be the tenth
+        checked += 1
+        weight = (near.values[:10] / 0.1).softmax(dim=0)
+        expected = weight @ source.output_rows[near.indices[:10]].double()
+        torch.testing.assert_close(done.output_rows[token].double(), expected, atol=1e-4, rtol=1e-3)
+    assert checked >= 3
+    with pytest.raises(InputError, match=r"of kind plm.*'ofa'"):
+        transfer(untied.source, untied.target, "plm", config=TransferConfig(method="ofa"))
+
+
 # What every method owes.
 
 
@@ -492,7 +539,7 @@ def test_the_names_are_those_of_the_options() -> None:
 
 @pytest.mark.parametrize("method", NAMES)
 def test_the_head_and_the_summary_are_whole(method: str, untied, bilingual) -> None:
-    options = bilingual if METHODS[method].source_vectors else {}
+    options = bilingual if METHODS[method].source_vectors == "dictionary" else {}
     done = transfer(untied.source, untied.target, untied.vectors, config=TransferConfig(method=method, **options))
     assert done.input_rows.isfinite().all() and done.output_rows.isfinite().all()
     summary = done.summary
@@ -502,7 +549,7 @@ def test_the_head_and_the_summary_are_whole(method: str, untied, bilingual) -> N
     if support:
         assert support["of"] == METHODS[method].neighbours and 1 <= support["min"] <= support["max"]
         assert support["of"] != "anchors" or support["max"] <= summary["anchors"]
-    assert (summary["heldout"] is not None) == (METHODS[method].anchors or METHODS[method].source_vectors)
+    assert (summary["heldout"] is not None) == (METHODS[method].anchors or bool(METHODS[method].source_vectors))
 
 
 @pytest.mark.parametrize("method", ANCHORED)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from .errors import input_error
 
 METHODS = (
-    "salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "blend", "wechsel", "subword-mean",
-    "subword-length", "subword-asymmetric", "multivariate", "mean", "normal", "zero",
+    "salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "blend", "wechsel", "ofa",
+    "subword-mean", "subword-length", "subword-asymmetric", "multivariate", "mean", "normal", "zero",
 )  # fmt: skip
 OVERLAPS = ("exact", "word-start", "case")
 CHAT_TEMPLATES = ("target", "source", "none")

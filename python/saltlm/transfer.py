@@ -34,6 +34,7 @@ from .provenance import (
     summary_bytes,
     support_summary,
 )  # fmt: skip
+from .segmented_vectors import check_words, segmented_vectors
 from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
 from .write_folder import write_folder
@@ -136,9 +137,13 @@ def transfer(
             model.tokenizer, tokenizer, overlap=config.overlap, special_overrides=config.special_overrides
         )
     with clock("vectors"):
-        vectors = _vectors(config, auxiliary, alignment, donor)
-        source_vectors = None
-        if METHODS[config.method].source_vectors:
+        kind, source_vectors = METHODS[config.method].source_vectors, None
+        if kind == "segmented":
+            sizes = (alignment.target.size, alignment.source.size)
+            vectors, source_vectors = segmented_vectors(auxiliary, (tokenizer, model.tokenizer), sizes)
+        else:
+            vectors = _vectors(config, auxiliary, alignment, donor)
+        if kind == "dictionary":
             source_vectors = load_source_vectors(
                 config.source_auxiliary, config.dictionary, auxiliary, alignment, vectors.vectors.shape[1]
             )
@@ -206,7 +211,9 @@ def _check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
             "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
             "give --auxiliary, or a method that needs none such as subword-mean",
         )  # fmt: skip
-    if METHODS[config.method].source_vectors:
+    if METHODS[config.method].source_vectors == "segmented":
+        check_words(auxiliary)
+    if METHODS[config.method].source_vectors == "dictionary":
         for name, what in (
             ("source_auxiliary", "static vectors of the source's language"),
             ("dictionary", "a text file of word pairs, source and target"),

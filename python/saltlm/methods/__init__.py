@@ -15,6 +15,7 @@ sava-affine         PLM rows                         all anchors            one 
 sava-orthogonal     PLM rows                         all anchors            one orthogonal map between scaled spaces
 blend               -                                all anchors, pieces    half subword mean, half ridge map
 wechsel             vectors of both languages        10 source tokens       softmax of cosines, temperature 0.1
+ofa                 means of multilingual words      10 source tokens       softmax of cosines, temperature 0.1
 subword-mean        -                                source pieces          equal
 subword-length      -                                source pieces          by characters
 subword-asymmetric  -                                source pieces          input: equal, at the typical norm; output: by
@@ -43,7 +44,8 @@ class Method:
         vectors: whether it needs auxiliary vectors.
         plm: whether it looks at the PLM's rows.
         anchors: whether it learns from shared tokens, so that the self-check can hide some.
-        source_vectors: whether it needs vectors of the source's language and a dictionary.
+        source_vectors: where vectors of the source tokens come from: a ``dictionary`` and vectors of the source's language, or
+            ``segmented`` words of the one file of vectors; empty where it needs none.
         neighbours: what its support sizes count, empty where there are none.
         sparse: whether few neighbours are a choice it makes, so that many are a sign of vectors that tell nothing apart.
         options: names of the options that change it, beside those that every method has.
@@ -53,7 +55,7 @@ class Method:
     vectors: bool = False
     plm: bool = False
     anchors: bool = False
-    source_vectors: bool = False
+    source_vectors: str = ""
     neighbours: str = ""
     sparse: bool = False
     options: tuple[str, ...] = ()
@@ -76,10 +78,11 @@ METHODS: dict[str, Method] = {
     "wechsel": Method(
         build=words.wechsel,
         vectors=True,
-        source_vectors=True,
+        source_vectors="dictionary",
         neighbours="source tokens",
         options=("source_auxiliary", "dictionary"),
     ),
+    "ofa": Method(build=words.wechsel, vectors=True, source_vectors="segmented", neighbours="source tokens"),
     "subword-mean": Method(build=pieces.subword_mean, **_PIECES),
     "subword-length": Method(build=pieces.subword_length, **_PIECES),
     "subword-asymmetric": Method(build=pieces.subword_asymmetric, **_PIECES),

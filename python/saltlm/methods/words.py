@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..assemble import COMPOSED, Block
-from .job import Job, rows_at, split_by_vector
+from ..assemble import COMPOSED, NO_VECTOR, Block
+from .job import Job, left, rows_at, split_by_vector
 
 NEIGHBOURS, TEMPERATURE = 10, 0.1
 ROWS = 256  # tokens at once: their neighbours' rows are gathered, and their cosines with all source tokens held
@@ -17,13 +17,17 @@ ROWS = 256  # tokens at once: their neighbours' rows are gathered, and their cos
 def wechsel(job: Job) -> Iterator[Block]:
     """WECHSEL: the 10 nearest source tokens' rows, weighted by the softmax of their cosines over 0.1 (Minixhofer et al. 2022).
 
-    Shared rows stay copies, where WECHSEL's own code composes them too.
+    Shared rows stay copies, where WECHSEL's own code composes them too. OFA (Liu et al. 2024) has the same rule over vectors
+    made otherwise; its factorised matrix, which no standard model has a place for, is left out.
     """
     ids, without = split_by_vector(job)
     yield from without
     usable = np.intersect1d(job.used, np.flatnonzero(job.source_auxiliary.known.numpy()))
     candidates = torch.from_numpy(np.setdiff1d(usable, job.hidden))
     space = torch.nn.functional.normalize(rows_at(job.source_auxiliary.vectors, candidates, job.device), dim=1)
+    if not len(candidates):
+        yield left(ids, NO_VECTOR)
+        return
     done = 0
     for block in ids.split(ROWS):
         new = torch.nn.functional.normalize(rows_at(job.auxiliary.vectors, block, job.device), dim=1)
