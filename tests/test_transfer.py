@@ -276,9 +276,9 @@ def test_nothing_to_build_for_an_untied_head(tmp_path, method: str) -> None:
 
 
 def test_options_without_effect_are_told(pair) -> None:
-    options = TransferConfig(method="zero", ridge=0.1, center=True, source_revision="main")
+    options = TransferConfig(method="zero", source_revision="main")
     warnings = transfer(pair.source, pair.target, pair.vectors, config=options).summary["warnings"]
-    assert "method zero does not use ridge, center, auxiliary" in warnings
+    assert "method zero does not use auxiliary" in warnings
     assert "source_revision has no effect on a local folder" in warnings
 
 

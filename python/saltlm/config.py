@@ -8,7 +8,10 @@ from collections.abc import Mapping
 
 from .errors import input_error
 
-METHODS = ("salt", "subword-mean", "mean", "normal", "zero")
+METHODS = (
+    "salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "blend", "wechsel", "ofa",
+    "subword-mean", "subword-length", "subword-asymmetric", "multivariate", "mean", "normal", "zero",
+)  # fmt: skip
 OVERLAPS = ("exact", "word-start", "case")
 CHAT_TEMPLATES = ("target", "source", "none")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,9 +24,14 @@ class TransferConfig:
 
     Attributes:
         method: one of :data:`METHODS`. ``salt`` is the paper's: local least squares on the sparsemax support.
-        ridge: ridge strength as a fraction of the support rows' mean squared norm, in [0, inf); ``None`` is none.
-        center: fit with an intercept: both spaces are centred on the support's mean first.
-        max_support: keep at most this many anchors of the support, nearest first, in [1, inf); ``None`` keeps all.
+        ridge: ridge strength as a fraction of the neighbours' mean squared norm, in [0, inf), for ``salt``, ``omp``,
+            ``sava-affine`` and ``blend``; ``None`` is none, or 1 for ``blend``.
+        center: fit with an intercept: both spaces are centred on the support's mean first; for ``salt`` and ``omp``.
+        max_support: keep at most this many anchors, nearest first, in [1, inf), for ``salt``, ``focus``, ``clp-plus`` and
+            ``omp``; ``None`` keeps all, or 64 for ``omp``.
+        blend_weight: share of the subword mean in ``blend``, in [0, 1].
+        source_auxiliary: vectors of the source's language, for ``wechsel``: the kinds that ``--auxiliary`` takes but ``plm``.
+        dictionary: text file with a source word and its translation a line, for ``wechsel``.
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
             (the word-start flag may differ), ``case`` (case may differ too).
         special_overrides: target special token -> source token whose row it takes, both by spelling.
@@ -48,6 +56,9 @@ class TransferConfig:
     ridge: float | None = None
     center: bool = False
     max_support: int | None = None
+    blend_weight: float = 0.5
+    source_auxiliary: str | None = None
+    dictionary: str | None = None
     overlap: str = "exact"
     special_overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     chat_template: str = "target"
@@ -84,6 +95,8 @@ class TransferConfig:
             raise input_error(
                 "pad_to_multiple_of", repr(self.pad_to_multiple_of), expected, "leave it out for no rows more"
             )
+        if not (_number(self.blend_weight) and 0 <= self.blend_weight <= 1):
+            raise input_error("blend_weight", repr(self.blend_weight), "a share in [0, 1]", "use 0.5 for half of each")
         if not _whole(self.seed, 0, 2**63 - 1):
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**63)", "choose another seed")
         if not (_number(self.heldout) and 0 <= self.heldout <= 0.5):

@@ -61,7 +61,13 @@ def heldout_check(job: Job, share: float, seed: int) -> dict[str, float | int] |
     kept, hidden = hide(job.alignment.target.words(), job.anchors, share, seed)
     if not len(hidden) or not len(kept):
         return None
-    method = METHODS[job.config.method]
+    method = METHODS[job.config.method].build
+    if job.source_auxiliary is not None:
+        # Neighbours among all source tokens: the hidden ones and their twins there must not be found.
+        words = job.alignment.target.words()
+        groups = {words[token].casefold() for token in hidden if words[token]}
+        twins = [i for i, word in enumerate(job.alignment.source.words()) if word and word.casefold() in groups]
+        job = dataclasses.replace(job, hidden=np.union1d(twins, job.alignment.source_id[hidden]).astype(np.int64))
     blocks = [
         b
         for b in method(dataclasses.replace(job, anchors=kept, new=hidden, progress=lambda *_: None))

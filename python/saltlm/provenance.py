@@ -10,17 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from .assemble import ORIGINS, SOLVED, STATUSES, Assembly
+from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
 FORMAT = 1
 
 
-def support_summary(assembly: Assembly) -> dict[str, int | float] | None:
-    """Minimum, median, 95th percentile and maximum support size of the solved rows; ``None`` without any."""
+def support_summary(assembly: Assembly, neighbours: str) -> dict[str, int | float | str] | None:
+    """Minimum, median, 95th percentile and maximum support size; ``None`` where there are no supports.
+
+    Args:
+        assembly: finished rows.
+        neighbours: what the sizes count (``anchors``, ``pieces``), saved as ``of``.
+
+    Returns:
+        The figures of the solved rows, or of the composed ones where none is solved.
+    """
     sizes = assembly.support_size[assembly.origin == SOLVED]
+    if not len(sizes):
+        sizes = assembly.support_size[(assembly.origin == COMPOSED) & (assembly.support_size > 0)]
     if not len(sizes):
         return None
     return {
+        "of": neighbours,
         "min": int(sizes.min()),
         "median": float(np.median(sizes)),
         "p95": float(np.percentile(sizes, 95)),

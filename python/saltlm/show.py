@@ -91,9 +91,10 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     console.print(table)
     if summary["support"]:
         support = summary["support"]
+        whole = f" of {summary['anchors']:,} anchors" if support["of"] == "anchors" else ""
         console.print(
-            f"neighbours of a solved token: median {support['median']:.0f}, 95 % up to {support['p95']:.0f},"
-            f" largest {support['max']} of {summary['anchors']:,} anchors"
+            f"{support['of']} that a built token is made from: median {support['median']:.0f},"
+            f" 95 % up to {support['p95']:.0f}, largest {support['max']}{whole}"
         )
     if outcomes := [e for e in summary["statuses"] if e["count"] and e["name"] != "not_solved"]:
         console.print("outcomes: " + ", ".join(f"{entry['name']} {entry['count']:,}" for entry in outcomes))
