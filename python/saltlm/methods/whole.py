@@ -55,8 +55,8 @@ def sava_orthogonal(job: Job) -> Iterator[Block]:
     """
     ids, without = split_by_plm_row(job)
     yield from without
-    anchors = rows_at(job.plm_rows, job.anchors, job.device).double()
-    maps = [OrthogonalMap.fit(anchors, side.double()) for side in anchor_sides(job) if side is not None]
+    anchors = rows_at(job.plm_rows, job.anchors, job.device)
+    maps = [OrthogonalMap.fit(anchors, side) for side in anchor_sides(job) if side is not None]
     done = 0
     for block in ids.split(BLOCK):
         new = rows_at(job.plm_rows, block, job.device).double()
@@ -125,12 +125,14 @@ class OrthogonalMap:
 
     @classmethod
     def fit(cls, anchors: torch.Tensor, sides: torch.Tensor) -> OrthogonalMap:
-        """From anchors [A, E] to their rows [A, D], float64."""
+        """From anchors [A, E] to their rows [A, D]; in blocks, so that neither is held in float64."""
         source, target = _scaling(anchors), _scaling(sides)
         width = max(anchors.shape[1], sides.shape[1])
-        cross = anchors.new_zeros(width, width)
+        cross = torch.zeros(width, width, dtype=torch.float64, device=anchors.device)
         for one, other in zip(anchors.split(BLOCK), sides.split(BLOCK), strict=True):
-            cross[: one.shape[1], : other.shape[1]].addmm_(_scaled(one, source).T, _scaled(other, target))
+            cross[: one.shape[1], : other.shape[1]].addmm_(
+                _scaled(one.double(), source).T, _scaled(other.double(), target)
+            )
         left, _, right = torch.linalg.svd(cross)
         return cls(source, target, (left @ right)[: anchors.shape[1], : sides.shape[1]])
 
@@ -140,10 +142,12 @@ class OrthogonalMap:
 
 
 def _scaling(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean, and what to divide by for deviation 1 in each dimension and then a mean norm of 1."""
-    mean, deviation = rows.mean(dim=0), rows.std(dim=0) if len(rows) > 1 else torch.zeros_like(rows[0])
+    """Mean, and what to divide by for deviation 1 in each dimension and then a mean norm of 1, in float64."""
+    blocks, count = rows.split(BLOCK), len(rows)
+    mean = sum(block.double().sum(dim=0) for block in blocks) / count
+    deviation = (sum((block.double() - mean).square().sum(dim=0) for block in blocks) / max(1, count - 1)).sqrt()
     deviation = torch.where(deviation > 0, deviation, 1.0)
-    norm = ((rows - mean) / deviation).norm(dim=1).mean()
+    norm = sum(((block.double() - mean) / deviation).norm(dim=1).sum() for block in blocks) / count
     return mean, deviation * (norm if norm > 0 else 1.0)
 
 
