@@ -174,6 +174,15 @@ def test_a_broken_table_is_named(tmp_path) -> None:
         load_auxiliary(tmp_path / "f", WORDS)
 
 
+def test_a_cache_that_cannot_be_written_is_named_before_the_training(tmp_path, monkeypatch) -> None:
+    gensim = pytest.importorskip("gensim.models")
+    monkeypatch.setattr(gensim.FastText, "train", lambda *_, **__: pytest.fail("trained in vain"))
+    (tmp_path / "file").write_text("talo ja kissa\n" * 30)
+    monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"a file where a folder is needed.*SALTLM_CACHE"):
+        load_auxiliary(f"train:{tmp_path / 'file'}", WORDS)
+
+
 def test_training_on_text_is_deterministic_and_kept(tmp_path, monkeypatch) -> None:
     pytest.importorskip("gensim")
     monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "cache"))

@@ -17,6 +17,7 @@ from models_tiny import save_bert, save_llama
 from pairs import Pair
 from safetensors.numpy import load_file, save_file
 from saltlm.cli import main
+from saltlm.errors import InputError
 from tokenizers_tiny import tiny
 
 TEXT = "Die Katze saß auf der Matte.\n\nkissa istui matolla kun muut kissat nukkuivat talossa\n"
@@ -67,6 +68,46 @@ def test_quiet_leaves_stderr_empty(pair, tmp_path) -> None:
     assert not run(*pair.arguments(tmp_path / "out", "--quiet")).stderr
 
 
+@pytest.mark.parametrize(("form", "buffered"), [([], "1"), (["--json"], "")])
+def test_a_stdout_that_cannot_be_written(form: list[str], buffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    command = [sys.executable, "-m", "saltlm", "status", *form]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, text=True, env=environment)
+    finally:
+        os.close(write)
+    assert (gone.returncode, gone.stderr) == (0, ""), "a reader that has left is no fault"
+    with open("/dev/full", "w") as disk:
+        full = subprocess.run(command, stdout=disk, stderr=subprocess.PIPE, check=False, text=True, env=environment)
+    assert full.returncode == 1 and full.stderr.startswith("saltlm: standard output: No space left"), full.stderr
+    assert full.stderr.count("\n") == 1, full.stderr
+
+
+def test_a_closed_stdout_is_no_fault() -> None:
+    shut = subprocess.run(["sh", "-c", 'exec "$0" -m saltlm status --json >&-', sys.executable], capture_output=True)
+    assert (shut.returncode, shut.stderr) == (0, b"")
+
+
+def test_an_interrupt_that_a_library_swallows_is_still_one(monkeypatch, capsys) -> None:
+    def swallow(arguments: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise InputError("import failed") from None
+
+    monkeypatch.setattr("saltlm.cli.run_status", swallow)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["status"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_an_existing_model_needs_force(pair, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     shutil.copytree(pair.target, out)
@@ -109,10 +150,39 @@ def test_usage_errors(pair, tmp_path, capsys) -> None:
 
 def test_missing_inputs(pair, tmp_path, capsys) -> None:
     for side in ("source", "target", "auxiliary"):
-        arguments = pair.arguments(tmp_path / "out")
-        arguments[arguments.index(f"--{side}") + 1] = str(tmp_path / "nowhere")
-        assert "nowhere" in refused(capsys, *arguments)
+        for name in (str(tmp_path / "nowhere"), "x" * 300, ""):
+            arguments = pair.arguments(tmp_path / "out")
+            arguments[arguments.index(f"--{side}") + 1] = name
+            assert (name or f"{side}: found an empty name") in refused(capsys, *arguments)
+    assert "x" * 300 in refused(capsys, *pair.arguments(tmp_path / "out", "--gguf-file", "x" * 300))
+    assert "empty" in refused(capsys, *pair.arguments("", "--force"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["nowhere/at/all", "x" * 300, ""])
+def test_a_missing_model_to_evaluate(name: str, tmp_path, capsys) -> None:
+    (tmp_path / "t.txt").write_text(TEXT)
+    assert name in refused(capsys, "evaluate", name, "--text", tmp_path / "t.txt")
+
+
+@pytest.mark.parametrize("report", ["[]", "{", '{"heldout": 3}', '{"heldout": {"rank": 1}}'])
+def test_a_broken_report_is_named_before_the_scoring(report: str, pair, tmp_path, capsys) -> None:
+    folder = shutil.copytree(pair.source, tmp_path / "m")
+    (folder / "saltlm.json").write_text(report)
+    (tmp_path / "t.txt").write_text(TEXT)
+    (folder / "model.safetensors").unlink()  # scoring, or loading, would fail on this
+    assert "saltlm.json" in refused(capsys, "evaluate", folder, "--text", tmp_path / "t.txt")
+
+
+def test_names_are_shown_as_they_are(pair, tmp_path, capsys) -> None:
+    (tmp_path / "t.txt").write_text(TEXT)
+    folder = shutil.copytree(pair.source, tmp_path / "a[" / "bold]b[" / "x]long-long-name")
+    assert main(["evaluate", str(folder), "--text", str(tmp_path / "t.txt"), "--quiet"]) == 0
+    cells = [line.split("│")[1] for line in capsys.readouterr().out.splitlines() if line.count("│") > 3]
+    assert str(folder) in "".join(cell.strip() for cell in cells)
+    out = tmp_path / ("long" * 30)
+    assert main(pair.arguments(out, "--quiet", "--method", "zero")) == 0
+    assert f"written to {out}\n" in capsys.readouterr().out
 
 
 def truncate_weights(case: Pair) -> None:

@@ -22,7 +22,7 @@ BAD = [
     ("ridge", float("nan"), "finite"),
     ("ridge", float("inf"), "finite"),
     ("max_support", 0, ">= 1"),
-    ("pad_to_multiple_of", -8, ">= 1"),
+    ("pad_to_multiple_of", -8, r"in \[1, 65536\]"),
     ("seed", -1, "2\\*\\*63"),
     ("heldout", 0.6, "0.5"),
 ]
@@ -58,6 +58,19 @@ def test_the_command_line_makes_the_same_options(method, ridge, center, max_supp
     made = config_from(parser().parse_args(argv), TransferConfig)
     assert made == config
     assert json.loads(json.dumps(made.to_json()))["method"] == method
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_support", 2.5), ("max_support", True), ("seed", 1.0), ("pad_to_multiple_of", 65537),
+        ("pad_to_multiple_of", 10**30), ("ridge", "0.1"), ("special_overrides", None), ("special_overrides", {1: 2}),
+        ("heldout", None),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_named(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        TransferConfig(**{name: value})
 
 
 @pytest.mark.parametrize("entry", ["nope", "=x", "x="])

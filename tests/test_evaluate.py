@@ -336,10 +336,11 @@ def test_half_precision_weights_run_in_float32_on_a_cpu(folder: Path, tmp_path: 
 
 def test_the_held_out_check_of_a_transfer_comes_along(folder: Path, tmp_path: Path) -> None:
     path = copy_of(folder, tmp_path / "transfer")
-    (path / "saltlm.json").write_text(json.dumps({"format": 1, "heldout": {"cosine": 0.5}}))
-    assert evaluate(path, documents=["the cat"]).to_json()["heldout"] == {"cosine": 0.5}
+    held = {"tokens": 5, "candidates": 9, "relative_error": 0.9, "cosine": 0.5, "rank": 2, "top1": 0.2}
+    (path / "saltlm.json").write_text(json.dumps({"format": 1, "heldout": held}))
+    assert evaluate(path, documents=["the cat"]).to_json()["heldout"] == held
     (path / "saltlm.json").write_text("{")
-    with pytest.raises(InputError, match=r"saltlm.json.*broken JSON"):
+    with pytest.raises(InputError, match=r"saltlm.json: found a broken file"):
         evaluate(path, documents=["the cat"])
 
 
@@ -541,3 +542,13 @@ def test_bad_continuations(options: dict, message: str) -> None:
 def test_a_prompt_without_tokens_needs_a_start_token() -> None:
     with pytest.raises(InputError, match="prompt ''"):
         continuations((lm_of()[0], bytes_only()), [""])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"documents": "one string"}, "one string"), ({"documents": ["a", 1]}, "int"), ({"max_length": 9.5}, "9.5"),
+     ({"stride": 1.5}, "1.5"), ({"batch_tokens": 0.5}, "0.5")],
+)  # fmt: skip
+def test_values_of_another_kind_are_named(options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        evaluate("not-looked-at", **{"documents": ["a"], **options})

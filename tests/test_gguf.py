@@ -12,11 +12,14 @@ import torch
 from models_tiny import save_llama
 from safetensors.torch import load_file
 from saltlm import gguf
+from saltlm.causal_lm import load_causal_lm
 from saltlm.checkpoint import load_source
 from saltlm.errors import InputError
+from saltlm.train_vectors import sha256_of
 from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import TEXT, tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 BPE = tiny("byte_level_bpe")
 HEADS, LAYERS, WIDTH = 4, 2, 32
@@ -104,6 +107,31 @@ def test_a_gguf_file_is_a_source(tmp_path: Path, cache: Path, plain: Path, quant
     write_folder(out, source, NewMatrices(input_rows=source.input_rows), tokenizer=BPE, config_changes={})
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float16
     assert AutoTokenizer.from_pretrained(out)(TEXT)["input_ids"] == BPE(TEXT)["input_ids"]
+
+
+def test_converting_and_loading_say_nothing(tmp_path: Path, cache: Path, plain: Path, capfd) -> None:
+    write_gguf(tmp_path / "tiny.gguf", load_file(plain / "model.safetensors"), False)
+    capfd.readouterr()
+    load_source(tmp_path, gguf_file="tiny.gguf")
+    load_causal_lm(tmp_path, gguf_file="tiny.gguf")
+    assert capfd.readouterr() == ("", "")
+    assert modeling_gguf_pytorch_utils.tqdm is tqdm, "the library's bar is as it was"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, plain: Path, monkeypatch) -> None:
+    write_gguf(tmp_path / "tiny.gguf", load_file(plain / "model.safetensors"), False)
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"a file where a folder is needed.*SALTLM_CACHE"):
+        load_source(tmp_path, gguf_file="tiny.gguf")
+
+
+def test_what_a_killed_conversion_left_is_cleared(tmp_path: Path, cache: Path, plain: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", load_file(plain / "model.safetensors"), False)
+    left = cache / "gguf" / f".{sha256_of(tmp_path / 'tiny.gguf')}.saltlm-999999999-01234567"
+    left.mkdir(parents=True)
+    load_source(tmp_path, gguf_file="tiny.gguf")
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(

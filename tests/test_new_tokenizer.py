@@ -104,6 +104,31 @@ def test_a_missing_chat_template_is_named() -> None:
         causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="source")
 
 
+def test_a_second_end_mark_never_becomes_the_beginning_or_the_padding() -> None:
+    made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
+    source_id = np.full(len(made), -1, dtype=np.int32)
+    # The source has one token for all three roles, and names it first among its ends.
+    source_id[[made.pad_token_id, made.cls_token_id, made.sep_token_id]] = 1
+    source_id[200] = 60
+    changes = id_changes({"eos_token_id": [1, 60], "decoder_start_token_id": 1}, None, made, source_id)
+    assert changes.config["eos_token_id"] == [made.sep_token_id, 200]
+    assert changes.config["decoder_start_token_id"] == made.sep_token_id
+
+
+def test_words_spelled_in_ids_move_whole_or_go() -> None:
+    made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
+    source_id = np.full(len(made), -1, dtype=np.int32)
+    source_id[[7, 9]] = [50, 51]
+    generation = {
+        "bad_words_ids": [[50], [51, 50], [51, 52]],
+        "forced_decoder_ids": [[1, 50]],
+        "sequence_bias": [[[50], 1.0]],
+    }
+    changed = id_changes({}, generation, made, source_id).generation
+    assert changed["bad_words_ids"] == [[7], [9, 7]]
+    assert changed["forced_decoder_ids"] is None and changed["sequence_bias"] is None
+
+
 def test_ids_in_configs_follow_roles_and_the_alignment() -> None:
     made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
     source_id = np.full(len(made), -1, dtype=np.int32)

@@ -51,6 +51,13 @@ def test_bad_arguments_are_named(call, words: str) -> None:
         call()
 
 
+def test_a_regression_on_rows_of_no_width_is_refused() -> None:
+    with pytest.raises(InputError, match="support_lstsq, new_plm: found width 0"):
+        ops.support_lstsq(A23[:, :0], A43[:, :0], full_support([0], [1]))
+    with pytest.raises(InputError, match="salt_rows, new_plm: found width 0"):
+        ops.salt_rows(A23, A43, A23[:, :0], A43[:, :0], A43)
+
+
 def test_offsets_out_of_order_are_refused() -> None:
     support = full_support([0, 1], [2])
     broken = ops.Support(offsets=torch.tensor([0, 3, 2]), ids=support.ids, weights=support.weights)

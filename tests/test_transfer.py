@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ import torch
 from models_tiny import save_bert, save_gpt2, save_llama, save_phi, save_t5
 from pairs import make_pair, write_vectors
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from saltlm.align import MatchKind
 from saltlm.assemble import COMPOSED, COPIED, DRAWN, PADDING, ROLE, SOLVED
+from saltlm.checkpoint import load_source
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.transfer import transfer
@@ -264,8 +267,44 @@ def test_stock_transformers_loads_it_without_saltlm(untied, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("method", ["subword-mean", "mean"])
+def test_nothing_to_build_for_an_untied_head(tmp_path, method: str) -> None:
+    folder = save_llama(tmp_path / "m", tiny("byte_level_bpe"), tied=False)
+    done = transfer(folder, folder, config=TransferConfig(method=method))
+    assert done.summary["new_tokens"] == 0
+    assert torch.equal(done.output_rows, load_source(folder).output_rows)
+
+
+def test_options_without_effect_are_told(pair) -> None:
+    options = TransferConfig(method="zero", source_revision="main")
+    warnings = transfer(pair.source, pair.target, pair.vectors, config=options).summary["warnings"]
+    assert "method zero does not use auxiliary" in warnings
+    assert "source_revision has no effect on a local folder" in warnings
+
+
+def test_an_input_inside_the_replaced_folder_is_kept(pair, tmp_path) -> None:
+    out = tmp_path / "out"
+    transfer(pair.source, pair.target, out=out, config=TransferConfig(method="zero"))
+    inside = shutil.copy(pair.vectors, out / "v.vec")
+    with pytest.raises(InputError, match=r"holds the input file .*v\.vec"):
+        transfer(pair.source, pair.target, inside, out, TransferConfig(force=True))
+    assert Path(inside).is_file()
+
+
+def test_rows_near_the_largest_number_do_not_break_the_report(tmp_path) -> None:
+    folder = save_llama(tmp_path / "m", tiny("byte_level_bpe"), dtype=torch.bfloat16)
+    rows = load_file(folder / "model.safetensors")
+    rows["model.embed_tokens.weight"][300:] = 3e38
+    save_file(rows, folder / "model.safetensors", {"format": "pt"})
+    donor = save_bert(tmp_path / "donor", tiny("byte_level_bpe"))
+    done = transfer(folder, donor, "plm", tmp_path / "out", TransferConfig(heldout=0.5))
+    assert done.summary["norms"]["copied"]["max"] > 3e38
+
+
 def test_a_dry_run_tells_and_writes_nothing(pair, tmp_path) -> None:
     done = transfer(pair.source, pair.target, pair.vectors, tmp_path / "out", dry_run=True)
+    assert done.summary["counts"]["padding"] == 0
+    assert sum(done.summary["counts"].values()) + done.summary["new_tokens"] == len(done.origin)
     assert done.summary["new_tokens"] > 0 and done.summary["anchors"] > 0
     assert not list(tmp_path.iterdir()) and done.out is None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch as torch
 
+from .adapt import adapt as adapt
+from .adapt_config import AdaptConfig as AdaptConfig
 from .align import Alignment as Alignment
 from .align import align as align
 from .auxiliary import load_auxiliary as load_auxiliary
@@ -17,10 +19,12 @@ from .transfer import transfer as transfer
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdaptConfig",
     "Alignment",
     "SaltlmError",
     "Transfer",
     "TransferConfig",
+    "adapt",
     "align",
     "evaluate",
     "load_auxiliary",

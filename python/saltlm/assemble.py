@@ -121,7 +121,7 @@ class Assembly:
             values = getattr(block, name)
             if values is not None:
                 getattr(self, name)[ids] = values.numpy()
-        if block.rows is None:
+        if block.rows is None or not len(ids):
             return
         rows = block.rows.to(self.input_rows.dtype)
         fits = rows.isfinite().all(dim=1)

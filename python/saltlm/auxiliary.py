@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def load_auxiliary(
         if kind == "train":
             from .train_vectors import train
 
-            path = train([Path(name) for name in str(spec)[len("train:") :].split(",")])
+            path = train([Path(name) for name in auxiliary_files(spec)])
         values, known = _read(kind, path, unique)
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(str(error)) from None
@@ -117,6 +118,14 @@ def load_auxiliary(
     return Auxiliary(torch.from_numpy(vectors), torch.from_numpy(have), description)
 
 
+def auxiliary_files(spec: str | Path | None) -> list[str]:
+    """Names of the files or the folder that a source is read from; none for ``plm``."""
+    text = "" if spec is None else str(spec)
+    if text.startswith("train:"):
+        return text[len("train:") :].split(",")
+    return [] if text in ("", "plm") else [text]
+
+
 def check_auxiliary(spec: str | Path) -> str:
     """The kind of a source (``fasttext``, ``text``, ``spacy``, ``plm``, ``train``), after a cheap look that it is there.
 
@@ -127,17 +136,18 @@ def check_auxiliary(spec: str | Path) -> str:
     if text == "plm":
         return "plm"
     if text.startswith("train:"):
-        for name in text[len("train:") :].split(","):
-            if not Path(name).is_file():
+        for name in auxiliary_files(text):
+            if not os.path.isfile(name):
                 raise input_error(
                     f"auxiliary {text}", f"no file at {name!r}", "text files to train on", "check the path"
                 )
         return "train"
     path = Path(text)
-    if path.is_dir():
+    # os.path's tests, unlike pathlib's, take a name that is too long or forbidden for one that is not there.
+    if os.path.isdir(path):
         _spacy_folder(path)
         return "spacy"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise input_error("auxiliary vectors", f"nothing at {text!r}", TAKEN, "check the path")
     try:
         with path.open("rb") as file:

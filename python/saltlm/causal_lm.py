@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .architecture import quiet_transformers
 from .errors import InputError, input_error
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -91,12 +93,14 @@ def load_causal_lm(
     if dtype is not None and dtype not in DTYPES:
         raise input_error("dtype", repr(dtype), "one of " + ", ".join(DTYPES), "leave it out for the default")
     what = f"model {str(model)!r}"
+    if not str(model):
+        raise input_error("model", "an empty name", "a folder or a hub name", "check the variable it came from")
     _check_folder(what, Path(model), gguf_file)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         common["gguf_file"] = gguf_file
     stored = "auto" if where.type != "cpu" else torch.float32
-    with _quiet_transformers():
+    with quiet_transformers():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with _one_error(what, "a causal language model that transformers can load", "its folder or hub name"):
@@ -181,14 +185,15 @@ def _ready(name: str, model: Any, tokenizer: Any) -> CausalLM:
 def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
     """Refuse what is plainly no model folder before transformers takes it for a hub name."""
     expected = "a folder with config.json, safetensors weights and a tokenizer, or a hub name"
-    if folder.is_file():
+    # os.path's tests, unlike pathlib's, take a name that is too long or forbidden for one that is not there.
+    if os.path.isfile(folder):
         raise input_error(what, "a file", expected, "give the folder it lies in")
-    if not folder.exists():
+    if not os.path.exists(folder):
         if folder.is_absolute() or len(folder.parts) > 2 or str(folder).startswith((".", "~")):
             raise input_error(what, "no such folder", expected, "check the path")
         return
     if gguf_file is not None:
-        if not (folder / gguf_file).is_file():
+        if not os.path.isfile(folder / gguf_file):
             raise input_error(what, f"no file {gguf_file!r}", "a GGUF file of that name in it", "check the name")
         return
     try:
@@ -217,19 +222,3 @@ def _one_error(what: str, expected: str, name: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise input_error(what, "code of its own", expected, "pass trust_remote_code if you trust it") from error
         raise input_error(what, f"{type(error).__name__}: {lines[0][:300]}", expected, f"check {name}") from error
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No load report and no bars: missing weights become an error here, progress is the caller's."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,7 +140,7 @@ def load_source(
     if gguf_file is not None:
         from .gguf import convert
 
-        if not (given_folder / gguf_file).is_file():
+        if not os.path.isfile(given_folder / gguf_file):
             found = ", ".join(sorted(path.name for path in given_folder.glob("*.gguf"))[:5]) or "none"
             raise input_error(side, f"no {gguf_file}", f"one of the GGUF files there: {found}", "check the name")
         folder, files[gguf_file] = convert(given_folder / gguf_file)
@@ -264,12 +265,13 @@ def tokens_without_row(tokenizer: Any, rows: int, side: str) -> dict[str, int]:
 def _resolve(name: str, side: str, revision: str | None, gguf_file: str | None) -> tuple[Path, str | None]:
     """Local folder of a model, and its commit if it comes from the hub."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    # os.path's tests, unlike pathlib's, take a name that is too long or forbidden for one that is not there.
+    if os.path.isdir(path):
         if gguf_file is None and not (path / "config.json").exists():
             advice = "name the .gguf file in it with --gguf-file" if any(path.glob("*.gguf")) else "check the path"
             raise input_error(side, "a folder with no config.json", "a model folder", advice)
         return path.resolve(), None
-    if path.exists():
+    if os.path.exists(path):
         advice = "give its folder, and its name with --gguf-file" if path.suffix == ".gguf" else "give its folder"
         raise input_error(side, "a file", "a model folder or a hub name", advice)
     return _from_hub(name, side, revision, gguf_file)

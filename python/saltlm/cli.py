@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from .adapt_config import PRECISIONS, SCHEDULES, SPLITS, AdaptConfig
 from .config import CHAT_TEMPLATES, DTYPES, METHODS, OVERLAPS, TransferConfig
 from .errors import InputError, SaltlmError, input_error
 from .side_by_side import MeasureConfig
 
 EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
+CHOICES |= {"schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS}
 
 
 def documented(config: type) -> dict[str, str]:
@@ -133,8 +137,24 @@ def parser() -> argparse.ArgumentParser:
         "--trust-remote-code", action="store_true", help="let transformers run code that a model brings along"
     )
 
+    adapt = commands.add_parser("adapt", help="continual pre-training of a model on text")
+    adapt.add_argument("model", metavar="MODEL", help="causal LM: a local folder or a hub name")
+    sources = (
+        "text, .jsonl (both also .gz), .parquet, a folder of datasets.save_to_disk, or dataset:NAME[,CONFIG][,SPLIT]"
+    )
+    adapt.add_argument("--text", nargs="+", required=True, metavar="FILE", help=f"what to train on: {sources}")
+    adapt.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    adapt.add_argument("--eval-text", nargs="+", metavar="FILE", help="held-out text of the target language")
+    adapt.add_argument("--source-eval-text", nargs="+", metavar="FILE", help="held-out text of the source language")
+    adapt.add_argument(
+        "--replay", action="append", default=[], metavar="FILE:RATIO",
+        help="source-language text to mix in, and its share of all blocks in (0, 1) (may be repeated)",
+    )  # fmt: skip
+    adapt.add_argument("--resume", action="store_true", help="go on with the run in --out, or start one")
+    add_config(adapt, AdaptConfig)
+
     status = commands.add_parser("status", help="versions, operators that run and why, devices")
-    for command in (transfer, evaluate, status):
+    for command in (transfer, evaluate, adapt, status):
         command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return top
@@ -181,6 +201,34 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         show.evaluations(found)
 
 
+def run_adapt(arguments: argparse.Namespace) -> None:
+    """``saltlm adapt``."""
+    from . import adapt_show
+    from .adapt import adapt
+
+    config = config_from(arguments, AdaptConfig)
+    replay = dict(_ratio(entry) for entry in arguments.replay)
+    with adapt_show.adapting(arguments.quiet or arguments.json) as report:
+        done = adapt(
+            arguments.model, arguments.text, arguments.out, config, eval_texts=arguments.eval_text,
+            source_eval_texts=arguments.source_eval_text, replay=replay, resume=arguments.resume, progress=report,
+        )  # fmt: skip
+    if done.main and arguments.json:
+        _json(done.to_json())
+    elif done.main:
+        adapt_show.adaptation(done)
+
+
+def _ratio(entry: str) -> tuple[str, float]:
+    path, mark, ratio = entry.rpartition(":")
+    try:
+        if path and mark:
+            return path, float(ratio)
+    except ValueError:
+        pass
+    raise input_error("replay", repr(entry), "FILE:RATIO", "write e.g. --replay english.txt:0.1")
+
+
 def run_status(arguments: argparse.Namespace) -> None:
     """``saltlm status``."""
     from . import show
@@ -197,36 +245,63 @@ def _json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _stop(number: int, frame: Any) -> NoReturn:
-    # A polite signal unwinds like an interrupt, so that half-written folders are cleared.
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Signal handler: an interrupt, or a polite end, unwinds the run so that half-written folders are cleared."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, number: int, frame: Any) -> NoReturn:
+        self.seen = True
+        raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller has closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     arguments = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _stop)
+    interrupt = _Interrupt()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     _silence()
-    run = {"transfer": run_transfer, "evaluate": run_evaluate, "status": run_status}[arguments.command]
+    run = {"transfer": run_transfer, "evaluate": run_evaluate, "adapt": run_adapt, "status": run_status}[
+        arguments.command
+    ]
     try:
         run(arguments)
-    except InputError as error:
-        return _fail(str(error), EXIT_INPUT)
+        sys.stdout.flush()
+    except KeyboardInterrupt as stopped:
+        return _interrupted(str(stopped))
     except SaltlmError as error:
-        return _fail(str(error), EXIT_UNFORESEEN)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing half-written was left behind", EXIT_INTERRUPTED)
+        if interrupt.seen:  # a library took the interrupt for a fault of its own
+            return _interrupted()
+        return _fail(str(error), EXIT_INPUT if isinstance(error, InputError) else EXIT_UNFORESEEN)
     except BrokenPipeError:
-        # The reader of stdout has left; keep the interpreter from complaining about it again on exit.
-        sys.stderr.close()
-        return EXIT_DONE
+        _drop_stdout()  # its reader has left, as head does
+    except OSError as error:
+        _drop_stdout()
+        where = "standard output" if error.filename is None else repr(error.filename)
+        return _fail(f"{where}: {error.strerror or error}; mend that and run it again", EXIT_UNFORESEEN)
     return EXIT_DONE
+
+
+def _interrupted(how: str = "") -> int:
+    return _fail(f"interrupted; {how or 'nothing half-written was left behind'}", EXIT_INTERRUPTED)
+
+
+def _drop_stdout() -> None:
+    """What stdout still holds cannot be written; the interpreter would complain of it once more on its way out."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _silence() -> None:
     """Libraries' own progress bars and advice would mix with ours."""
     import logging
-    import os
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 
 from .errors import input_error
 
-METHODS = ("salt", "subword-mean", "mean", "normal", "zero")
+METHODS = (
+    "salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "blend", "wechsel", "ofa",
+    "subword-mean", "subword-length", "subword-asymmetric", "multivariate", "mean", "normal", "zero",
+)  # fmt: skip
 OVERLAPS = ("exact", "word-start", "case")
 CHAT_TEMPLATES = ("target", "source", "none")
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_PADDING = 65536
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,15 +24,20 @@ class TransferConfig:
 
     Attributes:
         method: one of :data:`METHODS`. ``salt`` is the paper's: local least squares on the sparsemax support.
-        ridge: ridge strength as a fraction of the support rows' mean squared norm, in [0, inf); ``None`` is none.
-        center: fit with an intercept: both spaces are centred on the support's mean first.
-        max_support: keep at most this many anchors of the support, nearest first, in [1, inf); ``None`` keeps all.
+        ridge: ridge strength as a fraction of the neighbours' mean squared norm, in [0, inf), for ``salt``, ``omp``,
+            ``sava-affine`` and ``blend``; ``None`` is none, or 1 for ``blend``.
+        center: fit with an intercept: both spaces are centred on the support's mean first; for ``salt`` and ``omp``.
+        max_support: keep at most this many anchors, nearest first, in [1, inf), for ``salt``, ``focus``, ``clp-plus`` and
+            ``omp``; ``None`` keeps all, or 64 for ``omp``.
+        blend_weight: share of the subword mean in ``blend``, in [0, 1].
+        source_auxiliary: vectors of the source's language, for ``wechsel``: the kinds that ``--auxiliary`` takes but ``plm``.
+        dictionary: text file with a source word and its translation a line, for ``wechsel``.
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
             (the word-start flag may differ), ``case`` (case may differ too).
         special_overrides: target special token -> source token whose row it takes, both by spelling.
         chat_template: whose template the result carries: ``target``'s, the ``source``'s (its special tokens are
             added to the tokenizer) or ``none``.
-        pad_to_multiple_of: round the number of rows up to a multiple of this, in [1, inf); ``None`` adds no rows.
+        pad_to_multiple_of: round the number of rows up to a multiple of this, in [1, 65536]; ``None`` adds no rows.
         seed: seed of the drawn rows, in [0, 2**63).
         heldout: share of the anchors that the self-check hides, in [0, 0.5]; 0 skips the check.
         device: where the operators run: ``auto``, ``cpu`` or ``cuda[:index]``.
@@ -47,6 +56,9 @@ class TransferConfig:
     ridge: float | None = None
     center: bool = False
     max_support: int | None = None
+    blend_weight: float = 0.5
+    source_auxiliary: str | None = None
+    dictionary: str | None = None
     overlap: str = "exact"
     special_overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     chat_template: str = "target"
@@ -67,22 +79,40 @@ class TransferConfig:
         _one_of("chat_template", self.chat_template, CHAT_TEMPLATES)
         if self.dtype is not None:
             _one_of("dtype", self.dtype, DTYPES)
-        if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
+        pairs = self.special_overrides
+        if not isinstance(pairs, Mapping) or not all(
+            isinstance(token, str) for pair in pairs.items() for token in pair
+        ):
+            raise input_error("special_overrides", repr(pairs), "target token -> source token", "spell both as text")
+        if self.ridge is not None and not (_number(self.ridge) and self.ridge >= 0):
             raise input_error(
                 "ridge", repr(self.ridge), "a finite number >= 0", "give e.g. --ridge 0.01 or leave it out"
             )
-        for name in ("max_support", "pad_to_multiple_of"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise input_error(name, repr(value), "a whole number >= 1", "leave it out for no limit")
-        if not 0 <= self.seed < 2**63:
+        if self.max_support is not None and not _whole(self.max_support, 1, math.inf):
+            raise input_error("max_support", repr(self.max_support), "a whole number >= 1", "leave it out for no limit")
+        if self.pad_to_multiple_of is not None and not _whole(self.pad_to_multiple_of, 1, MOST_PADDING):
+            expected = f"a whole number in [1, {MOST_PADDING}]"
+            raise input_error(
+                "pad_to_multiple_of", repr(self.pad_to_multiple_of), expected, "leave it out for no rows more"
+            )
+        if not (_number(self.blend_weight) and 0 <= self.blend_weight <= 1):
+            raise input_error("blend_weight", repr(self.blend_weight), "a share in [0, 1]", "use 0.5 for half of each")
+        if not _whole(self.seed, 0, 2**63 - 1):
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**63)", "choose another seed")
-        if not 0 <= self.heldout <= 0.5:
+        if not (_number(self.heldout) and 0 <= self.heldout <= 0.5):
             raise input_error("heldout", repr(self.heldout), "a share in [0, 0.5]", "use 0 to skip the self-check")
 
     def to_json(self) -> dict[str, object]:
         """Plain values of all options, as saved in ``saltlm.json``."""
         return {**dataclasses.asdict(self), "special_overrides": dict(self.special_overrides)}
+
+
+def _whole(value: object, least: int, most: float) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .show import Output
+
 Report = Callable[..., None]
 
 
@@ -54,7 +56,7 @@ class Steps:
 
 def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> None:
     """The tables, the continuations, and what to type next."""
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     console.print()
     console.print(_starts(figures))
     console.print("Shared tokens keep their rows; the starts differ in the new ones. Lower is better. No training yet.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import input_error
 from .texts import read_documents
+from .weights import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Documents given to the tokenizer at once: enough to keep its threads busy.
 TOKENIZER_BATCH = 1000
+# What a transfer's held-out check says, at least.
+HELDOUT = ("tokens", "candidates", "relative_error", "cosine", "rank")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -207,10 +210,11 @@ def evaluate(
     if (texts is None) == (documents is None):
         raise input_error("text", "both or neither", "either text files or documents", "give one of them")
     _check_numbers(max_length, stride, batch_tokens)
-    given = read_documents(texts) if documents is None else list(documents)
+    given = read_documents(texts) if documents is None else _strings(documents)
     sizes = _byte_sizes(given)
+    from .causal_lm import CausalLM, load_causal_lm, same_mode
 
-    from .causal_lm import load_causal_lm, same_mode
+    heldout = _heldout(model.name if isinstance(model, CausalLM) else model)
     from .score import score_tokens
 
     with same_mode(model):
@@ -253,7 +257,7 @@ def evaluate(
         device=str(lm.device),
         dtype=str(lm.dtype).removeprefix("torch."),
         seconds=seconds,
-        heldout=_heldout(lm.name if lm is model else model),
+        heldout=heldout,
     )
 
 
@@ -348,13 +352,22 @@ def _bits(found: Evaluation) -> str:
 
 
 def _check_numbers(max_length: int, stride: int | None, batch_tokens: int | None) -> None:
-    if max_length < 2:
+    if not isinstance(max_length, int) or max_length < 2:
         raise input_error("max_length", repr(max_length), "a whole number >= 2", "a window needs a token and its past")
-    if stride is not None and not 1 <= stride < max_length:
+    if stride is not None and not (isinstance(stride, int) and 1 <= stride < max_length):
         expected = f"a whole number from 1 to {max_length - 1}, less than the window"
         raise input_error("stride", repr(stride), expected, "leave it out for half the window")
-    if batch_tokens is not None and batch_tokens < 1:
+    if batch_tokens is not None and not (isinstance(batch_tokens, int) and batch_tokens >= 1):
         raise input_error("batch_tokens", repr(batch_tokens), "a whole number >= 1", "leave it out for the default")
+
+
+def _strings(documents: Sequence[str]) -> list[str]:
+    """The documents; a single string would otherwise be taken for one document a letter."""
+    other = next((item for item in documents if not isinstance(item, str)), None)
+    if isinstance(documents, str) or other is not None:
+        found = "one string" if isinstance(documents, str) else f"a {type(other).__name__} among them"
+        raise input_error("documents", found, "a list of strings", "put a single document into a list")
+    return list(documents)
 
 
 def _byte_sizes(documents: Sequence[str]) -> np.ndarray:
@@ -377,10 +390,14 @@ def _lossy(tokenizer: Any, documents: Sequence[str], tokens: Sequence[np.ndarray
 def _heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | None:
     """The held-out check that a transfer has written beside its model."""
     report = None if isinstance(model, tuple | list) else Path(model) / "saltlm.json"
-    if report is None or not report.is_file():
+    if report is None or not os.path.isfile(report):
         return None
-    try:
-        found = json.loads(report.read_bytes())
-    except ValueError as error:
-        raise input_error(f"{str(report)!r}", f"broken JSON ({error})", "a transfer's report", "remove it") from error
-    return found.get("heldout")
+    found = read_json(report).get("heldout")
+    if found is not None and not (isinstance(found, dict) and all(_number(found.get(name)) for name in HELDOUT)):
+        expected = "null or numbers named " + ", ".join(HELDOUT)
+        raise input_error(f"{report}, heldout", repr(found)[:80], expected, "transfer again, or remove the file")
+    return found
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import shutil
-import tempfile
 from pathlib import Path
 
 from .architecture import quiet_transformers
-from .errors import input_error
-from .train_vectors import cache_folder
+from .errors import InputError, input_error
+from .output_folder import whole_folder
+from .train_vectors import CACHE_ADVICE, cache_folder, sha256_of
 
 
 def convert(file: Path) -> tuple[Path, str]:
@@ -25,7 +23,8 @@ def convert(file: Path) -> tuple[Path, str]:
         The folder, with config, float16 safetensors and tokenizer, and the file's sha256.
 
     Raises:
-        InputError: gguf or accelerate are missing, or transformers cannot read the file.
+        InputError: gguf or accelerate are missing, transformers cannot read the file, or the cache is full.
+        BackendError: the cache cannot be written.
     """
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
@@ -35,31 +34,17 @@ def convert(file: Path) -> tuple[Path, str]:
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise input_error(str(file), "no GGUF file", "one that begins with the bytes GGUF", "fetch it again")
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-    kept = cache_folder() / "gguf" / digest
+    digest = sha256_of(file)
+    kept = (cache_folder() / "gguf" / digest).absolute()
     if (kept / "config.json").is_file():
         return kept, digest
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=kept.parent, prefix=f".{digest[:16]}-"))
     try:
-        _save(file, fresh)
-        try:
-            fresh.rename(kept)
-        except OSError:
-            if not (kept / "config.json").is_file():  # otherwise another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        with whole_folder(kept, advice=CACHE_ADVICE) as fresh:
+            _save(file, fresh)
+    except InputError:
+        if not (kept / "config.json").is_file():  # otherwise another process was first, with the same content
+            raise
     return kept, digest
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _save(file: Path, folder: Path) -> None:

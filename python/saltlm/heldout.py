@@ -61,7 +61,13 @@ def heldout_check(job: Job, share: float, seed: int) -> dict[str, float | int] |
     kept, hidden = hide(job.alignment.target.words(), job.anchors, share, seed)
     if not len(hidden) or not len(kept):
         return None
-    method = METHODS[job.config.method]
+    method = METHODS[job.config.method].build
+    if job.source_auxiliary is not None:
+        # Neighbours among all source tokens: the hidden ones and their twins there must not be found.
+        words = job.alignment.target.words()
+        groups = {words[token].casefold() for token in hidden if words[token]}
+        twins = [i for i, word in enumerate(job.alignment.source.words()) if word and word.casefold() in groups]
+        job = dataclasses.replace(job, hidden=np.union1d(twins, job.alignment.source_id[hidden]).astype(np.int64))
     blocks = [
         b
         for b in method(dataclasses.replace(job, anchors=kept, new=hidden, progress=lambda *_: None))
@@ -70,23 +76,23 @@ def heldout_check(job: Job, share: float, seed: int) -> dict[str, float | int] |
     if not blocks:
         return None
     ids = torch.cat([block.ids for block in blocks]).numpy()
-    predicted = torch.cat([block.rows for block in blocks]).float()
-    place = np.searchsorted(job.anchors, ids)
+    predicted = torch.cat([block.rows for block in blocks]).double()
+    finite = predicted.isfinite().all(dim=1)
+    if not finite.any():
+        return None
+    ids, predicted = ids[finite.numpy()], predicted[finite]
     source = torch.from_numpy(job.alignment.source_id[job.anchors].astype(np.int64))
-    rows = job.source_rows[source].float()
-    true = rows[place]
+    true = job.source_rows[source[np.searchsorted(job.anchors, ids)]].double()
     error = (predicted - true).norm(dim=1) / true.norm(dim=1).clamp_min(1e-12)
-    candidates = torch.nn.functional.normalize(rows, dim=1)
     unit = torch.nn.functional.normalize(predicted, dim=1)
     cosine = (unit * torch.nn.functional.normalize(true, dim=1)).sum(dim=1)
-    ranks = [
-        1 + (part @ candidates.T > own[:, None] + 1e-6).sum(dim=1)
-        for part, own in zip(unit.split(BLOCK // 16), cosine.split(BLOCK // 16), strict=True)
-    ]
-    rank = torch.cat(ranks)
+    rank = torch.ones(len(ids), dtype=torch.int64)
+    for part in source.split(BLOCK):  # all candidates at once would be the shared rows once more in float32
+        candidates = torch.nn.functional.normalize(job.source_rows[part].float(), dim=1)
+        rank += (unit.float() @ candidates.T > cosine.float()[:, None] + 1e-6).sum(dim=1)
     return {
         "tokens": len(ids),
-        "candidates": len(rows),
+        "candidates": len(source),
         "relative_error": float(error.median()),
         "cosine": float(cosine.median()),
         "rank": int(rank.median()),

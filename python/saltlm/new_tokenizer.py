@@ -121,6 +121,10 @@ def _around(
     return None if not kept else kept[0] if len(kept) == 1 else {"type": "Sequence", "processors": kept}
 
 
+# Entries of a generation config whose ids have no counterpart to be moved to one by one.
+SPELLED_IN_IDS = ("force_words_ids", "forced_decoder_ids", "sequence_bias")
+
+
 @dataclasses.dataclass(frozen=True)
 class IdChanges:
     """What the configuration files must say about token ids; ``None`` removes an entry."""
@@ -144,6 +148,10 @@ def id_changes(
     for token in np.flatnonzero(source_id >= 0)[::-1]:
         moved[int(source_id[token])] = int(token)
     roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    # bos and pad often take the row of the source's eos, too; where that is meant, the end of a text is.
+    for token in (roles["pad_token_id"], roles["bos_token_id"], roles["eos_token_id"]):
+        if token is not None and token < len(source_id) and source_id[token] >= 0:
+            moved[int(source_id[token])] = token
 
     def changed(entries: Mapping[str, Any], always: tuple[str, ...]) -> dict[str, Any]:
         changes: dict[str, Any] = {}
@@ -152,6 +160,10 @@ def id_changes(
                 changes[key] = _ends(value, roles[key], moved) if isinstance(value, list) else roles[key]
             elif key.endswith(("_token_id", "_token_ids", "suppress_tokens")) and value is not None:
                 changes[key] = _moved(value, moved)
+            elif key == "bad_words_ids" and isinstance(value, list):
+                changes[key] = [[moved[i] for i in word] for word in value if all(i in moved for i in word)] or None
+            elif key in SPELLED_IN_IDS and value is not None:
+                changes[key] = None
         return {**{key: roles[key] for key in always}, **changes}
 
     return IdChanges(

@@ -176,6 +176,7 @@ def support_lstsq(
     """
     op = "support_lstsq"
     new, anchors = check.pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
+    check.some_width(op, "new_plm", new)
     strength = check.ridge_strength(op, ridge)
     if len(support.offsets) != new.shape[0] + 1:
         raise input_error(
@@ -260,6 +261,7 @@ def salt_rows(
     op = "salt_rows"
     new_aux, anchor_aux = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
     new, anchors = check.pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
+    check.some_width(op, "new_plm", new)
     targets = [check.matrix(op, "anchor_lm", anchor_lm)]
     if anchor_output is not None:
         targets.append(check.matrix(op, "anchor_output", anchor_output))

@@ -45,6 +45,12 @@ def pair(op: str, new_name: str, new: Tensor, anchor_name: str, anchors: Tensor)
     return new.to(dtype), anchors.to(dtype)
 
 
+def some_width(op: str, name: str, value: Tensor) -> None:
+    """Rows that a regression can stand on; cosines of width 0 are defined (nothing is near), coefficients are not."""
+    if value.shape[1] == 0:
+        raise input_error(f"{op}, {name}", "width 0", "a width of 1 or more", "check where the rows come from")
+
+
 def same_rows(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Two matrices about the same tokens."""
     if value.shape[0] != other.shape[0]:

@@ -28,6 +28,7 @@ _PLACE = {
     errno.ENAMETOOLONG: "too long a name",
 }
 MODEL_FILES = ("config.json", "saltlm.json")
+ADVICE = "choose another folder or make room"
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 
@@ -36,11 +37,11 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
 
     Args:
         out: the folder to be written.
-        protected: folders that must not be touched: those of the inputs.
+        protected: folders and files that must not be touched: the inputs.
         force: an existing model folder may be replaced.
 
     Raises:
-        InputError: it exists (without ``force``), is no model folder, or lies in, or holds, a protected folder.
+        InputError: it exists (without ``force``), is no model folder, or lies in, or holds, a protected one.
     """
     out = Path(out).expanduser().resolve()
     for folder in protected:
@@ -48,8 +49,9 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
         if out == other or other in out.parents or out in other.parents:
             relation = "is" if out == other else "lies in" if other in out.parents else "holds"
             raise input_error(
-                f"output {out}", f"that it {relation} the input folder {other}", "a folder apart", "choose one"
-            )
+                f"output {out}", f"that it {relation} the input {'file' if os.path.isfile(other) else 'folder'} {other}",
+                "a folder apart from all inputs", "choose one",
+            )  # fmt: skip
     if not os.path.lexists(out):
         return out
     if not os.path.isdir(out):
@@ -67,7 +69,7 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator[Path]:
+def whole_folder(out: Path, *, needed: int = 0, force: bool = False, advice: str = ADVICE) -> Iterator[Path]:
     """Give an empty folder beside ``out`` to write into; it takes the name ``out`` when the block ends well.
 
     On any error, and on Ctrl-C, it is removed. A killed process leaves it behind under a hidden name
@@ -77,6 +79,7 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator
         out: the final folder, as :func:`check_output` returned it.
         needed: bytes about to be written, for the check of the disk.
         force: replace an existing folder, atomically where the file system can.
+        advice: what the user can do where the place cannot be written.
 
     Raises:
         InputError: the disk is too small or fills up, or the place cannot be written.
@@ -84,7 +87,7 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False) -> Iterator
     """
     made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
     temporary = lock = None
-    with named_errors(out, needed):
+    with named_errors(out, needed, advice):
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             clear_leftovers(out)
@@ -133,7 +136,7 @@ def clear_leftovers(out: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def named_errors(out: Path, needed: int) -> Iterator[None]:
+def named_errors(out: Path, needed: int, advice: str = ADVICE) -> Iterator[None]:
     """Turn failures of the file system, also those that Rust libraries report as text, into errors with advice."""
     try:
         yield
@@ -154,7 +157,7 @@ def named_errors(out: Path, needed: int) -> Iterator[None]:
                 f"output {out}",
                 _PLACE[code],
                 f"{size}a place that can be written",
-                "choose another folder or make room",
+                advice,
             ) from error
         raise BackendError(f"output {out}: writing failed ({error}); nothing was written") from error
 

@@ -10,17 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from .assemble import ORIGINS, SOLVED, STATUSES, Assembly
+from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
 FORMAT = 1
 
 
-def support_summary(assembly: Assembly) -> dict[str, int | float] | None:
-    """Minimum, median, 95th percentile and maximum support size of the solved rows; ``None`` without any."""
+def support_summary(assembly: Assembly, neighbours: str) -> dict[str, int | float | str] | None:
+    """Minimum, median, 95th percentile and maximum support size; ``None`` where there are no supports.
+
+    Args:
+        assembly: finished rows.
+        neighbours: what the sizes count (``anchors``, ``pieces``), saved as ``of``.
+
+    Returns:
+        The figures of the solved rows, or of the composed ones where none is solved.
+    """
     sizes = assembly.support_size[assembly.origin == SOLVED]
+    if not len(sizes):
+        sizes = assembly.support_size[(assembly.origin == COMPOSED) & (assembly.support_size > 0)]
     if not len(sizes):
         return None
     return {
+        "of": neighbours,
         "min": int(sizes.min()),
         "median": float(np.median(sizes)),
         "p95": float(np.percentile(sizes, 95)),
@@ -29,8 +40,8 @@ def support_summary(assembly: Assembly) -> dict[str, int | float] | None:
 
 
 def counts(assembly: Assembly) -> dict[str, int]:
-    """Rows by origin."""
-    found = np.bincount(assembly.origin, minlength=len(ORIGINS))
+    """Rows by origin; those that are still to be built count for none."""
+    found = np.bincount(assembly.origin[~assembly.open], minlength=len(ORIGINS))
     return {name: int(found[code]) for code, name in enumerate(ORIGINS)}
 
 
@@ -44,10 +55,10 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
     """Median and largest Euclidean norm of the input rows by origin: a start with norms far from the source's is a bad one."""
     import torch
 
-    lengths = torch.cat([block.float().norm(dim=1) for block in assembly.input_rows.split(8192)]).numpy()
+    lengths = torch.cat([block.double().norm(dim=1) for block in assembly.input_rows.split(8192)]).numpy()
     result = {}
     for code, name in enumerate(ORIGINS):
-        own = lengths[assembly.origin == code]
+        own = lengths[(assembly.origin == code) & ~assembly.open]
         if len(own):
             result[name] = {"median": float(np.median(own)), "max": float(own.max())}
     return result

@@ -28,6 +28,14 @@ ORIGIN_WORDS = {
 }
 
 
+class Output(Console):
+    """Standard output; a reader that leaves early is the command line's to handle, not rich's, which would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled."""
+        raise
+
+
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Report]:
     """A bar a stage on stderr; yields a callback (stage, done, total), total 0 where it is not known."""
@@ -58,7 +66,7 @@ def progress(quiet: bool) -> Iterator[Report]:
 
 def transfer(done: Transfer, *, dry_run: bool) -> None:
     """What a transfer did, or would do."""
-    console = Console()
+    console = Output()
     summary = done.summary
     rows = len(done.origin)
     if dry_run:
@@ -83,9 +91,10 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     console.print(table)
     if summary["support"]:
         support = summary["support"]
+        whole = f" of {summary['anchors']:,} anchors" if support["of"] == "anchors" else ""
         console.print(
-            f"neighbours of a solved token: median {support['median']:.0f}, 95 % up to {support['p95']:.0f},"
-            f" largest {support['max']} of {summary['anchors']:,} anchors"
+            f"{support['of']} that a built token is made from: median {support['median']:.0f},"
+            f" 95 % up to {support['p95']:.0f}, largest {support['max']}{whole}"
         )
     if outcomes := [e for e in summary["statuses"] if e["count"] and e["name"] != "not_solved"]:
         console.print("outcomes: " + ", ".join(f"{entry['name']} {entry['count']:,}" for entry in outcomes))
@@ -98,14 +107,15 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     for warning in summary["warnings"]:
         console.print(f"[yellow]note[/yellow]: {escape(warning)}", highlight=False)
     if done.out is not None:
-        console.print(f"written to {escape(str(done.out))}", highlight=False)
+        # One line, however long: it is there to be copied.
+        console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
 
 
 def evaluations(found: SideBySide) -> None:
     """Bits per byte of one model or several, who is better, continuations and tasks."""
     from .evaluate import evaluation_table
 
-    console = Console()
+    console = Output()
     short = labels(list(found.models))
     texts = {short[name]: measured.text for name, measured in found.models.items()}
     kept = {short[name]: measured.retention for name, measured in found.models.items() if measured.retention}
@@ -171,7 +181,7 @@ def _samples(console: Console, found: Mapping[str, Sequence[tuple[str, str]]]) -
 
 def status(found: Mapping[str, Any]) -> None:
     """What runs here and why."""
-    console = Console()
+    console = Output()
     table = Table(title="saltlm status", show_header=False)
     table.add_column()
     table.add_column()

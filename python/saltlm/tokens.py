@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,13 +99,13 @@ def _native(read: Any) -> _rust.Vocabulary:
 
 
 def _from_path(path: Path, side: str) -> Tokens:
-    if path.is_dir():
+    if os.path.isdir(path):
         if (path / "tokenizer.json").is_file():
             return _from_folder(path)
         if (path / "tekken.json").is_file():
             return _from_path(path / "tekken.json", side)
         return load_tokens(_through_transformers(path, side), side)
-    if not path.is_file():
+    if not os.path.isfile(path):
         if _HUB_NAME.fullmatch(str(path)) and path.suffix not in (".json", ".tiktoken", ".model"):
             return load_tokens(_through_transformers(path, side), side)
         raise input_error(f"{side} tokenizer", f"nothing at {path}", TAKEN, "check the path")

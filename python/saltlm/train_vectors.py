@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .errors import input_error
+from .output_folder import named_errors
+
+CACHE_ADVICE = "make room, or name another folder for the cache in SALTLM_CACHE"
 
 # One worker makes training deterministic. 200,000 n-gram buckets instead of fastText's two million keep the file near
 # 100 MB; FOCUS's other settings: CBOW, width 100, 3 epochs, 10 negatives, n-grams of 3 to 6 characters.
@@ -23,11 +26,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SALTLM_CACHE") or Path.home() / ".cache" / "saltlm")
 
 
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def train(files: Sequence[Path]) -> Path:
     """Train on white-space separated words of UTF-8 text files, one text a line; returns the ``.bin``, from the cache if there.
 
     Raises:
-        InputError: gensim is not installed, a file is empty or not UTF-8, or has too few words.
+        InputError: gensim is not installed, a file is empty or not UTF-8, or has too few words, or the cache is full.
+        BackendError: the cache cannot be written.
     """
     try:
         from gensim.models import FastText
@@ -38,10 +51,12 @@ def train(files: Sequence[Path]) -> Path:
         ) from None
     digest = hashlib.sha256(repr(sorted(SETTINGS.items())).encode())
     for path in files:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     kept = cache_folder() / "trained" / f"{digest.hexdigest()}.bin"
     if kept.is_file():
         return kept
+    with named_errors(kept, 0, CACHE_ADVICE):  # before the work, not after it
+        kept.parent.mkdir(parents=True, exist_ok=True)
     model = FastText(**SETTINGS)
     lines = _Lines(files)
     try:
@@ -52,14 +67,14 @@ def train(files: Sequence[Path]) -> Path:
         raise input_error(
             "auxiliary train:...", found, f"words seen {SETTINGS['min_count']} times", "give more text"
         ) from None
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=kept.parent, suffix=".part")
-    os.close(handle)
-    try:
-        save_facebook_model(model, name)
-        os.replace(name, kept)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with named_errors(kept, 0, CACHE_ADVICE):
+        handle, name = tempfile.mkstemp(dir=kept.parent, suffix=".part")
+        os.close(handle)
+        try:
+            save_facebook_model(model, name)
+            os.replace(name, kept)
+        finally:
+            Path(name).unlink(missing_ok=True)
     return kept
 
 

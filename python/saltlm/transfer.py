@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +15,13 @@ import torch
 
 from .align import HOLE, Alignment, align
 from .assemble import ORIGINS, Assembly
-from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
+from .auxiliary import Auxiliary, auxiliary_files, check_auxiliary, load_auxiliary
 from .causal_lm import resolve_device
 from .checkpoint import Donor, Source, load_donor, load_source
 from .config import TransferConfig
 from .errors import input_error
 from .heldout import heldout_check
-from .methods import METHODS, NEEDS_VECTORS, Job, anchors_of
+from .methods import METHODS, Job, anchors_of
 from .new_tokenizer import causal_tokenizer, id_changes
 from .output_folder import check_output
 from .provenance import (
@@ -34,11 +35,12 @@ from .provenance import (
     summary_bytes,
     support_summary,
 )  # fmt: skip
+from .segmented_vectors import check_words, segmented_vectors
+from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
 from .write_folder import write_folder
 
 Progress = Callable[[str, int, int], None]
-STAGES = ("load", "align", "vectors", "rows", "self-check", "write")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +118,17 @@ def transfer(
     """
     config = config or TransferConfig()
     clock = _Clock(progress)
+    _check_named(source=source, target=target, auxiliary=auxiliary, out=out)
     destination = None if out is None else Path(out)
     if destination is not None:
-        # Names of the hub are not folders and cannot be overwritten.
-        folders = [Path(name) for name in (source, target) if Path(name).is_dir()]
-        destination = check_output(destination, protected=folders, force=config.force)
-    _check_vectors_given(config, auxiliary)
+        # Names of the hub are not files and cannot be overwritten.
+        inputs = [
+            Path(name)
+            for name in (source, target, *auxiliary_files(auxiliary), *_source_files(config))
+            if os.path.exists(name)
+        ]
+        destination = check_output(destination, protected=inputs, force=config.force)
+    _check_method(config, auxiliary)
     device = resolve_device(config.device)
     with clock("load"):
         model = load_source(
@@ -135,22 +142,33 @@ def transfer(
             model.tokenizer, tokenizer, overlap=config.overlap, special_overrides=config.special_overrides
         )
     with clock("vectors"):
-        vectors = _vectors(config, auxiliary, alignment, donor)
+        kind, source_vectors = METHODS[config.method].source_vectors, None
+        if kind == "segmented":
+            sizes = (alignment.target.size, alignment.source.size)
+            vectors, source_vectors = segmented_vectors(auxiliary, (tokenizer, model.tokenizer), sizes)
+        else:
+            vectors = _vectors(config, auxiliary, alignment, donor)
+        if kind == "dictionary":
+            source_vectors = load_source_vectors(
+                config.source_auxiliary, config.dictionary, auxiliary, alignment, vectors.vectors.shape[1]
+            )
     rows = -(-alignment.target.size // (config.pad_to_multiple_of or 1)) * (config.pad_to_multiple_of or 1)
     assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None)
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
+    job = dataclasses.replace(job, source_auxiliary=source_vectors)
     if not dry_run:
         with clock("rows"):
-            for block in METHODS[config.method](job):
+            for block in METHODS[config.method].build(job):
                 assembly.put(block)
             assembly.draw(config.seed, job.used)
             assembly.pad(job.used)
             matrices = assembly.matrices()
     heldout = None
-    if not dry_run and config.heldout and config.method in NEEDS_VECTORS:
+    if not dry_run and config.heldout and (METHODS[config.method].anchors or METHODS[config.method].source_vectors):
         with clock("self-check"):
             heldout = heldout_check(job, config.heldout, config.seed)
     summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, clock)
+    summary["warnings"] += _unused(config, auxiliary, model, donor)
     if not dry_run and destination is not None:
         changes = id_changes(model.config, model.generation_config, tokenizer, assembly.source_id)
         with clock("write"):
@@ -182,21 +200,55 @@ def transfer(
     )
 
 
-def _check_vectors_given(config: TransferConfig, auxiliary: str | Path | None) -> None:
-    """A cheap look before anything large is loaded."""
+def _check_named(**given: str | Path | None) -> None:
+    """An empty name, as an unset variable in a shell gives it, would stand for the current folder."""
+    for name, value in given.items():
+        if value is not None and not str(value):
+            raise input_error(
+                name, "an empty name", "a folder, a file or a hub name", "check the variable it came from"
+            )
+
+
+def _source_files(config: TransferConfig) -> list[str]:
+    return auxiliary_files(config.source_auxiliary) + ([str(config.dictionary)] if config.dictionary else [])
+
+
+def _check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
+    """Whether the method has what it needs and takes what it is given; before anything large is loaded."""
+    default = TransferConfig()
+    for name in ("ridge", "center", "max_support", "blend_weight", "source_auxiliary", "dictionary"):
+        if getattr(config, name) != getattr(default, name) and name not in METHODS[config.method].options:
+            taken = [method for method, entry in METHODS.items() if name in entry.options]
+            raise input_error(
+                name, f"{getattr(config, name)!r} for method {config.method!r}, which has no use for it",
+                "one of " + ", ".join(taken), f"leave --{name.replace('_', '-')} out or choose another --method",
+            )  # fmt: skip
     if auxiliary is not None:
         check_auxiliary(auxiliary)
-    elif config.method in NEEDS_VECTORS:
+    elif METHODS[config.method].vectors:
         raise input_error(
             "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
             "give --auxiliary, or a method that needs none such as subword-mean",
         )  # fmt: skip
+    if METHODS[config.method].source_vectors == "segmented":
+        check_words(auxiliary)
+    if METHODS[config.method].source_vectors == "dictionary":
+        for name, what in (
+            ("source_auxiliary", "static vectors of the source's language"),
+            ("dictionary", "a text file of word pairs, source and target"),
+        ):
+            if getattr(config, name) is None:
+                flag = name.replace("_", "-")
+                raise input_error(
+                    flag, f"none for method {config.method!r}", what, f"give --{flag}, or a method that needs none"
+                )
+        check_source_vectors(config.source_auxiliary, config.dictionary)
 
 
 def _vectors(
     config: TransferConfig, auxiliary: str | Path | None, alignment: Alignment, donor: Donor
 ) -> Auxiliary | None:
-    if auxiliary is None or config.method not in NEEDS_VECTORS:
+    if auxiliary is None or not METHODS[config.method].vectors:
         return None
     size = alignment.target.size
     plm = None
@@ -213,12 +265,14 @@ def _job(
     config: TransferConfig, device: torch.device, clock: _Clock,
 ) -> Job:  # fmt: skip
     flags = alignment.source.flags()[: len(model.input_rows)]
-    anchors = anchors_of(assembly, alignment, vectors, donor.input_rows)
-    if config.method in NEEDS_VECTORS and not len(anchors):
+    method = METHODS[config.method]
+    anchors = anchors_of(assembly, alignment, vectors, donor.input_rows if method.plm or not method.anchors else None)
+    if method.anchors and not len(anchors):
         shared = int((assembly.source_id >= 0).sum())
+        needed = " and ".join(["a vector"] * method.vectors + ["a PLM row"] * method.plm)
         raise input_error(
             "tokenizers",
-            f"{shared} shared tokens, none of them text with a vector and a PLM row",
+            f"{shared} shared tokens, none of them text with {needed}",
             "at least one shared token to learn from",
             "choose a PLM or vectors that share a script with the source, or --method subword-mean",
         )
@@ -251,6 +305,8 @@ def _summary(
     }  # fmt: skip
     if vectors is not None:
         inputs["auxiliary"] = {**vectors.description, "licence": "not stated"}
+    if job.source_auxiliary is not None:
+        inputs["source_auxiliary"] = {**job.source_auxiliary.description, "licence": "not stated"}
     summary = {
         "format": FORMAT,
         "saltlm_version": versions()["saltlm"],
@@ -262,7 +318,7 @@ def _summary(
         "overlap": alignment.counts(),
         "anchors": len(job.anchors),
         "new_tokens": len(job.new),
-        "support": support_summary(assembly),
+        "support": support_summary(assembly, METHODS[config.method].neighbours),
         "statuses": [{"name": name, "count": count} for name, count in statuses(assembly).items()],
         "norms": norms(assembly),
         "heldout": heldout,
@@ -279,23 +335,62 @@ def _operators(device: torch.device) -> str:
     return backend(device.type).name
 
 
+def _unused(config: TransferConfig, auxiliary: str | Path | None, model: Source, donor: Donor) -> list[str]:
+    """What was given and has no effect: the user may believe that it has."""
+    found = []
+    if auxiliary is not None and not METHODS[config.method].vectors:
+        found.append(f"method {config.method} does not use auxiliary")
+    for side, loaded, revision in (
+        ("source", model, config.source_revision),
+        ("target", donor, config.target_revision),
+    ):
+        if revision is not None and loaded.revision is None:
+            found.append(f"{side}_revision has no effect on a local folder")
+    return found
+
+
 def _warnings(summary: dict[str, Any], model: Source) -> list[str]:
     """What a user should know before trusting this start."""
     found = []
+    method = METHODS[summary["method"]]
     support, length = summary["support"], summary["norms"]
-    if support and support["median"] > summary["anchors"] / 4:
+    if support and method.sparse and support["median"] > summary["anchors"] / 4:
         found.append(
             f"the median token has {support['median']:.0f} of {summary['anchors']} anchors as neighbours: the vectors hardly"
             " tell words apart; better vectors or --max-support would help"
         )
-    if "solved" in length and "copied" in length and length["solved"]["max"] > 4 * length["copied"]["max"]:
+    for origin in ("solved", "composed"):
+        found += _norm_warnings(length, origin, method.options)
+    if summary["method"] == "subword-asymmetric" and model.output_rows is None:
         found.append(
-            f"the largest solved row has norm {length['solved']['max']:.1f}, the largest copied one"
-            f" {length['copied']['max']:.1f}: --center or --ridge 0.01 keeps rows near the source's"
+            "the head is tied: its rows are the input rows, so only the input's rule of subword-asymmetric applies"
         )
+    if summary["method"] == "blend" and summary["heldout"]:
+        found.append("the self-check measures the ridge map alone: hidden shared tokens have no pieces to blend in")
     drawn = summary["counts"]["drawn"] / max(1, summary["new_tokens"])
-    if summary["method"] not in ("normal",) and drawn > 0.05:
+    if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
         found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
     if model.tokenizer.chat_template and summary["config"]["chat_template"] == "target":
         found.append("the source's chat template is left out; --chat-template source keeps it")
+    return found
+
+
+def _norm_warnings(length: dict[str, dict[str, float]], origin: str, options: tuple[str, ...]) -> list[str]:
+    """Rows of this origin that are far longer, or nearly all far shorter, than any or most of the copied ones."""
+    if origin not in length or "copied" not in length:
+        return []
+    own, copied = length[origin], length["copied"]
+    helpful = " or ".join(text for name, text in (("center", "--center"), ("ridge", "--ridge 0.01")) if name in options)
+    advice = (
+        f": {helpful} keeps rows near the source's" if helpful else ": another --method may keep rows near the source's"
+    )
+    found = []
+    if own["max"] > 4 * copied["max"]:
+        found.append(
+            f"the largest {origin} row has norm {own['max']:.1f}, the largest copied one {copied['max']:.1f}{advice}"
+        )
+    if own["median"] < copied["median"] / 4:
+        found.append(
+            f"the median {origin} row has norm {own['median']:.2g}, the median copied one {copied['median']:.2g}{advice}"
+        )
     return found

@@ -1,0 +1,211 @@
+"""Training speed and memory: saltlm adapt against a bare Trainer loop with the same model, blocks and optimizer.
+
+Usage: python bench/adapt.py [--steps 12] [--device auto] [--out FILE.json]
+
+1. Tokens a second: a Llama of SmolLM2-135M's shape (fewer layers on a CPU) with a 30k vocabulary, both loops in turn, three
+   times; median of each loop's steps, without the first two. Losses must be equal to 1e-4 first.
+2. Peak memory of the loss and its gradients over a 256k vocabulary, stock against chunked, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+ROWS, LENGTH, BATCH = 30_000, 512, 1
+MEMORY = {"tokens": 2048, "width": 256, "rows": 256_000}
+
+
+def model_and_blocks(layers: int, steps: int):
+    """A model with drawn weights, and packed blocks of drawn tokens with four documents each."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=ROWS, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=2048,
+    )  # fmt: skip
+    blocks = []
+    for _ in range(steps * BATCH):
+        ids = torch.randint(3, ROWS, (LENGTH,))
+        places = torch.arange(LENGTH) % (LENGTH // 4)
+        blocks.append({"input_ids": ids, "labels": torch.where(places == 0, -100, ids), "position_ids": places})
+    return LlamaForCausalLM(config), blocks
+
+
+def bare(model, blocks, steps: int, device: str) -> tuple[list[float], list[float]]:
+    """Transformers' Trainer with the stock loss and AdamW."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    times, losses = [], []
+
+    class Watch(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs:
+                times.append(time.perf_counter())
+                losses.append(logs["loss"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=BATCH, logging_steps=1, save_strategy="no",
+            report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=device == "cpu", learning_rate=1e-4,
+            bf16=device != "cpu", lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.0,
+            train_sampling_strategy="sequential", dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = Trainer(model, arguments, train_dataset=blocks, callbacks=[Watch()])
+        trainer.remove_callback(PrinterCallback)
+        model.config.use_cache = False
+        trainer.train()
+    return times, losses
+
+
+def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[float]]:
+    """Saltlm's phase over the same blocks."""
+    from saltlm import training
+    from saltlm.adapt_config import AdaptConfig
+    from saltlm.metrics import Recorder
+    from saltlm.resume import RunFolder
+
+    class Fixed:
+        marks, passes = (), 0
+
+        def block(self, number):
+            block = blocks[number]
+            return block["input_ids"].numpy().astype("int32"), (block["position_ids"] == 0).numpy(), 2000.0
+
+    with tempfile.TemporaryDirectory() as name:
+        config = AdaptConfig(
+            phases=f"all:{steps}@1e-4", schedule="constant", warmup_steps=0, seq_length=LENGTH, batch_size=BATCH,
+            eval_steps=10**6, device=device, save_steps=10**6,
+        )  # fmt: skip
+        folder = RunFolder(Path(name), main=True, barrier=lambda: None)
+        folder.save = lambda *args, **kwargs: None
+        times = []
+        recorder = Recorder(
+            Path(name) / "metrics.jsonl",
+            steps=steps,
+            rows=ROWS,
+            writes=True,
+            progress=lambda report: times.append(time.perf_counter()),
+        )
+        with recorder:
+            run = training.Run(
+                config=config, model=model, chunked=training.prepare_model(model, config), streams=[Fixed()], shares=[1.0],
+                folder=folder, recorder=recorder, evaluate=dict, phases=config.schedule_of_phases,
+            )  # fmt: skip
+            training.train_phase(run, training.training_arguments(config), None)
+        return times, [line["loss"] for line in recorder.lines]
+
+
+def speed(steps: int, device: str, layers: int) -> dict:
+    seconds: dict[str, list[float]] = {"bare": [], "saltlm": []}
+    losses = {}
+    for repeat in range(3):
+        for name, loop in (("bare", bare), ("saltlm", ours)):
+            model, blocks = model_and_blocks(layers, steps)
+            times, losses[name] = loop(model, blocks, steps, device)
+            seconds[name] += [b - a for a, b in itertools.pairwise(times[1:])]
+            del model
+        worst = max(abs(a - b) / a for a, b in zip(losses["bare"], losses["saltlm"], strict=True))
+        limit = 1e-4 if device == "cpu" else 1e-2
+        if worst > limit:
+            raise SystemExit(f"the losses differ by {worst:.1e} relative: no comparison")
+        print(f"round {repeat + 1}: losses equal to {worst:.0e}", file=sys.stderr)
+    tokens = BATCH * (LENGTH - 4)
+    found = {name: tokens / statistics.median(values) for name, values in seconds.items()}
+    return {"tokens_per_second": found, "ratio": found["saltlm"] / found["bare"], "layers": layers, "steps": steps}
+
+
+def memory(how: str, device: str) -> dict:
+    """Peak bytes above the inputs, and seconds, of one loss with gradients."""
+    tokens, width, rows = MEMORY.values()
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, width, device=device, requires_grad=True)
+    head = torch.nn.Linear(width, rows, bias=False, device=device)
+    targets = torch.randint(0, rows, (tokens,), device=device)
+    from saltlm.chunked_loss import LOGIT_FLOATS, chunked_cross_entropy
+
+    before = peak(device)
+    started = time.perf_counter()
+    if how == "stock":
+        loss = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum")
+    else:
+        loss = chunked_cross_entropy(hidden, targets, head, list(head.parameters()), LOGIT_FLOATS // rows)
+    loss.backward()
+    total = float(loss.detach())
+    return {
+        "peak": peak(device) - before,
+        "seconds": time.perf_counter() - started,
+        "loss": total,
+        "norm": float(hidden.grad.norm()),
+    }
+
+
+def peak(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument(
+        "--layers", type=int, default=None, help="30 is SmolLM2-135M (default: 6 on a CPU, 30 elsewhere)"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--speed-only", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory", choices=("stock", "chunked"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.memory:
+        print(json.dumps(memory(arguments.memory, device)))
+        return
+    found = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    found["device"] = torch.cuda.get_device_name() if device == "cuda" else device
+    for how in ("stock", "chunked") if not arguments.speed_only else ():
+        done = subprocess.run(
+            [sys.executable, __file__, "--memory", how, "--device", device], capture_output=True, text=True, check=True
+        )
+        found[how] = json.loads(done.stdout)
+    for key in ("loss", "norm") if not arguments.speed_only else ():
+        if abs(found["stock"][key] - found["chunked"][key]) > 1e-5 * abs(found["stock"][key]):
+            raise SystemExit(f"{key} differs: {found['stock'][key]} against {found['chunked'][key]}")
+    found["speed"] = speed(arguments.steps, device, arguments.layers or (6 if device == "cpu" else 30))
+    gigabyte = 1e9
+    print(f"{found['device']}, {found['threads']} threads, torch {found['torch']}")
+    print("| | saltlm adapt | bare Trainer / stock loss | ratio |\n| --- | --- | --- | --- |")
+    rate, ratio = found["speed"]["tokens_per_second"], found["speed"]["ratio"]
+    print(f"| tokens/s, {found['speed']['layers']} layers | {rate['saltlm']:.0f} | {rate['bare']:.0f} | {ratio:.3f} |")
+    if arguments.speed_only:
+        return
+    tokens, width, rows = MEMORY.values()
+    label = f"loss and gradients, {tokens} tokens x {width} x {rows:,}"
+    peaks = [found[how]["peak"] / gigabyte for how in ("chunked", "stock")]
+    print(f"| peak GB, {label} | {peaks[0]:.2f} | {peaks[1]:.2f} | {peaks[0] / peaks[1]:.3f} |")
+    times = (found["chunked"]["seconds"], found["stock"]["seconds"])
+    print(f"| seconds, the same | {times[0]:.1f} | {times[1]:.1f} | {times[0] / times[1]:.2f} |")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

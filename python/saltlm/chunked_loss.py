@@ -1,0 +1,219 @@
+"""Cross-entropy over a large vocabulary without the logits of the whole batch.
+
+Logits are made for a few hundred tokens at a time. Their gradient is taken at once, while they are there, and only its
+results are kept: one gradient for the hidden states and one for the head. So no logits are computed twice, and memory
+holds ``chunk x V`` floats rather than ``tokens x V``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .distill_rows import state_error
+
+LOGIT_FLOATS = 2**25
+PROBE_TOKENS = 5
+IGNORED = -100
+Head = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Summed cross-entropy [] of hidden states [n, D], head(hidden) -> logits [m, V], and targets int64 [n]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int, *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        wanted = [parameter for parameter in parameters if parameter.requires_grad]
+        needs_hidden = hidden.requires_grad
+        states = torch.empty_like(hidden) if needs_hidden else None
+        sums: list[torch.Tensor | None] = [None] * len(wanted)
+        total = torch.zeros(
+            (), dtype=torch.float32 if hidden.dtype != torch.float64 else torch.float64, device=hidden.device
+        )
+        for at in range(0, len(hidden), chunk):
+            with torch.enable_grad():
+                piece = hidden[at : at + chunk].detach().requires_grad_(needs_hidden)
+                loss = _sum(head(piece), targets[at : at + chunk])
+            inputs = ([piece] if needs_hidden else []) + wanted
+            if inputs:
+                found = list(torch.autograd.grad(loss, inputs, allow_unused=True))
+                if needs_hidden:
+                    states[at : at + chunk] = found.pop(0)
+                for place, part in enumerate(found):
+                    if part is not None:
+                        # The first is kept as it is: a sum that starts at zero costs three passes over V x D floats.
+                        sums[place] = part if sums[place] is None else sums[place].add_(part)
+            total += loss.detach()
+        places = iter(sums)
+        # Not saved by autograd's own means, which would keep a second reference and so make the engine copy them.
+        ctx.gradients = [states, *(next(places) if parameter.requires_grad else None for parameter in parameters)]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, *parameters = ctx.gradients
+        ctx.gradients = None
+        return (_scaled(states, gradient), None, None, None, *(_scaled(part, gradient) for part in parameters))
+
+
+def _scaled(tensor: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
+    return None if tensor is None else tensor.mul_(factor)
+
+
+def _sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+
+def chunked_cross_entropy(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head, parameters: Sequence[torch.Tensor], chunk: int
+) -> torch.Tensor:
+    """Summed cross-entropy of predictions made by a head, a chunk of tokens at a time.
+
+    Args:
+        hidden: [n, D], states before the head.
+        targets: int64 [n], token ids; -100 counts nothing.
+        head: [m, D] -> logits [m, V], for any m.
+        parameters: what the head uses that may take gradients.
+        chunk: tokens at a time, in [1, inf).
+
+    Returns:
+        [], float32 (float64 for float64 states); its gradients go to ``hidden`` and ``parameters``, once.
+    """
+    return _ChunkedLoss.apply(hidden, targets, head, chunk, *parameters)
+
+
+class ChunkedLM:
+    """Gives a causal LM a forward that returns the loss alone when labels are there.
+
+    The way from hidden states to logits is found by trying: the output layer alone, or the model's own forward with its
+    body handing the states through (scales, soft caps), whichever gives the model's own logits. Where neither does, the
+    stock forward stays and whole logits are made; :attr:`chunked` says so.
+    """
+
+    def __init__(self, model: Any, chunk: int | None = None) -> None:
+        """Args: a transformers causal LM, changed in place; tokens a chunk, ``None`` for 2**25 logits."""
+        self.model = model
+        self.stock = model.forward
+        self.body: Any = None
+        self.head: Head | None = None
+        self._find()
+        width = model.get_output_embeddings().weight.shape[0]
+        self.chunk = chunk or max(1, LOGIT_FLOATS // width)
+        inside = {id(parameter) for parameter in self.body.parameters()} if self.body is not None else set()
+        self.parameters = [p for p in model.parameters() if id(p) not in inside]
+        matrix = model.get_output_embeddings().weight
+        if all(p is not matrix for p in self.parameters):
+            self.parameters.append(matrix)  # tied: the head's rows are the body's own
+        # A plain function: accelerate takes a bound method apart and binds it to the model.
+        self.patched = functools.partial(self.forward)
+        if self.chunked:
+            model.forward = self.patched
+
+    @contextlib.contextmanager
+    def unwrapped(self) -> Iterator[None]:
+        """The model without what accelerate has put around its forward, such as autocast."""
+        wrapped = self.model.__dict__.get("forward")
+        if self.chunked:
+            self.model.forward = self.patched
+        elif wrapped is not None:
+            del self.model.forward
+        try:
+            yield
+        finally:
+            if wrapped is not None:
+                self.model.forward = wrapped
+
+    def unwrap(self) -> None:
+        """Take that off for good."""
+        self.model.__dict__.pop("_original_forward", None)
+        if self.chunked:
+            self.model.forward = self.patched
+        else:
+            self.model.__dict__.pop("forward", None)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether logits are made chunk by chunk."""
+        return self.head is not None
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **rest: Any
+    ) -> dict[str, torch.Tensor] | Any:
+        """``{"loss": []}``, or the stock output where there is nothing to learn.
+
+        The loss is the sum over predicted tokens by ``num_items_in_batch`` (``None``: by their number); for row distillation,
+        with ``places`` [M] and ``wanted_states`` [M, D], the error of the states at these places of the flattened batch.
+        """
+        if "wanted_states" in rest:
+            hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+            return {"loss": state_error(hidden[rest["places"]], rest["wanted_states"])}
+        if labels is None:
+            return self.stock(input_ids=input_ids, **rest)
+        # Without a cache, and only then, transformers keeps packed documents apart by their position ids.
+        rest.pop("use_cache", None)
+        hidden = self.body(input_ids=input_ids, use_cache=False, **rest).last_hidden_state
+        targets = labels[:, 1:].flatten()
+        total = chunked_cross_entropy(
+            hidden[:, :-1].flatten(0, 1), targets, self.head, self.parameters, self.chunk
+        )  # fmt: skip
+        items = (targets != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": total / items}
+
+    def _find(self) -> None:
+        model = self.model
+        if getattr(model.config, "output_router_logits", False):
+            return  # the loss has another term, which only the stock forward knows
+        ids = torch.arange(PROBE_TOKENS, device=model.get_input_embeddings().weight.device)[None]
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                logits = self.stock(input_ids=ids, use_cache=False).logits[0].float()
+                for body in _bodies(model):
+                    for head in (model.get_output_embeddings(), self._through(body)):
+                        if self._gives(body, head, ids, logits):
+                            self.body, self.head = body, head
+                            return
+        finally:
+            model.train(was_training)
+
+    def _gives(self, body: Any, head: Head, ids: torch.Tensor, logits: torch.Tensor) -> bool:
+        with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+            states = body(input_ids=ids, use_cache=False).last_hidden_state[0]
+            found = torch.cat([head(row) for row in states.split(2)]).float()
+            noise = 1e-4 if logits.dtype == torch.float32 else 3e-2
+            return found.shape == logits.shape and torch.allclose(found, logits, rtol=noise, atol=noise)
+        return False  # not a body: it fails on the call or has other outputs
+
+    def _through(self, body: Any) -> Head:
+        """The model's own forward with ``body`` handing states through."""
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        def head(states: torch.Tensor) -> torch.Tensor:
+            own = body.__dict__.get("forward")
+            body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=states[None])
+            try:
+                placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+                return self.stock(input_ids=placeholder, use_cache=False).logits[0]
+            finally:
+                if own is None:
+                    del body.forward
+                else:
+                    body.forward = own
+
+        return head
+
+
+def _bodies(model: Any) -> list[Any]:
+    found = [getattr(model, "base_model", None)]
+    with contextlib.suppress(AttributeError):
+        found.append(model.get_decoder())
+    return [body for body in found if body is not None and body is not model]

@@ -1,0 +1,297 @@
+"""Files and datasets -> documents, one after the other, never all in memory; the split into training and held-out text."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import input_error
+
+TEXT, LINES, PARQUET, FOLDER, DATASET = "text", "jsonl", "parquet", "dataset folder", "dataset"
+# A document is cut at a line end beyond this: a file without any blank line must not become one document.
+LONGEST_DOCUMENT = 1 << 20
+# Files beyond this are told apart by their size and a sample of their bytes.
+HASHED_WHOLE = 1 << 30
+UNIT = 64  # characters: shorter lines and documents repeat by chance
+
+
+class Corpus:
+    """Documents of one or several sources, in order; each iteration reads them anew.
+
+    Sources: UTF-8 text files; ``.jsonl`` files with an object a line; both also as ``.gz``; ``.parquet`` files; folders
+    written by ``datasets.save_to_disk``; ``dataset:NAME[,CONFIG][,SPLIT]``, streamed from where ``datasets`` finds it.
+    """
+
+    def __init__(
+        self, sources: str | Path | Iterable[str | Path], *, column: str = "text", split_at: str = "blank-line"
+    ) -> None:
+        """Args: one source or several, column that holds the text, what parts documents in plain text."""
+        given = [sources] if isinstance(sources, str | Path) else list(sources)
+        if not given:
+            raise input_error("text", "no file", "at least one text file", "name the files to read")
+        self.sources = [str(source) for source in given]
+        self.column = column
+        self.split_at = split_at
+        for source in self.sources:
+            if kind_of(source) != DATASET and not Path(source).exists():
+                raise input_error(f"text {source!r}", "no such file", "a file or a dataset folder", "check the path")
+
+    def __iter__(self) -> Iterator[str]:
+        """Documents with at least one letter or sign, in order."""
+        for source in self.sources:
+            found = False
+            for document in self._documents(source):
+                if document.strip():
+                    found = True
+                    yield document
+            if not found:
+                raise input_error(
+                    f"text {source!r}", "no text", "at least one line that is not blank", "check the file"
+                )
+
+    @property
+    def local(self) -> bool:
+        """Whether all of it lies on this machine, so that it may be read twice."""
+        return all(kind_of(source) != DATASET for source in self.sources)
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """For each source its name and what tells whether it has changed."""
+        return [
+            {"path": source, "sha256": None if kind_of(source) == DATASET else hash_path(Path(source))}
+            for source in self.sources
+        ]
+
+    def _documents(self, source: str) -> Iterator[str]:
+        kind = kind_of(source)
+        if kind == PARQUET:
+            return self._parquet(source)
+        if kind in (FOLDER, DATASET):
+            return self._dataset(source, kind)
+        return self._lines(source, json_lines=kind == LINES)
+
+    def _lines(self, source: str, *, json_lines: bool) -> Iterator[str]:
+        try:
+            with _open(source) as file:
+                lines = _decoded(file, f"text {source!r}")
+                yield from self._json(source, lines) if json_lines else _plain(lines, self.split_at)
+        except (OSError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno is None and not isinstance(error, gzip.BadGzipFile):
+                raise
+            raise input_error(
+                f"text {source!r}", str(error).lower(), "a readable file of UTF-8 text", "check the file"
+            ) from error
+
+    def _json(self, source: str, lines: Iterable[str]) -> Iterator[str]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except ValueError as error:
+                raise input_error(
+                    f"text {source!r}", f"line {number}, which is no JSON ({error})", "a JSON object on each line", "mend it"
+                ) from error  # fmt: skip
+            text = entry.get(self.column) if isinstance(entry, dict) else None
+            if not isinstance(text, str):
+                keys = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
+                raise self._no_column(f"{source}, line {number}", keys)
+            yield text
+
+    def _parquet(self, source: str) -> Iterator[str]:
+        _need("pyarrow", f"text {source!r}")
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with pyarrow.parquet.ParquetFile(source) as file:
+                if self.column not in file.schema_arrow.names:
+                    raise self._no_column(source, ", ".join(file.schema_arrow.names))
+                for batch in file.iter_batches(batch_size=1024, columns=[self.column]):
+                    yield from self._strings(source, batch.column(0).to_pylist())
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise input_error(f"text {source!r}", f"{error}", "a parquet file", "fetch it again") from error
+
+    def _dataset(self, source: str, kind: str) -> Iterator[str]:
+        _need("datasets", f"text {source!r}")
+        import datasets
+
+        try:
+            if kind == FOLDER:
+                rows = datasets.load_from_disk(source)
+                rows = rows["train"] if isinstance(rows, dict) and "train" in rows else rows
+            else:
+                name, *rest = source.removeprefix("dataset:").split(",")
+                config, split = [*rest, None, None][:2] if len(rest) != 1 else (None, rest[0])
+                rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
+        except Exception as error:  # whatever a loader raises, it is the name that has to be mended
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise input_error(
+                f"text {source!r}", first[:300], "a dataset that can be loaded", "check its name"
+            ) from error
+        if isinstance(rows, dict):
+            raise input_error(
+                f"text {source!r}", f"splits {', '.join(rows)}", "one dataset", "name the folder of one split"
+            )
+        if rows.column_names is not None and self.column not in rows.column_names:
+            raise self._no_column(source, ", ".join(rows.column_names))
+        for row in rows.select_columns([self.column]):
+            yield from self._strings(source, [row[self.column]])
+
+    def _strings(self, source: str, texts: Sequence[Any]) -> Iterator[str]:
+        for text in texts:
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise input_error(
+                    f"text {source!r}",
+                    f"column {self.column!r} of {type(text).__name__}",
+                    "strings",
+                    "name another column",
+                )
+            yield text
+
+    def _no_column(self, source: str, columns: str) -> Exception:
+        return input_error(
+            f"text {source!r}", f"columns {columns}", f"a column {self.column!r} of strings", "name it by --text-column"
+        )
+
+
+def kind_of(source: str) -> str:
+    """What a source is, by its name and, for a folder, by what is in it."""
+    if source.startswith("dataset:"):
+        return DATASET
+    path = Path(source)
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return FOLDER
+        raise input_error(
+            f"text {source!r}",
+            "a folder",
+            "a file, or a folder written by datasets.save_to_disk",
+            "name the files in it",
+        )
+    name = path.name.removesuffix(".gz").lower()
+    if name.endswith((".jsonl", ".ndjson")):
+        return LINES
+    return PARQUET if name.endswith(".parquet") else TEXT
+
+
+def is_heldout(document: str, share: float) -> bool:
+    """Whether a document belongs to the held-out part: by a hash of its text, so that copies of it fall on the same side."""
+    return int.from_bytes(_digest(document), "big") < share * 2**64
+
+
+class Overlap:
+    """Knows held-out documents and their longer lines, to keep training text off them."""
+
+    def __init__(self, documents: Iterable[str]) -> None:
+        self.units = {unit for document in documents for unit in _units(document)}
+
+    def __call__(self, document: str) -> bool:
+        """Whether a document shares a line of :data:`UNIT` characters or more, or its whole text, with them."""
+        return bool(self.units) and any(unit in self.units for unit in _units(document))
+
+
+def _units(document: str) -> Iterator[bytes]:
+    lines = [" ".join(line.split()) for line in document.splitlines()]
+    for unit in {*lines, " ".join(line for line in lines if line)}:
+        if len(unit) >= UNIT:
+            yield _digest(unit)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(" ".join(text.split()).encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+def hash_path(path: Path) -> str:
+    """sha256 of a file, or of a folder's names and files; of very large files a sample every 64 MiB and the size."""
+    total = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            total.update(str(file.relative_to(path)).encode() + b"\0")
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            if size <= HASHED_WHOLE:
+                while block := stream.read(1 << 20):
+                    total.update(block)
+            else:
+                total.update(str(size).encode())
+                for at in [*range(0, size, 64 << 20), size - (1 << 20)]:
+                    stream.seek(at)
+                    total.update(stream.read(1 << 20))
+    return total.hexdigest()
+
+
+def _open(source: str) -> BinaryIO:
+    return gzip.open(source, "rb") if source.endswith(".gz") else open(source, "rb")  # type: ignore[return-value]
+
+
+def _decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
+    offset = 0
+    for number, line in enumerate(lines):
+        zero = line.find(b"\0")
+        if zero >= 0:
+            raise input_error(
+                what, f"a zero byte at offset {offset + zero}: a binary file", "UTF-8 text",
+                "give plain text, jsonl or parquet; unpack or convert other files first",
+            )  # fmt: skip
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{line[error.start]:02x} at offset {offset + error.start}, which is not UTF-8"
+            raise input_error(what, found, "UTF-8 text", "convert it, e.g. with iconv -t UTF-8") from error
+        yield text.removeprefix("\ufeff") if number == 0 else text
+        offset += len(line)
+
+
+def _plain(lines: Iterable[str], split_at: str) -> Iterator[str]:
+    """Documents of plain text, as :func:`saltlm.texts.split_documents` makes them, but cut beyond a mebibyte."""
+    if split_at == "line":
+        yield from (line.rstrip("\r\n") for line in lines)
+        return
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        blank = not line.strip(" \t\r\n")
+        if not blank:
+            block.append(line)
+            size += len(line)
+        if (blank or size >= LONGEST_DOCUMENT) and block:
+            yield _without_line_end("".join(block))
+            block, size = [], 0
+    if block:
+        yield _without_line_end("".join(block))
+
+
+def _without_line_end(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def _need(module: str, what: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise input_error(what, f"no module {module!r} to read it", "it installed", 'pip install "saltlm[adapt]"')
+
+
+def take_bytes(documents: Iterable[str], size: int) -> list[str]:
+    """The first documents of about ``size`` bytes together, at least one."""
+    taken: list[str] = []
+    total = 0
+    for document in documents:
+        taken.append(document)
+        total += len(document.encode(errors="surrogatepass"))
+        if total >= size:
+            break
+    return taken
+
+
+def training_documents(
+    corpus: Corpus, keep: Callable[[str], bool]
+) -> Callable[[], Iterator[str]]:  # fmt: skip
+    """A function that starts reading a corpus anew, without the documents that ``keep`` refuses."""
+    return lambda: (document for document in corpus if keep(document))

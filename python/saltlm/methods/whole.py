@@ -1,0 +1,181 @@
+"""Methods that learn from all anchors at once: one rule, or one map, for every token."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from ..assemble import BLOCK, COMPOSED, SOLVED, STATUSES, Block
+from .job import Job, anchor_sides, rows_at, split_by_plm_row
+
+FULL_RANK, RANK_DEFICIENT = STATUSES.index("full_rank"), STATUSES.index("rank_deficient")
+
+
+def clp(job: Job) -> Iterator[Block]:
+    """CLP: the mean of all anchors' rows, weighted by their cosines in the PLM's space (Ostendorff & Rehm 2023).
+
+    ``sum_j cos_j L_j / sum_j cos_j``. Weights may be negative; where their sum nears zero the row grows beyond all bounds,
+    which the norms in the summary show. With unit rows u both sums are linear in the token's row, so the cosines are never
+    made: ``u (U^T L) / (u (U^T 1))``.
+    """
+    ids, without = split_by_plm_row(job)
+    yield from without
+    sides = _joined(job)
+    total = torch.zeros(job.plm_rows.shape[1], sides.shape[1] + 1, dtype=torch.float64, device=job.device)
+    for part, side in zip(torch.from_numpy(job.anchors).split(BLOCK), sides.split(BLOCK), strict=True):
+        weighed = torch.cat([side.double(), torch.ones(len(side), 1, dtype=torch.float64, device=job.device)], dim=1)
+        total.addmm_(_unit(rows_at(job.plm_rows, part, job.device)).T, weighed)
+    done = 0
+    for block in ids.split(BLOCK):
+        sums = _unit(rows_at(job.plm_rows, block, job.device)) @ total
+        yield block_of(job, block, (sums[:, :-1] / sums[:, -1:]).cpu(), COMPOSED)
+        done += len(block)
+        job.progress(done, len(ids))
+
+
+def sava_affine(job: Job) -> Iterator[Block]:
+    """SAVA, affine: one least-squares map with intercept from PLM rows to source rows (Moroni et al. 2025), or a ridge's."""
+    ids, without = split_by_plm_row(job)
+    yield from without
+    fitted = AffineMap.fit(job, job.config.ridge or 0.0)
+    done = 0
+    for block in ids.split(BLOCK):
+        rows, residual = fitted(rows_at(job.plm_rows, block, job.device))
+        yield block_of(job, block, rows, SOLVED, fitted, residual)
+        done += len(block)
+        job.progress(done, len(ids))
+
+
+def sava_orthogonal(job: Job) -> Iterator[Block]:
+    """SAVA, orthogonal: standard scaling and mean norm 1 on both sides, zero padding, orthogonal Procrustes, and back.
+
+    The head has its own map, from the same PLM rows.
+    """
+    ids, without = split_by_plm_row(job)
+    yield from without
+    anchors = rows_at(job.plm_rows, job.anchors, job.device).double()
+    maps = [OrthogonalMap.fit(anchors, side.double()) for side in anchor_sides(job) if side is not None]
+    done = 0
+    for block in ids.split(BLOCK):
+        new = rows_at(job.plm_rows, block, job.device).double()
+        yield block_of(job, block, torch.cat([one(new).cpu() for one in maps], dim=1), SOLVED)
+        done += len(block)
+        job.progress(done, len(ids))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AffineMap:
+    """Least squares with intercept over all anchors, from their normal equations in float64.
+
+    With X and Y the centred PLM and source rows: ``W = (X^T X + lambda)^+ X^T Y``, lambda = ridge times the mean squared norm
+    of X's rows, as in :func:`~saltlm.ops.support_lstsq`.
+    """
+
+    mean: torch.Tensor  # [E]
+    vectors: torch.Tensor  # [E, E], eigenvectors of X^T X as columns
+    kept: torch.Tensor  # [E], 1 / (value + lambda), 0 where dropped
+    values: torch.Tensor  # [E], eigenvalues
+    inner: torch.Tensor  # [E, D + D'], vectors^T X^T Y
+    offset: torch.Tensor  # [D + D'], mean of Y's rows before centring
+    full: bool  # whether the rank is all it can be
+
+    @classmethod
+    def fit(cls, job: Job, ridge: float) -> AffineMap:
+        """Fit the map from the job's anchors to their rows, output rows beside them."""
+        anchors, sides = rows_at(job.plm_rows, job.anchors, job.device), _joined(job)
+        count, width = anchors.shape
+        mean = sum(part.double().sum(dim=0) for part in anchors.split(BLOCK)) / count
+        offset = sum(part.double().sum(dim=0) for part in sides.split(BLOCK)) / count
+        gram = torch.zeros(width, width, dtype=torch.float64, device=job.device)
+        cross = torch.zeros(width, sides.shape[1], dtype=torch.float64, device=job.device)
+        for part, side in zip(anchors.split(BLOCK), sides.split(BLOCK), strict=True):
+            centred = part.double() - mean
+            gram.addmm_(centred.T, centred)
+            cross.addmm_(centred.T, side.double() - offset)
+        values, vectors = torch.linalg.eigh(gram)
+        regularised = values.clamp_min(0) + ridge * gram.trace() / count
+        # Eigenvalues are squares of singular values: rounding leaves some E eps of the largest where there is none.
+        dropped = regularised <= width * torch.finfo(torch.float64).eps * regularised.max()
+        kept = torch.where(dropped, 0.0, 1 / torch.where(dropped, 1.0, regularised))
+        full = int((~dropped).sum()) >= min(width, count - 1)
+        return cls(mean, vectors, kept, values.clamp_min(0), vectors.T @ cross, offset, full)
+
+    @property
+    def rank(self) -> int:
+        """Directions of the PLM's space that the map uses."""
+        return int((self.kept > 0).sum())
+
+    def __call__(self, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float64 [n, D + D'] on the CPU, and the share of each PLM row [n] that the anchors' combination misses."""
+        new = new.double()
+        inside = (new - self.mean) @ self.vectors
+        missed = (inside * (1 - self.values * self.kept)).norm(dim=1) / new.norm(dim=1)
+        return ((inside * self.kept) @ self.inner + self.offset).cpu(), missed.float().cpu()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OrthogonalMap:
+    """Scaled rows turned by the orthogonal matrix nearest to the anchors' cross products, and scaled back."""
+
+    source: tuple[torch.Tensor, torch.Tensor]  # mean and scale of the PLM side, [E] each
+    target: tuple[torch.Tensor, torch.Tensor]  # likewise of the other side, [D] each
+    turn: torch.Tensor  # [E, D]: of the turn between the padded spaces the corner that is used
+
+    @classmethod
+    def fit(cls, anchors: torch.Tensor, sides: torch.Tensor) -> OrthogonalMap:
+        """From anchors [A, E] to their rows [A, D], float64."""
+        source, target = _scaling(anchors), _scaling(sides)
+        width = max(anchors.shape[1], sides.shape[1])
+        cross = anchors.new_zeros(width, width)
+        for one, other in zip(anchors.split(BLOCK), sides.split(BLOCK), strict=True):
+            cross[: one.shape[1], : other.shape[1]].addmm_(_scaled(one, source).T, _scaled(other, target))
+        left, _, right = torch.linalg.svd(cross)
+        return cls(source, target, (left @ right)[: anchors.shape[1], : sides.shape[1]])
+
+    def __call__(self, new: torch.Tensor) -> torch.Tensor:
+        """[n, E] -> [n, D]."""
+        return _scaled(new, self.source) @ self.turn * self.target[1] + self.target[0]
+
+
+def _scaling(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean, and what to divide by for deviation 1 in each dimension and then a mean norm of 1."""
+    mean, deviation = rows.mean(dim=0), rows.std(dim=0) if len(rows) > 1 else torch.zeros_like(rows[0])
+    deviation = torch.where(deviation > 0, deviation, 1.0)
+    norm = ((rows - mean) / deviation).norm(dim=1).mean()
+    return mean, deviation * (norm if norm > 0 else 1.0)
+
+
+def _scaled(rows: torch.Tensor, scaling: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return (rows - scaling[0]) / scaling[1]
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(rows.double(), dim=1)
+
+
+def _joined(job: Job) -> torch.Tensor:
+    """The anchors' input rows and, beside them, the output rows where the head has its own: both take the same map."""
+    return torch.cat([side for side in anchor_sides(job) if side is not None], dim=1)
+
+
+def block_of(
+    job: Job, ids: torch.Tensor, both: torch.Tensor, origin: int,
+    fitted: AffineMap | None = None, residual: torch.Tensor | None = None,
+) -> Block:  # fmt: skip
+    """A block from input and output rows side by side, every anchor being its support."""
+    width = job.source_rows.shape[1]
+    known = {}
+    if fitted is not None:
+        known["rank"] = torch.full((len(ids),), fitted.rank, dtype=torch.int32)
+        known["status"] = torch.full((len(ids),), FULL_RANK if fitted.full else RANK_DEFICIENT, dtype=torch.uint8)
+    return Block(
+        ids=ids,
+        rows=both[:, :width].float(),
+        head=both[:, width:].float() if both.shape[1] > width else None,
+        origin=origin,
+        support_size=torch.full((len(ids),), len(job.anchors), dtype=torch.int32),
+        residual=residual,
+        **known,
+    )

@@ -1,0 +1,103 @@
+"""Vectors of the source tokens in the space of the target language's vectors, for methods that compare across languages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .align import Alignment
+from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
+from .errors import input_error
+from .texts import read_text
+
+
+def check_source_vectors(source_auxiliary: str, dictionary: str) -> None:
+    """A cheap look that both are there and of a known kind.
+
+    Raises:
+        InputError: one is missing, or the vectors are of a kind that source tokens cannot have.
+    """
+    if check_auxiliary(source_auxiliary) == "plm":
+        raise input_error(
+            "source-auxiliary", "'plm'", "static vectors of the source's language", "name a file of vectors"
+        )
+    if not Path(dictionary).is_file():
+        raise input_error("dictionary", f"no file at {dictionary!r}", "pairs of words", "check the path")
+
+
+def load_source_vectors(
+    source_auxiliary: str, dictionary: str, auxiliary: str | Path, alignment: Alignment, width: int
+) -> Auxiliary:
+    """Look up the source tokens' vectors and turn them into the target vectors' space (WECHSEL, section 3.2).
+
+    The turn is the orthogonal matrix that brings the source words of the dictionary nearest to their translations (Procrustes).
+    As in WECHSEL's code each word counts as it stands, in lower and in title case, in all nine combinations; unlike there,
+    a word that has a vector by its n-grams alone counts too.
+
+    Args:
+        source_auxiliary: vectors of the source's language, as :func:`~saltlm.load_auxiliary` takes them.
+        dictionary: a text file with a source word and its translation a line, parted by a tab or a blank.
+        auxiliary: the target language's vectors.
+        alignment: of the two tokenizers.
+        width: P, of the target language's vectors.
+
+    Returns:
+        Vectors of the source tokens, [S, P].
+
+    Raises:
+        InputError: the widths differ, a line is no pair, or no pair has both vectors.
+    """
+    pairs = read_dictionary(dictionary)
+    # Words of tokens and dictionary at once: a large file is read once.
+    tokens, left = _look_up(source_auxiliary, alignment.source.words(), [pair[0] for pair in pairs])
+    if tokens.vectors.shape[1] != width:
+        raise input_error(
+            "source-auxiliary", f"vectors of width {tokens.vectors.shape[1]}", f"{width}, as the target's",
+            "take both from one collection, or cut the wider one down",
+        )  # fmt: skip
+    right = _look_up(auxiliary, alignment.target.words(), [pair[1] for pair in pairs])[1]
+    both = left.known & right.known
+    if not both.any():
+        raise input_error(
+            f"dictionary {dictionary}", f"{len(pairs) // 9} pairs, none with a vector on both sides",
+            "words that both vector files know", "check that the source's language stands first",
+        )  # fmt: skip
+    turn = procrustes(left.vectors[both].double(), right.vectors[both].double())
+    description = {**tokens.description, "dictionary": dictionary, "pairs": int(both.sum())}
+    return Auxiliary((tokens.vectors.double() @ turn).float(), tokens.known, description)
+
+
+def _look_up(spec: str | Path, tokens: list[str | None], words: list[str]) -> tuple[Auxiliary, Auxiliary]:
+    """Vectors of the tokens' words, and of further words."""
+    found, count = load_auxiliary(spec, [*tokens, *words]), len(tokens)
+    description = {**found.description, "known": int(found.known[:count].sum())}
+    return (
+        Auxiliary(found.vectors[:count], found.known[:count], description),
+        Auxiliary(found.vectors[count:], found.known[count:], description),
+    )
+
+
+def read_dictionary(path: str | Path) -> list[tuple[str, str]]:
+    """Pairs of words, each in the nine combinations of as it stands, lower and title case."""
+    pairs = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        words = [part.strip() for part in line.strip().split("\t")]
+        if len(words) != 2:
+            words = line.split()
+        if len(words) != 2 or not all(words):
+            raise input_error(
+                f"dictionary {path}, line {number}", repr(line[:80]), "a source word and a target word",
+                "part them by a tab",
+            )  # fmt: skip
+        source, target = ((word, word.lower(), word.title()) for word in words)
+        pairs += [(one, other) for one in source for other in target]
+    return pairs
+
+
+def procrustes(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The orthogonal matrix R [P, P] that minimises ``||source R - target||``, both float64 [n, P]."""
+    left, _, right = torch.linalg.svd(source.T @ target)
+    return left @ right
