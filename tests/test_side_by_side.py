@@ -130,7 +130,7 @@ def test_bad_input_is_refused_before_a_model_is_read(inputs, tmp_path, capsys) -
 
 def test_labels_are_the_shortest_ends_that_differ() -> None:
     assert labels(["a/b/m", "a/c/m"]) == {"a/b/m": "b/m", "a/c/m": "c/m"}
-    assert labels(["/x/one"]) == {"/x/one": "one"}
+    assert labels(["/x/one"]) == {"/x/one": "/x/one"}
     assert labels(["org/one", "one"]) == {"org/one": "org/one", "one": "one"}
     assert labels([]) == {}
 

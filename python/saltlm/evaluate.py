@@ -214,7 +214,7 @@ def evaluate(
     sizes = _byte_sizes(given)
     from .causal_lm import CausalLM, load_causal_lm, same_mode
 
-    heldout = _heldout(model.name if isinstance(model, CausalLM) else model)
+    heldout = read_heldout(model.name if isinstance(model, CausalLM) else model)
     from .score import score_tokens
 
     with same_mode(model):
@@ -387,8 +387,18 @@ def _lossy(tokenizer: Any, documents: Sequence[str], tokens: Sequence[np.ndarray
     return sum(text not in (own, own.removeprefix(" ")) for text, own in zip(documents, back, strict=True))
 
 
-def _heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | None:
-    """The held-out check that a transfer has written beside its model."""
+def read_heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | None:
+    """The held-out check that a transfer has written beside its model.
+
+    Args:
+        model: a folder or hub name; a pair that is loaded has none.
+
+    Returns:
+        What its ``saltlm.json`` holds, or ``None``.
+
+    Raises:
+        InputError: the report is broken.
+    """
     report = None if isinstance(model, tuple | list) else Path(model) / "saltlm.json"
     if report is None or not os.path.isfile(report):
         return None

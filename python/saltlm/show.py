@@ -142,7 +142,9 @@ def evaluations(found: SideBySide) -> None:
 
 
 def labels(names: list[str]) -> dict[str, str]:
-    """Name -> the shortest end of its path that no other name shares."""
+    """Name -> the shortest end of its path that no other name shares; a name alone stays as it is."""
+    if len(names) == 1:
+        return {names[0]: names[0]}
     parts = {name: Path(name).parts or (name,) for name in names}
     for length in range(1, max(map(len, parts.values()), default=0)):
         short = {name: "/".join(own[-length:]) for name, own in parts.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import input_error
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, evaluate, read_heldout
 from .intervals import Intervals, check_numbers, intervals
 from .texts import read_documents
 
@@ -146,6 +146,8 @@ def side_by_side(
     kept = read_documents(retention) if retention else []
     prompts = [*prompts, *(beginning(document) for document in documents[: config.samples])]
     names = list(dict.fromkeys(map(str, models)))
+    for name in names:
+        read_heldout(name)  # a broken report is said before anything runs
     report = progress or (lambda stage, done, total: None)
     found: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
