@@ -34,6 +34,17 @@ def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
     assert names(out.parent) == ["out"]
 
 
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with whole_folder(tmp_path / "out") as folder:
+            fill(folder)
+            (folder / "config.json").chmod(0o600)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()} == {0o640}
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("mine"), SystemExit(3)])
 def test_an_error_leaves_nothing_not_even_new_parents(tmp_path: Path, error) -> None:
     with pytest.raises(error if isinstance(error, type) else type(error)), whole_folder(tmp_path / "a" / "b") as folder:

@@ -246,8 +246,15 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not."""
+    """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not.
+
+    Files get the usual permissions: some libraries write through private ones, which others could not read.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
     for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~mask)
         _sync_one(path)
     _sync_one(folder)
 
