@@ -227,7 +227,7 @@ def _install(temporary: Path, out: Path, force: bool) -> None:
         out.rename(aside)
         temporary.rename(out)
         shutil.rmtree(aside, ignore_errors=True)
-    _sync_one(out.parent)
+    sync_path(out.parent)
 
 
 def _rename(old: Path, new: Path, flags: int) -> bool:
@@ -255,11 +255,12 @@ def _sync(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             path.chmod(0o666 & ~mask)
-        _sync_one(path)
-    _sync_one(folder)
+        sync_path(path)
+    sync_path(folder)
 
 
-def _sync_one(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Bring one file or folder to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

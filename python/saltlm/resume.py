@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BackendError, SaltlmError, input_error
-from .output_folder import check_output
+from .output_folder import check_output, sync_path
 
 RECORD, METRICS, CHECKPOINTS, STATE = "run.json", "metrics.jsonl", "checkpoints", "adapt.json"
 NAME = re.compile(r"step-(\d+)")
@@ -132,12 +132,12 @@ class RunFolder:
                 if self.main:
                     (written / STATE).write_text(json.dumps(state), encoding="utf-8")
                     for path in sorted(written.rglob("*")):
-                        _sync(path)
-                    _sync(written)
+                        sync_path(path)
+                    sync_path(written)
                     if final.exists():
                         shutil.rmtree(final)
                     written.rename(final)
-                    _sync(self.checkpoints)
+                    sync_path(self.checkpoints)
             finally:
                 if self.main:
                     shutil.rmtree(temporary, ignore_errors=True)
@@ -248,7 +248,7 @@ def write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """A JSON file, by a neighbour and a rename."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(temporary)
+    sync_path(temporary)
     temporary.replace(path)
 
 
@@ -271,11 +271,3 @@ def named_errors(out: Path, last: Path | None) -> Iterator[None]:
         if isinstance(error, OSError) or match:
             raise BackendError(f"output {out}: writing failed ({error}); {safe}") from error
         raise
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
