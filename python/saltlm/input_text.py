@@ -17,11 +17,16 @@ from .errors import InputError, input_error
 from .inputs import sha256_of, whole_folder
 from .train_vectors import cache_folder
 
-# "The South Guard", the smallest campaign of The Battle for Wesnoth whose package carries the translations (GPL-2+):
-# 8 MB, 58 languages, 80 kB of Finnish. The name carries the game's version; newer Debian releases have the later one.
+# Campaigns of The Battle for Wesnoth, whose Debian packages carry the translations (GPL-2+). "The South Guard" is a small one:
+# 8 MB, 58 languages, 80 kB of Finnish. The names carry the game's version; newer Debian releases have the later one.
 PACKAGES = ("wesnoth-1.16-tsg", "wesnoth-1.18-tsg")
-# Of Debian 12's wesnoth-1.16-tsg. Another release's text is as good, but its figures differ: said, not refused.
+# Of Debian 12. Another release's text is as good, but its figures differ: said, not refused.
 SHA256 = "38b5f564253b8e0d9c093b2b7c58aabfef24f688968d9cbaf42abfc1e76d8288"
+# More of the same kind for longer training: 105 and 50 kB of Finnish, two to six times that in other languages; 26 MB.
+MORE = {
+    "httt": "05b16a3f8f8204278794aae14d8e6a7c95d2b2faef7337c4997c827a146d1bbd",
+    "utbs": "81e05717bebbfb6348c0bed2cd6ce2560c4fd9205ed419c2e7bc039b4a70e228",
+}
 HELDOUT_BYTES = 20_000
 ENGLISH_BYTES = 5_000
 DOCUMENT_CHARACTERS = 1_000
@@ -74,12 +79,24 @@ def own_text(path: Path) -> Text:
     return Text(heldout=heldout, training=rest, english=[], origin=str(path))
 
 
-def catalogue_text(language: str) -> Text:
-    """Documents of one language in Debian's package: which strings are held out does not depend on the language."""
+def catalogue_text(language: str, more: Iterable[str] = ()) -> Text:
+    """Documents of one language in Debian's package: which strings are held out does not depend on the language.
+
+    Args:
+        language: of a catalogue.
+        more: further campaigns to train on, keys of :data:`MORE`; nothing of them is held out.
+
+    Raises:
+        InputError: a package cannot be fetched, or has no such language.
+    """
     _, origin, warning = _catalogues()
     usable = _usable(language)
     heldout, training = _split(_documents(b for _, b in usable), HELDOUT_BYTES)
     english, _ = _split(_documents(a for a, _ in usable), ENGLISH_BYTES)
+    for campaign in more:
+        _, other, unlike = _catalogues(campaign)
+        origin, warning = f"{origin} and {other}", warning or unlike
+        training = training + _documents(b for _, b in _usable(language, campaign))
     return Text(heldout=heldout, training=training, english=english, origin=origin, warning=warning)
 
 
@@ -95,9 +112,9 @@ def dialogue_lines(language: str) -> list[str]:
     return [a for a, _ in _usable("fi")] if language == "en" else [b for _, b in _usable(language)]
 
 
-def _usable(language: str) -> list[tuple[str, str]]:
+def _usable(language: str, campaign: str | None = None) -> list[tuple[str, str]]:
     """(English, translation) of the strings that are plain prose, ordered by a hash."""
-    folder, _, _ = _catalogues()
+    folder, _, _ = _catalogues(campaign)
     pairs = list(read_mo(folder / f"{language}.mo"))
     # The English side's hash orders the strings: unlike file order it says nothing of content, and languages agree on it.
     pairs.sort(key=lambda pair: hashlib.sha256(pair[0].encode()).digest())
@@ -148,9 +165,12 @@ def _split(documents: list[str], size: int) -> tuple[list[str], list[str]]:
     return documents, []
 
 
-def _catalogues() -> tuple[Path, str, str | None]:
+def _catalogues(campaign: str | None = None) -> tuple[Path, str, str | None]:
     """Folder with ``LANGUAGE.mo`` files, where they came from, and a warning if the package is not the one known."""
-    for package in PACKAGES:
+    packages, known = PACKAGES, SHA256
+    if campaign is not None:
+        packages, known = tuple(name.replace("tsg", campaign) for name in PACKAGES), MORE[campaign]
+    for package in packages:
         folder = cache_folder() / "inputs" / package
         if not folder.is_dir() and (archive := _download(package)):
             try:
@@ -159,11 +179,11 @@ def _catalogues() -> tuple[Path, str, str | None]:
                 shutil.rmtree(archive.parent, ignore_errors=True)
         if folder.is_dir():
             about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-            same = about["sha256"] == SHA256
+            same = about["sha256"] == known
             warning = None if same else f"{about['file']} is not the package the printed figures were made with"
             return folder, f"{about['file']} (GPL-2+)", warning
     raise input_error(
-        f"Finnish text from Debian's package {PACKAGES[0]}",
+        f"text from Debian's package {packages[0]}",
         "no way to fetch it: no apt-get and dpkg here, or they did not find it",
         "a Debian or Ubuntu machine with a network",
         "or set SALTLM_TEXT=FILE to a UTF-8 text file in Finnish",
@@ -203,7 +223,8 @@ def _unpack(archive: Path, folder: Path) -> None:
         tree = part / "tree"
         if not _quiet("dpkg", "-x", str(archive), str(tree), folder=part):
             raise InputError(f"{archive.name}: dpkg could not unpack it; the download may be cut short, run it again")
-        for catalogue in tree.glob("usr/share/games/wesnoth/*/locale/*/LC_MESSAGES/wesnoth-tsg.mo"):
+        campaign = folder.name.rsplit("-", 1)[1]
+        for catalogue in tree.glob(f"usr/share/games/wesnoth/*/locale/*/LC_MESSAGES/wesnoth-{campaign}.mo"):
             shutil.copy(catalogue, part / f"{catalogue.parent.parent.name}.mo")
         for text in tree.glob("usr/share/doc/*/copyright"):
             shutil.copy(text, part / "copyright")
