@@ -107,11 +107,6 @@ class ChunkedLM:
         self._find()
         width = model.get_output_embeddings().weight.shape[0]
         self.chunk = chunk or max(1, LOGIT_FLOATS // width)
-        inside = {id(parameter) for parameter in self.body.parameters()} if self.body is not None else set()
-        self.parameters = [p for p in model.parameters() if id(p) not in inside]
-        matrix = model.get_output_embeddings().weight
-        if all(p is not matrix for p in self.parameters):
-            self.parameters.append(matrix)  # tied: the head's rows are the body's own
         # A plain function: accelerate takes a bound method apart and binds it to the model.
         self.patched = functools.partial(self.forward)
         if self.chunked:
@@ -143,6 +138,15 @@ class ChunkedLM:
     def chunked(self) -> bool:
         """Whether logits are made chunk by chunk."""
         return self.head is not None
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """What the head uses; asked for anew each time, since a sharded model has other tensors whenever it gathers them."""
+        inside = {id(parameter) for parameter in self.body.parameters()}
+        found = [p for p in self.model.parameters() if id(p) not in inside]
+        matrix = self.model.get_output_embeddings().weight
+        # A tied matrix is the body's own.
+        return found if any(p is matrix for p in found) else [*found, matrix]
 
     def forward(
         self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **rest: Any

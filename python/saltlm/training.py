@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,12 +16,16 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from .adapt_config import AdaptConfig
 from .chunked_loss import ChunkedLM
 from .distill_rows import Pieces, Teacher, collate_pieces
+from .errors import input_error
 from .metrics import Recorder
 from .packing import Mixture, Stream, collate
-from .phases import DISTILL, MASKED, Phase, parameter_groups, rate_factor, set_trained
+from .phases import DISTILL, MASKED, Phase, parameter_groups, rate_factor, set_trained, vocabulary_parameters
+from .processes import Processes
 from .resume import RunFolder
 from .row_mask import RowMask
+from .sharding import groups, load_optimizer, load_state, shard, whole_optimizer, whole_state
 
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # as Trainer names them
 Evaluate = Callable[[], dict[str, float]]
 
 
@@ -94,6 +94,9 @@ class AdaptTrainer(Trainer):
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # the forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
+        self.sharded = bool(groups(run.model))
+        if self.sharded:  # it is spread over the processes already: no DDP around it
+            self.accelerator.prepare_model = functools.partial(_prepared_sharded, self.accelerator.prepare_model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         # Blocks are shuffled already, by a rule that any process can follow from any place.
@@ -114,10 +117,8 @@ class AdaptTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """The same course for every group, each from its own peak."""
         if self.lr_scheduler is None:
-            wrapped = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = LambdaLR(
-                getattr(wrapped, "optimizer", wrapped), rate_factor(self.run.config, self.phase.steps)
-            )
+            wrapped = _inner(self.optimizer if optimizer is None else optimizer)
+            self.lr_scheduler = LambdaLR(wrapped, rate_factor(self.run.config, self.phase.steps))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -159,6 +160,35 @@ class AdaptTrainer(Trainer):
         """Steps done since the start of the run."""
         return self.phase.start + self.state.global_step
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; a sharded model is gathered first."""
+        if not self.sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = whole_state(self.model, keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_optimizer(_inner(self.optimizer), keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
+        load_optimizer(_inner(self.optimizer), state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         step = self.step_done
         stock = super()._save_checkpoint
@@ -177,6 +207,34 @@ class AdaptTrainer(Trainer):
         finally:
             self.args.output_dir = home
         self.run.recorder.restart_clock()
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer without what accelerate has put around it."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _prepared_sharded(stock: Callable[..., Any], model: Any, **options: Any) -> Any:
+    """Accelerate's preparation (autocast) of a model that needs neither a device nor a wrapper."""
+    return stock(model, device_placement=False, evaluation_mode=True)
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint into a model of the same kind.
+
+    Raises:
+        InputError: some are missing.
+    """
+    from safetensors.torch import load_file
+
+    missing: set[str] | None = None
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        keys = load_state(model, load_file(file))
+        missing = keys if missing is None else missing & keys
+    tied = {id(parameter) for parameter in vocabulary_parameters(model).values()}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if missing is None or any(id(named.get(key)) not in tied for key in missing if key in named):
+        raise input_error(f"checkpoint {checkpoint}", "weights missing", "all of them", "remove it and resume again")
 
 
 class _Steps(TrainerCallback):
@@ -251,67 +309,8 @@ def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> Non
     run.chunked.unwrap()
 
 
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """This process among those of the run: its number, how many there are, and its device."""
-
-    number: int
-    count: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.number == 0
-
-    def barrier(self) -> None:
-        """Wait for the others."""
-        if self.count > 1:
-            torch.distributed.barrier()
-
-
-def find_processes(config: AdaptConfig) -> Processes:
-    """Join the processes that torchrun or accelerate launch has started, if any."""
-    arguments = TrainingArguments(output_dir="unused", report_to="none", **training_arguments(config))
-    return Processes(arguments.process_index, arguments.world_size, arguments.device)
-
-
-def training_arguments(config: AdaptConfig) -> dict[str, Any]:
-    """Device and precision for :func:`train_phase`."""
-    cuda = config.device != "cpu" and torch.cuda.is_available()
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    found: dict[str, Any] = {"bf16": precision == "bf16", "fp16": precision == "fp16", "dataloader_pin_memory": cuda}
-    if not cuda:
-        found["use_cpu"] = True
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            found["ddp_backend"] = "gloo"
-    return found
-
-
-@contextlib.contextmanager
-def polite_signals(run: Run) -> Iterator[None]:
-    """The first SIGTERM or SIGINT asks for a checkpoint after the current step; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if run.stop:
-            raise KeyboardInterrupt
-        run.stop = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def prepare_model(model: Any, config: AdaptConfig) -> ChunkedLM:
-    """Give a model its chunked loss, recomputation and compilation, in place."""
+def prepare_model(model: Any, config: AdaptConfig, this: Processes) -> ChunkedLM:
+    """Give a model its chunked loss, recomputation, compilation and sharding, in place."""
     model.config.use_cache = False
     chunked = ChunkedLM(model, config.loss_chunk)
     if config.gradient_checkpointing:
@@ -319,4 +318,6 @@ def prepare_model(model: Any, config: AdaptConfig) -> ChunkedLM:
         enable()
     if config.compile and chunked.body is not None:
         chunked.body.compile(dynamic=False)
+    if config.sharding != "none":
+        shard(model, this.device, this.count)
     return chunked
