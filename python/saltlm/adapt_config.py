@@ -52,8 +52,8 @@ class AdaptConfig:
         cross_documents: let documents in a block see each other, for models that cannot keep them apart.
         seed: seed of data order and dropout, in [0, 2**32).
         device: where training runs: ``auto``, ``cpu`` or ``cuda``.
-        sharding: what the processes of torchrun or accelerate launch hold: ``none`` (each the whole model), or ``fsdp2`` (each a
-            slice of every weight and of its optimizer state).
+        sharding: what each process of torchrun or accelerate launch holds: ``none`` is the whole model, ``fsdp2`` a slice of
+            every weight and of its optimizer state.
         distill_rows: before the phases, train the new rows so that hidden states match those of the source model on the same
             text (Token Distillation); needs the source model.
         distill_steps: steps of that, in [1, inf).

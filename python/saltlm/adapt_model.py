@@ -19,9 +19,9 @@ from .evaluate import evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
 from .phases import vocabulary_parameters
+from .processes import Processes, polite_signals, training_arguments
 from .resume import RunFolder
 from .row_mask import RowMask, new_rows
-from .processes import Processes, polite_signals, training_arguments
 from .sharding import gathered_root
 from .training import Run, load_weights, prepare_model, train_phase
 
@@ -95,7 +95,7 @@ class Job:
         with polite_signals(run):
             while run.phase < len(run.phases) and not run.ended:
                 train_phase(run, arguments, resume)
-                if run.stop:
+                if run.stopped:
                     raise KeyboardInterrupt(f"saved as {folder.last()}; the same command with --resume goes on")
                 run.phase, resume = run.phase + 1, None
         if run.ended and run.best_step is not None:

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ from transformers import TrainingArguments
 
 from .adapt_config import AdaptConfig
 from .errors import input_error
+
+# Signals closer together than this are one wish, among several processes.
+ECHO_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +96,25 @@ class Stoppable(Protocol):
 
 @contextlib.contextmanager
 def polite_signals(run: Stoppable) -> Iterator[None]:
-    """The first SIGTERM or SIGINT asks for a checkpoint after the current step; a second one ends at once."""
+    """The first SIGTERM or SIGINT asks for a checkpoint after the current step; a second one ends at once.
+
+    Among several processes a second one counts after a moment only: on Ctrl-C a process gets one from the terminal and one
+    from torchrun.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    first = 0.0
+
     def ask(number: int, frame: FrameType | None) -> None:
-        if run.stop:
+        nonlocal first
+        now = time.monotonic()
+        if not run.stop:
+            run.stop, first = True, now
+        elif alone or now - first > ECHO_SECONDS:
             raise KeyboardInterrupt
-        run.stop = True
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

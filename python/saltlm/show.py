@@ -113,7 +113,7 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
 
 def evaluations(found: SideBySide) -> None:
     """Bits per byte of one model or several, who is better, continuations and tasks."""
-    from .evaluate import evaluation_table
+    from .evaluation_table import evaluation_table
 
     console = Output()
     short = labels(list(found.models))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import input_error
-from .evaluate import Evaluation, evaluate, read_heldout
+from .evaluate import Evaluation, evaluate
+from .heldout_record import read_heldout
 from .intervals import Intervals, check_numbers, intervals
 from .texts import read_documents
 

@@ -45,6 +45,7 @@ class Run:
         best: lowest held-out bits per byte, ``best_step`` and ``worse`` evaluations since.
         ended: whether early stopping has ended the run.
         stop: asks for a checkpoint and an end after the current step, as signals do.
+        stopped: whether all processes have agreed to that.
     """
 
     config: AdaptConfig
@@ -64,6 +65,7 @@ class Run:
     worse: int = 0
     ended: bool = False
     stop: bool = False
+    stopped: bool = False
 
     @property
     def steps(self) -> int:
@@ -88,6 +90,7 @@ class AdaptTrainer(Trainer):
         self.row_mask: RowMask | None = None
         self._sums = [0.0, 0.0]
         self._items = 0
+        self._agreed = False
         super().__init__(
             model=run.model, args=arguments, train_dataset=dataset, callbacks=[_Steps(self)],
             data_collator=collate if teacher is None else collate_pieces,
@@ -150,10 +153,19 @@ class AdaptTrainer(Trainer):
         sums = torch.stack([mean / self.args.world_size, size, torch.as_tensor(float(self.run.stop)).to(mean)])
         sums = self.accelerator.reduce(sums, reduction="sum").tolist()
         self.step_loss, self.step_bytes, self.step_tokens = sums[0], sums[1], int(self._items)
-        self.run.stop = sums[2] > 0  # in one process is in all
+        self._agreed = sums[2] > 0
         self._sums = [0.0, 0.0]
         self.step_rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
         self.run.recorder.check(sums[0], self.step_done + 1, self.phase.name, self.run.folder.last())
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether to end after this step.
+
+        Among several processes it is what they agreed on within the step: a signal that has come to one of them since would
+        leave it alone in a checkpoint, waiting for the others for ever.
+        """
+        return self.run.stop if self.args.world_size == 1 else self._agreed
 
     @property
     def step_done(self) -> int:
@@ -258,9 +270,10 @@ class _Steps(TrainerCallback):
         every = config.eval_steps or max(1, run.steps // 10)
         found = run.evaluate() if last or step % every == 0 else {}
         run.recorder.write(found)
-        control.should_save = last or step % config.save_steps == 0 or run.stop
+        run.stopped = trainer.must_stop
+        control.should_save = last or step % config.save_steps == 0 or run.stopped
         self._early_stop(found.get("heldout_bits_per_byte"), step, control)
-        if run.stop or run.ended:
+        if run.stopped or run.ended:
             control.should_training_stop = control.should_save = True
         return control
 
@@ -316,8 +329,8 @@ def prepare_model(model: Any, config: AdaptConfig, this: Processes) -> ChunkedLM
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
-    if config.compile and chunked.body is not None:
-        chunked.body.compile(dynamic=False)
+    if config.compile:
+        chunked.compile()
     if config.sharding != "none":
         shard(model, this.device, this.count)
     return chunked
