@@ -133,6 +133,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="{" + ",".join(DTYPES) + "}",
         help="dtype to run in (default: float32 on the CPU, the model's own elsewhere)",
     )
+    evaluate.add_argument("--gguf-file", metavar="NAME", help="GGUF file inside the folders, for models that are one")
+    evaluate.add_argument("--revision", metavar="NAME", help="revision of the models on the hub")
     evaluate.add_argument(
         "--trust-remote-code", action="store_true", help="let transformers run code that a model brings along"
     )
@@ -188,8 +190,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     with show.progress(arguments.quiet or arguments.json) as report:
         found = side_by_side(
             arguments.model, arguments.text, config, retention=arguments.retention, prompts=arguments.prompt,
-            tasks=arguments.tasks, device=arguments.device, dtype=arguments.dtype,
-            trust_remote_code=arguments.trust_remote_code, progress=report,
+            tasks=arguments.tasks, device=arguments.device, dtype=arguments.dtype, gguf_file=arguments.gguf_file,
+            revision=arguments.revision, trust_remote_code=arguments.trust_remote_code, progress=report,
         )  # fmt: skip
     for measured in found.models.values():
         for note in measured.text.notes:

@@ -42,6 +42,11 @@ from .write_folder import write_folder
 
 Progress = Callable[[str, int, int], None]
 
+NO_END = (
+    "the new tokenizer has no token that ends a text (neither eos nor sep): generation goes on to its length, and documents"
+    " packed by adapt have no end"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
@@ -169,6 +174,8 @@ def transfer(
             heldout = heldout_check(job, config.heldout, config.seed)
     summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, clock)
     summary["warnings"] += _unused(config, auxiliary, model, donor)
+    if tokenizer.eos_token_id is None:
+        summary["warnings"].append(NO_END)
     if not dry_run and destination is not None:
         changes = id_changes(model.config, model.generation_config, tokenizer, assembly.source_id)
         with clock("write"):
