@@ -1,6 +1,6 @@
 """Runs adaptations one after the other in the processes of torchrun, whose imports are paid once.
 
-Usage: torchrun ... adapt_two.py JOBS, a JSON list of {"model", "text", "out", "config", "stop": step or null, "fails": bool}.
+Usage: torchrun ... adapt_two.py JOBS, a JSON list of {"model", "text", "out", "config", "stop": step or null}.
 A job that is to stop gets a SIGTERM after that step in one of the processes, and goes on with resume.
 """
 
@@ -15,7 +15,6 @@ import torch
 from saltlm import adapt_model
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
-from saltlm.errors import InputError
 from saltlm.sharding import is_sharded
 
 
@@ -45,16 +44,13 @@ def main(jobs: list[dict]) -> None:
         return found
 
     adapt_model.prepare_model = watched
-    said = []
     for job in jobs:
         try:
             run(job)
         except KeyboardInterrupt:
             run(job, resume=True)
-        except InputError as error:
-            said.append(str(error))
     if os.environ["RANK"] == "1":
-        print(json.dumps({"sizes": sizes, "said": said}))
+        print(json.dumps(sizes))
 
 
 if __name__ == "__main__":

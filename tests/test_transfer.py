@@ -282,6 +282,15 @@ def test_options_without_effect_are_told(pair) -> None:
     assert "source_revision has no effect on a local folder" in warnings
 
 
+def test_a_tokenizer_without_an_end_of_text_is_told(pair, tmp_path) -> None:
+    endless = byte_level_bpe()
+    endless.eos_token = endless.pad_token = None
+    donor = save_gpt2(tmp_path / "donor", endless)
+    for target, told in ((donor, 1), (pair.target, 0)):
+        warnings = transfer(pair.source, target, config=TransferConfig(method="zero")).summary["warnings"]
+        assert sum("no token that ends a text" in warning for warning in warnings) == told
+
+
 def test_an_input_inside_the_replaced_folder_is_kept(pair, tmp_path) -> None:
     out = tmp_path / "out"
     transfer(pair.source, pair.target, out=out, config=TransferConfig(method="zero"))

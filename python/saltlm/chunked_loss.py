@@ -127,8 +127,9 @@ class ChunkedLM:
                 self.model.forward = wrapped
 
     def unwrap(self) -> None:
-        """Take that off for good."""
-        self.model.__dict__.pop("_original_forward", None)
+        """Take that off for good, so that the next phase is prepared anew: accelerate prepares nothing that bears its mark."""
+        for mark in ("_original_forward", "_is_accelerate_prepared"):
+            self.model.__dict__.pop(mark, None)
         if self.chunked:
             self.model.forward = self.patched
         else:

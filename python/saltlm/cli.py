@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -248,14 +249,30 @@ def _json(content: Any) -> None:
 
 
 class _Interrupt:
-    """Signal handler: an interrupt, or a polite end, unwinds the run so that half-written folders are cleared."""
+    """Signal handler: an interrupt, or a polite end, unwinds the run so that half-written folders are cleared.
+
+    While torch is imported nothing is there to be cleared, and an exception would be lost, or become another, in C code that
+    imports Python modules: the process ends on the spot.
+    """
 
     def __init__(self) -> None:
         self.seen = False
+        self.loading = False
 
     def __call__(self, number: int, frame: Any) -> NoReturn:
         self.seen = True
+        if self.loading:
+            os.write(2, b"saltlm: interrupted; nothing half-written was left behind\n")
+            os._exit(EXIT_INTERRUPTED)
         raise KeyboardInterrupt
+
+    def load(self, module: str) -> None:
+        """Import a module of this package, with torch."""
+        self.loading = True
+        try:
+            importlib.import_module(module, __package__)
+        finally:
+            self.loading = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,15 +280,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller has closed it
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-    arguments = parser().parse_args(argv)
     interrupt = _Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    arguments = parser().parse_args(argv)
     _silence()
-    run = {"transfer": run_transfer, "evaluate": run_evaluate, "adapt": run_adapt, "status": run_status}[
-        arguments.command
-    ]
+    module, run = {
+        "transfer": (".transfer", run_transfer), "evaluate": (".score", run_evaluate), "adapt": (".packing", run_adapt),
+        "status": (".status", run_status),
+    }[arguments.command]  # fmt: skip
     try:
+        interrupt.load(module)
         run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt as stopped:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import input_error
-from .weights import read_json
 
 # What it says, at least.
 HELDOUT = ("tokens", "candidates", "relative_error", "cosine", "rank")
@@ -26,6 +25,8 @@ def read_heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | Non
     Raises:
         InputError: the report is broken.
     """
+    from .weights import read_json
+
     report = None if isinstance(model, tuple | list) else Path(model) / "saltlm.json"
     if report is None or not os.path.isfile(report):
         return None

@@ -56,12 +56,21 @@ class MeasureConfig:
             raise input_error(
                 "temperature", repr(self.temperature), "a finite number >= 0", "0 takes the likeliest token"
             )
-        for name, least in (("samples", 0), ("new_tokens", 1), ("shots", 0), ("limit", 1), ("max_length", 2), ("stride", 1)):
+        for name, least in (
+            ("samples", 0),
+            ("new_tokens", 1),
+            ("shots", 0),
+            ("limit", 1),
+            ("max_length", 2),
+            ("stride", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise input_error(name, repr(value), f"a whole number >= {least}", "leave it out for the default")
         if self.stride is not None and self.stride >= self.max_length:
-            raise input_error("stride", f"{self.stride}", f"less than max_length {self.max_length}", "leave it out for half")
+            raise input_error(
+                "stride", f"{self.stride}", f"less than max_length {self.max_length}", "leave it out for half"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
