@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from .adapt_config import AdaptConfig
+from .after_step import AfterStep
 from .chunked_loss import ChunkedLM
 from .distill_rows import Pieces, Teacher, collate_pieces
 from .errors import input_error
@@ -92,7 +93,7 @@ class AdaptTrainer(Trainer):
         self._items = 0
         self._agreed = False
         super().__init__(
-            model=run.model, args=arguments, train_dataset=dataset, callbacks=[_Steps(self)],
+            model=run.model, args=arguments, train_dataset=dataset, callbacks=[AfterStep(self)],
             data_collator=collate if teacher is None else collate_pieces,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # the forward takes num_items_in_batch, whatever its signature looks like
@@ -247,46 +248,6 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     named = dict(model.named_parameters(remove_duplicate=False))
     if missing is None or any(id(named.get(key)) not in tied for key in missing if key in named):
         raise input_error(f"checkpoint {checkpoint}", "weights missing", "all of them", "remove it and resume again")
-
-
-class _Steps(TrainerCallback):
-    """Metrics, evaluations, checkpoints and ends, after each step."""
-
-    def __init__(self, trainer: AdaptTrainer) -> None:
-        self.trainer = trainer
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        trainer, run = self.trainer, self.trainer.run
-        state.log_history = []  # metrics.jsonl keeps it; here it would grow with every checkpoint
-        if not logs or "loss" not in logs:
-            return control
-        step, config = trainer.step_done, run.config
-        line: dict[str, Any] = {"step": step, "phase": trainer.phase.name, "loss": trainer.step_loss}
-        line["learning_rates"] = trainer.step_rates
-        line["gradient_norm"] = float(logs.get("grad_norm") or 0.0)
-        line["pass"] = run.streams[0].passes
-        run.recorder.step(line, tokens=trainer.step_tokens, size=trainer.step_bytes)
-        last = state.global_step == trainer.phase.steps
-        every = config.eval_steps or max(1, run.steps // 10)
-        found = run.evaluate() if last or step % every == 0 else {}
-        run.recorder.write(found)
-        run.stopped = trainer.must_stop
-        control.should_save = last or step % config.save_steps == 0 or run.stopped
-        self._early_stop(found.get("heldout_bits_per_byte"), step, control)
-        if run.stopped or run.ended:
-            control.should_training_stop = control.should_save = True
-        return control
-
-    def _early_stop(self, value: float | None, step: int, control: Any) -> None:
-        run = self.trainer.run
-        if value is None or run.config.early_stop is None:
-            return
-        if run.best is None or value < run.best:
-            run.best, run.best_step, run.worse = value, step, 0
-            control.should_save = True
-        else:
-            run.worse += 1
-            run.ended = run.worse >= run.config.early_stop
 
 
 def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> None:
