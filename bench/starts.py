@@ -145,7 +145,7 @@ def report(found: dict[str, dict[int, dict]], options: argparse.Namespace, text,
         f"python bench/starts.py --language {options.language} --starts {options.starts} --seeds {options.seeds} "
         f"--steps {options.steps} --phases {options.phases}",
         [
-            f"SmolLM2-135M, one block of {options.seq_length} tokens a step ({longer} for the control: the same bytes), {held:,}"
+            f"SmolLM2-135M, blocks of {options.seq_length} tokens a step ({longer} for the control: the same bytes), {held:,}"
             " held-out bytes. Where there are several seeds: mean (smallest to largest). Nothing here is a time.",
         ],
     )
