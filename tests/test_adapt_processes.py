@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
 from saltlm.cli import main
+from saltlm.errors import InputError
+from saltlm.processes import check_sharding
 
 OPTIONS = {
     "phases": "rows:2,all:3@1e-3", "seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 500,
@@ -123,6 +125,10 @@ def test_a_sharded_run_that_was_stopped_ends_bit_for_bit_the_same(folder, sharde
 def test_what_cannot_be_sharded_is_refused(folder, capsys, monkeypatch):
     assert main(words_of(folder, "bad", "--sharding", "fsdp2")) == 2
     assert "fsdp2 in one process" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for option in ("precision", "compile"):
+        with pytest.raises(InputError, match=f"{option}.* with sharding fsdp2"):
+            check_sharding(AdaptConfig(sharding="fsdp2", compile=option == "compile"), {"fp16": option == "precision"})
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert main(words_of(folder, "bad")) == 2
     assert "turn FSDP off in that configuration" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def find_processes(config: AdaptConfig) -> Processes:
         InputError: sharding or precision do not go with these processes or this device.
     """
     precision_and_device = training_arguments(config)
-    _check_sharding(config, precision_and_device)
+    check_sharding(config, precision_and_device)
     arguments = TrainingArguments(output_dir="unused", report_to="none", **precision_and_device)
     return Processes(arguments.process_index, arguments.world_size, arguments.device)
 
@@ -69,7 +69,8 @@ def training_arguments(config: AdaptConfig) -> dict[str, Any]:
     return found
 
 
-def _check_sharding(config: AdaptConfig, arguments: dict[str, Any]) -> None:
+def check_sharding(config: AdaptConfig, arguments: dict[str, Any]) -> None:
+    """Refuse sharding that these processes, or what :func:`training_arguments` found for them, cannot do."""
     outside = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
     if outside:
         raise input_error(
@@ -86,6 +87,12 @@ def _check_sharding(config: AdaptConfig, arguments: dict[str, Any]) -> None:
     if arguments["fp16"]:
         # torch's GradScaler looks for overflows in the slices that a process holds: one would skip a step that others take.
         raise input_error("precision", f"fp16 with sharding {config.sharding}", "bf16 or fp32", "choose one of them")
+    if (
+        config.compile
+    ):  # torch keeps the hooks that gather a layer out of its graphs, so the body would fall apart into layers
+        raise input_error(
+            "compile", f"compilation with sharding {config.sharding}", "one of them", "leave --compile out"
+        )
 
 
 class Stoppable(Protocol):
