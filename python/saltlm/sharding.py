@@ -130,13 +130,16 @@ def whole_optimizer(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> d
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Put such a state into an optimizer, of which this process keeps its slices."""
+    """Put such a state into an optimizer, of which this process keeps its slices.
+
+    They are copies: a view would keep the whole tensor in memory, and each step would change what was given.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     by_number = dict(zip(numbers, parameters, strict=True))
     own = {
         number: {
-            name: slice_like(value, by_number[number]) if torch.is_tensor(value) and value.dim() else value
+            name: slice_like(value, by_number[number] if value.dim() else None).clone() if torch.is_tensor(value) else value
             for name, value in entry.items()
         }
         for number, entry in state["state"].items()
