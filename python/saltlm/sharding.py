@@ -139,7 +139,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     by_number = dict(zip(numbers, parameters, strict=True))
     own = {
         number: {
-            name: slice_like(value, by_number[number] if value.dim() else None).clone() if torch.is_tensor(value) else value
+            name: slice_like(value, by_number[number] if value.dim() else None).clone()
+            if torch.is_tensor(value)
+            else value
             for name, value in entry.items()
         }
         for number, entry in state["state"].items()
