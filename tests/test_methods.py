@@ -458,7 +458,7 @@ def test_the_self_check_hides_twins_among_the_source_tokens(untied, bilingual, m
     transfer(
         untied.source, untied.target, untied.vectors, config=TransferConfig(method="wechsel", heldout=0.3, **bilingual)
     )
-    check, whole = seen
+    whole, check = seen
     hidden_tokens = check.new[check.alignment.shared[check.new]]
     assert not len(whole.hidden) and len(check.hidden) >= len(hidden_tokens) > 0
     words, others = check.alignment.target.words(), check.alignment.source.words()

@@ -157,9 +157,10 @@ def transfer(
     assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None)
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
     job = dataclasses.replace(job, source_auxiliary=source_vectors)
-    heldout, tuning = (None, None) if dry_run else _self_check(job, clock)
-    if tuning is not None:
-        config = dataclasses.replace(config, **tuning.choice)
+    heldout, tuning = None, None
+    if config.tune and not dry_run:
+        heldout, tuning = _self_check(job, clock)
+        config = dataclasses.replace(config, **(tuning.choice if tuning else {}))
         job = dataclasses.replace(job, config=config)
     if not dry_run:
         with clock("rows"):
@@ -168,6 +169,8 @@ def transfer(
             assembly.draw(config.seed, job.used)
             assembly.pad(job.used)
             matrices = assembly.matrices()
+    if not (config.tune or dry_run):
+        heldout, _ = _self_check(job, clock)
     summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, tuning, clock)
     summary["warnings"] += _unused(config, auxiliary, model, donor)
     if not dry_run and destination is not None:
