@@ -30,6 +30,8 @@ class TransferConfig:
         max_support: keep at most this many anchors, nearest first, in [1, inf), for ``salt``, ``focus``, ``clp-plus`` and
             ``omp``; ``None`` keeps all, or 64 for ``omp``.
         blend_weight: share of the subword mean in ``blend``, in [0, 1].
+        tune: choose ridge, centring, support cap and blend weight by the self-check, those that the method has and that are
+            left at their defaults; takes seconds.
         source_auxiliary: vectors of the source's language, for ``wechsel``: the kinds that ``--auxiliary`` takes but ``plm``.
         dictionary: text file with a source word and its translation a line, for ``wechsel``.
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
@@ -57,6 +59,7 @@ class TransferConfig:
     center: bool = False
     max_support: int | None = None
     blend_weight: float = 0.5
+    tune: bool = False
     source_auxiliary: str | None = None
     dictionary: str | None = None
     overlap: str = "exact"
@@ -101,6 +104,8 @@ class TransferConfig:
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**63)", "choose another seed")
         if not (_number(self.heldout) and 0 <= self.heldout <= 0.5):
             raise input_error("heldout", repr(self.heldout), "a share in [0, 0.5]", "use 0 to skip the self-check")
+        if self.tune and not self.heldout:
+            raise input_error("tune", "heldout 0", "tokens to tune on", "leave --heldout out, or --tune")
 
     def to_json(self) -> dict[str, object]:
         """Plain values of all options, as saved in ``saltlm.json``."""

@@ -20,7 +20,7 @@ from .causal_lm import resolve_device
 from .checkpoint import Donor, Source, load_donor, load_source
 from .config import TransferConfig
 from .errors import input_error
-from .heldout import heldout_check
+from .heldout import check, hide_in
 from .methods import METHODS, Job, anchors_of
 from .new_tokenizer import causal_tokenizer, id_changes
 from .output_folder import check_output
@@ -38,6 +38,7 @@ from .provenance import (
 from .segmented_vectors import check_words, segmented_vectors
 from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
+from .tune import Tuning, free_options, tune
 from .write_folder import write_folder
 
 Progress = Callable[[str, int, int], None]
@@ -161,6 +162,11 @@ def transfer(
     assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None)
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
     job = dataclasses.replace(job, source_auxiliary=source_vectors)
+    heldout, tuning = None, None
+    if config.tune and not dry_run:
+        heldout, tuning = _self_check(job, clock)
+        config = dataclasses.replace(config, **(tuning.choice if tuning else {}))
+        job = dataclasses.replace(job, config=config)
     if not dry_run:
         with clock("rows"):
             for block in METHODS[config.method].build(job):
@@ -168,11 +174,9 @@ def transfer(
             assembly.draw(config.seed, job.used)
             assembly.pad(job.used)
             matrices = assembly.matrices()
-    heldout = None
-    if not dry_run and config.heldout and (METHODS[config.method].anchors or METHODS[config.method].source_vectors):
-        with clock("self-check"):
-            heldout = heldout_check(job, config.heldout, config.seed)
-    summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, clock)
+    if not (config.tune or dry_run):
+        heldout, _ = _self_check(job, clock)
+    summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, tuning, clock)
     summary["warnings"] += _unused(config, auxiliary, model, donor)
     if tokenizer.eos_token_id is None:
         summary["warnings"].append(NO_END)
@@ -207,6 +211,20 @@ def transfer(
     )
 
 
+def _self_check(job: Job, clock: _Clock) -> tuple[dict[str, Any] | None, Tuning | None]:
+    """The figures of the start, and how its options were chosen where that was asked for."""
+    if not job.config.heldout:
+        return None, None
+    with clock("self-check"):
+        hidden = hide_in(job, job.config.heldout, job.config.seed)
+        if hidden is None:
+            return None, None
+        if not job.config.tune:
+            return check(hidden), None
+        tuning = tune(hidden)
+        return tuning.check, tuning
+
+
 def _check_named(**given: str | Path | None) -> None:
     """An empty name, as an unset variable in a shell gives it, would stand for the current folder."""
     for name, value in given.items():
@@ -230,6 +248,12 @@ def _check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
                 name, f"{getattr(config, name)!r} for method {config.method!r}, which has no use for it",
                 "one of " + ", ".join(taken), f"leave --{name.replace('_', '-')} out or choose another --method",
             )  # fmt: skip
+    if config.tune and not free_options(config):
+        able = [method for method in METHODS if free_options(TransferConfig(method=method))]
+        raise input_error(
+            "tune", f"method {config.method!r} with no option left to choose", "one of " + ", ".join(able),
+            "leave --tune out, or leave its options to it",
+        )  # fmt: skip
     if auxiliary is not None:
         check_auxiliary(auxiliary)
     elif METHODS[config.method].vectors:
@@ -300,7 +324,8 @@ def _job(
 
 def _summary(
     config: TransferConfig, model: Source, donor: Donor, vectors: Auxiliary | None, alignment: Alignment,
-    assembly: Assembly, job: Job, heldout: dict[str, Any] | None, clock: _Clock,
+    assembly: Assembly, job: Job, heldout: dict[str, Any] | None, tuning: Tuning | None,
+    clock: _Clock,
 ) -> dict[str, Any]:  # fmt: skip
     sides = {"source": model, "target": donor}
     inputs: dict[str, Any] = {
@@ -329,6 +354,7 @@ def _summary(
         "statuses": [{"name": name, "count": count} for name, count in statuses(assembly).items()],
         "norms": norms(assembly),
         "heldout": heldout,
+        "tuning": None if tuning is None else tuning.to_json(),
         "seconds": dict(clock.seconds),
         "environment": {**versions(), "device": str(job.device), "operators": _operators(job.device)},
     }
@@ -366,20 +392,31 @@ def _warnings(summary: dict[str, Any], model: Source) -> list[str]:
             f"the median token has {support['median']:.0f} of {summary['anchors']} anchors as neighbours: the vectors hardly"
             " tell words apart; better vectors or --max-support would help"
         )
-    for origin in ("solved", "composed"):
-        found += _norm_warnings(length, origin, method.options)
+    held = summary["heldout"]
+    if held and held["broken"]:
+        found.append(
+            f"method {summary['method']} makes a broken start here: {held['broken']}; try {_advice(method.options)}"
+        )
+    else:
+        for origin in ("solved", "composed"):
+            found += _norm_warnings(length, origin, method.options)
+    if summary["config"]["tune"] and not held:
+        found.append("nothing was tuned: too few shared tokens to hide any")
     if summary["method"] == "subword-asymmetric" and model.output_rows is None:
         found.append(
             "the head is tied: its rows are the input rows, so only the input's rule of subword-asymmetric applies"
         )
-    if summary["method"] == "blend" and summary["heldout"]:
-        found.append("the self-check measures the ridge map alone: hidden shared tokens have no pieces to blend in")
     drawn = summary["counts"]["drawn"] / max(1, summary["new_tokens"])
     if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
         found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
     if model.tokenizer.chat_template and summary["config"]["chat_template"] == "target":
         found.append("the source's chat template is left out; --chat-template source keeps it")
     return found
+
+
+def _advice(options: tuple[str, ...]) -> str:
+    helpful = [text for name, text in (("center", "--center"), ("ridge", "--ridge 0.01")) if name in options]
+    return " or ".join([*helpful, "another --method such as blend"])
 
 
 def _norm_warnings(length: dict[str, dict[str, float]], origin: str, options: tuple[str, ...]) -> list[str]:
