@@ -613,6 +613,6 @@ def test_rows_far_from_the_sources_are_told(pair) -> None:
     done = transfer(pair.source, pair.target, config=TransferConfig(method="zero"))
     assert any("median composed row has norm 0" in warning for warning in done.summary["warnings"])
     plain = transfer(pair.source, pair.target, config=TransferConfig(method="clp"))
-    norms = plain.summary["norms"]
-    told = any("largest composed row" in warning for warning in plain.summary["warnings"])
-    assert told == (norms["composed"]["max"] > 4 * norms["copied"]["max"])
+    guard = plain.summary["norm_guard"]["input"]
+    assert any("built input rows are far longer" in warning for warning in plain.summary["warnings"])
+    assert guard["rows"] > 0 and guard["largest"] == plain.summary["norms"]["composed"]["max"] > guard["bound"]
