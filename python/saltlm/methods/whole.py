@@ -171,7 +171,7 @@ def _unit(rows: torch.Tensor) -> torch.Tensor:
 
 
 def joined(job: Job) -> torch.Tensor:
-    """Float32 [A, D + D']: the anchors' input rows and, beside them, the output rows where the head has its own: both take the same map."""
+    """Float32 [A, D + D']: the anchors' input rows and, where the head has its own, their output rows: both take one map."""
     return torch.cat([side for side in anchor_sides(job) if side is not None], dim=1)
 
 
