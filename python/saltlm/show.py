@@ -101,9 +101,14 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     if summary["heldout"]:
         held = summary["heldout"]
         console.print(
-            f"self-check on {held['tokens']} hidden shared tokens: relative error {held['relative_error']:.2f},"
-            f" cosine {held['cosine']:.2f}, true row at place {held['rank']} of {held['candidates']:,} (medians)"
+            f"self-check on {held['tokens']} hidden shared tokens: score {held['score']:.2f}; relative error"
+            f" {held['relative_error']:.2f}, cosine {held['cosine']:.2f}, true row at place {held['rank']} of"
+            f" {held['candidates']:,} (medians)"
         )
+    if summary["tuning"]:
+        tuning = summary["tuning"]
+        chosen = ", ".join(f"{name} {value}" for name, value in tuning["choice"].items())
+        console.print(f"tuned on them: {chosen}, the best of {len(tuning['trials'])} trials")
     for warning in summary["warnings"]:
         console.print(f"[yellow]note[/yellow]: {escape(warning)}", highlight=False)
     if done.out is not None:

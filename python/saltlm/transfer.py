@@ -20,7 +20,7 @@ from .causal_lm import resolve_device
 from .checkpoint import Donor, Source, load_donor, load_source
 from .config import TransferConfig
 from .errors import input_error
-from .heldout import heldout_check
+from .heldout import check, hide_in
 from .methods import Job, anchors_of, build, method_of
 from .new_tokenizer import causal_tokenizer, id_changes
 from .norm_guard import guard_norms, norm_warnings, support_warnings
@@ -40,6 +40,7 @@ from .rules import check_rules
 from .segmented_vectors import check_words, segmented_vectors
 from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
+from .tune import Tuning, tune
 from .unigram_shift import check_unigram, log_unigram, shift_unigram
 from .write_folder import write_folder
 
@@ -163,6 +164,10 @@ def transfer(
         check_unigram(assembly)
         logs, counted = log_unigram(tokenizer, alignment, config.unigram_text)
     posts: dict[str, Any] = {}
+    heldout, tuning = (None, None) if dry_run else _self_check(job, clock)
+    if tuning is not None:
+        config = dataclasses.replace(config, **tuning.choice)
+        job = dataclasses.replace(job, config=config)
     if not dry_run:
         with clock("rows"):
             for block in build(job):
@@ -177,11 +182,7 @@ def transfer(
             )
             assembly.pad(job.used)
             matrices = assembly.matrices()
-    heldout = None
-    if not dry_run and config.heldout and (method_of(config).anchors or method_of(config).source_vectors):
-        with clock("self-check"):
-            heldout = heldout_check(job, config.heldout, config.seed)
-    summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, clock)
+    summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, tuning, clock)
     summary |= posts
     summary["warnings"] += _rule_warnings(summary, config, assembly, donor) + _unused(config, auxiliary, model, donor)
     if not dry_run and destination is not None:
@@ -213,6 +214,20 @@ def transfer(
         tokenizer=tokenizer,
         out=None if dry_run else destination,
     )
+
+
+def _self_check(job: Job, clock: _Clock) -> tuple[dict[str, Any] | None, Tuning | None]:
+    """The figures of the start, and how its options were chosen where that was asked for."""
+    if not job.config.heldout:
+        return None, None
+    with clock("self-check"):
+        hidden = hide_in(job, job.config.heldout, job.config.seed)
+        if hidden is None:
+            return None, None
+        if not job.config.tune:
+            return check(hidden), None
+        tuning = tune(hidden)
+        return tuning.check, tuning
 
 
 def _check_named(**given: str | Path | None) -> None:
@@ -301,7 +316,8 @@ def _job(
 
 def _summary(
     config: TransferConfig, model: Source, donor: Donor, vectors: Auxiliary | None, alignment: Alignment,
-    assembly: Assembly, job: Job, heldout: dict[str, Any] | None, clock: _Clock,
+    assembly: Assembly, job: Job, heldout: dict[str, Any] | None, tuning: Tuning | None,
+    clock: _Clock,
 ) -> dict[str, Any]:  # fmt: skip
     sides = {"source": model, "target": donor}
     inputs: dict[str, Any] = {
@@ -330,6 +346,7 @@ def _summary(
         "statuses": [{"name": name, "count": count} for name, count in statuses(assembly).items()],
         "norms": norms(assembly),
         "heldout": heldout,
+        "tuning": None if tuning is None else tuning.to_json(),
         "seconds": dict(clock.seconds),
         "environment": {**versions(), "device": str(job.device), "operators": _operators(job.device)},
     }
@@ -347,7 +364,7 @@ def _rule_warnings(summary: dict[str, Any], config: TransferConfig, assembly: As
     """What the guards found, and what a shift is good for."""
     method, found = method_of(config), []
     if "norm_guard" in summary:
-        found += norm_warnings(summary["norm_guard"], config.norm_guard, _advice(method.options))
+        found += norm_warnings(summary["norm_guard"], config.norm_guard, f"or try {_advice(method.options)}")
         found += support_warnings(assembly, method, donor.input_rows.shape[1], config.ridge)
     if config.unigram_shift is not None:
         found.append("unigram_shift helps before any training alone: leave it out of a start that will be adapted")
@@ -378,14 +395,20 @@ def _warnings(summary: dict[str, Any], model: Source, config: TransferConfig) ->
             f"the median token has {support['median']:.0f} of {summary['anchors']} anchors as neighbours: the vectors hardly"
             " tell words apart; better vectors or --max-support would help"
         )
-    for origin in ("solved", "composed"):
-        found += _norm_warnings(length, origin, method.options)
+    held = summary["heldout"]
+    if held and held["broken"]:
+        found.append(
+            f"method {summary['method']} makes a broken start here: {held['broken']}; try {_advice(method.options)}"
+        )
+    else:
+        for origin in ("solved", "composed"):
+            found += _norm_warnings(length, origin, method.options)
+    if summary["config"]["tune"] and not held:
+        found.append("nothing was tuned: too few shared tokens to hide any")
     if summary["method"] == "subword-asymmetric" and model.output_rows is None:
         found.append(
             "the head is tied: its rows are the input rows, so only the input's rule of subword-asymmetric applies"
         )
-    if summary["method"] == "blend" and summary["heldout"]:
-        found.append("the self-check measures the regression alone: hidden shared tokens have no pieces to blend in")
     drawn = summary["counts"]["drawn"] / max(1, summary["new_tokens"])
     if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
         found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
@@ -401,9 +424,9 @@ def _norm_warnings(length: dict[str, dict[str, float]], origin: str, options: tu
     own, copied = length[origin]["median"], length["copied"]["median"]
     if own >= copied / 4:
         return []
-    return [f"the median {origin} row has norm {own:.2g}, the median copied one {copied:.2g}: {_advice(options)}"]
+    return [f"the median {origin} row has norm {own:.2g}, the median copied one {copied:.2g}: try {_advice(options)}"]
 
 
 def _advice(options: tuple[str, ...]) -> str:
-    helpful = " or ".join(text for name, text in (("center", "--center"), ("ridge", "--ridge 0.01")) if name in options)
-    return f"{helpful} keeps rows near the source's" if helpful else "another --method may keep rows near the source's"
+    helpful = [text for name, text in (("center", "--center"), ("ridge", "--ridge 0.01")) if name in options]
+    return " or ".join([*helpful, "another --method such as blend"])

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from ..assemble import Block
-from .hidden_pieces import hidden_pieces
 from .job import Job
 from .pieces import Pieces
 
@@ -55,18 +54,13 @@ def fitted_shares(job: Job, regression: Regression) -> torch.Tensor:
     ``|w m + (1 - w) g - t|^2`` of a band is ``sum (m - g)(t - g) / sum |m - g|^2``, kept within [0, 1]. A band with few
     hidden tokens takes the share of all of them; with none at all it is a half.
     """
-    from ..heldout import hide
+    from ..heldout import hide_in
 
-    words = job.alignment.target.words()
-    kept, hidden = hide(words, job.anchors, HIDDEN, job.config.seed)
+    found = hide_in(job, HIDDEN, job.config.seed)
     totals = torch.zeros(BANDS, 3, dtype=torch.float64)
-    if len(hidden) and len(kept):
-        offsets, ids = hidden_pieces(job.alignment, hidden)
-        sparse = np.zeros(job.alignment.target.size + 1, dtype=np.int64)
-        sparse[hidden + 1] = np.diff(offsets)
-        own = dataclasses.replace(job.alignment, cover_offsets=np.cumsum(sparse), cover_ids=ids)
-        quiet = dataclasses.replace(job, anchors=kept, new=hidden, progress=lambda *_: None)
-        totals = _sums(dataclasses.replace(quiet, alignment=own), regression(quiet))
+    if found is not None:
+        quiet = dataclasses.replace(found.job, new=found.tokens)
+        totals = _sums(quiet, regression(quiet))
     whole = totals.sum(dim=0)
     totals = torch.where(totals[:, 2:] >= FEW, totals, whole)
     return torch.where(totals[:, 1] > 0, totals[:, 0] / totals[:, 1], 0.5).clamp(0, 1)
