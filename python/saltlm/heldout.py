@@ -151,13 +151,13 @@ def predict(hidden: Hidden, **options: Any) -> tuple[torch.Tensor, torch.Tensor,
     Returns:
         Float64 [n, D] and [m, D], and how many of the hidden tokens were drawn.
     """
-    from .methods import METHODS
+    from .methods import build
 
     job = hidden.job
     if options:
         job = dataclasses.replace(job, config=dataclasses.replace(job.config, **options))
     rows = torch.full((len(job.new), hidden.true.shape[1]), torch.nan, dtype=torch.float64)
-    for block in METHODS[job.config.method].build(job):
+    for block in build(job):
         if block.rows is not None and len(block.ids):
             rows[torch.from_numpy(np.searchsorted(job.new, block.ids.numpy()))] = block.rows.double()
     drawn = ~rows.isfinite().all(dim=1)

@@ -47,9 +47,9 @@ class Tuning:
 
 def free_options(config: TransferConfig) -> dict[str, tuple[Any, ...]]:
     """The part of :data:`GRID` that the method knows and that the user has left at its default."""
-    from .methods import METHODS
+    from .methods import method_of
 
-    default, known = TransferConfig(), METHODS[config.method].options
+    default, known = TransferConfig(), method_of(config).options
     return {
         name: values for name, values in GRID.items()
         if name in known and getattr(config, name) == getattr(default, name)
