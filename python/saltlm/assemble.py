@@ -12,6 +12,7 @@ from .align import HOLE, Alignment, MatchKind
 from .checkpoint import Source
 from .errors import input_error
 from .ops import STATUSES as SOLVER_STATUSES
+from .recipe import RULES, Recipe
 from .write_folder import NewMatrices
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
@@ -33,6 +34,8 @@ class Block:
         origin: one of :data:`ORIGINS`, by place.
         support_size: int32 [M], ``None`` where no support was used; likewise ``rank`` int32 [M] and ``residual`` float32 [M].
         status: uint8 [M], codes of :data:`STATUSES`; ``None`` for ``not_solved``.
+        rule: what made the rows, one of :data:`~saltlm.recipe.RULES`.
+        recipe: of which source rows, ``None`` where the rule has no list.
     """
 
     ids: torch.Tensor
@@ -43,6 +46,8 @@ class Block:
     rank: torch.Tensor | None = None
     residual: torch.Tensor | None = None
     status: torch.Tensor | None = None
+    rule: str = "none"
+    recipe: Recipe | None = None
 
 
 class Head:
@@ -95,6 +100,8 @@ class Assembly:
         self.rank = np.zeros(rows, dtype=np.int32)
         self.residual = np.zeros(rows, dtype=np.float32)
         self.status = np.full(rows, NOT_SOLVED, dtype=np.uint8)
+        self.rule = np.zeros(rows, dtype=np.uint8)
+        self._recipes: list[tuple[torch.Tensor, Recipe]] = []
         size = alignment.target.size
         # A tokenizer may know more tokens than its model has rows: such a match has nothing to copy.
         shared = alignment.shared & (alignment.source_id < len(source.input_rows))
@@ -104,6 +111,7 @@ class Assembly:
         ids = np.flatnonzero(shared)
         self.source_id[ids] = alignment.source_id[ids]
         self.origin[ids] = np.where(alignment.kind[ids] == MatchKind.ROLE, ROLE, COPIED)
+        self.rule[ids] = RULES.index("copy")
         for block in np.array_split(ids, max(1, -(-len(ids) // BLOCK))):
             at, wanted = torch.from_numpy(block), torch.from_numpy(alignment.source_id[block].astype(np.int64))
             for matrix, copied in self._sides():
@@ -136,6 +144,9 @@ class Assembly:
         if bias is not None:
             self.output_bias[block.ids[fits]] = bias[fits]
         self.origin[ids[kept]] = block.origin
+        self.rule[ids[kept]] = RULES.index(block.rule)
+        if block.recipe is not None:
+            self._recipes.append((block.ids[fits], block.recipe.pick(fits)))
         self.open[ids[kept]] = False
         self.status[ids[~kept]] = OUT_OF_RANGE
 
@@ -167,15 +178,21 @@ class Assembly:
                 values = (mean + noise * deviation).clamp(-limit, limit)
                 drawn[block] = values.reshape(-1, *drawn.shape[1:]).to(drawn.dtype)
         self.origin[ids.numpy()] = DRAWN
+        self.rule[ids.numpy()] = RULES.index("random")
         self.open[ids.numpy()] = False
 
     def pad(self, used: np.ndarray) -> None:
         """Give ids that no token has the mean source row: finite, and never the likeliest output."""
         ids = torch.from_numpy(np.flatnonzero(self.origin == PADDING))
+        self.rule[ids.numpy()] = RULES.index("mean")
         if len(ids):
             for matrix, padded in self._sides():
                 mean = moments(matrix, used)[0]
                 padded[ids] = mean.expand(len(ids), -1).reshape(-1, *padded.shape[1:]).to(padded.dtype)
+
+    def recipe(self) -> Recipe:
+        """Of all T' rows; empty for those that no list of source rows made."""
+        return Recipe.placed(len(self.origin), self._recipes)
 
     def _sides(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield self.source.input_rows, self.input_rows

@@ -65,9 +65,10 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
 
 
 def provenance_bytes(assembly: Assembly) -> bytes:
-    """Content of provenance.safetensors: one entry a row in each tensor."""
+    """Content of provenance.safetensors: one entry a row in each tensor, and the rows' recipes one after the other."""
     from safetensors.numpy import save
 
+    recipe = assembly.recipe()
     tensors = {
         "origin": assembly.origin,
         "source_id": assembly.source_id,
@@ -75,6 +76,11 @@ def provenance_bytes(assembly: Assembly) -> bytes:
         "rank": assembly.rank,
         "residual": assembly.residual.astype(np.float32),
         "status": assembly.status,
+        "rule": assembly.rule,
+        "rule_offsets": recipe.offsets.numpy(),
+        "rule_ids": recipe.ids.numpy(),
+        "rule_weights": recipe.weights.numpy(),
+        "rule_kept": recipe.kept.numpy(),
     }
     return save(tensors, metadata={"format": "np"})
 

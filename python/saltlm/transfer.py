@@ -35,6 +35,7 @@ from .provenance import (
     summary_bytes,
     support_summary,
 )  # fmt: skip
+from .recipe import RULES
 from .segmented_vectors import check_words, segmented_vectors
 from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
@@ -314,6 +315,7 @@ def _summary(
         "config": config.to_json(),
         "inputs": inputs,
         "origins": list(ORIGINS),
+        "rules": list(RULES),
         "counts": counts(assembly),
         "overlap": alignment.counts(),
         "anchors": len(job.anchors),

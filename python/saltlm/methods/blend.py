@@ -39,15 +39,18 @@ def blend(job: Job) -> Iterator[Block]:
 
 def _built(job: Job, ids: torch.Tensor, fitted: AffineMap | None, pieces: Pieces | None, weight: float) -> Block:
     """Rows of tokens that all have the same of the two."""
-    means = None
+    means = recipe = None
     if pieces is not None:
         flat = pieces.flat(ids.numpy())
         sides = (job.source_rows[flat], job.head.gather(flat))
+        recipe = pieces.recipe(ids.numpy(), 1.0 if fitted is None else weight)
         means = torch.cat([pieces.mean(ids.numpy(), side) for side in sides if side is not None], dim=1)
     if fitted is None:
         count = torch.from_numpy(pieces.count(ids.numpy()).astype("int32"))
-        return dataclasses.replace(block_of(job, ids, means, COMPOSED), support_size=count)
+        block = block_of(job, ids, means, COMPOSED, rule="pieces")
+        return dataclasses.replace(block, support_size=count, recipe=recipe)
     rows, residual = fitted(rows_at(job.plm_rows, ids, job.device))
     if means is not None:
         rows = weight * means + (1 - weight) * rows
-    return block_of(job, ids, rows, SOLVED, fitted, residual)
+    rule = "map" if means is None else "pieces and map"
+    return dataclasses.replace(block_of(job, ids, rows, SOLVED, fitted, residual, rule), recipe=recipe)
