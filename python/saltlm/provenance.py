@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ._rust import Vocabulary
 from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
 FORMAT = 1
@@ -64,8 +65,14 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
     return result
 
 
-def provenance_bytes(assembly: Assembly) -> bytes:
-    """Content of provenance.safetensors: one entry a row in each tensor, and the rows' recipes one after the other."""
+def provenance_bytes(assembly: Assembly, source: Vocabulary) -> bytes:
+    """Content of provenance.safetensors.
+
+    One entry a row in ``origin``, ``source_id``, ``support_size``, ``rank``, ``residual``, ``status`` and ``rule`` (index into
+    the summary's ``rules``); of the rows' recipes, in compressed rows, ``rule_offsets``, ``rule_ids`` (source ids),
+    ``rule_weights`` and, one a row, ``rule_kept`` (:class:`~saltlm.recipe.Recipe`); and the source tokens' canonical bytes,
+    ``source_bytes`` parted by ``source_offsets``, so that ids can be read without the source.
+    """
     from safetensors.numpy import save
 
     recipe = assembly.recipe()
@@ -81,6 +88,7 @@ def provenance_bytes(assembly: Assembly) -> bytes:
         "rule_ids": recipe.ids.numpy(),
         "rule_weights": recipe.weights.numpy(),
         "rule_kept": recipe.kept.numpy(),
+        **dict(zip(("source_bytes", "source_offsets"), source.token_bytes(), strict=True)),
     }
     return save(tensors, metadata={"format": "np"})
 

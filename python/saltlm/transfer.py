@@ -182,7 +182,7 @@ def transfer(
                 generation_changes=changes.generation,
                 extra_files={
                     "saltlm.json": summary_bytes(summary),
-                    "provenance.safetensors": provenance_bytes(assembly),
+                    "provenance.safetensors": provenance_bytes(assembly, alignment.source),
                     "README.md": model_card(summary),
                 },
                 force=config.force,
