@@ -11,6 +11,7 @@ import torch
 from .align import HOLE, Alignment, MatchKind
 from .checkpoint import Source
 from .errors import input_error
+from .expand import Expansion
 from .ops import STATUSES as SOLVER_STATUSES
 from .recipe import RULES, Recipe
 from .write_folder import NewMatrices
@@ -75,14 +76,22 @@ class Head:
 class Assembly:
     """New matrices under construction, and where each row came from."""
 
-    def __init__(self, source: Source, alignment: Alignment, rows: int, dtype: torch.dtype | None) -> None:
-        """Copies the shared rows and leaves all others open.
+    def __init__(
+        self,
+        source: Source,
+        alignment: Alignment,
+        rows: int,
+        dtype: torch.dtype | None,
+        expansion: Expansion | None = None,
+    ) -> None:
+        """Copies the shared rows, or all of the source's, and leaves those to be built open.
 
         Args:
             source: the source model.
             alignment: of its tokenizer and the new one.
             rows: T', rows of the new matrices, at least T.
             dtype: of the written rows; ``None`` keeps the checkpoint's.
+            expansion: the source's rows stay and these tokens are added; ``None``: the target's tokenizer takes its place.
         """
         self.head = Head(source)
         self.source = source
@@ -106,14 +115,28 @@ class Assembly:
         # A tokenizer may know more tokens than its model has rows: such a match has nothing to copy.
         shared = alignment.shared & (alignment.source_id < len(source.input_rows))
         hole = alignment.target.flags() & HOLE > 0
+        self.shared = shared
         self.open = np.zeros(rows, dtype=bool)
-        self.open[:size] = ~shared & ~hole
-        ids = np.flatnonzero(shared)
-        self.source_id[ids] = alignment.source_id[ids]
-        self.origin[ids] = np.where(alignment.kind[ids] == MatchKind.ROLE, ROLE, COPIED)
+        # Methods speak of target ids; rows are these, but where tokens are added to the source's.
+        self.row_of = np.arange(size)
+        if expansion is None:
+            self.new = np.flatnonzero(~shared & ~hole)
+            ids = np.flatnonzero(shared)
+            self.source_id[ids] = alignment.source_id[ids]
+            self.origin[ids] = np.where(alignment.kind[ids] == MatchKind.ROLE, ROLE, COPIED)
+        else:
+            self.new = expansion.added
+            self.row_of = np.full(size, -1)
+            self.row_of[self.new] = expansion.first + np.arange(len(self.new))
+            ids = np.arange(len(source.input_rows))
+            self.source_id[ids], self.origin[ids] = ids, COPIED
+        self.open[self.row_of[self.new]] = True
+        self._copy(ids)
+
+    def _copy(self, ids: np.ndarray) -> None:
         self.rule[ids] = RULES.index("copy")
         for block in np.array_split(ids, max(1, -(-len(ids) // BLOCK))):
-            at, wanted = torch.from_numpy(block), torch.from_numpy(alignment.source_id[block].astype(np.int64))
+            at, wanted = torch.from_numpy(block), torch.from_numpy(self.source_id[block].astype(np.int64))
             for matrix, copied in self._sides():
                 copied[at] = matrix[wanted].to(copied.dtype)
                 if copied.dtype != matrix.dtype and not copied[at].isfinite().all():
@@ -124,7 +147,8 @@ class Assembly:
 
     def put(self, block: Block) -> None:
         """Take in built rows; a row that is not finite in the written dtype stays open, with status ``out_of_range``."""
-        ids = block.ids.numpy()
+        ids = self.row_of[block.ids.numpy()]
+        at = torch.from_numpy(ids)
         for name in ("support_size", "rank", "residual", "status"):
             values = getattr(block, name)
             if values is not None:
@@ -138,15 +162,15 @@ class Assembly:
             if part is not None:
                 fits &= part.isfinite().reshape(len(ids), -1).all(dim=1)
         kept = fits.numpy()
-        self.input_rows[block.ids[fits]] = rows[fits]
+        self.input_rows[at[fits]] = rows[fits]
         if head is not None:
-            self.output_rows[block.ids[fits]] = head[fits]
+            self.output_rows[at[fits]] = head[fits]
         if bias is not None:
-            self.output_bias[block.ids[fits]] = bias[fits]
+            self.output_bias[at[fits]] = bias[fits]
         self.origin[ids[kept]] = block.origin
         self.rule[ids[kept]] = RULES.index(block.rule)
         if block.recipe is not None:
-            self._recipes.append((block.ids[fits], block.recipe.pick(fits)))
+            self._recipes.append((at[fits], block.recipe.pick(fits)))
         self.open[ids[kept]] = False
         self.status[ids[~kept]] = OUT_OF_RANGE
 

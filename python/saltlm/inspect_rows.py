@@ -66,7 +66,9 @@ class Rows:
         return self.arrays["rule_ids"][begin:end], self.arrays["rule_weights"][begin:end]
 
     def source_text(self, source: int) -> str:
-        """A source token as :func:`spelled` shows it."""
+        """A source token as :func:`spelled` shows it; a row of the source's that has no token has an empty one."""
+        if source >= len(self.arrays["source_offsets"]) - 1:
+            return ""
         begin, end = self.arrays["source_offsets"][source : source + 2]
         return spelled(self.arrays["source_bytes"][begin:end].tobytes())
 
@@ -263,10 +265,9 @@ def _check(summary: Any, arrays: dict[str, np.ndarray]) -> None:
         bounds = arrays[offsets]
         if not len(bounds) or bounds[0] or (np.diff(bounds) < 0).any() or bounds[-1] != len(arrays[entries]):
             raise ValueError(f"{offsets} does not part {entries}")
-    known = len(arrays["source_offsets"]) - 1
-    for name in ("source_id", "rule_ids"):
-        if len(arrays[name]) and not -1 <= int(arrays[name].min()) <= int(arrays[name].max()) < known:
-            raise ValueError(f"{name} names a token beyond the source's {known}")
+    known, named = len(arrays["source_offsets"]) - 1, arrays["rule_ids"]
+    if len(named) and not 0 <= int(named.min()) <= int(named.max()) < known:
+        raise ValueError(f"rule_ids names a token beyond the source's {known}")
     str(summary["method"])
     for name, codes in (("origin", summary["origins"]), ("rule", summary["rules"]), ("status", summary["statuses"])):
         if len(arrays[name]) and int(arrays[name].max()) >= len(codes):

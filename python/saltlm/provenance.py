@@ -120,6 +120,8 @@ def model_card(summary: Mapping[str, Any]) -> bytes:
         f"| {side} | {entry.get('path', entry.get('kind'))} | {entry.get('revision') or '-'} | {entry['licence']} |"
         for side, entry in inputs.items()
     )
+    added = summary["config"].get("keep_source_vocabulary")
+    tokenizer = "the target's new tokens added to its own" if added else "the target's tokenizer"
     text = f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -130,7 +132,7 @@ tags:
 
 # A causal language model with another tokenizer
 
-The source model with the target's tokenizer and new embedding rows, made by saltlm {summary["saltlm_version"]} with method
+The source model with {tokenizer} and new embedding rows, made by saltlm {summary["saltlm_version"]} with method
 `{summary["method"]}`. **It has not been adapted yet**: train it on text of the target language before use.
 
 ```python

@@ -66,7 +66,7 @@ def anchors_of(
         auxiliary: vectors; ``None`` asks for none.
         plm_rows: [T or fewer, E]; ``None`` asks for no PLM row.
     """
-    ids = np.flatnonzero((assembly.source_id >= 0)[: alignment.target.size] & (alignment.kind != MatchKind.ROLE))
+    ids = np.flatnonzero(assembly.shared & (alignment.kind != MatchKind.ROLE))
     if auxiliary is not None:
         ids = ids[auxiliary.known.numpy()[ids]]
     return ids if plm_rows is None else ids[_have_row(plm_rows, ids)]
