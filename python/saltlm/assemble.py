@@ -50,6 +50,12 @@ class Block:
     rule: str = "none"
     recipe: Recipe | None = None
 
+    def part(self, at: torch.Tensor) -> Block:
+        """The rows that a bool mask [M] marks."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        part = {name: value[at] for name, value in named.items() if isinstance(value, torch.Tensor)}
+        return Block(**{**named, **part, "recipe": None if self.recipe is None else self.recipe.pick(at)})
+
 
 class Head:
     """The output side of a source model: rows, and its bias as one more column; both follow the same coefficients."""
