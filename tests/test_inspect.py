@@ -23,7 +23,8 @@ from saltlm.recipe import MOST, Recipe
 from saltlm.transfer import transfer
 from tokenizers_tiny import byte_level_bpe, tiny
 
-LISTED = ("anchors", "pieces", "source tokens")
+LISTED = ("anchors", "pieces", "source tokens", "pieces and anchors")
+WITH_LISTS = ("pieces and map", "pieces and all anchors", "map and anchors", "pieces, map and anchors")
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,8 @@ def test_a_recipe_makes_its_row(method: str, folders, untied) -> None:
         seen.add(rule)
         assert (rule == "copy") == (rows.arrays["source_id"][row] >= 0)
         assert rule != "none" and len(ids) <= MOST and 0 < rows.arrays["rule_kept"][row] <= 1
-        assert (len(ids) > 0) == (rule in (*LISTED, "pieces and map"))
-        if rule in LISTED:
+        assert len(ids) > 0 if rule in LISTED else rule in WITH_LISTS or not len(ids)
+        if rule in LISTED[:3]:
             assert rows.arrays["rule_kept"][row] < 1 or len(ids) == rows.arrays["support_size"][row]
         if rule in LISTED and rows.arrays["rule_kept"][row] == 1:
             expected = torch.from_numpy(weights).double() @ source[torch.from_numpy(ids).long()]
@@ -103,6 +104,40 @@ def test_a_recipe_makes_its_row(method: str, folders, untied) -> None:
             assert (built[row] - expected).norm() <= 1e-6 * size, (row, rows.texts[row])
     first = {"salt": "anchors", "blend": "pieces and map", "mean": "mean", "zero": "zeros", "clp": "all anchors"}
     assert first.get(method, "copy") in seen
+
+
+@pytest.mark.parametrize("method", ["salt", "focus", "clp-plus", "omp"])
+def test_a_blend_with_few_anchors_is_one_list(method: str, folders, untied) -> None:
+    """Pieces and anchors side by side still make the row, cut lists aside."""
+    rows = folders("blend", blend_with=method, blend_weight=0.25)
+    source, built = load_source(untied.source).input_rows.double(), load_source(rows.folder).input_rows.double()
+    whole = [
+        row
+        for row in range(len(rows.norms))
+        if rows.rule(row) == "pieces and anchors" and rows.arrays["rule_kept"][row] == 1
+    ]
+    assert len(whole) > 20
+    for row in whole:
+        ids, weights = (torch.from_numpy(part) for part in rows.parts(row))
+        parts = source[ids.long()]
+        size = float(weights.double().abs() @ parts.norm(dim=1))
+        assert (built[row] - weights.double() @ parts).norm() <= 1e-6 * size
+
+
+@given(st.lists(st.tuples(st.integers(0, MOST), st.integers(0, MOST)), min_size=1, max_size=5), st.integers(0, 99))
+def test_lists_side_by_side(sizes: list[tuple[int, int]], seed: int) -> None:
+    one, other = (Recipe.of(*lists([pair[side] for pair in sizes], seed + side)) for side in (0, 1))
+    factor = torch.linspace(0.5, 2, len(sizes))
+    both = one.beside(other, factor)
+    for row in range(len(sizes)):
+        ends = [slice(*part.offsets[row : row + 2].tolist()) for part in (one, other, both)]
+        ids = one.ids[ends[0]].tolist() + other.ids[ends[1]].tolist()
+        weights = torch.cat([one.weights[ends[0]].double(), other.weights[ends[1]].double() * float(factor[row])])
+        best = sorted(sorted(range(len(ids)), key=lambda at: -abs(float(weights[at])))[:MOST])
+        assert both.ids[ends[2]].tolist() == [ids[at] for at in best]
+        torch.testing.assert_close(both.weights[ends[2]].double(), weights[best], rtol=1e-6, atol=0)
+        share = float(weights[best].abs().sum() / weights.abs().sum()) if len(ids) > MOST else 1.0
+        assert float(both.kept[row]) == pytest.approx(share, rel=1e-5)
 
 
 def test_a_blends_pieces_and_map_share_the_row(folders, untied) -> None:

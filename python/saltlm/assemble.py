@@ -143,7 +143,7 @@ class Assembly:
         self.rule[ids] = RULES.index("copy")
         for block in np.array_split(ids, max(1, -(-len(ids) // BLOCK))):
             at, wanted = torch.from_numpy(block), torch.from_numpy(self.source_id[block].astype(np.int64))
-            for matrix, copied in self._sides():
+            for matrix, copied in self.sides():
                 copied[at] = matrix[wanted].to(copied.dtype)
                 if copied.dtype != matrix.dtype and not copied[at].isfinite().all():
                     raise input_error(
@@ -200,7 +200,7 @@ class Assembly:
         if not len(ids):
             return
         generator = torch.Generator().manual_seed(seed)
-        for matrix, drawn in self._sides():
+        for matrix, drawn in self.sides():
             mean, deviation = moments(matrix, used)
             limit = torch.finfo(drawn.dtype).max
             for block in ids.split(BLOCK):
@@ -216,7 +216,7 @@ class Assembly:
         ids = torch.from_numpy(np.flatnonzero(self.origin == PADDING))
         self.rule[ids.numpy()] = RULES.index("mean")
         if len(ids):
-            for matrix, padded in self._sides():
+            for matrix, padded in self.sides():
                 mean = moments(matrix, used)[0]
                 padded[ids] = mean.expand(len(ids), -1).reshape(-1, *padded.shape[1:]).to(padded.dtype)
 
@@ -224,7 +224,8 @@ class Assembly:
         """Of all T' rows; empty for those that no list of source rows made."""
         return Recipe.placed(len(self.origin), self._recipes)
 
-    def _sides(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def sides(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Source and new matrix of each side there is: input rows, output rows, the head's bias."""
         yield self.source.input_rows, self.input_rows
         if self.output_rows is not None:
             yield self.source.output_rows, self.output_rows

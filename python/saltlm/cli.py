@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .adapt_config import PRECISIONS, SCHEDULES, SPLITS, AdaptConfig
-from .config import CHAT_TEMPLATES, DTYPES, METHODS, OVERLAPS, TransferConfig
+from .config import CHAT_TEMPLATES, DTYPES, METHODS, NORM_GUARDS, OVERLAPS, REGRESSIONS, SUPPORT_RULES, TransferConfig
 from .errors import InputError, SaltlmError, input_error
 from .side_by_side import MeasureConfig
 
 EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
+CHOICES |= {"blend_with": REGRESSIONS, "support_rule": SUPPORT_RULES, "norm_guard": NORM_GUARDS}
 CHOICES |= {"schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS}
 
 
@@ -38,6 +39,7 @@ def add_config(parser: argparse.ArgumentParser, config: type) -> None:
             words[field.name]
             .replace(":data:`METHODS`", ", ".join(METHODS))
             .replace(":data:`DTYPES`", ", ".join(DTYPES))
+            .replace(":data:`REGRESSIONS`", ", ".join(REGRESSIONS))
         )
         flag = "--" + field.name.replace("_", "-")
         kind = str(field.type)
@@ -49,14 +51,24 @@ def add_config(parser: argparse.ArgumentParser, config: type) -> None:
                 flag, action="append", metavar="TARGET=SOURCE", default=[], help=f"{text} (may be repeated)"
             )
             continue
-        number = int if "int" in kind else float if "float" in kind else str
+        number = (
+            number_or_rule if "float | str" in kind else int if "int" in kind else float if "float" in kind else str
+        )
         default = "" if field.default is None else f" (default: {field.default})"
         metavar = (
             "{" + ",".join(CHOICES[field.name]) + "}"
             if field.name in CHOICES
-            else number.__name__.upper().replace("STR", "NAME")
+            else number.__name__.upper().replace("STR", "NAME").replace("_", "-")
         )
         parser.add_argument(flag, type=number, default=field.default, metavar=metavar, help=text + default)
+
+
+def number_or_rule(text: str) -> float | str:
+    """A number where it is one, else the name of a rule, which the configuration checks."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def config_from(arguments: argparse.Namespace, config: type) -> Any:

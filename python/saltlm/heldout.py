@@ -56,12 +56,11 @@ def heldout_check(job: Job, share: float, seed: int) -> dict[str, float | int] |
         row among all shared tokens' rows by cosine to the predicted one, 1 is best); ``top1``, the share of rank 1; and
         ``candidates``. ``None`` where nothing could be hidden or the method predicts no hidden token.
     """
-    from .methods import METHODS
+    from .methods import build
 
     kept, hidden = hide(job.alignment.target.words(), job.anchors, share, seed)
     if not len(hidden) or not len(kept):
         return None
-    method = METHODS[job.config.method].build
     if job.source_auxiliary is not None:
         # Neighbours among all source tokens: the hidden ones and their twins there must not be found.
         words = job.alignment.target.words()
@@ -70,7 +69,7 @@ def heldout_check(job: Job, share: float, seed: int) -> dict[str, float | int] |
         job = dataclasses.replace(job, hidden=np.union1d(twins, job.alignment.source_id[hidden]).astype(np.int64))
     blocks = [
         b
-        for b in method(dataclasses.replace(job, anchors=kept, new=hidden, progress=lambda *_: None))
+        for b in build(dataclasses.replace(job, anchors=kept, new=hidden, progress=lambda *_: None))
         if b.rows is not None
     ]
     if not blocks:

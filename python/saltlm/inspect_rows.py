@@ -130,10 +130,10 @@ class Rows:
         }
 
     def map_weight(self, row: int) -> float:
-        """Share of a map that all anchors made: what the pieces beside it leave, or all, or nothing."""
+        """Share of a map that all anchors made: what the pieces beside it leave, or all; 0 where none can be told."""
         rule = self.rule(row)
         beside = float(self.parts(row)[1].sum()) if rule == "pieces and map" else 0.0
-        return 1.0 - beside if rule in ("map", "pieces and map") else 0.0
+        return 1.0 - beside if rule in ("map", "pieces and map", "map and anchors") else 0.0
 
     def overview(self) -> dict[str, Any]:
         """Counts, quantiles and extremes of all rows, plain values."""

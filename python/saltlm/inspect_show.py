@@ -29,7 +29,10 @@ RULE_WORDS = {
     "pieces": "weighted sum of the source pieces that spell it", "source tokens": "weighted sum of near source tokens' rows",
     "map": "one map for all tokens, learnt from all anchors", "pieces and map": "pieces beside the map of all anchors",
     "all anchors": "weighted sum of all anchors", "mean": "mean of the source's rows", "zeros": "zeros",
-    "random": "drawn at random",
+    "random": "drawn at random", "pieces and anchors": "pieces beside a weighted sum of shared tokens' rows",
+    "pieces and all anchors": "pieces beside a weighted sum of all anchors",
+    "map and anchors": "the map of all anchors, and a weighted sum of what it misses of shared tokens' rows",
+    "pieces, map and anchors": "pieces beside the map of all anchors and a weighted sum of what it misses",
 }  # fmt: skip
 
 

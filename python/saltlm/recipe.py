@@ -12,6 +12,7 @@ from torch import Tensor
 # What a row was made by; codes of provenance.safetensors' ``rule`` index this list, saved as ``rules`` in saltlm.json.
 RULES = (
     "none", "copy", "anchors", "pieces", "source tokens", "map", "pieces and map", "all anchors", "mean", "zeros", "random",
+    "pieces and anchors", "pieces and all anchors", "map and anchors", "pieces, map and anchors",
 )  # fmt: skip
 MOST = 64  # entries kept of a row: dense supports would take more room than the model
 _VALUES = 1 << 22  # weights of a block of long rows laid side by side (16 MB)
@@ -70,6 +71,25 @@ class Recipe:
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), size.cumsum(0)])
         at = torch.arange(int(offsets[-1])) + (self.offsets[rows] - offsets[:-1]).repeat_interleave(size)
         return Recipe(offsets, self.ids[at], self.weights[at], self.kept[rows])
+
+    def beside(self, other: Recipe, factor: Tensor) -> Recipe:
+        """Each row's entries and, after them, the other's times ``factor`` [M]; the largest of both."""
+        owners = [torch.arange(len(part.kept)).repeat_interleave(part.offsets.diff()) for part in (self, other)]
+        order = torch.cat(owners).argsort(stable=True)
+        weights = torch.cat([self.weights.double(), other.weights.double() * factor.double()[owners[1]]])
+        both = Recipe.of(self.offsets + other.offsets, torch.cat([self.ids, other.ids])[order], weights[order])
+        # What an earlier cut took away counts as well.
+        whole = torch.zeros(len(self.kept), dtype=torch.float64)
+        for part, owner, own in (
+            (self, owners[0], weights[: len(self.ids)]),
+            (other, owners[1], weights[len(self.ids) :]),
+        ):
+            size = torch.zeros_like(whole).index_add_(0, owner, own.abs())
+            whole += torch.where(part.kept > 0, size / part.kept.double(), 0.0)
+        owner = torch.arange(len(self.kept)).repeat_interleave(both.offsets.diff())
+        left = torch.zeros_like(whole).index_add_(0, owner, both.weights.double().abs())
+        cut = (both.kept < 1) | (self.kept < 1) | (other.kept < 1)
+        return dataclasses.replace(both, kept=torch.where(cut & (whole > 0), left / whole, 1.0).float())
 
     @classmethod
     def joined(cls, parts: Sequence[Recipe]) -> Recipe:

@@ -22,8 +22,9 @@ from .config import TransferConfig
 from .errors import input_error
 from .expand import expand
 from .heldout import heldout_check
-from .methods import METHODS, Job, anchors_of
+from .methods import Job, anchors_of, build, method_of
 from .new_tokenizer import IdChanges, causal_tokenizer, id_changes
+from .norm_guard import guard_norms, norm_warnings, support_warnings
 from .output_folder import check_output
 from .provenance import (
     FORMAT,
@@ -37,9 +38,11 @@ from .provenance import (
     support_summary,
 )  # fmt: skip
 from .recipe import RULES
+from .rules import check_rules
 from .segmented_vectors import check_words, segmented_vectors
 from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
+from .unigram_shift import check_unigram, log_unigram, shift_unigram
 from .write_folder import write_folder
 
 Progress = Callable[[str, int, int], None]
@@ -147,7 +150,7 @@ def transfer(
         )
         expansion = expand(model.tokenizer, alignment, len(model.input_rows)) if config.keep_source_vocabulary else None
     with clock("vectors"):
-        kind, source_vectors = METHODS[config.method].source_vectors, None
+        kind, source_vectors = method_of(config).source_vectors, None
         if kind == "segmented":
             sizes = (alignment.target.size, alignment.source.size)
             vectors, source_vectors = segmented_vectors(auxiliary, (tokenizer, model.tokenizer), sizes)
@@ -162,20 +165,32 @@ def transfer(
     assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None, expansion)
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
     job = dataclasses.replace(job, source_auxiliary=source_vectors)
+    if config.unigram_shift is not None:
+        check_unigram(assembly)
+        logs, counted = log_unigram(tokenizer, alignment, config.unigram_text)
+    posts: dict[str, Any] = {}
     if not dry_run:
         with clock("rows"):
-            for block in METHODS[config.method].build(job):
+            for block in build(job):
                 assembly.put(block)
             assembly.draw(config.seed, job.used)
+            if config.unigram_shift is not None:
+                posts["unigram_shift"] = shift_unigram(assembly, alignment, logs, config.unigram_shift) | {
+                    "from": counted
+                }
+            posts["norm_guard"] = guard_norms(
+                assembly, job.used, config.norm_guard, _words(assembly, alignment), bias=config.unigram_shift is None
+            )
             assembly.pad(job.used)
             matrices = assembly.matrices()
     heldout = None
-    if not dry_run and config.heldout and (METHODS[config.method].anchors or METHODS[config.method].source_vectors):
+    if not dry_run and config.heldout and (method_of(config).anchors or method_of(config).source_vectors):
         with clock("self-check"):
             heldout = heldout_check(job, config.heldout, config.seed)
     summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, clock)
     summary["expansion"] = None if expansion is None else expansion.counts
-    summary["warnings"] += _unused(config, auxiliary, model, donor)
+    summary |= posts
+    summary["warnings"] += _rule_warnings(summary, config, assembly, donor) + _unused(config, auxiliary, model, donor)
     if expansion is not None:
         tokenizer = expansion.tokenizer
     if not dry_run and destination is not None:
@@ -226,24 +241,17 @@ def _source_files(config: TransferConfig) -> list[str]:
 
 def _check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
     """Whether the method has what it needs and takes what it is given; before anything large is loaded."""
-    default = TransferConfig()
-    for name in ("ridge", "center", "max_support", "blend_weight", "source_auxiliary", "dictionary"):
-        if getattr(config, name) != getattr(default, name) and name not in METHODS[config.method].options:
-            taken = [method for method, entry in METHODS.items() if name in entry.options]
-            raise input_error(
-                name, f"{getattr(config, name)!r} for method {config.method!r}, which has no use for it",
-                "one of " + ", ".join(taken), f"leave --{name.replace('_', '-')} out or choose another --method",
-            )  # fmt: skip
+    check_rules(config)
     if auxiliary is not None:
         check_auxiliary(auxiliary)
-    elif METHODS[config.method].vectors:
+    elif method_of(config).vectors:
         raise input_error(
             "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
             "give --auxiliary, or a method that needs none such as subword-mean",
         )  # fmt: skip
-    if METHODS[config.method].source_vectors == "segmented":
+    if method_of(config).source_vectors == "segmented":
         check_words(auxiliary)
-    if METHODS[config.method].source_vectors == "dictionary":
+    if method_of(config).source_vectors == "dictionary":
         for name, what in (
             ("source_auxiliary", "static vectors of the source's language"),
             ("dictionary", "a text file of word pairs, source and target"),
@@ -259,7 +267,7 @@ def _check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
 def _vectors(
     config: TransferConfig, auxiliary: str | Path | None, alignment: Alignment, donor: Donor
 ) -> Auxiliary | None:
-    if auxiliary is None or not METHODS[config.method].vectors:
+    if auxiliary is None or not method_of(config).vectors:
         return None
     size = alignment.target.size
     plm = None
@@ -276,7 +284,7 @@ def _job(
     config: TransferConfig, device: torch.device, clock: _Clock,
 ) -> Job:  # fmt: skip
     flags = alignment.source.flags()[: len(model.input_rows)]
-    method = METHODS[config.method]
+    method = method_of(config)
     anchors = anchors_of(assembly, alignment, vectors, donor.input_rows if method.plm or not method.anchors else None)
     if method.anchors and not len(anchors):
         shared = int(assembly.shared.sum())
@@ -330,15 +338,24 @@ def _summary(
         "overlap": alignment.counts(),
         "anchors": len(job.anchors),
         "new_tokens": len(job.new),
-        "support": support_summary(assembly, METHODS[config.method].neighbours),
+        "support": support_summary(assembly, method_of(config).neighbours),
         "statuses": [{"name": name, "count": count} for name, count in statuses(assembly).items()],
         "norms": norms(assembly),
         "heldout": heldout,
         "seconds": dict(clock.seconds),
         "environment": {**versions(), "device": str(job.device), "operators": _operators(job.device)},
     }
-    summary["warnings"] = _warnings(summary, model)
+    summary["warnings"] = _warnings(summary, model, config)
     return summary
+
+
+def _words(assembly: Assembly, alignment: Alignment) -> list[str | None]:
+    """Text of each row's token, where it is one of the target's."""
+    words: list[str | None] = [None] * len(assembly.origin)
+    for row, word in zip(assembly.row_of.tolist(), alignment.target.words(), strict=True):
+        if row >= 0:
+            words[row] = word
+    return words
 
 
 def _operators(device: torch.device) -> str:
@@ -347,10 +364,21 @@ def _operators(device: torch.device) -> str:
     return backend(device.type).name
 
 
+def _rule_warnings(summary: dict[str, Any], config: TransferConfig, assembly: Assembly, donor: Donor) -> list[str]:
+    """What the guards found, and what a shift is good for."""
+    method, found = method_of(config), []
+    if "norm_guard" in summary:
+        found += norm_warnings(summary["norm_guard"], config.norm_guard, _advice(method.options))
+        found += support_warnings(assembly, method, donor.input_rows.shape[1], config.ridge)
+    if config.unigram_shift is not None:
+        found.append("unigram_shift helps before any training alone: leave it out of a start that will be adapted")
+    return found
+
+
 def _unused(config: TransferConfig, auxiliary: str | Path | None, model: Source, donor: Donor) -> list[str]:
     """What was given and has no effect: the user may believe that it has."""
     found = []
-    if auxiliary is not None and not METHODS[config.method].vectors:
+    if auxiliary is not None and not method_of(config).vectors:
         found.append(f"method {config.method} does not use auxiliary")
     if config.keep_source_vocabulary:
         default = TransferConfig()
@@ -368,10 +396,10 @@ def _unused(config: TransferConfig, auxiliary: str | Path | None, model: Source,
     return found
 
 
-def _warnings(summary: dict[str, Any], model: Source) -> list[str]:
+def _warnings(summary: dict[str, Any], model: Source, config: TransferConfig) -> list[str]:
     """What a user should know before trusting this start."""
     found = []
-    method = METHODS[summary["method"]]
+    method = method_of(config)
     support, length = summary["support"], summary["norms"]
     if support and method.sparse and support["median"] > summary["anchors"] / 4:
         found.append(
@@ -385,7 +413,7 @@ def _warnings(summary: dict[str, Any], model: Source) -> list[str]:
             "the head is tied: its rows are the input rows, so only the input's rule of subword-asymmetric applies"
         )
     if summary["method"] == "blend" and summary["heldout"]:
-        found.append("the self-check measures the ridge map alone: hidden shared tokens have no pieces to blend in")
+        found.append("the self-check measures the regression alone: hidden shared tokens have no pieces to blend in")
     drawn = summary["counts"]["drawn"] / max(1, summary["new_tokens"])
     if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
         found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
@@ -396,21 +424,15 @@ def _warnings(summary: dict[str, Any], model: Source) -> list[str]:
 
 
 def _norm_warnings(length: dict[str, dict[str, float]], origin: str, options: tuple[str, ...]) -> list[str]:
-    """Rows of this origin that are far longer, or nearly all far shorter, than any or most of the copied ones."""
+    """Rows of this origin that are nearly all far shorter than most of the copied ones; longer ones the guard names."""
     if origin not in length or "copied" not in length:
         return []
-    own, copied = length[origin], length["copied"]
+    own, copied = length[origin]["median"], length["copied"]["median"]
+    if own >= copied / 4:
+        return []
+    return [f"the median {origin} row has norm {own:.2g}, the median copied one {copied:.2g}: {_advice(options)}"]
+
+
+def _advice(options: tuple[str, ...]) -> str:
     helpful = " or ".join(text for name, text in (("center", "--center"), ("ridge", "--ridge 0.01")) if name in options)
-    advice = (
-        f": {helpful} keeps rows near the source's" if helpful else ": another --method may keep rows near the source's"
-    )
-    found = []
-    if own["max"] > 4 * copied["max"]:
-        found.append(
-            f"the largest {origin} row has norm {own['max']:.1f}, the largest copied one {copied['max']:.1f}{advice}"
-        )
-    if own["median"] < copied["median"] / 4:
-        found.append(
-            f"the median {origin} row has norm {own['median']:.2g}, the median copied one {copied['median']:.2g}{advice}"
-        )
-    return found
+    return f"{helpful} keeps rows near the source's" if helpful else "another --method may keep rows near the source's"

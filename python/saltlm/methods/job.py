@@ -69,10 +69,10 @@ def anchors_of(
     ids = np.flatnonzero(assembly.shared & (alignment.kind != MatchKind.ROLE))
     if auxiliary is not None:
         ids = ids[auxiliary.known.numpy()[ids]]
-    return ids if plm_rows is None else ids[_have_row(plm_rows, ids)]
+    return ids if plm_rows is None else ids[have_row(plm_rows, ids)]
 
 
-def _have_row(plm_rows: torch.Tensor, ids: np.ndarray) -> np.ndarray:
+def have_row(plm_rows: torch.Tensor, ids: np.ndarray) -> np.ndarray:
     """Bool, for each id: the PLM has a finite row for it that is not zero."""
     found = ids < len(plm_rows)
     within = torch.from_numpy(ids[found])
@@ -97,7 +97,7 @@ def split_by_vector(job: Job) -> tuple[torch.Tensor, list[Block]]:
 
 def split_by_plm_row(job: Job) -> tuple[torch.Tensor, list[Block]]:
     """New tokens that have a usable PLM row, and a block of those that have none."""
-    have = _have_row(job.plm_rows, job.new)
+    have = have_row(job.plm_rows, job.new)
     return torch.from_numpy(job.new[have]), [left(job.new[~have], NO_PLM_ROW)] if not have.all() else []
 
 

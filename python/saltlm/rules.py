@@ -1,0 +1,42 @@
+"""Whether the rules that a configuration names fit together; found before anything large is loaded."""
+
+from __future__ import annotations
+
+from .config import TransferConfig
+from .errors import input_error
+from .methods import METHODS, method_of
+from .texts import read_documents
+
+OF_METHODS = (
+    "ridge", "center", "max_support", "support_rule", "map_ridge", "blend_with", "blend_weight", "clean_anchors",
+    "source_auxiliary", "dictionary",
+)  # fmt: skip
+
+
+def check_rules(config: TransferConfig) -> None:
+    """Refuse options that the method, as configured, has no use for, and rules that contradict each other.
+
+    Raises:
+        InputError: the first of them, or the text to count tokens in is missing or holds none.
+    """
+    default, options = TransferConfig(), method_of(config).options
+    named = f"method {config.method!r}" + (f" with {config.blend_with!r}" if config.blend_with else "")
+    for name in OF_METHODS:
+        if getattr(config, name) != getattr(default, name) and name not in options:
+            taken = [method for method in METHODS if name in method_of(TransferConfig(method=method)).options]
+            raise input_error(
+                name, f"{getattr(config, name)!r} for {named}, which has no use for it",
+                "one of " + ", ".join(taken), f"leave --{name.replace('_', '-')} out or choose another --method",
+            )  # fmt: skip
+    if config.blend_weight == "support" and method_of(config).every:
+        raise input_error(
+            "blend_weight", f"'support' for {named}, where every anchor is a neighbour of every token",
+            "a number, or another rule", "use --blend-weight pieces, or --blend-with local-map",
+        )  # fmt: skip
+    if config.unigram_shift is not None and config.keep_source_vocabulary:
+        raise input_error(
+            "unigram_shift", "with keep_source_vocabulary, whose old tokens stay as likely as they were",
+            "one of the two", "leave --unigram-shift out",
+        )  # fmt: skip
+    if config.unigram_text is not None:
+        read_documents(config.unigram_text)
