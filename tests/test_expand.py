@@ -75,7 +75,8 @@ def test_text_without_a_new_token_is_tokenized_as_before(source: str, target: st
     found, spelled = expanded(source, target)
 
     def has_new(part: str) -> bool:  # the space that some tokenizers put before a text counts as its own
-        return any(own in f" {part}".encode() for own in spelled)
+        # SentencePiece reads its own mark as a space, so a text may spell one by it.
+        return any(own in f" {part}".replace("▁", " ").encode() for own in spelled)
 
     text = " ".join(word for word in text.split(" ") if not has_new(word))
     assume(text.strip() and not has_new(text))
