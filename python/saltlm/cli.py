@@ -168,8 +168,18 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("--resume", action="store_true", help="go on with the run in --out, or start one")
     add_config(adapt, AdaptConfig)
 
+    inspect = commands.add_parser("inspect", help="where each row of a transferred model came from")
+    inspect.add_argument("folder", metavar="DIR", help="folder written by transfer or adapt")
+    inspect.add_argument(
+        "token",
+        nargs="*",
+        metavar="TOKEN",
+        help="a token's text, with or without its word start, or '#123' for an id; none: all",
+    )
+    inspect.add_argument("--html", metavar="FILE", help="write one page with all rows, to search in a browser")
+
     status = commands.add_parser("status", help="versions, operators that run and why, devices")
-    for command in (transfer, evaluate, adapt, status):
+    for command in (transfer, evaluate, adapt, inspect, status):
         command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return top
@@ -244,6 +254,25 @@ def _ratio(entry: str) -> tuple[str, float]:
     raise input_error("replay", repr(entry), "FILE:RATIO", "write e.g. --replay english.txt:0.1")
 
 
+def run_inspect(arguments: argparse.Namespace) -> None:
+    """``saltlm inspect``."""
+    from . import inspect_rows, inspect_show
+
+    rows = inspect_rows.read_rows(arguments.folder)
+    asked = inspect_rows.found(rows, arguments.token)
+    if arguments.html:
+        inspect_show.write_page(rows, arguments.html)
+    if arguments.json:
+        _json({"tokens": [rows.detail(row) for row in asked]} if asked else rows.overview())
+    elif asked:
+        for row in asked:
+            inspect_show.detail(rows.detail(row))
+    else:
+        inspect_show.overview(rows.overview())
+    if arguments.html and not (arguments.quiet or arguments.json):
+        sys.stderr.write(f"written: {arguments.html}\n")
+
+
 def run_status(arguments: argparse.Namespace) -> None:
     """``saltlm status``."""
     from . import show
@@ -299,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _silence()
     module, run = {
         "transfer": (".transfer", run_transfer), "evaluate": (".score", run_evaluate), "adapt": (".packing", run_adapt),
-        "status": (".status", run_status),
+        "inspect": (".inspect_rows", run_inspect), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip
     try:
         interrupt.load(module)

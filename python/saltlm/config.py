@@ -58,6 +58,8 @@ class TransferConfig:
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
             (the word-start flag may differ), ``case`` (case may differ too).
         special_overrides: target special token -> source token whose row it takes, both by spelling.
+        keep_source_vocabulary: keep the source's tokenizer and all of its rows, and add the target's new tokens to it, instead
+            of replacing it; the result keeps the source's chat template, special tokens and token ids.
         chat_template: whose template the result carries: ``target``'s, the ``source``'s (its special tokens are
             added to the tokenizer) or ``none``.
         pad_to_multiple_of: round the number of rows up to a multiple of this, in [1, 65536]; ``None`` adds no rows.
@@ -92,6 +94,7 @@ class TransferConfig:
     dictionary: str | None = None
     overlap: str = "exact"
     special_overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    keep_source_vocabulary: bool = False
     chat_template: str = "target"
     pad_to_multiple_of: int | None = None
     seed: int = 0

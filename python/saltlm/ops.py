@@ -232,6 +232,7 @@ def salt_rows(
     center: bool = False,
     max_support: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    coefficients: Callable[[Support, Tensor], None] | None = None,
 ) -> SaltRows:
     """Build rows of a source model for new tokens by SALT.
 
@@ -251,6 +252,7 @@ def salt_rows(
         center: as in :func:`support_lstsq`.
         max_support: as in :func:`sparsemax_support`.
         progress: called with (done, total) after each chunk.
+        coefficients: called with each chunk's supports and coefficients, chunk after chunk.
 
     Returns:
         rows, output rows and diagnostics, on the device of the inputs.
@@ -293,6 +295,8 @@ def salt_rows(
         size[begin:end] = support.offsets.diff()
         rank[begin:end], residual[begin:end] = solution.rank, solution.residual
         status[begin:end] = solution.status
+        if coefficients is not None:
+            coefficients(support, solution.coefficients)
         for rows, target in zip(made, targets, strict=True):
             part = combine(support, solution.coefficients, target)
             finite = part.isfinite().all(dim=1)

@@ -40,5 +40,10 @@ def check_rules(config: TransferConfig) -> None:
             "blend_weight", f"'support' for {named}, where every anchor is a neighbour of every token",
             "a number, or another rule", "use --blend-weight pieces, or --blend-with local-map",
         )  # fmt: skip
+    if config.unigram_shift is not None and config.keep_source_vocabulary:
+        raise input_error(
+            "unigram_shift", "with keep_source_vocabulary, whose old tokens stay as likely as they were",
+            "one of the two", "leave --unigram-shift out",
+        )  # fmt: skip
     if config.unigram_text is not None:
         read_documents(config.unigram_text)

@@ -89,6 +89,12 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
             if count:
                 table.add_row(name, f"{count:,}", f"{count / rows:.1%}", ORIGIN_WORDS[name])
     console.print(table)
+    if summary["expansion"]:
+        grown = summary["expansion"]
+        console.print(
+            f"added to the source's tokenizer: {grown['added']:,} tokens; {grown['left_out']:,} left out, which it could"
+            " never put into a text"
+        )
     if summary["support"]:
         support = summary["support"]
         whole = f" of {summary['anchors']:,} anchors" if support["of"] == "anchors" else ""

@@ -20,9 +20,10 @@ from .causal_lm import resolve_device
 from .checkpoint import Donor, Source, load_donor, load_source
 from .config import TransferConfig
 from .errors import input_error
+from .expand import expand
 from .heldout import check, hide_in
 from .methods import Job, anchors_of, build, method_of
-from .new_tokenizer import causal_tokenizer, id_changes
+from .new_tokenizer import IdChanges, causal_tokenizer, id_changes
 from .norm_guard import guard_norms, norm_warnings, support_warnings
 from .output_folder import check_output
 from .provenance import (
@@ -36,6 +37,7 @@ from .provenance import (
     summary_bytes,
     support_summary,
 )  # fmt: skip
+from .recipe import RULES
 from .rules import check_rules
 from .segmented_vectors import check_words, segmented_vectors
 from .source_vectors import check_source_vectors, load_source_vectors
@@ -57,13 +59,14 @@ class Transfer:
     """A finished transfer.
 
     Attributes:
-        input_rows: [T', D], new input rows in the dtype as written; ``T'`` is ``T`` rounded up as asked.
+        input_rows: [T', D], new input rows in the dtype as written; ``T'`` is ``T`` (or ``S`` and the
+            added tokens), rounded up as asked.
         output_rows: [T', D] of an untied head, ``None`` for a tied one.
         output_bias: [T'] of the head, ``None`` where it has none.
         alignment: source id and verdict of each target token.
-        origin: uint8 [T'], index into :data:`~saltlm.assemble.ORIGINS`.
+        origin: uint8 [T'], of each row: index into :data:`~saltlm.assemble.ORIGINS`.
         summary: what ``saltlm.json`` holds.
-        tokenizer: the new tokenizer.
+        tokenizer: the new tokenizer, the target's or the source's with tokens added.
         out: the written folder, ``None`` if none was asked for.
     """
 
@@ -146,10 +149,12 @@ def transfer(
         )  # fmt: skip
         donor = load_donor(target, revision=config.target_revision, trust_remote_code=config.trust_remote_code)
     with clock("align"):
-        tokenizer = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=config.chat_template)
+        template = "target" if config.keep_source_vocabulary else config.chat_template
+        tokenizer = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=template)
         alignment = align(
             model.tokenizer, tokenizer, overlap=config.overlap, special_overrides=config.special_overrides
         )
+        expansion = expand(model.tokenizer, alignment, len(model.input_rows)) if config.keep_source_vocabulary else None
     with clock("vectors"):
         kind, source_vectors = method_of(config).source_vectors, None
         if kind == "segmented":
@@ -161,8 +166,9 @@ def transfer(
             source_vectors = load_source_vectors(
                 config.source_auxiliary, config.dictionary, auxiliary, alignment, vectors.vectors.shape[1]
             )
-    rows = -(-alignment.target.size // (config.pad_to_multiple_of or 1)) * (config.pad_to_multiple_of or 1)
-    assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None)
+    size = alignment.target.size if expansion is None else expansion.first + len(expansion.added)
+    rows = -(-size // (config.pad_to_multiple_of or 1)) * (config.pad_to_multiple_of or 1)
+    assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None, expansion)
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
     job = dataclasses.replace(job, source_auxiliary=source_vectors)
     if config.unigram_shift is not None:
@@ -184,19 +190,24 @@ def transfer(
                     "from": counted
                 }
             posts["norm_guard"] = guard_norms(
-                assembly, job.used, config.norm_guard, alignment.target.words(), bias=config.unigram_shift is None
+                assembly, job.used, config.norm_guard, _words(assembly, alignment), bias=config.unigram_shift is None
             )
             assembly.pad(job.used)
             matrices = assembly.matrices()
     if not (config.tune or dry_run):
         heldout, _ = _self_check(job, clock)
     summary = _summary(config, model, donor, vectors, alignment, assembly, job, heldout, tuning, clock)
+    summary["expansion"] = None if expansion is None else expansion.counts
     summary |= posts
     summary["warnings"] += _rule_warnings(summary, config, assembly, donor) + _unused(config, auxiliary, model, donor)
+    if expansion is not None:
+        tokenizer = expansion.tokenizer
     if tokenizer.eos_token_id is None:
         summary["warnings"].append(NO_END)
     if not dry_run and destination is not None:
-        changes = id_changes(model.config, model.generation_config, tokenizer, assembly.source_id)
+        changes = IdChanges(config={}, generation=None)  # with the source's tokens every id means what it meant
+        if expansion is None:
+            changes = id_changes(model.config, model.generation_config, tokenizer, assembly.source_id)
         with clock("write"):
             write_folder(
                 destination,
@@ -207,7 +218,7 @@ def transfer(
                 generation_changes=changes.generation,
                 extra_files={
                     "saltlm.json": summary_bytes(summary),
-                    "provenance.safetensors": provenance_bytes(assembly),
+                    "provenance.safetensors": provenance_bytes(assembly, alignment.source),
                     "README.md": model_card(summary),
                 },
                 force=config.force,
@@ -301,7 +312,7 @@ def _job(
     method = method_of(config)
     anchors = anchors_of(assembly, alignment, vectors, donor.input_rows if method.plm or not method.anchors else None)
     if method.anchors and not len(anchors):
-        shared = int((assembly.source_id >= 0).sum())
+        shared = int(assembly.shared.sum())
         needed = " and ".join(["a vector"] * method.vectors + ["a PLM row"] * method.plm)
         raise input_error(
             "tokenizers",
@@ -317,7 +328,7 @@ def _job(
         auxiliary=vectors,
         plm_rows=donor.input_rows,
         anchors=anchors,
-        new=np.flatnonzero(assembly.open),
+        new=assembly.new,
         config=config,
         device=device,
         progress=lambda done, total: clock.progress("rows", done, total),
@@ -348,6 +359,7 @@ def _summary(
         "config": config.to_json(),
         "inputs": inputs,
         "origins": list(ORIGINS),
+        "rules": list(RULES),
         "counts": counts(assembly),
         "overlap": alignment.counts(),
         "anchors": len(job.anchors),
@@ -362,6 +374,15 @@ def _summary(
     }
     summary["warnings"] = _warnings(summary, model, config)
     return summary
+
+
+def _words(assembly: Assembly, alignment: Alignment) -> list[str | None]:
+    """Text of each row's token, where it is one of the target's."""
+    words: list[str | None] = [None] * len(assembly.origin)
+    for row, word in zip(assembly.row_of.tolist(), alignment.target.words(), strict=True):
+        if row >= 0:
+            words[row] = word
+    return words
 
 
 def _operators(device: torch.device) -> str:
@@ -386,6 +407,13 @@ def _unused(config: TransferConfig, auxiliary: str | Path | None, model: Source,
     found = []
     if auxiliary is not None and not method_of(config).vectors:
         found.append(f"method {config.method} does not use auxiliary")
+    if config.keep_source_vocabulary:
+        default = TransferConfig()
+        found += [
+            f"{name} has no effect with keep_source_vocabulary"
+            for name in ("chat_template", "special_overrides")
+            if getattr(config, name) != getattr(default, name)
+        ]
     for side, loaded, revision in (
         ("source", model, config.source_revision),
         ("target", donor, config.target_revision),
@@ -422,7 +450,8 @@ def _warnings(summary: dict[str, Any], model: Source, config: TransferConfig) ->
     drawn = summary["counts"]["drawn"] / max(1, summary["new_tokens"])
     if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
         found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
-    if model.tokenizer.chat_template and summary["config"]["chat_template"] == "target":
+    replaced = not summary["config"]["keep_source_vocabulary"]
+    if replaced and model.tokenizer.chat_template and summary["config"]["chat_template"] == "target":
         found.append("the source's chat template is left out; --chat-template source keeps it")
     return found
 

@@ -8,12 +8,14 @@ import torch
 
 from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, Block
 from ..ops import STATUSES, Solution, Support, combine, salt_rows, sparsemax_support, support_lstsq
+from ..recipe import Recipe
 from .job import (
     NO_SUPPORT,
     Job,
     anchor_sides,
     chunk_rows,
     left,
+    recipe_of,
     rows_at,
     split_by_plm_row,
     split_by_vector,
@@ -38,7 +40,7 @@ def salt(job: Job) -> Iterator[Block]:
     ids = torch.from_numpy(job.new[reachable])
     done = 0
     for block in ids.split(BLOCK):
-        start = done
+        start, recipes = done, []
         built = salt_rows(
             auxiliary.vectors[block].to(job.device),
             anchor_auxiliary,
@@ -50,7 +52,9 @@ def salt(job: Job) -> Iterator[Block]:
             center=job.config.center,
             max_support=job.config.max_support,
             progress=lambda rows, _, start=start: job.progress(start + rows, len(ids)),
+            coefficients=lambda support, weights, to=recipes: to.append(recipe_of(job, support, weights)),
         )
+        recipe = Recipe.joined(recipes)
         done += len(block)
         status = built.status.cpu()
         for solved in (True, False):
@@ -65,6 +69,8 @@ def salt(job: Job) -> Iterator[Block]:
                     rank=built.rank.cpu()[at],
                     residual=built.residual.cpu()[at],
                     status=status[at] + 1,
+                    rule="anchors",
+                    recipe=recipe.pick(at),
                 )
 
 
@@ -99,6 +105,8 @@ def _weighted(job: Job, ids: torch.Tensor, space: torch.Tensor) -> Iterator[Bloc
             head=None if head is None else head[found],
             origin=COMPOSED,
             support_size=size[found].int(),
+            rule="anchors",
+            recipe=recipe_of(job, support, support.weights).pick(found),
         )
         done += len(block)
         job.progress(done, len(ids))
@@ -120,15 +128,17 @@ def omp(job: Job) -> Iterator[Block]:
         picked = pursue(new, anchors, most, progress=lambda rows, done=done: job.progress(done + rows, len(ids)))
         done += len(block)
         solution = support_lstsq(new, anchors, picked, ridge=job.config.ridge, center=job.config.center)
-        yield from _solved(block, picked, solution, sides)
+        yield from _solved(job, block, picked, solution, sides)
 
 
 def _solved(
-    block: torch.Tensor, support: Support, solution: Solution, sides: tuple[torch.Tensor, torch.Tensor | None]
-) -> Iterator[Block]:
+    job: Job, block: torch.Tensor, support: Support, solution: Solution,
+    sides: tuple[torch.Tensor, torch.Tensor | None],
+) -> Iterator[Block]:  # fmt: skip
     """Blocks of the rows that a solution gives, and of those it does not."""
     rows, head = (None if side is None else combine(support, solution.coefficients, side).cpu() for side in sides)
     status, size = solution.status.cpu(), support.offsets.diff().cpu().int()
+    recipe = recipe_of(job, support, solution.coefficients)
     for solved in (True, False):
         at = (status < SOLVABLE) == solved
         if at.any():
@@ -141,4 +151,6 @@ def _solved(
                 rank=solution.rank.cpu()[at],
                 residual=solution.residual.cpu()[at],
                 status=status[at] + 1,
+                rule="anchors",
+                recipe=recipe.pick(at),
             )
