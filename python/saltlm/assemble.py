@@ -12,6 +12,7 @@ from .align import HOLE, Alignment, MatchKind
 from .checkpoint import Source
 from .errors import input_error
 from .ops import STATUSES as SOLVER_STATUSES
+from .weights import release_pages
 from .write_folder import NewMatrices
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
@@ -20,6 +21,12 @@ COPIED, ROLE, SOLVED, COMPOSED, DRAWN, PADDING = range(len(ORIGINS))
 STATUSES = ("not_solved", *SOLVER_STATUSES, "no_vector", "no_plm_row", "out_of_range")
 NOT_SOLVED, NO_VECTOR, NO_PLM_ROW, OUT_OF_RANGE = 0, *range(len(SOLVER_STATUSES) + 1, len(STATUSES))
 BLOCK = 8192
+BLOCK_BYTES = 64 << 20  # of one block of rows in float64; wide models get fewer rows a block
+
+
+def block_rows(width: int) -> int:
+    """How many rows of this width are worked on at once: few enough that their copies in float64 stay small."""
+    return max(1, min(BLOCK, BLOCK_BYTES // (8 * max(1, width))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +111,8 @@ class Assembly:
         ids = np.flatnonzero(shared)
         self.source_id[ids] = alignment.source_id[ids]
         self.origin[ids] = np.where(alignment.kind[ids] == MatchKind.ROLE, ROLE, COPIED)
-        for block in np.array_split(ids, max(1, -(-len(ids) // BLOCK))):
+        step = block_rows(source.input_rows.shape[1])
+        for block in np.array_split(ids, max(1, -(-len(ids) // step))):
             at, wanted = torch.from_numpy(block), torch.from_numpy(alignment.source_id[block].astype(np.int64))
             for matrix, copied in self._sides():
                 copied[at] = matrix[wanted].to(copied.dtype)
@@ -113,6 +121,7 @@ class Assembly:
                         "dtype", str(copied.dtype).removeprefix("torch."), "one that holds the source's rows",
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
                     )  # fmt: skip
+            release_pages()
 
     def put(self, block: Block) -> None:
         """Take in built rows; a row that is not finite in the written dtype stays open, with status ``out_of_range``."""
@@ -162,7 +171,7 @@ class Assembly:
         for matrix, drawn in self._sides():
             mean, deviation = moments(matrix, used)
             limit = torch.finfo(drawn.dtype).max
-            for block in ids.split(BLOCK):
+            for block in ids.split(block_rows(len(mean))):
                 noise = torch.randn(len(block), len(mean), generator=generator, dtype=torch.float64)
                 values = (mean + noise * deviation).clamp(-limit, limit)
                 drawn[block] = values.reshape(-1, *drawn.shape[1:]).to(drawn.dtype)
@@ -199,8 +208,9 @@ def moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch
     ids = torch.from_numpy(used)
 
     def blocks() -> Iterator[torch.Tensor]:
-        for block in ids.split(BLOCK):
+        for block in ids.split(block_rows(matrix[:1].numel())):
             yield matrix[block].double().reshape(len(block), -1)
+            release_pages()
 
     mean = sum(block.sum(dim=0) for block in blocks()) / len(ids)
     squares = sum(((block - mean) ** 2).sum(dim=0) for block in blocks())

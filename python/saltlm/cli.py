@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .adapt_config import PRECISIONS, SCHEDULES, SPLITS, AdaptConfig
-from .config import CHAT_TEMPLATES, DTYPES, METHODS, OVERLAPS, TransferConfig
+from .config import CHAT_TEMPLATES, DTYPES, LINKS, METHODS, OVERLAPS, TransferConfig
 from .errors import InputError, SaltlmError, input_error
 from .side_by_side import MeasureConfig
 
 EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
-CHOICES |= {"schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS}
+CHOICES |= {"link": LINKS, "schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS}
 
 
 def documented(config: type) -> dict[str, str]:

@@ -38,7 +38,8 @@ from .provenance import (
 from .segmented_vectors import check_words, segmented_vectors
 from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
-from .write_folder import write_folder
+from .weights import release_pages
+from .write_folder import check_link, write_folder
 
 Progress = Callable[[str, int, int], None]
 
@@ -135,6 +136,8 @@ def transfer(
             source, gguf_file=config.gguf_file, revision=config.source_revision,
             trust_remote_code=config.trust_remote_code,
         )  # fmt: skip
+        if destination is not None and config.link == "hard":
+            check_link(model, destination)
         donor = load_donor(target, revision=config.target_revision, trust_remote_code=config.trust_remote_code)
     with clock("align"):
         tokenizer = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=config.chat_template)
@@ -184,6 +187,7 @@ def transfer(
                     "provenance.safetensors": provenance_bytes(assembly),
                     "README.md": model_card(summary),
                 },
+                link=config.link,
                 force=config.force,
                 protected=[donor.folder],
                 progress=lambda done, total: clock.progress("write", done, total),
@@ -264,6 +268,11 @@ def _job(
     assembly: Assembly, model: Source, donor: Donor, alignment: Alignment, vectors: Auxiliary | None,
     config: TransferConfig, device: torch.device, clock: _Clock,
 ) -> Job:  # fmt: skip
+
+    def progress(done: int, total: int) -> None:
+        release_pages()
+        clock.progress("rows", done, total)
+
     flags = alignment.source.flags()[: len(model.input_rows)]
     method = METHODS[config.method]
     anchors = anchors_of(assembly, alignment, vectors, donor.input_rows if method.plm or not method.anchors else None)
@@ -287,7 +296,7 @@ def _job(
         new=np.flatnonzero(assembly.open),
         config=config,
         device=device,
-        progress=lambda done, total: clock.progress("rows", done, total),
+        progress=progress,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, Block
+from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, Block, block_rows
 from ..ops import STATUSES, Solution, Support, combine, salt_rows, sparsemax_support, support_lstsq
 from .job import (
     NO_SUPPORT,
@@ -37,7 +37,7 @@ def salt(job: Job) -> Iterator[Block]:
     anchor_auxiliary = rows_at(auxiliary.vectors, job.anchors, job.device)
     ids = torch.from_numpy(job.new[reachable])
     done = 0
-    for block in ids.split(BLOCK):
+    for block in ids.split(block_rows(job.source_rows.shape[1])):
         start = done
         built = salt_rows(
             auxiliary.vectors[block].to(job.device),
