@@ -11,6 +11,7 @@ import torch
 from .align import HOLE, Alignment, MatchKind
 from .checkpoint import Source
 from .errors import input_error
+from .finite import all_finite, finite_rows
 from .ops import STATUSES as SOLVER_STATUSES
 from .weights import release_pages
 from .write_folder import NewMatrices
@@ -27,6 +28,16 @@ BLOCK_BYTES = 64 << 20  # of one block of rows in float64; wide models get fewer
 def block_rows(width: int) -> int:
     """How many rows of this width are worked on at once: few enough that their copies in float64 stay small."""
     return max(1, min(BLOCK, BLOCK_BYTES // (8 * max(1, width))))
+
+
+def gather(matrix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix mapped from a file, whose pages are given back on the way: each row brings its neighbours' along."""
+    rows = torch.empty(len(ids), *matrix.shape[1:], dtype=matrix.dtype)
+    step = block_rows(matrix[:1].numel())
+    for start in range(0, len(ids), step):
+        rows[start : start + step] = matrix[ids[start : start + step]]
+        release_pages()
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Head:
         """Float32 [n, D'] of source ids; ``None`` where nothing is present."""
         parts = []
         if self.rows is not None:
-            parts.append(self.rows[ids].float())
+            parts.append(gather(self.rows, ids).float())
         if self.bias is not None:
             parts.append(self.bias[ids].float()[:, None])
         return torch.cat(parts, dim=1) if parts else None
@@ -116,7 +127,7 @@ class Assembly:
             at, wanted = torch.from_numpy(block), torch.from_numpy(alignment.source_id[block].astype(np.int64))
             for matrix, copied in self._sides():
                 copied[at] = matrix[wanted].to(copied.dtype)
-                if copied.dtype != matrix.dtype and not copied[at].isfinite().all():
+                if copied.dtype != matrix.dtype and not all_finite(copied[at]):
                     raise input_error(
                         "dtype", str(copied.dtype).removeprefix("torch."), "one that holds the source's rows",
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
@@ -133,11 +144,11 @@ class Assembly:
         if block.rows is None or not len(ids):
             return
         rows = block.rows.to(self.input_rows.dtype)
-        fits = rows.isfinite().all(dim=1)
+        fits = finite_rows(rows)
         head, bias = self._split(block.head)
         for part in (head, bias):
             if part is not None:
-                fits &= part.isfinite().reshape(len(ids), -1).all(dim=1)
+                fits &= finite_rows(part)
         kept = fits.numpy()
         self.input_rows[block.ids[fits]] = rows[fits]
         if head is not None:

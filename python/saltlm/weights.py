@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .errors import input_error
+from .finite import finite_rows
 from .safetensors_stream import BLOCK, DTYPES, Entry, Header, read_header, refuse_lfs_pointer
 
 SINGLE = "model.safetensors"
@@ -74,14 +75,6 @@ def release_pages() -> None:
     for mapped in list(_maps):
         if hasattr(mapped, "madvise"):  # not on every system
             mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether a float tensor holds no NaN and no infinity; 25 times as fast as asking each element for bfloat16."""
-    if not tensor.numel():
-        return True
-    least, largest = torch.aminmax(tensor)  # NaN passes through both
-    return bool(least.isfinite() & largest.isfinite())
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -199,8 +192,8 @@ def check_rows(tensor: torch.Tensor, name: str, side: str, token: Mapping[int, s
     for start in range(0, len(tensor), rows):
         block = tensor[start : start + rows]
         digest.update(memoryview(block.contiguous().view(-1).view(torch.uint8).numpy()))
-        if not all_finite(block):
-            finite = torch.isfinite(block.reshape(len(block), -1)).all(dim=1)
+        finite = finite_rows(block)
+        if not finite.all():
             found = (start + torch.nonzero(~finite).flatten()).tolist()
             count += len(found)
             bad += found[: 5 - len(bad)]

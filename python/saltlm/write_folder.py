@@ -15,9 +15,10 @@ import torch
 from .architecture import quiet_transformers
 from .checkpoint import Source
 from .errors import BackendError, InputError, input_error
+from .finite import finite_rows
 from .output_folder import check_output, named_errors, whole_folder
 from .safetensors_stream import NAMES, Header, copy_file, kept_bytes, link_file, replaced_header, rewrite, shares_blocks
-from .weights import INDEX, all_finite
+from .weights import INDEX
 
 # Kept from the source under their own names; its README, old tokenizer and other weights are not.
 KEPT = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
@@ -173,9 +174,8 @@ def _shape(tensor: torch.Tensor | None) -> object:
 
 def _first_not_finite(tensor: torch.Tensor) -> int | None:
     for start in range(0, len(tensor), 512):
-        block = tensor[start : start + 512]
-        if not all_finite(block):
-            finite = torch.isfinite(block.reshape(len(block), -1)).all(dim=1)
+        finite = finite_rows(tensor[start : start + 512])
+        if not finite.all():
             return start + int(torch.nonzero(~finite)[0])
     return None
 
