@@ -36,7 +36,7 @@ def problem(new: int, anchors: int, width: int, plm: int, lm: int, *, dense: boo
     to_lm = torch.randn(plm, lm, generator=draw) / plm**0.5
     rows = [side @ to_plm + 0.5 * torch.randn(len(side), plm, generator=draw) for side in auxiliary]
     answer = rows[1] @ to_lm + 0.2 * torch.randn(anchors, lm, generator=draw)
-    shift = 20 * torch.randn(width, generator=draw) * spectrum if dense else torch.zeros(width)
+    shift = 300 * torch.randn(width, generator=draw) * spectrum if dense else torch.zeros(width)
     return Problem(
         new_auxiliary=auxiliary[0] + shift,
         anchor_auxiliary=auxiliary[1] + shift,
