@@ -8,7 +8,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -290,22 +290,33 @@ def shares_blocks(source: Path, folder: Path) -> bool:
         return False
 
 
-def kept_bytes(header: Header, replaced: Collection[str] = ()) -> int:
-    """Bytes that a copy of the file without the tensors ``replaced`` takes on the disk; holes take none.
+def kept_bytes(header: Header, replacements: Mapping[str, torch.Tensor], *, shared: bool = False) -> int:
+    """Bytes on the disk that a copy of the file takes without the tensors ``replacements``; holes take none.
 
     A file that cannot be read counts as one without holes: whoever copies it will meet the reason.
+
+    Args:
+        header: the file.
+        replacements: as in :func:`rewrite`.
+        shared: the file system shares blocks between this file and its copy, where their places in a block agree.
     """
-    spans = [
-        (header.data_start + entry.start, header.data_start + entry.end)
-        for name, entry in header.entries.items()
-        if name not in replaced
-    ]
+    start, placed = replaced_header(header, replacements)
+    total = len(start)
+    spans = [span for span in _spans(header, placed, replacements) if span.name is None]
+    for span in spans:
+        if shared and (span.old - span.new - len(start)) % PAGE == 0:
+            total += min(span.count, 2 * PAGE)  # the blocks at its two ends hold other bytes, too
+        else:
+            total += _data_bytes(header.path, span.old, span.old + span.count)
+    return total
+
+
+def _data_bytes(path: Path, start: int, end: int) -> int:
     try:
-        with header.path.open("rb") as file:
-            found = [stop - begin for start, end in spans for begin, stop in _data(file.fileno(), start, end)]
+        with path.open("rb") as file:
+            return sum(stop - begin for begin, stop in _data(file.fileno(), start, end))
     except OSError:
-        found = [end - start for start, end in spans]
-    return header.data_start + sum(found)
+        return end - start
 
 
 def _clone(source: int, target: int) -> bool:

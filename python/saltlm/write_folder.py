@@ -193,11 +193,13 @@ def _disk_bytes(source: Source, plan: Mapping[str, Mapping[str, torch.Tensor]], 
     total = 0
     for name, replaced in plan.items():
         header = source.weights.headers[name]
+        if not replaced and link == "hard":
+            continue
         device = header.path.stat().st_dev
-        if not replaced and device not in shared:
-            shared[device] = link == "hard" or shares_blocks(header.path, folder)
+        if device not in shared:
+            shared[device] = shares_blocks(header.path, folder)
         if replaced or not shared[device]:
-            total += kept_bytes(header, replaced)
+            total += kept_bytes(header, replaced, shared=shared[device])
         total += sum(tensor.numel() * tensor.element_size() for tensor in replaced.values())
     return total
 
