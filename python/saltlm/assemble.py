@@ -12,8 +12,10 @@ from .align import HOLE, Alignment, MatchKind
 from .checkpoint import Source
 from .errors import input_error
 from .expand import Expansion
+from .finite import all_finite, finite_rows
 from .ops import STATUSES as SOLVER_STATUSES
 from .recipe import RULES, Recipe
+from .weights import release_pages
 from .write_folder import NewMatrices
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
@@ -22,6 +24,22 @@ COPIED, ROLE, SOLVED, COMPOSED, DRAWN, PADDING = range(len(ORIGINS))
 STATUSES = ("not_solved", *SOLVER_STATUSES, "no_vector", "no_plm_row", "out_of_range")
 NOT_SOLVED, NO_VECTOR, NO_PLM_ROW, OUT_OF_RANGE = 0, *range(len(SOLVER_STATUSES) + 1, len(STATUSES))
 BLOCK = 8192
+BLOCK_BYTES = 64 << 20  # of one block of rows in float64; wide models get fewer rows a block
+
+
+def block_rows(width: int) -> int:
+    """How many rows of this width are worked on at once: few enough that their copies in float64 stay small."""
+    return max(1, min(BLOCK, BLOCK_BYTES // (8 * max(1, width))))
+
+
+def gather(matrix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix mapped from a file, whose pages are given back on the way: each row brings its neighbours' along."""
+    rows = torch.empty(len(ids), *matrix.shape[1:], dtype=matrix.dtype)
+    step = block_rows(matrix[:1].numel())
+    for start in range(0, len(ids), step):
+        rows[start : start + step] = matrix[ids[start : start + step]]
+        release_pages()
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +91,7 @@ class Head:
         """Float32 [n, D'] of source ids; ``None`` where nothing is present."""
         parts = []
         if self.rows is not None:
-            parts.append(self.rows[ids].float())
+            parts.append(gather(self.rows, ids).float())
         if self.bias is not None:
             parts.append(self.bias[ids].float()[:, None])
         return torch.cat(parts, dim=1) if parts else None
@@ -141,15 +159,17 @@ class Assembly:
 
     def _copy(self, ids: np.ndarray) -> None:
         self.rule[ids] = RULES.index("copy")
-        for block in np.array_split(ids, max(1, -(-len(ids) // BLOCK))):
+        step = block_rows(self.input_rows.shape[1])
+        for block in np.array_split(ids, max(1, -(-len(ids) // step))):
             at, wanted = torch.from_numpy(block), torch.from_numpy(self.source_id[block].astype(np.int64))
             for matrix, copied in self.sides():
                 copied[at] = matrix[wanted].to(copied.dtype)
-                if copied.dtype != matrix.dtype and not copied[at].isfinite().all():
+                if copied.dtype != matrix.dtype and not all_finite(copied[at]):
                     raise input_error(
                         "dtype", str(copied.dtype).removeprefix("torch."), "one that holds the source's rows",
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
                     )  # fmt: skip
+            release_pages()
 
     def put(self, block: Block) -> None:
         """Take in built rows; a row that is not finite in the written dtype stays open, with status ``out_of_range``."""
@@ -162,11 +182,11 @@ class Assembly:
         if block.rows is None or not len(ids):
             return
         rows = block.rows.to(self.input_rows.dtype)
-        fits = rows.isfinite().all(dim=1)
+        fits = finite_rows(rows)
         head, bias = self._split(block.head)
         for part in (head, bias):
             if part is not None:
-                fits &= part.isfinite().reshape(len(ids), -1).all(dim=1)
+                fits &= finite_rows(part)
         kept = fits.numpy()
         self.input_rows[at[fits]] = rows[fits]
         if head is not None:
@@ -203,7 +223,7 @@ class Assembly:
         for matrix, drawn in self.sides():
             mean, deviation = moments(matrix, used)
             limit = torch.finfo(drawn.dtype).max
-            for block in ids.split(BLOCK):
+            for block in ids.split(block_rows(len(mean))):
                 noise = torch.randn(len(block), len(mean), generator=generator, dtype=torch.float64)
                 values = (mean + noise * deviation).clamp(-limit, limit)
                 drawn[block] = values.reshape(-1, *drawn.shape[1:]).to(drawn.dtype)
@@ -247,8 +267,9 @@ def moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch
     ids = torch.from_numpy(used)
 
     def blocks() -> Iterator[torch.Tensor]:
-        for block in ids.split(BLOCK):
+        for block in ids.split(block_rows(matrix[:1].numel())):
             yield matrix[block].double().reshape(len(block), -1)
+            release_pages()
 
     mean = sum(block.sum(dim=0) for block in blocks()) / len(ids)
     squares = sum(((block - mean) ** 2).sum(dim=0) for block in blocks())

@@ -15,14 +15,24 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .adapt_config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
-from .config import CHAT_TEMPLATES, DTYPES, METHODS, NORM_GUARDS, OVERLAPS, REGRESSIONS, SUPPORT_RULES, TransferConfig
+from .config import (
+    CHAT_TEMPLATES,
+    DTYPES,
+    LINKS,
+    METHODS,
+    NORM_GUARDS,
+    OVERLAPS,
+    REGRESSIONS,
+    SUPPORT_RULES,
+    TransferConfig,
+)
 from .errors import InputError, SaltlmError, input_error
 from .side_by_side import MeasureConfig
 
 EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
 CHOICES |= {"blend_with": REGRESSIONS, "support_rule": SUPPORT_RULES, "norm_guard": NORM_GUARDS}
-CHOICES |= {"schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS, "sharding": SHARDINGS}
+CHOICES |= {"link": LINKS, "schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS, "sharding": SHARDINGS}
 
 
 def documented(config: type) -> dict[str, str]:

@@ -20,6 +20,7 @@ NORM_GUARDS = ("warn", "shrink")
 OVERLAPS = ("exact", "word-start", "case")
 CHAT_TEMPLATES = ("target", "source", "none")
 DTYPES = ("float32", "bfloat16", "float16")
+LINKS = ("copy", "hard")
 MOST_PADDING = 65536
 
 
@@ -67,6 +68,9 @@ class TransferConfig:
         heldout: share of the anchors that the self-check hides, in [0, 0.5]; 0 skips the check.
         device: where the operators run: ``auto``, ``cpu`` or ``cuda[:index]``.
         dtype: dtype of the written embedding rows, one of :data:`DTYPES`; ``None`` keeps the checkpoint's own.
+        link: how weight files without embedding rows come into the new folder: ``copy`` (sharing their blocks with the
+            source's where the file system can) or ``hard`` (the source's own files under a second name: no room taken, but
+            whoever changes one in place, as saving a model into either folder may, changes both).
         gguf_file: name of the GGUF file inside the source folder, for a source that is one.
         source_revision: revision of the source on the hub; ``None`` is the default branch.
         target_revision: revision of the target on the hub; ``None`` is the default branch.
@@ -101,6 +105,7 @@ class TransferConfig:
     heldout: float = 0.05
     device: str = "auto"
     dtype: str | None = None
+    link: str = "copy"
     gguf_file: str | None = None
     source_revision: str | None = None
     target_revision: str | None = None
@@ -111,6 +116,7 @@ class TransferConfig:
         _one_of("method", self.method, METHODS)
         _one_of("overlap", self.overlap, OVERLAPS)
         _one_of("chat_template", self.chat_template, CHAT_TEMPLATES)
+        _one_of("link", self.link, LINKS)
         if self.dtype is not None:
             _one_of("dtype", self.dtype, DTYPES)
         pairs = self.special_overrides

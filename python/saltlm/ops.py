@@ -18,6 +18,7 @@ from torch import Tensor
 from . import ops_check as check
 from . import reference
 from .errors import input_error
+from .finite import finite_rows
 from .ops_load import Backend, backend, backends, forced
 
 __all__ = [
@@ -299,7 +300,7 @@ def salt_rows(
             coefficients(support, solution.coefficients)
         for rows, target in zip(made, targets, strict=True):
             part = combine(support, solution.coefficients, target)
-            finite = part.isfinite().all(dim=1)
+            finite = finite_rows(part)
             rows[begin:end] = part if finite.all() else torch.where(finite[:, None], part, 0.0)
             status[begin:end][~finite] = STATUSES.index("non_finite")
         if begin == 0 and 4 * int(size[:end].max()) < entries:

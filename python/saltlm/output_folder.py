@@ -264,12 +264,13 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
 def _sync(folder: Path) -> None:
     """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not.
 
-    Files get the usual permissions: some libraries write through private ones, which others could not read.
+    Files get the usual permissions: some libraries write through private ones, which others could not read. A file that
+    has another name elsewhere keeps its own, for they are that one's too.
     """
     mask = os.umask(0)
     os.umask(mask)
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1:
             path.chmod(0o666 & ~mask)
         sync_path(path)
     sync_path(folder)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._rust import Vocabulary
-from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
+from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly, block_rows
 
 FORMAT = 1
 
@@ -56,7 +56,8 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
     """Median and largest Euclidean norm of the input rows by origin: a start with norms far from the source's is a bad one."""
     import torch
 
-    lengths = torch.cat([block.double().norm(dim=1) for block in assembly.input_rows.split(8192)]).numpy()
+    blocks = assembly.input_rows.split(block_rows(assembly.input_rows.shape[1]))
+    lengths = torch.cat([block.double().norm(dim=1) for block in blocks]).numpy()
     result = {}
     for code, name in enumerate(ORIGINS):
         own = lengths[(assembly.origin == code) & ~assembly.open]

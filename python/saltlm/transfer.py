@@ -44,7 +44,8 @@ from .source_vectors import check_source_vectors, load_source_vectors
 from .status import versions
 from .tune import Tuning, tune
 from .unigram_shift import check_unigram, log_unigram, shift_unigram
-from .write_folder import write_folder
+from .weights import release_pages
+from .write_folder import check_link, write_folder
 
 Progress = Callable[[str, int, int], None]
 
@@ -147,6 +148,8 @@ def transfer(
             source, gguf_file=config.gguf_file, revision=config.source_revision,
             trust_remote_code=config.trust_remote_code,
         )  # fmt: skip
+        if destination is not None and config.link == "hard":
+            check_link(model, destination)
         donor = load_donor(target, revision=config.target_revision, trust_remote_code=config.trust_remote_code)
     with clock("align"):
         template = "target" if config.keep_source_vocabulary else config.chat_template
@@ -221,6 +224,7 @@ def transfer(
                     "provenance.safetensors": provenance_bytes(assembly, alignment.source),
                     "README.md": model_card(summary),
                 },
+                link=config.link,
                 force=config.force,
                 protected=[donor.folder],
                 progress=lambda done, total: clock.progress("write", done, total),
@@ -308,6 +312,11 @@ def _job(
     assembly: Assembly, model: Source, donor: Donor, alignment: Alignment, vectors: Auxiliary | None,
     config: TransferConfig, device: torch.device, clock: _Clock,
 ) -> Job:  # fmt: skip
+
+    def progress(done: int, total: int) -> None:
+        release_pages()
+        clock.progress("rows", done, total)
+
     flags = alignment.source.flags()[: len(model.input_rows)]
     method = method_of(config)
     anchors = anchors_of(assembly, alignment, vectors, donor.input_rows if method.plm or not method.anchors else None)
@@ -331,7 +340,7 @@ def _job(
         new=assembly.new,
         config=config,
         device=device,
-        progress=lambda done, total: clock.progress("rows", done, total),
+        progress=progress,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..align import Alignment, MatchKind
-from ..assemble import BLOCK, NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head
+from ..assemble import BLOCK, NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head, gather
 from ..auxiliary import Auxiliary
 from ..config import TransferConfig
 from ..ops import Support
@@ -105,7 +105,7 @@ def anchor_sides(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The anchors' rows in the source model, float32 [A, D], and their output rows [A, D'] where the head has its own."""
     source = torch.from_numpy(job.alignment.source_id[job.anchors].astype(np.int64))
     head = job.head.gather(source)
-    return job.source_rows[source].to(job.device, torch.float32), None if head is None else head.to(job.device)
+    return gather(job.source_rows, source).to(job.device, torch.float32), None if head is None else head.to(job.device)
 
 
 def recipe_of(job: Job, support: Support, weights: torch.Tensor) -> Recipe:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, Block
+from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, Block, block_rows, gather
 from ..ops import STATUSES, Solution, Support, combine, salt_rows, sparsemax_support, support_lstsq
 from ..recipe import Recipe
 from .job import (
@@ -34,12 +34,12 @@ def salt(job: Job) -> Iterator[Block]:
     for outcome, ids in ((NO_VECTOR, job.new[~known]), (NO_PLM_ROW, job.new[known & ~reachable])):
         if len(ids):
             yield left(ids, outcome)
-    anchor_lm, anchor_head = anchor_sides(job)
+    anchor_lm, anchor_head = _stored_sides(job)
     anchor_plm = rows_at(plm, job.anchors, job.device)
     anchor_auxiliary = rows_at(auxiliary.vectors, job.anchors, job.device)
     ids = torch.from_numpy(job.new[reachable])
     done = 0
-    for block in ids.split(BLOCK):
+    for block in ids.split(block_rows(job.source_rows.shape[1])):
         start, recipes = done, []
         built = salt_rows(
             auxiliary.vectors[block].to(job.device),
@@ -72,6 +72,16 @@ def salt(job: Job) -> Iterator[Block]:
                     rule="anchors",
                     recipe=recipe.pick(at),
                 )
+
+
+def _stored_sides(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """:func:`anchor_sides`, in bfloat16 where the model is: half the memory, and ``combine`` reads it as it is."""
+    stored = [job.source_rows] + ([] if job.head.rows is None else [job.head.rows])
+    if job.head.bias is not None or any(matrix.dtype != torch.bfloat16 for matrix in stored):
+        return anchor_sides(job)
+    source = torch.from_numpy(job.alignment.source_id[job.anchors].astype("int64"))
+    sides = [gather(matrix, source).to(job.device) for matrix in stored]
+    return sides[0], sides[1] if len(sides) > 1 else None
 
 
 def focus(job: Job) -> Iterator[Block]:

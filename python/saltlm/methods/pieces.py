@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..align import Alignment
-from ..assemble import BLOCK, COMPOSED, Block
+from ..assemble import BLOCK, COMPOSED, Block, block_rows
 from ..recipe import Recipe
 from .job import Job
 
@@ -91,7 +91,7 @@ def subword_asymmetric(job: Job) -> Iterator[Block]:
 def _composed(job: Job, pieces: Pieces, output: Pieces, norm: float | None = None) -> Iterator[Block]:
     spelled = job.new[pieces.spelled(job.new)]
     done = 0
-    for block in np.array_split(spelled, max(1, -(-len(spelled) // BLOCK))):
+    for block in np.array_split(spelled, max(1, -(-len(spelled) // block_rows(job.source_rows.shape[1])))):
         flat = pieces.flat(block)
         rows, head, scale = pieces.mean(block, job.source_rows[flat]), job.head.gather(flat), 1.0
         if norm is not None:
