@@ -9,6 +9,8 @@ from .adapt_config import AdaptConfig as AdaptConfig
 from .align import Alignment as Alignment
 from .align import align as align
 from .auxiliary import load_auxiliary as load_auxiliary
+from .compare import compare as compare
+from .compare_config import CompareConfig as CompareConfig
 from .config import TransferConfig as TransferConfig
 from .errors import SaltlmError as SaltlmError
 from .evaluate import evaluate as evaluate
@@ -21,11 +23,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptConfig",
     "Alignment",
+    "CompareConfig",
     "SaltlmError",
     "Transfer",
     "TransferConfig",
     "adapt",
     "align",
+    "compare",
     "evaluate",
     "load_auxiliary",
     "salt_rows",
