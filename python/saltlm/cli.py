@@ -261,11 +261,11 @@ def _ratio(entry: str) -> tuple[str, float]:
 
 def run_compare(arguments: argparse.Namespace) -> None:
     """``saltlm compare``."""
-    from . import compare_show, show
+    from . import compare_show
     from .compare import compare
 
     common = {"trust_remote_code": arguments.trust_remote_code}
-    with show.progress(arguments.quiet or arguments.json) as report:
+    with compare_show.comparing(arguments.quiet or arguments.json) as report:
         done = compare(
             arguments.source, arguments.target, arguments.auxiliary,
             [name for part in arguments.methods for name in part.split(",") if name], arguments.text, arguments.out,

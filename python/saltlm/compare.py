@@ -10,7 +10,7 @@ from typing import Any
 from .adapt import Sources, _need_accelerate, _read_text, _Text, model_identity
 from .adapt_config import AdaptConfig
 from .auxiliary import auxiliary_files
-from .compare_config import ORIGINAL, Cell, CompareConfig, check_base, parse_cells, plain_transfer
+from .compare_config import ORIGINAL, OWN_ADAPT, Cell, CompareConfig, check_base, parse_cells, plain_transfer
 from .compare_folder import CHART, RESULT, CompareFolder
 from .config import TransferConfig
 from .corpus import hash_path
@@ -131,8 +131,9 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
 
     found: list[dict[str, Any]] = []
     start = None
-    for seed in plan.config.seed_list:
-        stage = f"{cell.label}, seed {seed}"
+    place, count = plan.cells.index(cell), len(plan.config.seed_list)
+    for number, seed in enumerate(plan.config.seed_list, place * count + 1):
+        stage = f"{number} of {len(plan.cells) * count}: {cell.label}, seed {seed}"
         content = {"identity": plan.identity, "seed": seed, "cell": None, "files": [hash_path(p) for p in cell.files()]}
         if cell.config is not None:
             content["cell"] = plain_transfer(cell.config)
@@ -145,13 +146,13 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
                     run = run_cell(
                         cell, seed, inputs=plan.inputs, original=plan.original, text=plan.text, scratch=scratch, start=start,
                         config=plan.config.adaptation(plan.adaptation, seed, length),
-                        report=lambda part, done, total, stage=stage: report(f"{stage}: {part}", done, total),
+                        report=lambda part, done, total, stage=stage: report(f"{stage}, {part}", done, total),
                     )  # fmt: skip
                 except InputError as error:
                     raise InputError(f"method {cell.label!r}: {error}") from error
             folder.save(key, run)
         else:
-            report(f"{stage}: kept from before", 1, 1)
+            report(f"{stage}, kept from before", 1, 1)
         start = run if run["fixed_start"] else None
         found.append({"method": cell.label, "seed": seed, **run})
     return found
@@ -214,7 +215,7 @@ def _identity(
 
     optional = {name for method in METHODS.values() for name in method.options}
     probe = {name: getattr(config, name) for name in ("probe", "probe_steps", "eval_steps")}
-    adapting = {name: value for name, value in config_identity(adaptation).items() if name not in ("seed", "steps")}
+    adapting = {name: value for name, value in config_identity(adaptation).items() if name not in OWN_ADAPT}
     transferring = plain_transfer(base, leave_out=["method", *optional])
     names = auxiliary_files(auxiliary)
     return {
@@ -260,9 +261,8 @@ def _described(plan: _Plan) -> dict[str, Any]:
         "text": plan.text.identity["text"], "evaluation": plan.text.identity["evaluation"],
         "heldout_bytes": sum(len(document.encode(errors="surrogatepass")) for document in plan.text.heldout),
         "probe": plan.config.probe, "probe_steps": plan.config.probe_steps, "seeds": list(plan.config.seed_list),
-        "options": plan.identity["options"], "methods_config": {
-            cell.label: plain_transfer(cell.config) for cell in plan.cells if cell.config is not None
-        },
+        "options": plan.identity["options"],
+        "cells": {cell.label: cell.to_json() for cell in plan.cells if cell.config is not None},
         "training_tokens_per_byte": {"new": round(new, 6), "original": round(own, 6)},
         "seq_lengths": {"new": plan.blocks.length, "original": plan.blocks.original},
     }  # fmt: skip

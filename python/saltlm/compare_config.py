@@ -94,6 +94,11 @@ class Cell:
     label: str
     config: TransferConfig | None
 
+    def to_json(self) -> dict[str, object]:
+        """The options that are not at their defaults, and the method."""
+        plain, default = self.config.to_json(), TransferConfig().to_json()
+        return {name: value for name, value in plain.items() if name == "method" or value != default[name]}
+
     def files(self) -> list[Path]:
         """The files that this cell alone may read."""
         if self.config is None:

@@ -223,7 +223,7 @@ class _Evaluations:
             "document_nats": self.last.document_nats.tolist() if whole else None,
             "document_bytes": self.last.document_bytes.tolist(),
             "tokens_per_byte": self.last.tokens_per_byte,
-            "notes": self.last.notes,
+            "notes": [note.partition(": ")[2] for note in self.last.notes],  # by the label, not the kind of model
         }
 
     def _measure_source(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .compare_config import ORIGINAL
@@ -19,6 +22,20 @@ if TYPE_CHECKING:
 NOT_REACHED = "not reached"
 # Of the range between the lowest end and the highest, or the original's level: what lies above is cut off the chart.
 HEADROOM = 0.6
+
+
+@contextlib.contextmanager
+def comparing(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One line on stderr, whatever the number of runs; yields a callback (stage, done, total)."""
+    if quiet:
+        yield lambda stage, done, total: None
+        return
+    columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description}"), BarColumn(bar_width=20))
+    with Progress(*columns, MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda stage, done, total: bars.update(
+            task, description=escape(stage), completed=done, total=total or None
+        )
 
 
 def comparison(done: Comparison) -> None:
@@ -34,8 +51,8 @@ def comparison(done: Comparison) -> None:
     )
     lengths, sizes = content["seq_lengths"], content["training_tokens_per_byte"]
     console.print(
-        f"{ORIGINAL}: its own tokenizer makes {sizes['original'] / sizes['new']:.2f} times the tokens, so its blocks hold"
-        f" {lengths['original']} rather than {lengths['new']}",
+        f"{ORIGINAL}: its own tokenizer, {sizes['original'] / sizes['new']:.2f} times the tokens; its blocks hold"
+        f" {lengths['original']} rather than {lengths['new']}, so that a step sees as many bytes",
         highlight=False,
     )
     for entry in content["methods"]:
@@ -44,9 +61,8 @@ def comparison(done: Comparison) -> None:
             console.print(
                 f"[yellow]note[/yellow]: {escape(entry['method'])} diverged with seed {seeds}", highlight=False
             )
-    notes = {note for run in content["results"] for note in run["notes"]}
-    for note in sorted(notes):
-        console.print(f"[yellow]note[/yellow]: {escape(note)}", highlight=False)
+    for note, labels in _notes(content["results"]).items():
+        console.print(f"[yellow]note[/yellow]: {escape(', '.join(labels))}: {escape(note)}", highlight=False)
     found = [entry for entry in content["rank_correlations"] if entry["rho"] is not None]
     if found:
         words = ", ".join(f"{e['first']} and {e['second']} {e['rho']:+.2f} ({e['methods']} methods)" for e in found)
@@ -58,6 +74,17 @@ def comparison(done: Comparison) -> None:
     console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
 
 
+def _notes(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What has to be known of the evaluations -> the methods of which it is true."""
+    found: dict[str, list[str]] = {}
+    for run in results:
+        for note in run["notes"]:
+            if run["method"] not in found.setdefault(note, []):
+                found[note].append(run["method"])
+    everywhere = len({run["method"] for run in results}) - 1
+    return {n: ["the new tokenizer"] if len(m) == everywhere and ORIGINAL not in m else m for n, m in found.items()}
+
+
 def _table(content: Mapping[str, Any]) -> Table:
     seeds = len(content["seeds"])
     table = Table(
@@ -66,25 +93,16 @@ def _table(content: Mapping[str, Any]) -> Table:
     )
     checked = any(entry["self_check"] for entry in content["methods"])
     source = any(entry["source"] for entry in content["methods"])
-    table.add_column("method", overflow="fold")
-    headings = ["step 0", f"step {content['probe_steps']:,}", "less the best", "to level", "tokens per byte"]
-    headings += ["source language"] * source + ["self-check cosine"] * checked
-    for heading in headings:
+    table.add_column("method", overflow="fold", min_width=12)
+    headings = ["step 0", f"step {content['probe_steps']:,}", "less the best", "to level"]
+    for heading in [*headings, *["source language"] * source, *["self-\ncheck"] * checked]:
         table.add_column(heading, justify="right")
     for entry in in_order(content["methods"]):
-        cells = [
-            _mean(entry["start"]),
-            _mean(entry["end"]),
-            _difference(entry),
-            steps_words(entry["steps_to_original"]),
-        ]
-        cells.append(f"{entry['tokens_per_byte']:.3f}")
+        level = "-" if entry["method"] == ORIGINAL else steps_words(entry["steps_to_original"])
+        cells = [_mean(entry["start"]), _mean(entry["end"]), _difference(entry), level]
         if source:
-            cells.append(
-                " -> ".join(f"{entry['source'][k]['mean']:.3f}" for k in ("before", "after"))
-                if entry["source"]
-                else "-"
-            )
+            kept = entry["source"]
+            cells.append(f"{kept['before']['mean']:.3f} ->\n{kept['after']['mean']:.3f}" if kept else "-")
         if checked:
             cells.append(f"{entry['self_check']['cosine']:.3f}" if entry["self_check"] else "-")
         table.add_row(escape(entry["method"]), *cells)
@@ -104,15 +122,15 @@ def steps_words(steps: float | None) -> str:
 def _mean(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "diverged"
-    return f"{found['mean']:.3f}" + (f" ±{found['spread']:.3f}" if found["spread"] is not None else "")
+    return f"{found['mean']:.3f}" + (f"\n±{found['spread']:.3f}" if found["spread"] is not None else "")
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
     found = entry["difference"]
     if found is None:
         return "-" if entry["end"] is None else "best"
-    ends = "" if found["low"] is None else f" ({found['low']:+.3f} to {found['high']:+.3f})"
-    return f"{found['estimate']:+.3f}{ends}{' tie' if found['tie'] else ''}"
+    ends = "" if found["low"] is None else f"\n{found['low']:+.3f} to {found['high']:+.3f}"
+    return f"{found['estimate']:+.3f}{' tie' if found['tie'] else ''}{ends}"
 
 
 def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
