@@ -165,7 +165,8 @@ def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
                 low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
         axes.axhline(content["level"], color="black", linestyle=":", linewidth=0.9, label="original, untrained")
-        _limit(axes, content, methods)
+        if methods:
+            _limit(axes, content, methods)
         axes.set_xlabel(f"steps on {'every weight' if content['probe'] == 'all' else 'the embeddings'}")
         axes.set_ylabel("held-out bits per byte")
         axes.legend(fontsize="small", title="at the end", loc="center left", bbox_to_anchor=(1.0, 0.5))
