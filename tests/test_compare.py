@@ -181,9 +181,8 @@ def test_an_interrupted_comparison_goes_on_to_the_same_figures(done, pair, place
     (out / ".scratch").mkdir()  # as a killed run leaves it
     (out / ".scratch" / "weights").touch()
     seen.clear()
-    assert figures(call(pair, place, out, progress=lambda stage, *_: seen.append(stage)).content) == figures(
-        done.content
-    )
+    found = call(pair, place, out, ["normal"], progress=lambda stage, *_: seen.append(stage))
+    assert figures(found.content) == [run for run in figures(done.content) if run["method"] in ("original", "normal")]
     assert sum("kept from before" in stage for stage in seen) == 2 and not (out / ".scratch").exists()
 
 
@@ -207,8 +206,8 @@ def test_the_table_and_json(done, pair, place, capsys):
     arguments = [
         "compare", "--source", pair.source, "--target", pair.target, "--auxiliary", pair.vectors,
         "--methods", ",".join(METHODS), "--text", place / "text.txt", "--eval-text", place / "eval.txt",
-        "--source-eval-text", place / "english.txt", "--out", done.out, "--probe-steps", STEPS, "--seeds", 2, "--eval-steps", 2, "--seq-length", 32, "--batch-size", 2, "--device",
-        "cpu", "--eval-bytes", 600, "--quiet",
+        "--source-eval-text", place / "english.txt", "--out", done.out, "--probe-steps", STEPS, "--seeds", 2,
+        "--eval-steps", 2, "--seq-length", 32, "--batch-size", 2, "--device", "cpu", "--eval-bytes", 600, "--quiet",
     ]  # fmt: skip
     assert main([*map(str, arguments)]) == 0
     out = capsys.readouterr().out
