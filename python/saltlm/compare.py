@@ -130,7 +130,6 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
     from .compare_run import run_cell
 
     found: list[dict[str, Any]] = []
-    start = None
     place, count = plan.cells.index(cell), len(plan.config.seed_list)
     for number, seed in enumerate(plan.config.seed_list, place * count + 1):
         stage = f"{number} of {len(plan.cells) * count}: {cell.label}, seed {seed}"
@@ -144,7 +143,7 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
             with folder.empty_scratch() as scratch:
                 try:
                     run = run_cell(
-                        cell, seed, inputs=plan.inputs, original=plan.original, text=plan.text, scratch=scratch, start=start,
+                        cell, seed, inputs=plan.inputs, original=plan.original, text=plan.text, scratch=scratch, earlier=found,
                         config=plan.config.adaptation(plan.adaptation, seed, length),
                         report=lambda part, done, total, stage=stage: report(f"{stage}, {part}", done, total),
                     )  # fmt: skip
@@ -153,7 +152,6 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
             folder.save(key, run)
         else:
             report(f"{stage}, kept from before", 1, 1)
-        start = run if run["fixed_start"] else None
         found.append({"method": cell.label, "seed": seed, **run})
     return found
 

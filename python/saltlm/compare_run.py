@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .adapt import _streams, _Text
 from .adapt_config import AdaptConfig
@@ -106,7 +108,7 @@ class _Recorder(Recorder):
 
 def run_cell(
     cell: Cell, seed: int, *, inputs: tuple[Any, Any, Any], original: Path, text: _Text, config: AdaptConfig, scratch: Path,
-    start: Mapping[str, Any] | None, report: Report,
+    earlier: Sequence[Mapping[str, Any]], report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Transfer and probe.
 
@@ -118,31 +120,42 @@ def run_cell(
         text: of the probe.
         config: the adaptation that the probe is.
         scratch: an empty folder; what is left in it is the caller's to remove.
-        start: an earlier run of this cell whose start is this one's bit for bit; its step 0 is taken over.
+        earlier: runs of this cell with other seeds; step 0 of one with the same rows, bit for bit, is taken over.
         report: called with (stage, done, total).
 
     Returns:
         Plain values: ``bits_per_byte`` [[step, value]], ``source_bits_per_byte`` likewise for first and last step, costs of
-        the held-out documents at the end, ``fixed_start``, ``self_check``, ``training_bytes``, ``seconds``, and what stopped
-        a probe that diverged.
+        the held-out documents at the end, ``rows`` (a hash of those built), ``self_check``, ``training_bytes``, ``seconds``,
+        and what stopped a probe that diverged.
     """
     from .transfer import transfer
 
     began = time.perf_counter()
-    folder, summary = original, None
+    folder, rows, summary = original, "", {}
     if cell.config is not None:
         folder = scratch / "model"
-        wanted = dataclasses.replace(cell.config, seed=seed)
-        summary = transfer(*inputs, folder, wanted, progress=lambda *_: report("transfer", 0, 0)).summary
+        made = transfer(
+            *inputs, folder, dataclasses.replace(cell.config, seed=seed), progress=lambda *_: report("transfer", 0, 0)
+        )
+        rows, summary = _hash((made.input_rows, made.output_rows, made.output_bias)), made.summary
+        del made  # the matrices need not lie beside the model that is about to be loaded
     built = time.perf_counter()
+    start = next((run for run in earlier if run["rows"] == rows), None)
     found = probe(folder, cell.label, text, config, scratch, start, report)
-    drawn = 0 if summary is None else summary["counts"]["drawn"]
     return {
-        **found, "fixed_start": summary is None or not (drawn or summary["config"].get("tune")),
-        "self_check": summary and summary["heldout"], "counts": summary and summary["counts"],
-        "warnings": summary["warnings"] if summary else [], "transfer_seconds": round(built - began, 3),
+        **found, "rows": rows,
+        **{name: summary.get(key) for name, key in (("self_check", "heldout"), ("counts", "counts"))},
+        "warnings": summary.get("warnings", []), "transfer_seconds": round(built - began, 3),
         "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
+
+
+def _hash(matrices: Sequence[torch.Tensor | None]) -> str:
+    total = hashlib.sha256()
+    for matrix in matrices:
+        if matrix is not None:
+            total.update(matrix.contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def probe(
