@@ -116,7 +116,8 @@ def compare(
         try:
             results = [result for cell in plan.cells for result in _runs(plan, cell, folder, report)]
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"finished runs are kept in {folder.out}; the same command goes on") from None
+            kept = f"finished runs are kept in {folder.out}; the same command goes on" if folder.runs else ""
+            raise KeyboardInterrupt(kept or "no run was finished, and nothing was left behind") from None
         content = {
             "format": 1, **_described(plan), **summarize(plan.cells, results, plan.config.confidence), "results": results,
         }  # fmt: skip
@@ -181,7 +182,7 @@ def _plan(
             ("target", inputs[1], base.target_revision, None),
         )
     )
-    folder.check(force=config.force, protected=[source, target, *files])
+    folder.check([source, target, *files])
     report("text", 0, 0)
     text = _read_text(texts, *held_out, None, adaptation)
     if not text.heldout:

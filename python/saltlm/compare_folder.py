@@ -38,14 +38,26 @@ class CompareFolder:
         """Whether a comparison lies there."""
         return (self.out / RECORD).is_file()
 
-    def check(self, *, force: bool, protected: Sequence[Path]) -> None:
+    @property
+    def runs(self) -> int:
+        """Number of finished runs."""
+        return len(list((self.out / RUNS).glob("*.json")))
+
+    def check(self, protected: Sequence[Path]) -> None:
         """Refuse a place that must not be written, before any work is done.
 
         Raises:
             InputError: it is something else, or lies in or holds an input.
         """
         if not self.exists:
-            check_output(self.out, protected=protected, force=force)
+            there = self.out.is_dir()
+            with named_errors(self.out, 0, ADVICE):
+                if there and any(self.out.iterdir()):
+                    raise input_error(
+                        f"output {self.out}", "a folder that holds no comparison",
+                        "a new folder, or a comparison to go on with", "choose another name",
+                    )  # fmt: skip
+            check_output(self.out, protected=protected, force=there)
             return
         for folder in protected:
             other = folder.resolve()
@@ -98,7 +110,7 @@ class CompareFolder:
             yield
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            if self._made and not any((self.out / RUNS).iterdir()):
+            if self._made and not self.runs:
                 shutil.rmtree(self.out, ignore_errors=True)
             self._release()
 
