@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .align import Alignment as Alignment
     from .align import align as align
     from .auxiliary import load_auxiliary as load_auxiliary
+    from .compare import compare as compare
+    from .compare_config import CompareConfig as CompareConfig
     from .config import TransferConfig as TransferConfig
     from .errors import SaltlmError as SaltlmError
     from .evaluate import evaluate as evaluate
@@ -26,11 +28,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdaptConfig": "adapt_config",
     "Alignment": "align",
+    "CompareConfig": "compare_config",
     "SaltlmError": "errors",
     "Transfer": "transfer",
     "TransferConfig": "config",
     "adapt": "adapt",
     "align": "align",
+    "compare": "compare",
     "evaluate": "evaluate",
     "load_auxiliary": "auxiliary",
     "salt_rows": "ops",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .adapt_config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
+from .compare_config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
 from .config import (
     CHAT_TEMPLATES,
     DTYPES,
@@ -33,6 +34,7 @@ EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
 CHOICES |= {"blend_with": REGRESSIONS, "support_rule": SUPPORT_RULES, "norm_guard": NORM_GUARDS}
 CHOICES |= {"link": LINKS, "schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS, "sharding": SHARDINGS}
+CHOICES |= {"probe": PROBES}
 
 
 def documented(config: type) -> dict[str, str]:
@@ -42,10 +44,12 @@ def documented(config: type) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", words).replace("``", "").replace("%", "%%").strip() for name, words in entries}
 
 
-def add_config(parser: argparse.ArgumentParser, config: type) -> None:
+def add_config(parser: argparse.ArgumentParser, config: type, leave_out: Sequence[str] = ()) -> None:
     """One option a field of ``config``, with the field's own words and default."""
     words = documented(config)
     for field in dataclasses.fields(config):
+        if field.name in leave_out:
+            continue
         text = (
             words[field.name]
             .replace(":data:`METHODS`", ", ".join(METHODS))
@@ -82,9 +86,10 @@ def number_or_rule(text: str) -> float | str:
         return text
 
 
-def config_from(arguments: argparse.Namespace, config: type) -> Any:
-    """Build ``config`` from parsed options; its own checks name what is out of range."""
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(config)}
+def config_from(arguments: argparse.Namespace, config: type, leave_out: Sequence[str] = (), **given: Any) -> Any:
+    """Build ``config`` from parsed options, and from others given; its own checks name what is out of range."""
+    names = [field.name for field in dataclasses.fields(config) if field.name not in leave_out]
+    values = {**{name: getattr(arguments, name) for name in names}, **given}
     if "special_overrides" in values:
         values["special_overrides"] = _pairs(values["special_overrides"])
     return config(**values)
@@ -115,13 +120,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     transfer = commands.add_parser("transfer", help="source LM + target PLM + vectors -> model folder")
-    transfer.add_argument("--source", required=True, metavar="MODEL", help="causal LM: a local folder or a hub name")
-    transfer.add_argument("--target", required=True, metavar="MODEL", help="target-language PLM (BERT, GPT or T5 kind)")
-    transfer.add_argument(
-        "--auxiliary", metavar="VECTORS",
-        help="static vectors of the target language: a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors "
-        "folder, 'plm' (the PLM's own rows) or 'train:FILE[,FILE...]' (fastText trained on that text)",
-    )  # fmt: skip
+    _add_pair(transfer)
     transfer.add_argument("--out", metavar="DIR", help="folder to write; needed unless --dry-run")
     add_config(transfer, TransferConfig)
     transfer.add_argument(
@@ -188,11 +187,43 @@ def parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--html", metavar="FILE", help="write one page with all rows, to search in a browser")
 
+    compare = commands.add_parser("compare", help="several methods, one probe, one table and chart")
+    _add_pair(compare)
+    compare.add_argument(
+        "--methods", nargs="+", required=True, metavar="METHOD[:OPTION=VALUE...]",
+        help="ways to start, parted by commas or blanks, each with options of its own, e.g. salt:center=true:ridge=0.01; the "
+        "original model with its own tokenizer is always compared too",
+    )  # fmt: skip
+    compare.add_argument(
+        "--text", nargs="+", required=True, metavar="FILE", help=f"what the probes train on: {sources}"
+    )
+    compare.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the results; goes on with what is there"
+    )
+    compare.add_argument("--eval-text", nargs="+", metavar="FILE", help="held-out text of the target language")
+    compare.add_argument(
+        "--source-eval-text", nargs="+", metavar="FILE", help="text of the source language, measured before and after"
+    )
+    add_config(compare, CompareConfig)
+    add_config(compare, TransferConfig, OWN_TRANSFER)
+    add_config(compare, AdaptConfig, OWN_ADAPT)
+
     status = commands.add_parser("status", help="versions, operators that run and why, devices")
-    for command in (transfer, evaluate, adapt, inspect, status):
+    for command in (transfer, evaluate, adapt, inspect, compare, status):
         command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return top
+
+
+def _add_pair(parser: argparse.ArgumentParser) -> None:
+    """The inputs of a transfer."""
+    parser.add_argument("--source", required=True, metavar="MODEL", help="causal LM: a local folder or a hub name")
+    parser.add_argument("--target", required=True, metavar="MODEL", help="target-language PLM (BERT, GPT or T5 kind)")
+    parser.add_argument(
+        "--auxiliary", metavar="VECTORS",
+        help="static vectors of the target language: a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors "
+        "folder, 'plm' (the PLM's own rows) or 'train:FILE[,FILE...]' (fastText trained on that text)",
+    )  # fmt: skip
 
 
 def run_transfer(arguments: argparse.Namespace) -> None:
@@ -283,6 +314,27 @@ def run_inspect(arguments: argparse.Namespace) -> None:
         sys.stderr.write(f"written: {arguments.html}\n")
 
 
+def run_compare(arguments: argparse.Namespace) -> None:
+    """``saltlm compare``."""
+    from . import compare_show
+    from .compare import compare
+
+    common = {"trust_remote_code": arguments.trust_remote_code}
+    with compare_show.comparing(arguments.quiet or arguments.json) as report:
+        done = compare(
+            arguments.source, arguments.target, arguments.auxiliary,
+            [name for part in arguments.methods for name in part.split(",") if name], arguments.text, arguments.out,
+            config_from(arguments, CompareConfig), eval_texts=arguments.eval_text,
+            source_eval_texts=arguments.source_eval_text, progress=report,
+            transfer_config=config_from(arguments, TransferConfig, OWN_TRANSFER, device=arguments.device, **common),
+            adapt_config=config_from(arguments, AdaptConfig, OWN_ADAPT),
+        )  # fmt: skip
+    if arguments.json:
+        _json({**done.content, "out": str(done.out)})
+    else:
+        compare_show.comparison(done)
+
+
 def run_status(arguments: argparse.Namespace) -> None:
     """``saltlm status``."""
     from . import show
@@ -338,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _silence()
     module, run = {
         "transfer": (".transfer", run_transfer), "evaluate": (".score", run_evaluate), "adapt": (".packing", run_adapt),
-        "inspect": (".inspect_rows", run_inspect), "status": (".status", run_status),
+        "inspect": (".inspect_rows", run_inspect), "compare": (".compare", run_compare), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip
     try:
         interrupt.load(module)
