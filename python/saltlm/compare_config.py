@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .adapt_config import AdaptConfig
-from .auxiliary import auxiliary_files
 from .config import METHODS, TransferConfig, _one_of
 from .errors import InputError, input_error
 from .intervals import check_numbers
@@ -101,6 +100,8 @@ class Cell:
 
     def files(self) -> list[Path]:
         """The files that this cell alone may read."""
+        from .auxiliary import auxiliary_files  # with torch, which the command's help does without
+
         if self.config is None:
             return []
         names = [

@@ -170,7 +170,7 @@ def probe(
     """The steps of an adaptation and its evaluations; nothing is kept but their figures."""
     from .adapt_model import load_job
     from .architecture import quiet_transformers
-    from .training import find_processes
+    from .processes import find_processes
 
     steps = sum(phase.steps for phase in config.schedule_of_phases)
     with quiet_transformers():
