@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .align import HOLE, Alignment, align
+from .align import HOLE, Alignment
 from .assemble import ORIGINS, Assembly
 from .auxiliary import Auxiliary, auxiliary_files, check_auxiliary, load_auxiliary
 from .causal_lm import resolve_device
-from .checkpoint import Donor, Source, load_donor, load_source
+from .checkpoint import Donor, Source
 from .config import TransferConfig
-from .errors import input_error
+from .errors import InputError, input_error
 from .heldout import heldout_check
 from .methods import METHODS, Job, anchors_of
-from .new_tokenizer import causal_tokenizer, id_changes
-from .output_folder import check_output
+from .new_tokenizer import id_changes
+from .output_folder import check_output, refuse_written
 from .provenance import (
     FORMAT,
     counts,
@@ -36,7 +36,8 @@ from .provenance import (
     support_summary,
 )  # fmt: skip
 from .segmented_vectors import check_words, segmented_vectors
-from .source_vectors import check_source_vectors, load_source_vectors
+from .shared import Shared
+from .source_vectors import check_dictionary, check_source_vectors, load_source_vectors
 from .status import versions
 from .write_folder import write_folder
 
@@ -96,6 +97,8 @@ def transfer(
     *,
     progress: Progress | None = None,
     dry_run: bool = False,
+    shared: Shared | None = None,
+    locked: bool = False,
 ) -> Transfer:
     """Give a source causal LM the tokenizer of a target-language PLM, with new embedding rows.
 
@@ -108,6 +111,8 @@ def transfer(
         config: the options; ``None`` is all defaults.
         progress: called with (stage, done, total), total 0 where it is not known.
         dry_run: stop before any row is built: the summary then tells what would be done.
+        shared: what earlier transfers of this process have read and computed; what this one does is added.
+        locked: the caller holds :func:`~saltlm.output_folder.locked_output` for ``out``.
 
     Returns:
         The new matrices, the alignment, each row's origin and the summary.
@@ -117,6 +122,7 @@ def transfer(
         BackendError: the file system failed; nothing has been written then.
     """
     config = config or TransferConfig()
+    shared = shared or Shared()
     clock = _Clock(progress)
     _check_named(source=source, target=target, auxiliary=auxiliary, out=out)
     destination = None if out is None else Path(out)
@@ -128,26 +134,22 @@ def transfer(
             if os.path.exists(name)
         ]
         destination = check_output(destination, protected=inputs, force=config.force)
-    _check_method(config, auxiliary)
+        if not locked:
+            refuse_written(destination)
+    for fault in method_faults(config, auxiliary):
+        raise fault
     device = resolve_device(config.device)
     with clock("load"):
-        model = load_source(
-            source, gguf_file=config.gguf_file, revision=config.source_revision,
-            trust_remote_code=config.trust_remote_code,
-        )  # fmt: skip
-        donor = load_donor(target, revision=config.target_revision, trust_remote_code=config.trust_remote_code)
+        model, donor = shared.source(source, config), shared.donor(target, config)
     with clock("align"):
-        tokenizer = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=config.chat_template)
-        alignment = align(
-            model.tokenizer, tokenizer, overlap=config.overlap, special_overrides=config.special_overrides
-        )
+        tokenizer, alignment = shared.aligned(model, donor, config)
     with clock("vectors"):
         kind, source_vectors = METHODS[config.method].source_vectors, None
         if kind == "segmented":
             sizes = (alignment.target.size, alignment.source.size)
             vectors, source_vectors = segmented_vectors(auxiliary, (tokenizer, model.tokenizer), sizes)
         else:
-            vectors = _vectors(config, auxiliary, alignment, donor)
+            vectors = _vectors(config, auxiliary, alignment, model, donor, shared)
         if kind == "dictionary":
             source_vectors = load_source_vectors(
                 config.source_auxiliary, config.dictionary, auxiliary, alignment, vectors.vectors.shape[1]
@@ -213,50 +215,56 @@ def _source_files(config: TransferConfig) -> list[str]:
     return auxiliary_files(config.source_auxiliary) + ([str(config.dictionary)] if config.dictionary else [])
 
 
-def _check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
-    """Whether the method has what it needs and takes what it is given; before anything large is loaded."""
-    default = TransferConfig()
+def method_faults(config: TransferConfig, auxiliary: str | Path | None) -> Iterator[InputError]:
+    """What the method lacks of what it needs, and what it is given and cannot use; before anything large is loaded."""
+    method, default = METHODS[config.method], TransferConfig()
     for name in ("ridge", "center", "max_support", "blend_weight", "source_auxiliary", "dictionary"):
-        if getattr(config, name) != getattr(default, name) and name not in METHODS[config.method].options:
+        if getattr(config, name) != getattr(default, name) and name not in method.options:
             taken = [method for method, entry in METHODS.items() if name in entry.options]
-            raise input_error(
+            yield input_error(
                 name, f"{getattr(config, name)!r} for method {config.method!r}, which has no use for it",
                 "one of " + ", ".join(taken), f"leave --{name.replace('_', '-')} out or choose another --method",
             )  # fmt: skip
     if auxiliary is not None:
-        check_auxiliary(auxiliary)
-    elif METHODS[config.method].vectors:
-        raise input_error(
+        yield from _raised(check_words if method.source_vectors == "segmented" else check_auxiliary, auxiliary)
+    elif method.vectors:
+        yield input_error(
             "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
             "give --auxiliary, or a method that needs none such as subword-mean",
         )  # fmt: skip
-    if METHODS[config.method].source_vectors == "segmented":
-        check_words(auxiliary)
-    if METHODS[config.method].source_vectors == "dictionary":
-        for name, what in (
-            ("source_auxiliary", "static vectors of the source's language"),
-            ("dictionary", "a text file of word pairs, source and target"),
+    if method.source_vectors == "dictionary":
+        for name, what, check in (
+            ("source_auxiliary", "static vectors of the source's language", check_source_vectors),
+            ("dictionary", "a text file of word pairs, source and target", check_dictionary),
         ):
-            if getattr(config, name) is None:
-                flag = name.replace("_", "-")
-                raise input_error(
-                    flag, f"none for method {config.method!r}", what, f"give --{flag}, or a method that needs none"
-                )
-        check_source_vectors(config.source_auxiliary, config.dictionary)
+            if getattr(config, name) is not None:
+                yield from _raised(check, getattr(config, name))
+                continue
+            flag = name.replace("_", "-")
+            yield input_error(
+                flag, f"none for method {config.method!r}", what, f"give --{flag}, or a method that needs none"
+            )
+
+
+def _raised(check: Callable[[Any], object], value: object) -> Iterator[InputError]:
+    try:
+        check(value)
+    except InputError as error:
+        yield error
 
 
 def _vectors(
-    config: TransferConfig, auxiliary: str | Path | None, alignment: Alignment, donor: Donor
-) -> Auxiliary | None:
+    config: TransferConfig, auxiliary: str | Path | None, alignment: Alignment, model: Source, donor: Donor, shared: Shared
+) -> Auxiliary | None:  # fmt: skip
     if auxiliary is None or not METHODS[config.method].vectors:
         return None
+    if str(auxiliary) != "plm":
+        return shared.vectors(auxiliary, alignment, model, donor, config)
+    # Tokens beyond the PLM's rows (added ones) have no row and so no vector.
     size = alignment.target.size
-    plm = None
-    if str(auxiliary) == "plm":
-        # Tokens beyond the PLM's rows (added ones) have no row and so no vector.
-        plm = torch.zeros(size, donor.input_rows.shape[1])
-        both = min(size, len(donor.input_rows))
-        plm[:both] = donor.input_rows[:both].float()
+    plm = torch.zeros(size, donor.input_rows.shape[1])
+    both = min(size, len(donor.input_rows))
+    plm[:both] = donor.input_rows[:both].float()
     return load_auxiliary(auxiliary, alignment.target.words(), plm_rows=plm)
 
 
