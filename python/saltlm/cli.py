@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupt = _Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    _silence()
+    silence()
     run = {"transfer": run_transfer, "evaluate": run_evaluate, "adapt": run_adapt, "status": run_status}[
         arguments.command
     ]
@@ -299,7 +299,7 @@ def _drop_stdout() -> None:
         os.close(nowhere)
 
 
-def _silence() -> None:
+def silence() -> None:
     """Libraries' own progress bars and advice would mix with ours."""
     import logging
 

@@ -136,7 +136,7 @@ def transfer(
         destination = check_output(destination, protected=inputs, force=config.force)
         if not locked:
             refuse_written(destination)
-    for fault in method_faults(config, auxiliary):
+    for _, fault in method_faults(config, auxiliary):
         raise fault
     device = resolve_device(config.device)
     with clock("load"):
@@ -215,20 +215,25 @@ def _source_files(config: TransferConfig) -> list[str]:
     return auxiliary_files(config.source_auxiliary) + ([str(config.dictionary)] if config.dictionary else [])
 
 
-def method_faults(config: TransferConfig, auxiliary: str | Path | None) -> Iterator[InputError]:
-    """What the method lacks of what it needs, and what it is given and cannot use; before anything large is loaded."""
+def method_faults(config: TransferConfig, auxiliary: str | Path | None) -> Iterator[tuple[str, InputError]]:
+    """What the method lacks of what it needs, and what it is given and cannot use; before anything large is loaded.
+
+    Yields:
+        The name of the option, and what is wrong with it.
+    """
     method, default = METHODS[config.method], TransferConfig()
     for name in ("ridge", "center", "max_support", "blend_weight", "source_auxiliary", "dictionary"):
         if getattr(config, name) != getattr(default, name) and name not in method.options:
             taken = [method for method, entry in METHODS.items() if name in entry.options]
-            yield input_error(
+            yield name, input_error(
                 name, f"{getattr(config, name)!r} for method {config.method!r}, which has no use for it",
                 "one of " + ", ".join(taken), f"leave --{name.replace('_', '-')} out or choose another --method",
             )  # fmt: skip
     if auxiliary is not None:
-        yield from _raised(check_words if method.source_vectors == "segmented" else check_auxiliary, auxiliary)
+        check = check_words if method.source_vectors == "segmented" else check_auxiliary
+        yield from _raised("auxiliary", check, auxiliary)
     elif method.vectors:
-        yield input_error(
+        yield "auxiliary", input_error(
             "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
             "give --auxiliary, or a method that needs none such as subword-mean",
         )  # fmt: skip
@@ -238,19 +243,22 @@ def method_faults(config: TransferConfig, auxiliary: str | Path | None) -> Itera
             ("dictionary", "a text file of word pairs, source and target", check_dictionary),
         ):
             if getattr(config, name) is not None:
-                yield from _raised(check, getattr(config, name))
+                yield from _raised(name, check, getattr(config, name))
                 continue
             flag = name.replace("_", "-")
-            yield input_error(
-                flag, f"none for method {config.method!r}", what, f"give --{flag}, or a method that needs none"
+            yield (
+                name,
+                input_error(
+                    flag, f"none for method {config.method!r}", what, f"give --{flag}, or a method that needs none"
+                ),
             )
 
 
-def _raised(check: Callable[[Any], object], value: object) -> Iterator[InputError]:
+def _raised(name: str, check: Callable[[Any], object], value: object) -> Iterator[tuple[str, InputError]]:
     try:
         check(value)
     except InputError as error:
-        yield error
+        yield name, error
 
 
 def _vectors(
