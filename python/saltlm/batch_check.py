@@ -38,14 +38,15 @@ def plan(drafts: Sequence[Draft], faults: Faults, budget: int) -> Plan:
     """
     built = [(draft, job) for draft in drafts if (job := build(draft, faults)) is not None]
     _apart(drafts, faults)
-    seen: dict[tuple[object, ...], InputError | None] = {}
-    to_run, finished = [], []
-    for draft, job in built:
-        for name, key in _models(job):
+    seen: dict[tuple[str | None, ...], InputError | None] = {}
+    for draft in drafts:
+        for key in _models(draft):
             if key not in seen:
                 seen[key] = _model_fault(*key)
             if seen[key] is not None:
-                faults.add(draft.at(name), seen[key], job.number)
+                faults.add(draft.at(key[0]), seen[key], draft.number)
+    to_run, finished = [], []
+    for draft, job in built:
         if faults.of(job.number):
             continue
         try:
@@ -72,9 +73,11 @@ def plan(drafts: Sequence[Draft], faults: Faults, budget: int) -> Plan:
     return Plan(to_run, finished)
 
 
-def _models(job: BatchJob) -> Iterator[tuple[str, tuple[object, ...]]]:
-    yield "source", ("source", job.source, job.config.source_revision, job.config.gguf_file)
-    yield "target", ("target", job.target, job.config.target_revision, None)
+def _models(draft: Draft) -> Iterator[tuple[str, str, str | None, str | None]]:
+    for side in ("source", "target"):
+        name, gguf_file = draft.values.get(side), draft.values.get("gguf_file") if side == "source" else None
+        if name is not None:
+            yield side, name, draft.values.get(f"{side}_revision"), gguf_file
 
 
 def _model_fault(side: str, name: str, revision: str | None, gguf_file: str | None) -> InputError | None:

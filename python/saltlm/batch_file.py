@@ -206,6 +206,8 @@ def _fault(name: str, value: Any) -> InputError | None:
         return input_error(name, repr(value), expected, "change the value")
     if name in INPUTS:
         return None if value else input_error(name, "an empty name", "a folder, a file or a hub name", "write one")
+    if name == "device" and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):  # whether it is there, each process finds
+        return input_error(name, repr(value), "auto, cpu or cuda[:index]", "choose one of these")
     try:
         TransferConfig(**{name: value})
     except InputError as error:

@@ -1,28 +1,28 @@
 """How much memory a job may need, from the sizes of its inputs; and how much there is.
 
 Checked by measurement: the largest resident size of a worker that ran nothing else stays within the estimate, and above half of
-it (tests/test_batch.py on tiny models; with the real Finnish pair 1.23 GB of 1.39 GB estimated).
+it (tests/test_batch.py on tiny models, tests/test_real_batch.py on the real Finnish pair).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
-import re
 from pathlib import Path
 
 from .auxiliary import auxiliary_files
 from .batch_file import BatchJob
 from .checkpoint import TOKENIZER_FILES, local_folder
-from .errors import input_error
+from .gguf import converted
 from .shared import stamp
 from .train_vectors import trained_file
 from .weights import find_weights, read_json
 
-# Interpreter, torch, transformers and the classes of two models: 0.65 GB measured.
-PROCESS = 750_000_000
+# Interpreter, torch, transformers and the classes of two models: 0.82 GB measured, half of it files that processes share.
+PROCESS = 900_000_000
 # Of memory for a byte of tokenizer files: the libraries' tables while they are built, our own, and the new tokenizer's.
 TOKENIZER = 40
 # GGUF is 4 to 8 bits a weight; the converted model is in memory at two bytes, twice while it is saved.
@@ -42,8 +42,10 @@ def with_memory(job: BatchJob) -> BatchJob:
     config = job.config
     source, target = _folder(job, "source"), _folder(job, "target")
     prepares = []
-    if config.gguf_file is not None:
-        file = source / config.gguf_file
+    file = None if config.gguf_file is None else source / config.gguf_file
+    if file is not None and (kept := _converted(file, stamp(file))) is not None:
+        source, file = kept, None
+    if file is not None:
         # What it holds shows only when it is converted, which needs more than the transfer afterwards.
         rows, width, size, tokens = 0, 0, GGUF * file.stat().st_size, 0
         prepares.append(str(file))
@@ -70,6 +72,11 @@ def with_memory(job: BatchJob) -> BatchJob:
         shared[f"vectors {job.auxiliary} {job.target}"] = files + 1
     memory = PROCESS + vocabulary + size + plm_size + files + working
     return dataclasses.replace(job, memory=int(memory), shared=shared, prepares=tuple(prepares))
+
+
+@functools.lru_cache(maxsize=64)
+def _converted(file: Path, stamped: object) -> Path | None:
+    return converted(file)
 
 
 def _folder(job: BatchJob, side: str) -> Path:
@@ -113,22 +120,6 @@ def available() -> int:
         with contextlib.suppress(OSError, ValueError):
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
     return max(free, 0)
-
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-def memory_bytes(text: str) -> int:
-    """Bytes that a size such as ``12G``, ``800M`` or ``16GiB`` stands for.
-
-    Raises:
-        InputError: it is no such size, or zero.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", text.strip(), re.IGNORECASE)
-    size = int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
-    if size <= 0:
-        raise input_error("memory", repr(text), "a size such as 12G, 800M or 16GiB", "give one of these")
-    return size
 
 
 def peak_bytes() -> int:

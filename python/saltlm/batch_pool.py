@@ -13,7 +13,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .batch_file import BatchJob
-from .batch_memory import PROCESS
 from .batch_worker import Outcome, serve
 from .output_folder import clear_leftovers
 
@@ -147,7 +146,7 @@ class Pool:
         self.attempts[job.number] = self.attempts.get(job.number, 0) + 1
         worker.job, worker.reserved, worker.started = job, need, time.perf_counter()
         # What the reservation leaves beside this job may hold results for the next.
-        keep = max(need - PROCESS, sum(job.shared.values())) if need >= job.memory else 0
+        keep = need - job.memory + sum(job.shared.values())
         self.tell(job, "starts")
         try:
             worker.pipe.send((job, keep))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .adapt_config import PRECISIONS, SCHEDULES, SPLITS, AdaptConfig
+from .batch_config import BatchConfig
 from .config import CHAT_TEMPLATES, DTYPES, METHODS, OVERLAPS, TransferConfig
 from .errors import InputError, SaltlmError, input_error
 from .side_by_side import MeasureConfig
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="saltlm",
         description="Give a causal language model the tokenizer of a target-language PLM.",
-        epilog="Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything unforeseen.",
+        epilog="Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything unforeseen (batch: a job failed).",
     )
     top.add_argument("--version", action="version", version=f"saltlm {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -153,8 +154,17 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("--resume", action="store_true", help="go on with the run in --out, or start one")
     add_config(adapt, AdaptConfig)
 
+    batch = commands.add_parser("batch", help="many transfers from a jobs file, shared work done once")
+    batch.add_argument(
+        "jobs", metavar="JOBS.toml",
+        help="[[job]] tables with the options of saltlm transfer, and [defaults] for all; paths are relative to the current "
+        "folder",
+    )  # fmt: skip
+    add_config(batch, BatchConfig)
+    batch.add_argument("--dry-run", action="store_true", help="check every job, tell what would run, run nothing")
+
     status = commands.add_parser("status", help="versions, operators that run and why, devices")
-    for command in (transfer, evaluate, adapt, status):
+    for command in (transfer, evaluate, adapt, batch, status):
         command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return top
@@ -219,6 +229,20 @@ def run_adapt(arguments: argparse.Namespace) -> None:
         adapt_show.adaptation(done)
 
 
+def run_batch(arguments: argparse.Namespace) -> int:
+    """``saltlm batch``."""
+    from . import batch, batch_show
+
+    config = config_from(arguments, BatchConfig)
+    with batch_show.watching(arguments.quiet or arguments.json) as watcher:
+        done = batch.run(arguments.jobs, config, watcher=watcher, dry_run=arguments.dry_run)
+    if arguments.json:
+        _json(done.to_json())
+    else:
+        batch_show.batch(done, dry_run=arguments.dry_run)
+    return EXIT_UNFORESEEN if done.failed else EXIT_DONE
+
+
 def _ratio(entry: str) -> tuple[str, float]:
     path, mark, ratio = entry.rpartition(":")
     try:
@@ -266,11 +290,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     silence()
-    run = {"transfer": run_transfer, "evaluate": run_evaluate, "adapt": run_adapt, "status": run_status}[
-        arguments.command
-    ]
+    run = {
+        "transfer": run_transfer, "evaluate": run_evaluate, "adapt": run_adapt, "batch": run_batch, "status": run_status,
+    }[arguments.command]  # fmt: skip
     try:
-        run(arguments)
+        code = run(arguments) or EXIT_DONE
         sys.stdout.flush()
     except KeyboardInterrupt as stopped:
         return _interrupted(str(stopped))
@@ -280,11 +304,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_INPUT if isinstance(error, InputError) else EXIT_UNFORESEEN)
     except BrokenPipeError:
         _drop_stdout()  # its reader has left, as head does
+        code = EXIT_DONE
     except OSError as error:
         _drop_stdout()
         where = "standard output" if error.filename is None else repr(error.filename)
         return _fail(f"{where}: {error.strerror or error}; mend that and run it again", EXIT_UNFORESEEN)
-    return EXIT_DONE
+    return code
 
 
 def _interrupted(how: str = "") -> int:
