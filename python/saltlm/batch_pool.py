@@ -90,22 +90,23 @@ class Pool:
             self._give(worker, job, need)
 
     def _next(self, idle: Sequence[_Worker]) -> tuple[BatchJob, _Worker | None] | None:
-        """The waiting job whose inputs an idle worker holds most of; else the first, for a new worker if there may be one."""
+        """An idle worker and the waiting job whose inputs it holds most of; where none is idle, a job for a new worker."""
         small = bool(self.waiting) and self.waiting[0].memory <= self.share
         ready = [
             job for job in self.waiting if not self.preparing & {*job.prepares} and (job.memory <= self.share) == small
         ]
         if not ready:
             return None
-        pairs = [
-            (_common(job, worker.holds), -place, job, worker) for place, job in enumerate(ready) for worker in idle
-        ]
-        best = max(pairs, key=lambda pair: pair[:2], default=None)
-        if best is not None and (best[0] or len(self.workers) >= self.most):
-            return best[2], best[3]
-        if len(self.workers) < self.most:
-            return min(ready, key=lambda job: _common(job, self._held())), None
-        return None
+        if idle:
+            # What other workers hold is better left to them.
+            pairs = [
+                (_common(job, worker.holds), -_common(job, self._held()), -place, job, worker)
+                for place, job in enumerate(ready)
+                for worker in idle
+            ]
+            *_, job, worker = max(pairs, key=lambda pair: pair[:3])
+            return job, worker
+        return min(ready, key=lambda job: _common(job, self._held())), None
 
     def _held(self) -> set[str]:
         return set().union(*(worker.holds for worker in self.workers))
@@ -145,6 +146,7 @@ class Pool:
         self.preparing |= {*job.prepares}
         self.attempts[job.number] = self.attempts.get(job.number, 0) + 1
         worker.job, worker.reserved, worker.started = job, need, time.perf_counter()
+        worker.holds = {*job.shared}
         # What the reservation leaves beside this job may hold results for the next.
         keep = need - job.memory + sum(job.shared.values())
         self.tell(job, "starts")
@@ -168,7 +170,6 @@ class Pool:
             self.tell(job, message)
             return
         worker.job = None
-        worker.holds = {*job.shared}
         self.preparing -= {*job.prepares}
         ended(job, dataclasses.replace(message, attempts=self.attempts[job.number]))
 
