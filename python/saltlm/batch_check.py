@@ -45,6 +45,7 @@ def plan(drafts: Sequence[Draft], faults: Faults, budget: int) -> Plan:
                 seen[key] = _model_fault(*key)
             if seen[key] is not None:
                 faults.add(draft.at(key[0]), seen[key], draft.number)
+    inputs = sorted({Path(name) for _, job in built for name in input_paths(job)})
     to_run, finished = [], []
     for draft, job in built:
         if faults.of(job.number):
@@ -54,7 +55,7 @@ def plan(drafts: Sequence[Draft], faults: Faults, budget: int) -> Plan:
             if why is None:
                 finished.append(job)
                 continue
-            _check_output(job, why, [other for _, other in built])
+            _check_output(job, why, inputs)
             job = with_memory(job)
         except InputError as error:
             faults.add(draft.at("out") if str(error).startswith("output") else draft.line, error, job.number)
@@ -102,15 +103,14 @@ def _model_fault(side: str, name: str, revision: str | None, gguf_file: str | No
     return None
 
 
-def _check_output(job: BatchJob, why: str, jobs: Sequence[BatchJob]) -> None:
+def _check_output(job: BatchJob, why: str, inputs: Sequence[Path]) -> None:
     """The output may be written, touches no job's inputs, and no other process writes it."""
-    inputs = {Path(name) for other in jobs for name in input_paths(other)}
     if os.path.lexists(job.out) and not job.config.force and why:
         raise input_error(
             f"output {job.out}", f"an existing folder of another run ({why})", "a new one, or what this job makes",
             "set force = true to replace it",
         )  # fmt: skip
-    check_output(job.out, protected=sorted(inputs), force=job.config.force)
+    check_output(job.out, protected=inputs, force=job.config.force)
     refuse_written(job.out)
 
 
@@ -125,19 +125,22 @@ def input_paths(job: BatchJob) -> list[str]:
 def _apart(drafts: Sequence[Draft], faults: Faults) -> None:
     """No two jobs write to one folder, by whatever names and links, nor one into another's."""
     places: dict[Path, Draft] = {}
+    above: dict[Path, Draft] = {}  # every folder that holds one of them
     for draft in drafts:
         out = draft.values.get("out")
         if not isinstance(out, str) or not out:
             continue
         place = Path(os.path.realpath(Path(out).expanduser()))
-        for other, first in places.items():
-            if place == other or place in other.parents or other in place.parents:
-                relation = "is" if place == other else "lies in" if other in place.parents else "holds"
-                whose = f"that of job {first.number} (line {first.at('out')})"
-                faults.add(
-                    draft.at("out"),
-                    input_error(f"output {place}", f"that it {relation} {whose}", "a folder of its own", "rename one"),
-                    draft.number,
-                )
-                break
+        outer = next((parent for parent in place.parents if parent in places), None)
+        first = places.get(place) or (places[outer] if outer else above.get(place))
+        if first is not None:
+            relation = "is" if place in places else "lies in" if outer else "holds"
+            whose = f"that of job {first.number} (line {first.at('out')})"
+            faults.add(
+                draft.at("out"),
+                input_error(f"output {place}", f"that it {relation} {whose}", "a folder of its own", "rename one"),
+                draft.number,
+            )
         places.setdefault(place, draft)
+        for parent in place.parents:
+            above.setdefault(parent, draft)

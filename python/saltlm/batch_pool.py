@@ -128,9 +128,12 @@ class Pool:
         process = self.context.Process(target=serve, args=(theirs, self.threads), daemon=True)
         before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")}
         os.environ.update(dict.fromkeys(before, str(self.threads)))  # read when the libraries are loaded
+        # A worker is born with interrupts blocked: one from the terminal is for the parent, however early it comes.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]

@@ -101,9 +101,9 @@ def set_threads(threads: int) -> None:
 def serve(connection: Connection, threads: int) -> None:
     """The life of a worker: jobs come in with the bytes it may keep for later ones, stages and outcomes go out.
 
-    An interrupt from the terminal reaches the whole group; it is for the parent to act on, which then ends its workers.
+    An interrupt from the terminal reaches the whole group; the parent, which started this process with interrupts blocked,
+    acts on it and ends its workers.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     silence()
     set_threads(threads)
