@@ -25,6 +25,10 @@ FIGURES = {
     "support": {"min": 2, "median": 30.0, "p95": 52.0, "max": 79},
     "statuses": [{"name": "not_solved", "count": 1}, {"name": "full_rank", "count": 12_762}],
     "warnings": [],
+    "adaptation": {
+        "phases": "all:60", "bytes": 53_600, "seconds": 150.0, "heldout": [[0, 4.4], [15, 3.1], [30, 2.9], [60, 2.7]],
+        "source": [[0, 2.2], [15, 2.4]],
+    },
     "model": "demo-output/model",
 }  # fmt: skip
 
@@ -39,7 +43,14 @@ def test_the_tables_show_every_start_and_markup_in_text_is_text(capsys, tmp_path
     for text in ("text [1].txt", "a note [x]", "[bold] ei ole muotoilua", "12,762", "full_rank", "median 30"):
         assert text in shown
     assert "not_solved" not in shown
-    assert " evaluate demo-output/model --text demo-output/heldout.txt" in shown
+    assert " evaluate demo-output/model demo-output/adapted --text demo-output/heldout.txt" in shown
+    assert "passed by step 30" in shown and "2.400" in shown  # the original has 3.0
+
+
+def test_a_model_that_stays_behind_the_original_is_said_to(capsys, tmp_path):
+    behind = {**FIGURES["adaptation"], "heldout": [[0, 4.4], [60, 3.0]]}
+    demo_show.show({**FIGURES, "adaptation": behind}, tmp_path, demo.PROMPTS)
+    assert "not passed" in capsys.readouterr().out
 
 
 def test_steps_are_told_once_they_took_a_second(capsys):

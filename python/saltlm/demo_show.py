@@ -75,14 +75,26 @@ def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> No
         console.print(escape(f"note: {warning}"))
     console.print()
     console.print(_continuations(figures, prompts))
+    console.print()
+    console.print(_adaptation(figures))
+    below = _first_below(figures)
+    console.print(
+        "The original model, its own tokenizer and no training: "
+        f"{figures['rows'][0]['bits_per_byte']:.3f}; {'passed by step ' + str(below) if below else 'not passed'}."
+    )
+    console.print(f"The curve: [bold]{escape(_here(str(folder / 'curve.png')))}[/bold]")
     python, command = _here(sys.executable), Path(sys.executable).with_name("saltlm")
     saltlm = _here(str(command)) if command.is_file() else f"{python} -m saltlm"
     model = _here(str(folder / "model"))
-    console.print(f"\nThe model lies in [bold]{escape(model)}[/bold]; the texts beside it. Next, for example:\n")
+    adapted = _here(str(folder / "adapted"))
+    console.print(
+        f"\nThe models lie in [bold]{escape(model)}[/bold] and [bold]{escape(adapted)}[/bold]; the texts beside them."
+        " Next, for example:\n"
+    )
     for line in (
-        f"{saltlm} evaluate {model} --text {_here(str(folder / 'heldout.txt'))}",
+        f"{saltlm} evaluate {model} {adapted} --text {_here(str(folder / 'heldout.txt'))}",
         f"{saltlm} transfer --help",
-        f"{python} -c \"from transformers import pipeline; print(pipeline('text-generation', '{model}')('Suomi on'))\"",
+        f"{python} -c \"from transformers import pipeline; print(pipeline('text-generation', '{adapted}')('Suomi on'))\"",
     ):
         console.print(f"  {escape(line)}", soft_wrap=True)
 
@@ -129,6 +141,24 @@ def _continuations(figures: Mapping[str, Any], prompts: Sequence[str]) -> Table:
     for row in figures["rows"]:
         table.add_row(row["name"], *(escape(" ".join(text.split())) for text in row["continuations"]))
     return table
+
+
+def _adaptation(figures: Mapping[str, Any]) -> Table:
+    run = figures["adaptation"]
+    title = f"SALT, adapted: {run['phases']}, {run['bytes']:,} bytes of Finnish in {run['seconds'] / 60:.1f} minutes"
+    table = Table(title=escape(title), title_justify="left")
+    for name in ("step", "bits per byte", "English bits per byte"):
+        table.add_column(name, justify="right")
+    english = dict(map(tuple, run["source"]))
+    for step, value in run["heldout"]:
+        table.add_row(f"{step}", f"{value:.3f}", f"{english[step]:.3f}" if step in english else "-")
+    return table
+
+
+def _first_below(figures: Mapping[str, Any]) -> int | None:
+    """The first evaluated step at which the adapted model is better than the original one."""
+    original = figures["rows"][0]["bits_per_byte"]
+    return next((step for step, value in figures["adaptation"]["heldout"] if value < original), None)
 
 
 def _here(path: str) -> str:

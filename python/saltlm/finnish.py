@@ -1,4 +1,4 @@
-"""The real Finnish pair: an English LM, a Finnish PLM, Finnish vectors, and the regression problem between them."""
+"""Real pairs: an English LM, a PLM and vectors of one language; for Finnish, the regression problem between them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import numpy as np
 import torch
 
 from .e5 import language_donor
-from .inputs import Progress, finnish_vectors, source_lm
+from .errors import input_error
+from .inputs import Progress, finnish_vectors, french_vectors, source_lm
+
+VECTORS = {"fi": ("Finnish floret vectors", finnish_vectors), "fr": ("French word vectors", french_vectors)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Where the inputs of the Finnish transfer lie.
+    """Where the inputs of a real transfer lie.
 
     Attributes:
         source: folder of SmolLM2-135M-Instruct.
         gguf_file: its file in that folder.
-        donor: folder of the Finnish part of multilingual-e5-small.
-        vectors: spaCy folder of Finnish floret vectors.
+        donor: folder of the language's part of multilingual-e5-small.
+        vectors: spaCy folder of the language's vectors.
     """
 
     source: Path
@@ -32,21 +35,30 @@ class Pair:
 
 
 def finnish_pair(step: Callable[[str], AbstractContextManager[Progress | None]] | None = None) -> Pair:
+    """:func:`language_pair` of Finnish."""
+    return language_pair("fi", step)
+
+
+def language_pair(language: str, step: Callable[[str], AbstractContextManager[Progress | None]] | None = None) -> Pair:
     """Fetch what is not in the cache yet.
 
     Args:
+        language: a key of :data:`VECTORS`.
         step: given the name of an input, returns a context manager that yields the callback (done bytes, all bytes) for it.
 
     Raises:
-        InputError: an input cannot be fetched.
+        InputError: an input cannot be fetched, or there are no vectors of the language to be had.
     """
+    if language not in VECTORS:
+        raise input_error("language", repr(language), "one of " + ", ".join(VECTORS), "choose one of these")
+    name, vectors_of = VECTORS[language]
     step = step or (lambda name: nullcontext())
     with step("SmolLM2-135M-Instruct") as report:
         source, gguf_file = source_lm(report)
-    with step("multilingual-e5-small, cut to Finnish") as report:
-        donor = language_donor("fi", report)
-    with step("Finnish floret vectors") as report:
-        vectors = finnish_vectors(report)
+    with step(f"multilingual-e5-small, cut to {language!r}") as report:
+        donor = language_donor(language, report)
+    with step(name) as report:
+        vectors = vectors_of(report)
     return Pair(source=source, gguf_file=gguf_file, donor=donor, vectors=vectors)
 
 

