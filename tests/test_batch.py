@@ -67,7 +67,7 @@ def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
     path = write_jobs(root / "jobs.toml", pair, jobs)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
-        resource.RLIMIT_FSIZE, (400_000, before[1])
+        resource.RLIMIT_FSIZE, (2_000_000, before[1])
     )  # the workers inherit it: larger files find a full disk
     try:
         done = batch.run(path, ONE)
@@ -131,7 +131,10 @@ def test_running_again_does_what_is_left(ran, pair, untied, capsys) -> None:
     now = time.time()
     for place, touched in (
         (pair.vectors, lambda: pair.vectors.write_text(pair.vectors.read_text().replace("0.1", "0.2", 1))),
-        (pair.source / "config.json", lambda: (pair.source / "config.json").open("a").write(" ")),
+        (
+            pair.source / "config.json",
+            lambda: (pair.source / "config.json").write_bytes((pair.source / "config.json").read_bytes() + b" "),
+        ),
         (pair.target / "model.safetensors", lambda: os.utime(pair.target / "model.safetensors", (now, now - 99))),
     ):
         before, stat = place.read_bytes(), place.stat()
