@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .adapt_config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
+from .batch_config import BatchConfig
 from .compare_config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
 from .config import (
     CHAT_TEMPLATES,
@@ -114,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="saltlm",
         description="Give a causal language model the tokenizer of a target-language PLM.",
-        epilog="Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything unforeseen.",
+        epilog="Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything unforeseen (batch: a job failed).",
     )
     top.add_argument("--version", action="version", version=f"saltlm {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -208,8 +209,17 @@ def parser() -> argparse.ArgumentParser:
     add_config(compare, TransferConfig, OWN_TRANSFER)
     add_config(compare, AdaptConfig, OWN_ADAPT)
 
+    batch = commands.add_parser("batch", help="many transfers from a jobs file, shared work done once")
+    batch.add_argument(
+        "jobs", metavar="JOBS.toml",
+        help="[[job]] tables with the options of saltlm transfer, and [defaults] for all; paths are relative to the current "
+        "folder",
+    )  # fmt: skip
+    add_config(batch, BatchConfig)
+    batch.add_argument("--dry-run", action="store_true", help="check every job, tell what would run, run nothing")
+
     status = commands.add_parser("status", help="versions, operators that run and why, devices")
-    for command in (transfer, evaluate, adapt, inspect, compare, status):
+    for command in (transfer, evaluate, adapt, inspect, compare, batch, status):
         command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return top
@@ -283,6 +293,20 @@ def run_adapt(arguments: argparse.Namespace) -> None:
         _json(done.to_json())
     elif done.main:
         adapt_show.adaptation(done)
+
+
+def run_batch(arguments: argparse.Namespace) -> int:
+    """``saltlm batch``."""
+    from . import batch, batch_show
+
+    config = config_from(arguments, BatchConfig)
+    with batch_show.watching(arguments.quiet or arguments.json) as watcher:
+        done = batch.run(arguments.jobs, config, watcher=watcher, dry_run=arguments.dry_run)
+    if arguments.json:
+        _json(done.to_json())
+    else:
+        batch_show.batch(done, dry_run=arguments.dry_run)
+    return EXIT_UNFORESEEN if done.failed else EXIT_DONE
 
 
 def _ratio(entry: str) -> tuple[str, float]:
@@ -387,14 +411,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     arguments = parser().parse_args(argv)
-    _silence()
+    silence()
     module, run = {
         "transfer": (".transfer", run_transfer), "evaluate": (".score", run_evaluate), "adapt": (".packing", run_adapt),
+        "batch": (".batch", run_batch),
         "inspect": (".inspect_rows", run_inspect), "compare": (".compare", run_compare), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip
     try:
         interrupt.load(module)
-        run(arguments)
+        code = run(arguments) or EXIT_DONE
         sys.stdout.flush()
     except KeyboardInterrupt as stopped:
         return _interrupted(str(stopped))
@@ -404,11 +429,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_INPUT if isinstance(error, InputError) else EXIT_UNFORESEEN)
     except BrokenPipeError:
         _drop_stdout()  # its reader has left, as head does
+        code = EXIT_DONE
     except OSError as error:
         _drop_stdout()
         where = "standard output" if error.filename is None else repr(error.filename)
         return _fail(f"{where}: {error.strerror or error}; mend that and run it again", EXIT_UNFORESEEN)
-    return EXIT_DONE
+    return code
 
 
 def _interrupted(how: str = "") -> int:
@@ -423,7 +449,7 @@ def _drop_stdout() -> None:
         os.close(nowhere)
 
 
-def _silence() -> None:
+def silence() -> None:
     """Libraries' own progress bars and advice would mix with ours."""
     import logging
 

@@ -165,13 +165,14 @@ def _plan(
     from .checkpoint import _resolve
     from .compare_run import measure_blocks
     from .gguf import convert
-    from .transfer import _check_method, transfer
+    from .rules import check_method
+    from .transfer import transfer
 
     check_base(adaptation)
     cells = parse_cells(methods, base)
     for cell in cells[1:]:
         try:
-            _check_method(cell.config, inputs[2])
+            check_method(cell.config, inputs[2])
         except InputError as error:
             raise InputError(f"method {cell.label!r}: {error}") from None
     files = [Path(name) for name in auxiliary_files(inputs[2])]

@@ -11,6 +11,12 @@ from .output_folder import cached_folder
 from .train_vectors import cache_folder, sha256_of
 
 
+def converted(file: Path) -> Path | None:
+    """The folder that the file has been converted into, if it has."""
+    kept = (cache_folder() / "gguf" / sha256_of(file)).absolute()
+    return kept if (kept / "config.json").is_file() else None
+
+
 def convert(file: Path) -> tuple[Path, str]:
     """Dequantize a GGUF file through transformers into a folder of the cache; done once for each file.
 
