@@ -32,7 +32,8 @@ def measure(method: str, pair) -> tuple[str, float]:
     parts.append(f"norms {built['median']:.2f}, at most {built['max']:.2f}")
     if held:
         parts.append(
-            f"error {held['relative_error']:.3f}, cosine {held['cosine']:.3f}, place {held['rank']:,}, first {held['top1']:.1%}"
+            f"score {held['score']:.3f}, error {held['relative_error']:.3f}, cosine {held['cosine']:.3f},"
+            f" place {held['rank']:,}, first {held['top1']:.1%}"
         )
     else:
         parts.append("-")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from saltlm import ops
 from saltlm.align import WORD_START, Alignment, MatchKind
 from saltlm.assemble import COMPOSED, DRAWN, SOLVED, Head
 from saltlm.auxiliary import Auxiliary, load_auxiliary
@@ -17,7 +21,7 @@ from saltlm.config import METHODS as NAMES
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.heldout import heldout_check
-from saltlm.methods import METHODS, NEEDS_VECTORS, Job
+from saltlm.methods import METHODS, NEEDS_VECTORS, Job, Method, pursuit
 from saltlm.methods.pieces import characters
 from saltlm.methods.pursuit import pursue
 from saltlm.source_vectors import procrustes, read_dictionary
@@ -245,6 +249,42 @@ def test_the_chunks_of_a_pursuit_change_nothing(monkeypatch) -> None:
     assert torch.equal(pursue(new, anchors, 6).ids, whole.ids)
 
 
+@pytest.mark.skipif(ops.backend("cpu").name != "compiled", reason="no compiled operators")
+@settings(max_examples=10)
+@given(st.integers(0, 10**6), st.integers(1, 40))
+def test_the_compiled_pursuit_picks_as_the_products_do(seed: int, most: int) -> None:
+    """From the Gram matrix, with guesses: rows in general position, one of zeros, and one that three anchors explain."""
+    anchors, new = draw(333, 96, seed=seed) + 0.5, draw(12, 96, seed=seed + 1)
+    new[3] = 0
+    new[5] = anchors[[7, 70, 300]].T @ torch.tensor([2.0, -1.5, 1.0])
+    anchors[200] = anchors[100]  # twins
+    found = pursue(new, anchors, most)
+    assert pursuit._by_gram(anchors, most)
+    size, picks = pursuit._pursue(new.double(), anchors.double(), most)
+    sizes = found.offsets.diff()
+    assert sizes[3] == 0 and sizes.tolist() == [min(int(n), int(m)) for n, m in zip(sizes, size, strict=True)]
+    for row in set(range(12)) - {3, 5}:
+        own = found.ids[found.offsets[row] : found.offsets[row + 1]].tolist()
+        assert own == picks[row].tolist()
+    assert set(found.ids[found.offsets[5] :][: min(3, most)].tolist()) <= set(picks[5].tolist())
+
+
+@pytest.mark.skipif(ops.backend("cpu").name != "compiled", reason="no compiled operators")
+def test_the_pursuit_operator_refuses_what_does_not_fit() -> None:
+    gram, products, squares = torch.eye(5), torch.ones(2, 5), torch.ones(2).double()
+    for arguments, words in (
+        ((products, gram[:4], squares, 3), "pursue, gram: expected 5 rows and columns"),
+        ((products.double(), gram, squares, 3), "expected float32"),
+        ((products, gram, squares[:1], 3), "pursue, squares: expected 2 values"),
+        ((products, gram, squares, 0), "pursue, most: expected a number in"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            torch.ops.saltlm.pursue(*arguments)
+    torch.library.opcheck(torch.ops.saltlm.pursue.default, (products, gram, squares, 3))
+    picks, size = torch.ops.saltlm.pursue(products[:0], gram, squares[:0], 3)
+    assert picks.shape == (0, 3) and size.shape == (0,)
+
+
 # The methods on whole tiny models, against the formula.
 
 
@@ -458,10 +498,11 @@ def test_the_self_check_hides_twins_among_the_source_tokens(untied, bilingual, m
     transfer(
         untied.source, untied.target, untied.vectors, config=TransferConfig(method="wechsel", heldout=0.3, **bilingual)
     )
-    first, check = seen
-    assert not len(first.hidden) and len(check.hidden) >= len(check.new) > 0
+    whole, check = seen
+    hidden_tokens = check.new[check.alignment.shared[check.new]]
+    assert not len(whole.hidden) and len(check.hidden) >= len(hidden_tokens) > 0
     words, others = check.alignment.target.words(), check.alignment.source.words()
-    hidden = {words[token].casefold() for token in check.new if words[token]}
+    hidden = {words[token].casefold() for token in hidden_tokens if words[token]}
     assert all(i in check.hidden for i, word in enumerate(others) if word and word.casefold() in hidden)
 
 
@@ -549,7 +590,7 @@ def test_the_head_and_the_summary_are_whole(method: str, untied, bilingual) -> N
     if support:
         assert support["of"] == METHODS[method].neighbours and 1 <= support["min"] <= support["max"]
         assert support["of"] != "anchors" or support["max"] <= summary["anchors"]
-    assert (summary["heldout"] is not None) == (METHODS[method].anchors or bool(METHODS[method].source_vectors))
+    assert summary["heldout"]["tokens"] > 0
 
 
 @pytest.mark.parametrize("method", ANCHORED)
@@ -611,8 +652,31 @@ def test_a_misspelt_method_names_the_nearest(typed: str, meant: str) -> None:
 def test_rows_far_from_the_sources_are_told(pair) -> None:
     """CLP divides by the sum of cosines, which may be next to nothing: the summary must say what became of the rows."""
     done = transfer(pair.source, pair.target, config=TransferConfig(method="zero"))
-    assert any("median composed row has norm 0" in warning for warning in done.summary["warnings"])
+    assert any("method zero makes a broken start" in warning for warning in done.summary["warnings"])
+    unchecked = transfer(pair.source, pair.target, config=TransferConfig(method="zero", heldout=0.0))
+    assert any("median composed row has norm 0" in warning for warning in unchecked.summary["warnings"])
     plain = transfer(pair.source, pair.target, config=TransferConfig(method="clp"))
-    norms = plain.summary["norms"]
-    told = any("largest composed row" in warning for warning in plain.summary["warnings"])
-    assert told == (norms["composed"]["max"] > 4 * norms["copied"]["max"])
+    guard = plain.summary["norm_guard"]["input"]
+    assert any("built input rows are far longer" in warning for warning in plain.summary["warnings"])
+    broken = plain.summary["heldout"]["broken"]
+    assert any("method clp makes a broken start" in warning for warning in plain.summary["warnings"]) == bool(broken)
+    assert guard["rows"] > 0 and guard["largest"] == plain.summary["norms"]["composed"]["max"] > guard["bound"]
+
+
+def test_the_example_of_a_new_method_works(untied, untied_parts) -> None:
+    """What CONTRIBUTING.md shows: one function in one file of methods/, named in METHODS."""
+    from saltlm.methods import local
+
+    text = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(def nearest.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names = dict(vars(local))
+    exec(code, names)
+    entry = re.search(r"`(Method\(build=local\.nearest.*?\))`", text)[1]
+    method = eval(entry, {"Method": Method, "local": SimpleNamespace(nearest=names["nearest"])})
+    assert method.vectors and method.anchors and not method.plm
+    case = planted(draw(50, 7, seed=0), draw(40, 5, seed=1), 40, method="focus", head=draw(40, 3, seed=2))
+    (block,) = method.build(case.job)
+    near = cosines(case).argmax(dim=1)
+    torch.testing.assert_close(block.rows, case.job.source_rows[near])
+    torch.testing.assert_close(block.head, case.job.head.rows[near])
+    assert block.ids.tolist() == case.new.tolist() and set(block.support_size.tolist()) == {1}

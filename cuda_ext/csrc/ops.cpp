@@ -12,6 +12,9 @@ STABLE_TORCH_LIBRARY(saltlm, m) {
       "support_lstsq(Tensor new_plm, Tensor anchor_plm, Tensor offsets, Tensor ids, float ridge, bool center)"
       " -> (Tensor coefficients, Tensor rank, Tensor residual, Tensor status)");
   m.def("combine(Tensor offsets, Tensor ids, Tensor coefficients, Tensor anchor_lm) -> Tensor");
+  // Orthogonal matching pursuit from the products of N rows with A anchors, the anchors' Gram matrix and the rows' squared
+  // norms. size -1 leaves a row to a more careful way.
+  m.def("pursue(Tensor products, Tensor gram, Tensor squares, int most) -> (Tensor picks, Tensor size)");
   // The instruction-set level of the CPU kernels: base, avx2 or avx512.
   m.def("cpu_level() -> str");
 }

@@ -124,6 +124,26 @@ inline void check_combine(const Tensor& offsets, const Tensor& ids, const Tensor
                   " values (one for each id), found ", coefficients.size(0));
 }
 
+// The most picks of a pursuit.
+constexpr int64_t kPursuitLimit = 256;
+
+inline void check_pursue(const Tensor& products, const Tensor& gram, const Tensor& squares, int64_t most) {
+  check_matrix("pursue, products", products);
+  check_matrix("pursue, gram", gram);
+  STD_TORCH_CHECK(products.scalar_type() == ScalarType::Float && gram.scalar_type() == ScalarType::Float,
+                  "pursue, products and gram: expected float32");
+  check_vector("pursue, squares", squares, ScalarType::Double, "float64");
+  check_same_device("pursue, gram", gram, products);
+  check_same_device("pursue, squares", squares, products);
+  check_rows("pursue, products", products.size(0));
+  STD_TORCH_CHECK(gram.size(0) == products.size(1) && gram.size(1) == products.size(1), "pursue, gram: expected ",
+                  products.size(1), " rows and columns, found ", gram.size(0), " and ", gram.size(1));
+  STD_TORCH_CHECK(squares.size(0) == products.size(0), "pursue, squares: expected ", products.size(0), " values, found ",
+                  squares.size(0));
+  STD_TORCH_CHECK(most >= 1 && most <= kPursuitLimit, "pursue, most: expected a number in [1, ", kPursuitLimit, "], found ",
+                  most);
+}
+
 inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -88,6 +88,52 @@ class Alignment:
     def cover(self, token: int) -> np.ndarray:
         """int32: the source pieces that spell target token ``token``."""
         return self.cover_ids[self.cover_offsets[token] : self.cover_offsets[token + 1]]
+
+    def covers_without(self, tokens: np.ndarray, forbidden: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Cover tokens, shared or not, as if the source had not the ids forbidden to each.
+
+        Merges that name a forbidden id are gone with it; scores and ranks stay.
+
+        Args:
+            tokens: int [n], target ids.
+            forbidden: for each of them the source ids it must do without, in any order.
+
+        Returns:
+            Offsets int64 [n+1] and source ids int32: the cover of ``tokens[i]`` is ``ids[offsets[i]:offsets[i + 1]]``, empty
+            where what is left of the source cannot spell it.
+
+        Raises:
+            ValueError: an id lies outside its vocabulary, or there is not one array of forbidden ids for each token.
+
+        Example:
+            >>> from tokenizers import Tokenizer, models, pre_tokenizers
+            >>> unigram = Tokenizer(models.Unigram([("\u2581ab", -1.0), ("\u2581a", -2.0), ("b", -2.0)]))
+            >>> unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+            >>> found = align(unigram, unigram)
+            >>> [array.tolist() for array in found.covers_without(np.array([0]), [np.array([0])])]
+            [[0, 2], [1, 2]]
+        """
+        offsets = np.cumsum([0, *map(len, forbidden)], dtype=np.int64)
+        flat = np.concatenate([np.zeros(0, dtype=np.int64), *forbidden]).astype(np.int64)
+        return _rust.covers_without(self.source, self.target, np.asarray(tokens, dtype=np.int64), offsets, flat)
+
+    def with_covers(self, tokens: np.ndarray, offsets: np.ndarray, ids: np.ndarray) -> Alignment:
+        """The same alignment with covers of tokens that had none.
+
+        Args:
+            tokens: int [n], target ids without a cover, ascending.
+            offsets: int64 [n+1], as :meth:`covers_without` gives them.
+            ids: int32, source ids.
+        """
+        sizes = np.diff(offsets)
+        if (self.cover_offsets[tokens + 1] != self.cover_offsets[tokens]).any():
+            raise ValueError("a token that is to get a cover has one")
+        grown = np.diff(self.cover_offsets)
+        grown[tokens] = sizes
+        places = np.repeat(self.cover_offsets[tokens], sizes)
+        return dataclasses.replace(
+            self, cover_offsets=np.cumsum([0, *grown]), cover_ids=np.insert(self.cover_ids, places, ids)
+        )
 
 
 def align(

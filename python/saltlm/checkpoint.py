@@ -15,7 +15,7 @@ import torch
 from .architecture import Architecture, find_architecture, quiet_transformers
 from .errors import input_error
 from .safetensors_stream import byte_blocks, refuse_lfs_pointer
-from .weights import INDEX, Weights, check_rows, check_shape, find_weights, match_names, read_json
+from .weights import INDEX, Weights, check_rows, check_shape, find_weights, match_names, read_json, release_pages
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
@@ -346,7 +346,11 @@ def _equal(weights: Weights, one: str, other: str) -> bool:
     if weights.entry(one).dtype != weights.entry(other).dtype:
         return False
     blocks = zip(byte_blocks(weights.tensor(one)), byte_blocks(weights.tensor(other)), strict=True)
-    return all(a.tobytes() == b.tobytes() for a, b in blocks)
+    for a, b in blocks:
+        if a.tobytes() != b.tobytes():
+            return False
+        release_pages()
+    return True
 
 
 def _read_rows(weights: Weights, keys: tuple[str, ...], tokenizer: Any, side: str) -> dict[str, str]:

@@ -117,6 +117,11 @@ def _register_fakes() -> None:
             new_plm.new_empty(rows, dtype=torch.uint8),
         )
 
+    @torch.library.register_fake("saltlm::pursue")
+    def _(products: torch.Tensor, gram: torch.Tensor, squares: torch.Tensor, most: int) -> tuple:
+        rows = products.shape[0]
+        return products.new_empty(rows, most, dtype=torch.int32), products.new_empty(rows, dtype=torch.int32)
+
     @torch.library.register_fake("saltlm::combine")
     def _(
         offsets: torch.Tensor, ids: torch.Tensor, coefficients: torch.Tensor, anchor_lm: torch.Tensor

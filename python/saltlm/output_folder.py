@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import BackendError, SaltlmError, input_error
+from .errors import BackendError, InputError, SaltlmError, input_error
 
 # What the input can be blamed for: the caller gave a place that is full, forbidden or impossible.
 _PLACE = {
@@ -29,6 +29,7 @@ _PLACE = {
 }
 MODEL_FILES = ("config.json", "saltlm.json")
 ADVICE = "choose another folder or make room"
+CACHE_ADVICE = "make room, or name another folder for the cache in SALTLM_CACHE"
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 
@@ -209,6 +210,21 @@ def _leftover(out: Path) -> re.Pattern[str]:
     return re.compile(re.escape(f".{out.name}.saltlm-") + r"(\d+)-[0-9a-f]{8}(\.old)?")
 
 
+@contextlib.contextmanager
+def cached_folder(folder: Path) -> Iterator[Path]:
+    """:func:`whole_folder` for what any run would write alike: where another one was faster its folder stays, ours is dropped.
+
+    Raises:
+        InputError, BackendError: as there, with advice for the cache.
+    """
+    try:
+        with whole_folder(folder.absolute(), advice=CACHE_ADVICE) as part:
+            yield part
+    except InputError:
+        if not folder.is_dir():
+            raise
+
+
 def clear_leftovers(out: Path) -> list[Path]:
     """Remove what killed runs left beside ``out``, and put back an old folder that such a run had set aside."""
     pattern = _leftover(out)
@@ -344,12 +360,13 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
 def _sync(folder: Path) -> None:
     """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not.
 
-    Files get the usual permissions: some libraries write through private ones, which others could not read.
+    Files get the usual permissions: some libraries write through private ones, which others could not read. A file that
+    has another name elsewhere keeps its own, for they are that one's too.
     """
     mask = os.umask(0)
     os.umask(mask)
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1:
             path.chmod(0o666 & ~mask)
         sync_path(path)
     sync_path(folder)

@@ -86,19 +86,17 @@ class Shared:
 
     def aligned(self, model: Source, donor: Donor, config: TransferConfig) -> tuple[Any, Alignment]:
         """The new tokenizer, and its alignment to the source's; models that bring the same tokenizer files share them."""
-        ours, theirs = _tokenizer_key(model), _tokenizer_key(donor)
+        ours, theirs, template = _tokenizer_key(model), _tokenizer_key(donor), _template(config)
 
         def make() -> tuple[Any, Tokens]:
-            made = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=config.chat_template)
+            made = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=template)
             return made, load_tokens(made, "target")
 
         tokens = self.get(("tokens", ours), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
-        tokenizer, target = self.get(
-            ("tokenizer", ours, theirs, config.chat_template), make, lambda made: _table_bytes(made[1])
-        )
+        tokenizer, target = self.get(("tokenizer", ours, theirs, template), make, lambda made: _table_bytes(made[1]))
         overrides = tuple(sorted(config.special_overrides.items()))
         alignment = self.get(
-            ("alignment", ours, theirs, config.chat_template, config.overlap, overrides),
+            ("alignment", ours, theirs, template, config.overlap, overrides),
             lambda: align(tokens, target, overlap=config.overlap, special_overrides=config.special_overrides),
             lambda made: made.kind.nbytes + made.source_id.nbytes + made.cover_offsets.nbytes + made.cover_ids.nbytes,
         )
@@ -109,8 +107,8 @@ class Shared:
     ) -> Auxiliary:
         """:func:`~saltlm.load_auxiliary` for the target tokens; one file's serve every source with this target."""
         files = tuple(stamp(name) for name in auxiliary_files(spec))
-        added = _tokenizer_key(model) if config.chat_template == "source" else None  # it brings tokens along
-        key = ("vectors", str(spec), files, _tokenizer_key(donor), config.chat_template, added)
+        added = _tokenizer_key(model) if _template(config) == "source" else None  # it brings tokens along
+        key = ("vectors", str(spec), files, _tokenizer_key(donor), _template(config), added)
         return self.get(key, lambda: load_auxiliary(spec, alignment.target.words()), _vector_bytes)
 
 
@@ -127,6 +125,11 @@ def stamp(name: str | Path) -> tuple[Hashable, ...]:
         return ()
     found = path.stat()
     return (found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def _template(config: TransferConfig) -> str:
+    """The chat template that the target's tokenizer gets; the source's own tokenizer, where it is kept, has its own."""
+    return "target" if config.keep_source_vocabulary else config.chat_template
 
 
 def _tokenizer_key(loaded: Source | Donor) -> Hashable:

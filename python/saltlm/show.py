@@ -89,6 +89,12 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
             if count:
                 table.add_row(name, f"{count:,}", f"{count / rows:.1%}", ORIGIN_WORDS[name])
     console.print(table)
+    if summary["expansion"]:
+        grown = summary["expansion"]
+        console.print(
+            f"added to the source's tokenizer: {grown['added']:,} tokens; {grown['left_out']:,} left out, which it could"
+            " never put into a text"
+        )
     if summary["support"]:
         support = summary["support"]
         whole = f" of {summary['anchors']:,} anchors" if support["of"] == "anchors" else ""
@@ -101,9 +107,14 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     if summary["heldout"]:
         held = summary["heldout"]
         console.print(
-            f"self-check on {held['tokens']} hidden shared tokens: relative error {held['relative_error']:.2f},"
-            f" cosine {held['cosine']:.2f}, true row at place {held['rank']} of {held['candidates']:,} (medians)"
+            f"self-check on {held['tokens']} hidden shared tokens: score {held['score']:.2f}; relative error"
+            f" {held['relative_error']:.2f}, cosine {held['cosine']:.2f}, true row at place {held['rank']} of"
+            f" {held['candidates']:,} (medians)"
         )
+    if summary["tuning"]:
+        tuning = summary["tuning"]
+        chosen = ", ".join(f"{name} {value}" for name, value in tuning["choice"].items())
+        console.print(f"tuned on them: {chosen}, the best of {len(tuning['trials'])} trials")
     for warning in summary["warnings"]:
         console.print(f"[yellow]note[/yellow]: {escape(warning)}", highlight=False)
     if done.out is not None:
@@ -113,7 +124,7 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
 
 def evaluations(found: SideBySide) -> None:
     """Bits per byte of one model or several, who is better, continuations and tasks."""
-    from .evaluate import evaluation_table
+    from .evaluation_table import evaluation_table
 
     console = Output()
     short = labels(list(found.models))

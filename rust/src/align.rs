@@ -160,27 +160,57 @@ fn fold_index(source: &Vocabulary) -> FxHashMap<Vec<u8>, u32> {
     map
 }
 
-/// Covers of all unmatched text tokens, in blocks whose results are joined in order.
+/// Covers of all unmatched text tokens.
 fn cover_all(index: &Index<'_>, target: &Vocabulary, source_id: &[i32]) -> (Vec<i64>, Vec<i32>) {
-    const BLOCK: usize = 2048;
     let coverer = Coverer::new(index);
-    let blocks: Vec<(Vec<u32>, Vec<u32>)> = (0..target.size().div_ceil(BLOCK))
+    in_blocks(target.size(), |token, scratch, ids| {
+        if source_id[token] < 0 && target.is_text(token) {
+            coverer.cover(target.canonical.get(token), scratch, ids);
+        }
+    })
+}
+
+/// Covers of target `tokens`, matched or not, each by the source vocabulary without the ids forbidden to it.
+///
+/// The ids forbidden to `tokens[i]` are `forbidden[offsets[i]..offsets[i + 1]]`, in any order. Covers come flat, with where
+/// each starts. Special tokens and holes have none. The result does not depend on the number of threads.
+pub fn covers_without(
+    source: &Vocabulary,
+    target: &Vocabulary,
+    tokens: &[u32],
+    offsets: &[usize],
+    forbidden: &[u32],
+) -> (Vec<i64>, Vec<i32>) {
+    let index = Index::new(source);
+    let coverer = Coverer::new(&index);
+    in_blocks(tokens.len(), |place, scratch, ids| {
+        let token = tokens[place] as usize;
+        if target.is_text(token) {
+            let mut without = forbidden[offsets[place]..offsets[place + 1]].to_vec();
+            without.sort_unstable();
+            coverer.cover_without(target.canonical.get(token), &without, scratch, ids);
+        }
+    })
+}
+
+/// What `each` appends for every place below `count`, flat, and where each starts; in blocks that are joined in order.
+fn in_blocks(count: usize, each: impl Fn(usize, &mut Scratch, &mut Vec<u32>) + Sync) -> (Vec<i64>, Vec<i32>) {
+    const BLOCK: usize = 2048;
+    let blocks: Vec<(Vec<u32>, Vec<u32>)> = (0..count.div_ceil(BLOCK))
         .into_par_iter()
         .map(|block| {
-            let range = block * BLOCK..((block + 1) * BLOCK).min(target.size());
+            let range = block * BLOCK..((block + 1) * BLOCK).min(count);
             let mut ends = Vec::with_capacity(range.len());
             let mut ids = Vec::with_capacity(4 * range.len());
             let mut scratch = Scratch::default();
-            for token in range {
-                if source_id[token] < 0 && target.is_text(token) {
-                    coverer.cover(target.canonical.get(token), &mut scratch, &mut ids);
-                }
+            for place in range {
+                each(place, &mut scratch, &mut ids);
                 ends.push(ids.len() as u32);
             }
             (ends, ids)
         })
         .collect();
-    let mut offsets = Vec::with_capacity(target.size() + 1);
+    let mut offsets = Vec::with_capacity(count + 1);
     offsets.push(0i64);
     let mut all = Vec::with_capacity(blocks.iter().map(|b| b.1.len()).sum());
     for (ends, ids) in blocks {
@@ -259,6 +289,33 @@ mod tests {
             let mut out = Vec::new();
             Coverer::new(&index).cover(&text, &mut Scratch::default(), &mut out);
             prop_assert_eq!(out, expected);
+        }
+
+        /// A cover without some ids is the cover by a vocabulary that lacks them; their tokens are respelled here, so that
+        /// ranks stay.
+        #[test]
+        fn covers_without_ids_are_those_of_a_smaller_vocabulary(
+            tokens in prop::collection::hash_set(prop::collection::vec(97u8..100, 1..4), 1..30),
+            texts in prop::collection::vec(prop::collection::vec(97u8..100, 1..12), 1..6),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let tokens: Vec<Vec<u8>> = tokens.into_iter().collect();
+            let mut texts = texts;
+            texts.sort();
+            texts.dedup();
+            let forbidden: Vec<u32> = picks.iter().map(|pick| pick.index(tokens.len()) as u32).collect();
+            let mut fewer = tokens.clone();
+            for &id in &forbidden {
+                fewer[id as usize] = vec![0, id as u8];
+            }
+            let target = ranks(&texts);
+            let all: Vec<u32> = (0..texts.len() as u32).collect();
+            let counts: Vec<usize> = (0..=texts.len()).map(|i| i * forbidden.len()).collect();
+            let found = covers_without(&ranks(&tokens), &target, &all, &counts, &forbidden.repeat(texts.len()));
+            let none = vec![0; texts.len() + 1];
+            let expected = covers_without(&ranks(&fewer), &target, &all, &none, &[]);
+            prop_assert_eq!(&found, &expected);
+            prop_assert!(found.1.iter().all(|&id| !forbidden.contains(&(id as u32))));
         }
 
         #[test]

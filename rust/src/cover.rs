@@ -1,6 +1,7 @@
 //! Subword overlap: a token's canonical bytes segmented by the source tokenizer's own algorithm.
 //!
 //! Law: the canonical bytes of a cover's pieces, joined, are the token's bytes; where that cannot be, the cover is empty.
+//! A cover may be asked to do without some ids: it is then the cover by a vocabulary that lacks them.
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -92,12 +93,24 @@ impl<'a> Coverer<'a> {
 
     /// Appends the cover of `text` to `out`; nothing is appended where the pieces cannot spell it.
     pub fn cover(&self, text: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        self.cover_by(text, &|_| true, scratch, out);
+    }
+
+    /// The same with the ids that `forbidden` (ascending) does not name, as if the vocabulary had no others.
+    ///
+    /// Merges that name a forbidden id are gone with it; scores, the penalty of what has no piece among them, stay.
+    pub fn cover_without(&self, text: &[u8], forbidden: &[u32], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        self.cover_by(text, &|id| forbidden.binary_search(&id).is_err(), scratch, out);
+    }
+
+    /// The cover by the ids that `may` allows; the test that allows all is compiled away.
+    fn cover_by(&self, text: &[u8], may: &impl Fn(u32) -> bool, scratch: &mut Scratch, out: &mut Vec<u32>) {
         let start = out.len();
         let whole = !text.is_empty()
             && match &self.vocabulary.segmenter {
-                Segmenter::Bpe(_) | Segmenter::Ranks => self.merge(text, scratch, out),
-                Segmenter::Unigram(scores) => self.viterbi(text, scores, scratch, out),
-                Segmenter::Longest => self.longest_match(text, out),
+                Segmenter::Bpe(_) | Segmenter::Ranks => self.merge(text, may, scratch, out),
+                Segmenter::Unigram(scores) => self.viterbi(text, scores, may, scratch, out),
+                Segmenter::Longest => self.longest_match(text, may, out),
             };
         if !whole {
             out.truncate(start);
@@ -113,27 +126,37 @@ impl<'a> Coverer<'a> {
         }
     }
 
-    /// The token of one byte: the model's own, else a byte piece.
-    fn byte(&self, byte: u8) -> Option<u32> {
+    /// The token of one byte: a byte piece, else the model's own.
+    fn byte(&self, byte: u8, may: &impl Fn(u32) -> bool) -> Option<u32> {
         let id = self.bytes[byte as usize];
         if id != NONE {
-            return Some(id);
+            if may(id) {
+                return Some(id);
+            }
+            if let Some(other) = self.pieces.byte_piece(byte, may) {
+                return Some(other);
+            }
         }
-        self.pieces.get(&[byte])
+        self.piece(&[byte], may)
+    }
+
+    /// The piece of exactly these bytes.
+    fn piece(&self, bytes: &[u8], may: &impl Fn(u32) -> bool) -> Option<u32> {
+        self.pieces.get(bytes).and_then(|id| self.pieces.twin(id, bytes, may))
     }
 
     /// Byte-pair merging: the pair of best rank first, the leftmost on ties.
-    fn merge(&self, text: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) -> bool {
+    fn merge(&self, text: &[u8], may: &impl Fn(u32) -> bool, scratch: &mut Scratch, out: &mut Vec<u32>) -> bool {
         let Scratch { symbols, ranks, queue, .. } = scratch;
         symbols.clear();
         let mut at = 0;
         while at < text.len() {
             let width = self.width(text, at);
-            match self.pieces.get(&text[at..at + width]) {
+            match self.piece(&text[at..at + width], may) {
                 Some(id) => push_symbol(symbols, id, at, width),
                 None => {
                     for (place, &byte) in text.iter().enumerate().skip(at).take(width) {
-                        let Some(id) = self.byte(byte) else { return false };
+                        let Some(id) = self.byte(byte, may) else { return false };
                         push_symbol(symbols, id, place, 1);
                     }
                 }
@@ -145,7 +168,7 @@ impl<'a> Coverer<'a> {
         ranks.resize(count, NONE);
         queue.clear();
         for left in 0..count {
-            self.rank(text, symbols, ranks, left);
+            self.rank(text, symbols, ranks, left, may);
         }
         let queued = count > FEW;
         if queued {
@@ -182,7 +205,7 @@ impl<'a> Coverer<'a> {
             let before = symbols[left].previous;
             for place in [left, before as usize] {
                 if place < count {
-                    self.rank(text, symbols, ranks, place);
+                    self.rank(text, symbols, ranks, place, may);
                     if queued && ranks[place] != NONE {
                         queue.push(Reverse((ranks[place], place as u32)));
                     }
@@ -198,21 +221,28 @@ impl<'a> Coverer<'a> {
     }
 
     /// Looks up the merge of symbol `left` with its right neighbour.
-    fn rank(&self, text: &[u8], symbols: &mut [Symbol], ranks: &mut [u32], left: usize) {
+    fn rank(&self, text: &[u8], symbols: &mut [Symbol], ranks: &mut [u32], left: usize, may: &impl Fn(u32) -> bool) {
         let Some(right) = symbols.get(symbols[left].next as usize).copied() else {
             ranks[left] = NONE;
             return;
         };
         let found = if matches!(self.vocabulary.segmenter, Segmenter::Ranks) {
-            self.pieces.get(&text[symbols[left].start as usize..right.end as usize]).map(|made| (made, made))
+            self.piece(&text[symbols[left].start as usize..right.end as usize], may).map(|made| (made, made))
         } else {
-            self.merges.get(&(symbols[left].id, right.id)).copied()
+            self.merges.get(&(symbols[left].id, right.id)).copied().filter(|&(_, made)| may(made))
         };
         (ranks[left], symbols[left].made) = found.unwrap_or((NONE, NONE));
     }
 
     /// The most probable segmentation; of equals the one found first. O(n x pieces that begin at a place).
-    fn viterbi(&self, text: &[u8], scores: &[f64], scratch: &mut Scratch, out: &mut Vec<u32>) -> bool {
+    fn viterbi(
+        &self,
+        text: &[u8],
+        scores: &[f64],
+        may: &impl Fn(u32) -> bool,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) -> bool {
         let Scratch { best, spans, .. } = scratch;
         let size = text.len();
         best.clear();
@@ -226,6 +256,7 @@ impl<'a> Coverer<'a> {
             let width = self.width(text, start);
             let mut has_single = false;
             self.pieces.beginning(&text[start..], |length, id| {
+                let Some(id) = self.pieces.twin(id, &text[start..start + length], may) else { return };
                 has_single |= length == width;
                 let score = scores[id as usize] + reached;
                 if score > best[start + length].0 {
@@ -249,7 +280,7 @@ impl<'a> Coverer<'a> {
                 continue;
             }
             for &byte in &text[start as usize..end as usize] {
-                let Some(id) = self.byte(byte) else { return false };
+                let Some(id) = self.byte(byte, may) else { return false };
                 out.push(id);
             }
         }
@@ -257,11 +288,15 @@ impl<'a> Coverer<'a> {
     }
 
     /// The longest token that begins what is left, again and again.
-    fn longest_match(&self, text: &[u8], out: &mut Vec<u32>) -> bool {
+    fn longest_match(&self, text: &[u8], may: &impl Fn(u32) -> bool, out: &mut Vec<u32>) -> bool {
         let mut start = 0;
         while start < text.len() {
             let mut longest = None;
-            self.pieces.beginning(&text[start..], |length, id| longest = Some((length, id)));
+            self.pieces.beginning(&text[start..], |length, id| {
+                if let Some(id) = self.pieces.twin(id, &text[start..start + length], may) {
+                    longest = Some((length, id));
+                }
+            });
             let Some((length, id)) = longest else { return false };
             out.push(id);
             start += length;

@@ -148,6 +148,21 @@ impl<'a> Pieces<'a> {
         self.index.without(BYTE_PIECE | ADDED, bytes)
     }
 
+    /// The piece `id` of these bytes if it may be used, else the smallest other piece of the same bytes that may.
+    pub fn twin(&self, id: u32, bytes: &[u8], may: &impl Fn(u32) -> bool) -> Option<u32> {
+        if may(id) {
+            return Some(id);
+        }
+        let flags = &self.index.vocabulary.flags;
+        self.index.ids(bytes).find(|&id| flags[id as usize] & (BYTE_PIECE | ADDED) == 0 && may(id))
+    }
+
+    /// The smallest byte piece of this byte that may be used.
+    pub fn byte_piece(&self, byte: u8, may: &impl Fn(u32) -> bool) -> Option<u32> {
+        let flags = &self.index.vocabulary.flags;
+        self.index.ids(&[byte]).find(|&id| flags[id as usize] & BYTE_PIECE != 0 && may(id))
+    }
+
     /// Calls `found(length, id)` for every piece that begins `text`, shortest first.
     pub fn beginning(&self, text: &[u8], mut found: impl FnMut(usize, u32)) {
         for length in 1..=text.len().min(3) {

@@ -1,11 +1,12 @@
 //! The Python face: conversions only, no algorithm.
 use std::sync::{Arc, Mutex, PoisonError};
 
-use numpy::{IntoPyArray, PyArray1};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::align::Overlap;
+use crate::cover::Segmenter;
 use crate::error::Error;
 use crate::{align, tiktoken, token, tokenizer_json};
 
@@ -96,6 +97,14 @@ impl Vocabulary {
         (0..self.0.size()).map(|id| self.0.word(id)).collect()
     }
 
+    /// Log-probability of each id where the model is a Unigram, else None.
+    fn scores<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<f64>>> {
+        match &self.0.segmenter {
+            Segmenter::Unigram(scores) => Some(scores.clone().into_pyarray(py)),
+            _ => None,
+        }
+    }
+
     /// Special and added tokens: spelling and id, ascending ids.
     fn added(&self) -> Vec<(String, u32)> {
         let flagged = |id: &usize| self.0.flags[*id] & (token::SPECIAL | token::ADDED) != 0;
@@ -148,12 +157,53 @@ fn align_py<'py>(
     ))
 }
 
+type Covers<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i32>>);
+
+/// Covers of target `tokens`, each by the source vocabulary without its forbidden ids, and where each starts.
+///
+/// Those of `tokens[i]` are `forbidden[offsets[i]:offsets[i + 1]]`. ValueError where ids or offsets do not fit.
+#[pyfunction]
+fn covers_without<'py>(
+    py: Python<'py>,
+    source: &Vocabulary,
+    target: &Vocabulary,
+    tokens: PyReadonlyArray1<'py, i64>,
+    offsets: PyReadonlyArray1<'py, i64>,
+    forbidden: PyReadonlyArray1<'py, i64>,
+) -> PyResult<Covers<'py>> {
+    let ids = |given: PyReadonlyArray1<'py, i64>, size: usize, what: &str| -> PyResult<Vec<u32>> {
+        let outside = |&id: &i64| id < 0 || id as usize >= size;
+        let given = given.as_slice()?;
+        if let Some(id) = given.iter().copied().find(outside) {
+            let expected = format!("ids in [0, {size})");
+            return Err(to_py(Error::input(what, id.to_string(), &expected, "take ids of this vocabulary")));
+        }
+        Ok(given.iter().map(|&id| id as u32).collect())
+    };
+    let (source, target) = (&source.0, &target.0);
+    let tokens = ids(tokens, target.size(), "tokens")?;
+    let forbidden = ids(forbidden, source.size(), "forbidden")?;
+    let offsets = offsets.as_slice()?;
+    let whole = offsets.len() == tokens.len() + 1
+        && offsets.first() == Some(&0)
+        && offsets.last() == Some(&(forbidden.len() as i64))
+        && offsets.windows(2).all(|pair| pair[0] <= pair[1]);
+    if !whole {
+        let expected = format!("{} ascending from 0 to {}", tokens.len() + 1, forbidden.len());
+        return Err(to_py(Error::input("offsets", format!("{} of them", offsets.len()), &expected, "count again")));
+    }
+    let offsets: Vec<usize> = offsets.iter().map(|&at| at as usize).collect();
+    let (starts, covers) = work(py, || align::covers_without(source, target, &tokens, &offsets, &forbidden))?;
+    Ok((starts.into_pyarray(py), covers.into_pyarray(py)))
+}
+
 /// Native part of saltlm; use it through the Python package.
 #[pymodule(gil_used = false)]
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<Vocabulary>()?;
     module.add_function(wrap_pyfunction!(align_py, module)?)?;
+    module.add_function(wrap_pyfunction!(covers_without, module)?)?;
     vectors::register(module)?;
     Ok(())
 }

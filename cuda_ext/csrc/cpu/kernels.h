@@ -83,14 +83,27 @@ struct RowKernels {
                   int64_t count, double* sums, void* out);
 };
 
+constexpr int64_t kPursuitMost = 256, kPursuitPanel = 16, kPursuitCandidates = 192;
+
+struct PursuitKernels {
+  // Picks of one row, at most `most` (up to kPursuitMost), and how many: -1 where float32 cannot tell how to go on. `gram` is
+  // anchors x anchors, `products` holds the row's with all anchors and zeros up to a multiple of kPursuitPanel, and is
+  // used up; `square` is the row's squared norm. `scratch` holds (most + 1) x padded anchors + (most + 10) x
+  // kPursuitCandidates floats.
+  int64_t (*pursue)(const float* gram, int64_t anchors, double square, int64_t most, float* products, float* scratch,
+                    int32_t* picks);
+};
+
 const SimilarityKernels& similarity_kernels();
 const SolveKernels& solve_kernels();
 const RowKernels& row_kernels();
+const PursuitKernels& pursuit_kernels();
 
 #define SALTLM_JOIN_(a, b) a##b
 #define SALTLM_JOIN(a, b) SALTLM_JOIN_(a, b)
 extern const SimilarityKernels similarity_base, similarity_avx2, similarity_avx512;
 extern const SolveKernels solve_base, solve_avx2, solve_avx512;
 extern const RowKernels rows_base, rows_avx2, rows_avx512;
+extern const PursuitKernels pursuit_base, pursuit_avx2, pursuit_avx512;
 
 }  // namespace saltlm::cpu

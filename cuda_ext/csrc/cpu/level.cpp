@@ -15,10 +15,11 @@ struct Level {
   const SimilarityKernels* similarity;
   const SolveKernels* solve;
   const RowKernels* rows;
+  const PursuitKernels* pursuit;
 };
 
 Level choose() {
-  const Level base{"base", &similarity_base, &solve_base, &rows_base};
+  const Level base{"base", &similarity_base, &solve_base, &rows_base, &pursuit_base};
 #ifndef SALTLM_BASE_ONLY
   const char* asked = std::getenv("SALTLM_CPU_LEVEL");
   const auto wanted = [&](const char* name) { return asked == nullptr || std::strcmp(asked, name) == 0; };
@@ -27,8 +28,8 @@ Level choose() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
-  if (avx512 && wanted("avx512")) return {"avx512", &similarity_avx512, &solve_avx512, &rows_avx512};
-  if (avx2 && wanted("avx2")) return {"avx2", &similarity_avx2, &solve_avx2, &rows_avx2};
+  if (avx512 && wanted("avx512")) return {"avx512", &similarity_avx512, &solve_avx512, &rows_avx512, &pursuit_avx512};
+  if (avx2 && wanted("avx2")) return {"avx2", &similarity_avx2, &solve_avx2, &rows_avx2, &pursuit_avx2};
 #endif
   return base;
 }
@@ -45,6 +46,7 @@ std::string cpu_level() { return chosen().name; }
 const SimilarityKernels& similarity_kernels() { return *chosen().similarity; }
 const SolveKernels& solve_kernels() { return *chosen().solve; }
 const RowKernels& row_kernels() { return *chosen().rows; }
+const PursuitKernels& pursuit_kernels() { return *chosen().pursuit; }
 
 }  // namespace saltlm::cpu
 

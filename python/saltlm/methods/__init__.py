@@ -13,7 +13,11 @@ clp                 PLM rows                         all anchors            cosi
 omp                 PLM rows                         greedy pursuit, 64     least squares in the PLM's space
 sava-affine         PLM rows                         all anchors            one map with intercept for all tokens
 sava-orthogonal     PLM rows                         all anchors            one orthogonal map between scaled spaces
-blend               -                                all anchors, pieces    half subword mean, half ridge map
+ridge-map           PLM rows                         all anchors            one ridge map with intercept, ridge 1
+local-map           PLM rows, or auxiliary vectors   256 nearest, or        the ridge map, and local least squares with a
+                                                     sparsemax's support    ridge of what it misses
+blend               as the regression in it          its anchors, pieces    w subword mean, 1 - w a regression; w a number,
+                                                                            or by pieces, support or held-out precision
 wechsel             vectors of both languages        10 source tokens       softmax of cosines, temperature 0.1
 ofa                 means of multilingual words      10 source tokens       softmax of cosines, temperature 0.1
 subword-mean        -                                source pieces          equal
@@ -21,6 +25,9 @@ subword-length      -                                source pieces          by c
 subword-asymmetric  -                                source pieces          input: equal, at the typical norm; output: by
                                                                             characters
 ==================  ===============================  =====================  ===========================================
+
+Post-steps for all of them: anchors cleaned before (:mod:`.clean`), and after it a shift of the output rows towards the
+log-unigram (:mod:`saltlm.unigram_shift`) and a guard of the norms (:mod:`saltlm.norm_guard`).
 """
 
 from __future__ import annotations
@@ -29,10 +36,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from ..assemble import Block
-from . import blend, flat, local, pieces, whole, words
+from ..config import TransferConfig
+from . import blend, clean, flat, local, local_map, pieces, whole, words
 from .job import Job, anchors_of
 
-__all__ = ["METHODS", "NEEDS_VECTORS", "Job", "Method", "anchors_of"]
+__all__ = ["METHODS", "NEEDS_VECTORS", "Job", "Method", "anchors_of", "build", "method_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,9 @@ class Method:
         source_vectors: where vectors of the source tokens come from: a ``dictionary`` and vectors of the source's language, or
             ``segmented`` words of the one file of vectors; empty where it needs none.
         neighbours: what its support sizes count, empty where there are none.
+        every: whether every anchor is a neighbour of every token.
+        interpolates: whether its regression can fit a token exactly, so that its rows may explode where the neighbours of
+            a token are about as many as the PLM's dimensions and no ridge holds them.
         sparse: whether few neighbours are a choice it makes, so that many are a sign of vectors that tell nothing apart.
         options: names of the options that change it, beside those that every method has.
     """
@@ -58,6 +69,8 @@ class Method:
     source_vectors: str = ""
     neighbours: str = ""
     sparse: bool = False
+    every: bool = False
+    interpolates: bool = False
     options: tuple[str, ...] = ()
 
 
@@ -66,15 +79,31 @@ _PIECES = {"neighbours": "pieces"}
 
 METHODS: dict[str, Method] = {
     "salt": Method(
-        build=local.salt, vectors=True, plm=True, sparse=True, options=("ridge", "center", "max_support"), **_ANCHORED
+        build=local.salt,
+        vectors=True,
+        plm=True,
+        sparse=True,
+        interpolates=True,
+        options=("ridge", "center", "max_support"),
+        **_ANCHORED,
     ),
     "focus": Method(build=local.focus, vectors=True, sparse=True, options=("max_support",), **_ANCHORED),
-    "clp": Method(build=whole.clp, plm=True, **_ANCHORED),
+    "clp": Method(build=whole.clp, plm=True, every=True, **_ANCHORED),
     "clp-plus": Method(build=local.clp_plus, plm=True, sparse=True, options=("max_support",), **_ANCHORED),
-    "omp": Method(build=local.omp, plm=True, options=("ridge", "center", "max_support"), **_ANCHORED),
-    "sava-affine": Method(build=whole.sava_affine, plm=True, options=("ridge",), **_ANCHORED),
-    "sava-orthogonal": Method(build=whole.sava_orthogonal, plm=True, **_ANCHORED),
-    "blend": Method(build=blend.blend, plm=True, options=("ridge", "blend_weight"), **_ANCHORED),
+    "omp": Method(
+        build=local.omp, plm=True, interpolates=True, options=("ridge", "center", "max_support"), **_ANCHORED
+    ),
+    "sava-affine": Method(build=whole.sava_affine, plm=True, every=True, options=("ridge",), **_ANCHORED),
+    "sava-orthogonal": Method(build=whole.sava_orthogonal, plm=True, every=True, **_ANCHORED),
+    "ridge-map": Method(build=whole.ridge_map, plm=True, every=True, options=("ridge",), **_ANCHORED),
+    "local-map": Method(
+        build=local_map.local_map,
+        plm=True,
+        interpolates=True,
+        options=("ridge", "map_ridge", "center", "max_support", "support_rule"),
+        **_ANCHORED,
+    ),
+    "blend": Method(build=blend.blend, plm=True, options=("blend_with", "blend_weight"), **_ANCHORED),
     "wechsel": Method(
         build=words.wechsel,
         vectors=True,
@@ -92,3 +121,25 @@ METHODS: dict[str, Method] = {
     "zero": Method(build=flat.zero),
 }
 NEEDS_VECTORS = tuple(name for name, method in METHODS.items() if method.vectors)
+
+
+def method_of(config: TransferConfig) -> Method:
+    """What the method as configured asks for: a blend asks for what its regression does."""
+    method = METHODS[config.method]
+    if config.method == "blend":
+        other = METHODS[config.blend_with or blend.DEFAULT]
+        method = dataclasses.replace(other, build=method.build, options=(*method.options, *other.options))
+    if "support_rule" in method.options and config.support_rule == "auxiliary":
+        method = dataclasses.replace(method, vectors=True)
+    if method.anchors:
+        method = dataclasses.replace(method, options=(*method.options, "clean_anchors"))
+        if config.clean_anchors and "map_ridge" not in method.options:
+            method = dataclasses.replace(method, options=(*method.options, "map_ridge"))
+    return method
+
+
+def build(job: Job) -> Iterator[Block]:
+    """The blocks of the job's method, from anchors cleaned as asked."""
+    if job.config.clean_anchors:
+        job = dataclasses.replace(job, anchors=clean.cleaned(job))
+    yield from METHODS[job.config.method].build(job)

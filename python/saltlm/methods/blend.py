@@ -3,51 +3,74 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 
-from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, SOLVED, Block
-from .job import Job, left, rows_at, split_by_plm_row
+from ..assemble import COMPOSED, SOLVED, Block
+from . import local, local_map, whole
+from .blend_weight import weigher
+from .job import Job
 from .pieces import Pieces
-from .whole import AffineMap, block_of
 
-RIDGE = 1.0
+REGRESSIONS: dict[str, Callable[[Job], Iterator[Block]]] = {
+    "ridge-map": whole.ridge_map,
+    "local-map": local_map.local_map,
+    "salt": local.salt,
+    "focus": local.focus,
+    "clp": whole.clp,
+    "clp-plus": local.clp_plus,
+    "omp": local.omp,
+    "sava-affine": whole.sava_affine,
+    "sava-orthogonal": whole.sava_orthogonal,
+}
+DEFAULT = "ridge-map"
+BESIDE = {
+    "map": "pieces and map", "anchors": "pieces and anchors", "all anchors": "pieces and all anchors",
+    "map and anchors": "pieces, map and anchors", "none": "none",
+}  # fmt: skip
 
 
 def blend(job: Job) -> Iterator[Block]:
-    """``w m + (1 - w) g``: m the uniform mean of the source pieces, g the ridge map with intercept over all anchors.
+    """``w m + (1 - w) g``: m the uniform mean of the source pieces, g the row of the method ``blend_with``.
 
-    w is ``blend_weight``. A token with one of the two takes that one whole, so that no row shrinks; with neither it is left.
+    w is ``blend_weight``, or given by that rule for each token. A token with one of the two takes that one whole, so that no
+    row shrinks; with neither it is left.
     """
-    weight, pieces = job.config.blend_weight, Pieces(job)
-    mapped = torch.from_numpy(np.isin(job.new, split_by_plm_row(job)[0].numpy()))
-    fitted = AffineMap.fit(job, RIDGE if job.config.ridge is None else job.config.ridge)
-    done = 0
-    for block, has_map in zip(torch.from_numpy(job.new).split(BLOCK), mapped.split(BLOCK), strict=True):
-        has_pieces = torch.from_numpy(pieces.spelled(block.numpy()))
-        for with_map, with_pieces in ((True, True), (True, False), (False, True)):
-            ids = block[(has_map == with_map) & (has_pieces == with_pieces)]
-            if len(ids):
-                yield _built(job, ids, fitted if with_map else None, pieces if with_pieces else None, weight)
-        if not (has_map | has_pieces).all():
-            yield left(block[~(has_map | has_pieces)], NO_PLM_ROW)
-        done += len(block)
-        job.progress(done, len(job.new))
+    regression, pieces = REGRESSIONS[job.config.blend_with or DEFAULT], Pieces(job)
+    weight = weigher(job, regression)
+    for block in regression(job):
+        spelled = torch.from_numpy(pieces.spelled(block.ids.numpy()))
+        for with_pieces in (True, False):
+            part = block.part(spelled == with_pieces)
+            if len(part.ids):
+                yield _mixed(job, part, pieces, weight) if with_pieces else part
 
 
-def _built(job: Job, ids: torch.Tensor, fitted: AffineMap | None, pieces: Pieces | None, weight: float) -> Block:
-    """Rows of tokens that all have the same of the two."""
-    means = None
-    if pieces is not None:
-        flat = pieces.flat(ids.numpy())
-        sides = (job.source_rows[flat], job.head.gather(flat))
-        means = torch.cat([pieces.mean(ids.numpy(), side) for side in sides if side is not None], dim=1)
-    if fitted is None:
-        count = torch.from_numpy(pieces.count(ids.numpy()).astype("int32"))
-        return dataclasses.replace(block_of(job, ids, means, COMPOSED), support_size=count)
-    rows, residual = fitted(rows_at(job.plm_rows, ids, job.device))
-    if means is not None:
-        rows = weight * means + (1 - weight) * rows
-    return block_of(job, ids, rows, SOLVED, fitted, residual)
+def _mixed(job: Job, block: Block, pieces: Pieces, weight: Callable[[Block], torch.Tensor]) -> Block:
+    """The block with the means of its tokens' pieces in it; where it has no rows, the means alone."""
+    ids = block.ids.numpy()
+    means, head = piece_means(job, pieces, ids)
+    if block.rows is None:
+        count = torch.from_numpy(pieces.count(ids).astype("int32"))
+        head = None if head is None else head.float()
+        alone = {"origin": COMPOSED, "rule": "pieces", "recipe": pieces.recipe(ids)}
+        return Block(block.ids, means.float(), head, support_size=count, **alone)
+    share = weight(block).cpu().double()
+    recipe = pieces.recipe(ids, share)
+    if block.recipe is not None:
+        recipe = recipe.beside(block.recipe, 1 - share)
+    share = share[:, None]
+    rows = share * means + (1 - share) * block.rows.double()
+    if head is not None:
+        head = (share * head + (1 - share) * block.head.double()).float()
+    return dataclasses.replace(
+        block, rows=rows.float(), head=head, origin=SOLVED, rule=BESIDE[block.rule], recipe=recipe
+    )
+
+
+def piece_means(job: Job, pieces: Pieces, ids: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Float64 [n, D] and [n, D']: mean input and output rows of the pieces of target ``ids``, all of which have some."""
+    flat = pieces.flat(ids)
+    head = job.head.gather(flat)
+    return pieces.mean(ids, job.source_rows[flat]), None if head is None else pieces.mean(ids, head)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from ..ops import Support
+from ..ops import Support, backend
 
 # What is unexplained below this share of the row (float32 rounding of 64 steps) counts as explained.
 EXPLAINED = 1e-6
 # A pick this close to the span of the earlier ones adds nothing but rounding error.
 DEPENDENT = 1e-5
+# What the compiled pursuit takes, and the memory that the anchors' Gram matrix may: 16,384 anchors.
+MOST_PICKS, GRAM_BYTES = 256, 1 << 30
 CHUNK_VALUES = 1 << 22  # products of a chunk of rows with all anchors (16 MB): they stay in the last-level cache
 
 
@@ -21,7 +23,8 @@ def pursue(
     """Pick anchors for each row, one after the other: the one with the largest absolute product with the residual.
 
     The residual is what of the row lies outside the span of the anchors picked so far. A row stops early when nothing is
-    left of it, or when the pick lies in that span already.
+    left of it, or when the pick lies in that span already. Compiled, the products are kept up to date from the anchors' Gram
+    matrix; products within float32 rounding of each other may be picked in either order.
 
     Args:
         new: float32 or float64 [N, E].
@@ -34,8 +37,9 @@ def pursue(
     """
     rows_each = max(1, min(1024, CHUNK_VALUES // max(1, len(anchors))))
     sizes, picks, done = [], [], 0
+    gram = anchors @ anchors.T if len(new) and _by_gram(anchors, most) else None
     for block in new.split(rows_each) if len(new) else ():
-        size, picked = _pursue(block, anchors, most)
+        size, picked = _pursue(block, anchors, most) if gram is None else _pursue_by_gram(block, anchors, gram, most)
         inside = torch.arange(most, device=new.device) < size[:, None]
         sizes.append(size)
         picks.append(picked[inside])
@@ -46,6 +50,26 @@ def pursue(
     ids = torch.cat(picks) if picks else size
     weights = (1 / size.double()).repeat_interleave(size)
     return Support(offsets=offsets, ids=ids.int(), weights=weights)
+
+
+def _by_gram(anchors: torch.Tensor, most: int) -> bool:
+    """Whether the compiled pursuit takes this problem, and takes it faster than products do."""
+    count, width = anchors.shape
+    plain = anchors.dtype == torch.float32 and anchors.device.type == "cpu" and backend("cpu").name == "compiled"
+    return plain and most <= MOST_PICKS and most < width and 4 * count * count <= GRAM_BYTES
+
+
+def _pursue_by_gram(
+    new: torch.Tensor, anchors: torch.Tensor, gram: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`_pursue`; rows of which float32 sums cannot tell what is left are handed to that."""
+    squares = new.double().square().sum(dim=1)
+    picked, size = torch.ops.saltlm.pursue(new @ anchors.T, gram, squares, most)
+    picked, size = picked.long(), size.long()
+    careful = (size < 0).nonzero().squeeze(1)
+    if len(careful):
+        size[careful], picked[careful] = _pursue(new[careful], anchors, most)
+    return size, picked
 
 
 def _pursue(new: torch.Tensor, anchors: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,8 @@ from .job import Job, anchor_sides, rows_at, split_by_plm_row
 
 FULL_RANK, RANK_DEFICIENT = STATUSES.index("full_rank"), STATUSES.index("rank_deficient")
 
+RIDGE = 1.0  # of a ridge map that is not told any
+
 
 def clp(job: Job) -> Iterator[Block]:
     """CLP: the mean of all anchors' rows, weighted by their cosines in the PLM's space (Ostendorff & Rehm 2023).
@@ -22,7 +24,7 @@ def clp(job: Job) -> Iterator[Block]:
     """
     ids, without = split_by_plm_row(job)
     yield from without
-    sides = _joined(job)
+    sides = joined(job)
     total = torch.zeros(job.plm_rows.shape[1], sides.shape[1] + 1, dtype=torch.float64, device=job.device)
     for part, side in zip(torch.from_numpy(job.anchors).split(BLOCK), sides.split(BLOCK), strict=True):
         weighed = torch.cat([side.double(), torch.ones(len(side), 1, dtype=torch.float64, device=job.device)], dim=1)
@@ -30,16 +32,25 @@ def clp(job: Job) -> Iterator[Block]:
     done = 0
     for block in ids.split(BLOCK):
         sums = _unit(rows_at(job.plm_rows, block, job.device)) @ total
-        yield block_of(job, block, (sums[:, :-1] / sums[:, -1:]).cpu(), COMPOSED)
+        yield block_of(job, block, (sums[:, :-1] / sums[:, -1:]).cpu(), COMPOSED, rule="all anchors")
         done += len(block)
         job.progress(done, len(ids))
 
 
 def sava_affine(job: Job) -> Iterator[Block]:
     """SAVA, affine: one least-squares map with intercept from PLM rows to source rows (Moroni et al. 2025), or a ridge's."""
+    yield from _mapped(job, job.config.ridge or 0.0)
+
+
+def ridge_map(job: Job) -> Iterator[Block]:
+    """The same map with a ridge of 1 unless another is asked for."""
+    yield from _mapped(job, RIDGE if job.config.ridge is None else job.config.ridge)
+
+
+def _mapped(job: Job, ridge: float) -> Iterator[Block]:
     ids, without = split_by_plm_row(job)
     yield from without
-    fitted = AffineMap.fit(job, job.config.ridge or 0.0)
+    fitted = AffineMap.fit(job, ridge)
     done = 0
     for block in ids.split(BLOCK):
         rows, residual = fitted(rows_at(job.plm_rows, block, job.device))
@@ -84,7 +95,7 @@ class AffineMap:
     @classmethod
     def fit(cls, job: Job, ridge: float) -> AffineMap:
         """Fit the map from the job's anchors to their rows, output rows beside them."""
-        anchors, sides = rows_at(job.plm_rows, job.anchors, job.device), _joined(job)
+        anchors, sides = rows_at(job.plm_rows, job.anchors, job.device), joined(job)
         count, width = anchors.shape
         mean = sum(part.double().sum(dim=0) for part in anchors.split(BLOCK)) / count
         offset = sum(part.double().sum(dim=0) for part in sides.split(BLOCK)) / count
@@ -159,14 +170,14 @@ def _unit(rows: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(rows.double(), dim=1)
 
 
-def _joined(job: Job) -> torch.Tensor:
-    """The anchors' input rows and, beside them, the output rows where the head has its own: both take the same map."""
+def joined(job: Job) -> torch.Tensor:
+    """Float32 [A, D + D']: the anchors' input rows and, where the head has its own, their output rows: both take one map."""
     return torch.cat([side for side in anchor_sides(job) if side is not None], dim=1)
 
 
 def block_of(
     job: Job, ids: torch.Tensor, both: torch.Tensor, origin: int,
-    fitted: AffineMap | None = None, residual: torch.Tensor | None = None,
+    fitted: AffineMap | None = None, residual: torch.Tensor | None = None, rule: str = "map",
 ) -> Block:  # fmt: skip
     """A block from input and output rows side by side, every anchor being its support."""
     width = job.source_rows.shape[1]
@@ -181,5 +192,6 @@ def block_of(
         origin=origin,
         support_size=torch.full((len(ids),), len(job.anchors), dtype=torch.int32),
         residual=residual,
+        rule=rule,
         **known,
     )
