@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import threading
 import time
-
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine starts a node slowly
 
 import psutil
 from ray.cluster_utils import Cluster
