@@ -181,13 +181,13 @@ def test_an_interrupt_leaves_nothing_half_written_and_work_goes_on(pair, tmp_pat
     jobs = {f"o{index}": f"seed = {index}" for index in range(400)}
     path = write_jobs(tmp_path / "jobs.toml", pair, jobs, "method = 'normal'\nheldout = 0")
     command = [sys.executable, "-m", "saltlm", "batch", str(path), "--workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    for line in process.stderr:
-        if "done in" in line:
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-            break
-    rest = process.stderr.read()
-    assert process.wait() == 130 and rest.splitlines()[-1].startswith("saltlm: interrupted"), rest
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        for line in process.stderr:
+            if "done in" in line:
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130 and rest.splitlines()[-1].startswith("saltlm: interrupted"), rest
     written = [name for name in names(tmp_path) if name != "jobs.toml"]
     assert written and all((tmp_path / name / "saltlm.json").is_file() for name in written)
     left = batch.run(path, ONE, dry_run=True).to_json()

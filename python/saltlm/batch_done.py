@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from .auxiliary import auxiliary_files, file_digest
 from .batch_file import BatchJob
 from .checkpoint import hash_files, local_folder
 from .errors import InputError
-from .methods import METHODS
+from .methods import method_of
 from .provenance import FORMAT
 from .shared import stamp
 from .status import versions
 from .train_vectors import sha256_of, trained_file
+from .tune import free_options
 from .weights import find_weights
 
 WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", "tokenizer_config.json")
@@ -46,19 +47,20 @@ def difference(job: BatchJob) -> str | None:
     try:
         summary = json.loads((job.out / "saltlm.json").read_text(encoding="utf-8"))
         config = json.loads(json.dumps(job.config.to_json()))  # as it comes back from a file
-        return _options(summary, config) or _inputs(summary["inputs"], job)
+        chosen = free_options(job.config) if job.config.tune else ()  # by the self-check
+        return _options(summary, config, chosen) or _inputs(summary["inputs"], job) or _unigram(summary, job)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         if isinstance(error, InputError):
             raise
         return f"its saltlm.json cannot be read ({error})"
 
 
-def _options(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+def _options(summary: Mapping[str, Any], config: Mapping[str, Any], chosen: Collection[str]) -> str | None:
     for name, ours in (("format", FORMAT), ("saltlm_version", versions()["saltlm"])):
         if summary[name] != ours:
             return f"its {name} is {summary[name]}, here {ours}"
     for name in sorted(config.keys() | summary["config"].keys()):
-        if name != "force" and summary["config"].get(name) != config.get(name):
+        if name != "force" and name not in chosen and summary["config"].get(name) != config.get(name):
             return f"its {name} is {summary['config'].get(name)!r}, the job's {config.get(name)!r}"
     return None
 
@@ -67,7 +69,7 @@ def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
     for side in ("source", "target"):
         if changed := _model(recorded[side], job, side):
             return changed
-    method = METHODS[job.config.method]
+    method = method_of(job.config)
     if method.vectors and job.auxiliary is not None and (changed := _vectors(recorded["auxiliary"], job.auxiliary)):
         return f"auxiliary: {changed}"
     if method.source_vectors == "segmented" and (changed := _vectors(recorded["source_auxiliary"], job.auxiliary)):
@@ -79,6 +81,13 @@ def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
         if entry["dictionary"] != config.dictionary or entry["dictionary_sha256"] != _digest(Path(config.dictionary)):
             return f"dictionary: another than {config.dictionary}"
     return None
+
+
+def _unigram(summary: Mapping[str, Any], job: BatchJob) -> str | None:
+    """Whether the text to count tokens in is another."""
+    text = job.config.unigram_text
+    same = text is None or summary["unigram_shift"]["sha256"] == _digest(Path(text))
+    return None if same else f"{text} has changed"
 
 
 def _model(entry: Mapping[str, Any], job: BatchJob, side: str) -> str | None:

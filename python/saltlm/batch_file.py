@@ -16,6 +16,7 @@ from .toml_lines import Place, parse, toml_lines
 
 INPUTS = {"source": True, "target": True, "auxiliary": False, "out": True}  # whether a job must name it
 OPTIONS = {field.name: str(field.type) for field in dataclasses.fields(TransferConfig)}
+COMPANIONS = {"unigram_text": {"unigram_shift": 1.0}}  # options that no other value is allowed without
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "str": (str, "text in quotes"), "bool": (bool, "true or false"), "int": (int, "a whole number"),
     "float": ((int, float), "a number"), "Mapping": (dict, "a table of text"),
@@ -209,7 +210,7 @@ def _fault(name: str, value: Any) -> InputError | None:
     if name == "device" and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):  # whether it is there, each process finds
         return input_error(name, repr(value), "auto, cpu or cuda[:index]", "choose one of these")
     try:
-        TransferConfig(**{name: value})
+        TransferConfig(**{name: value, **COMPANIONS.get(name, {})})
     except InputError as error:
         return error
     return None
@@ -224,7 +225,7 @@ def build(draft: Draft, faults: Faults) -> BatchJob | None:
         config = TransferConfig(**given)
     except InputError as error:
         if not faults.of(draft.number):
-            faults.add(draft.line, error, draft.number)
+            faults.add(draft.at(str(error).split(":")[0]), error, draft.number)
         return None
     if _sound(draft, "method"):
         for name, fault in method_faults(config, draft.values.get("auxiliary")):

@@ -53,6 +53,7 @@ def with_memory(job: BatchJob) -> BatchJob:
     else:
         rows, width, size, tokens = _model(source, f"source {job.source}")
     new_rows, plm_width, plm_size, plm_tokens = _model(target, f"target {job.target}")
+    new_rows += rows if config.keep_source_vocabulary else 0
     files, vector_width = 0, 0
     for spec in (job.auxiliary, config.source_auxiliary):
         paths = [path for name in auxiliary_files(spec) for path in _files(Path(name))]

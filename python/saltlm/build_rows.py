@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from .align import Alignment
@@ -13,6 +14,7 @@ from .assemble import Assembly
 from .heldout import check, hide_in
 from .methods import Job, build
 from .norm_guard import guard_norms
+from .train_vectors import sha256_of
 from .tune import Tuning, tune
 from .unigram_shift import check_unigram, log_unigram, shift_unigram
 
@@ -84,7 +86,9 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Any, clock: Clock, *, dr
         if logs is not None:
             found, counted = logs
             shifted = shift_unigram(assembly, job.alignment, found, config.unigram_shift)
-            posts["unigram_shift"] = {**shifted, "from": counted}
+            text = config.unigram_text
+            digest = None if text is None else sha256_of(Path(text))
+            posts["unigram_shift"] = {**shifted, "from": counted, "sha256": digest}
         posts["norm_guard"] = guard_norms(
             assembly, job.used, config.norm_guard, _words(assembly, job.alignment), bias=logs is None
         )

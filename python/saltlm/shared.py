@@ -86,9 +86,7 @@ class Shared:
 
     def aligned(self, model: Source, donor: Donor, config: TransferConfig) -> tuple[Any, Alignment]:
         """The new tokenizer, and its alignment to the source's; models that bring the same tokenizer files share them."""
-        ours, theirs = _tokenizer_key(model), _tokenizer_key(donor)
-        # A tokenizer that is only added to the source's brings nothing of the source along.
-        template = "target" if config.keep_source_vocabulary else config.chat_template
+        ours, theirs, template = _tokenizer_key(model), _tokenizer_key(donor), _template(config)
 
         def make() -> tuple[Any, Tokens]:
             made = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=template)
@@ -109,17 +107,8 @@ class Shared:
     ) -> Auxiliary:
         """:func:`~saltlm.load_auxiliary` for the target tokens; one file's serve every source with this target."""
         files = tuple(stamp(name) for name in auxiliary_files(spec))
-        # Its template brings tokens along; with the source's vocabulary kept it is not taken, which is one entry more at worst.
-        added = _tokenizer_key(model) if config.chat_template == "source" else None
-        key = (
-            "vectors",
-            str(spec),
-            files,
-            _tokenizer_key(donor),
-            config.chat_template,
-            config.keep_source_vocabulary,
-            added,
-        )
+        added = _tokenizer_key(model) if _template(config) == "source" else None  # it brings tokens along
+        key = ("vectors", str(spec), files, _tokenizer_key(donor), _template(config), added)
         return self.get(key, lambda: load_auxiliary(spec, alignment.target.words()), _vector_bytes)
 
 
@@ -136,6 +125,11 @@ def stamp(name: str | Path) -> tuple[Hashable, ...]:
         return ()
     found = path.stat()
     return (found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def _template(config: TransferConfig) -> str:
+    """The chat template that the target's tokenizer gets; the source's own tokenizer, where it is kept, has its own."""
+    return "target" if config.keep_source_vocabulary else config.chat_template
 
 
 def _tokenizer_key(loaded: Source | Donor) -> Hashable:
