@@ -52,6 +52,7 @@ test-real: $(TESTED)
 bench: $(TESTED)
 	$(PY) bench/align.py
 	$(PY) bench/rows.py
+	$(PY) bench/batch.py
 
 lint: $(TESTED)
 	cargo fmt --all --check

@@ -1,17 +1,29 @@
-"""SALT rows of the real Finnish pair: saltlm's operators against the plain loop over tokens in torch, two threads.
+"""SALT rows: saltlm's operators against the plain loop over tokens in torch, and against one bare product, two threads.
 
-Bar: at least 20 times faster. ``--full`` runs the loop over all tokens; without it a sample is timed and scaled up.
+The real Finnish pair: the bar is 20 times the loop. ``--full`` runs the loop over all tokens; without it a sample is timed and
+scaled up.
+
+``--sizes`` takes made-up problems instead (synthetic.py says how), 30,000 new tokens x 12,000 anchors and P 300, for each E
+and D asked for, and one dense case; ``--sizes 384x576 384x2304 768x576 768x2304 dense`` is the default. The bar is the time of
+torch's own float32 ``new_auxiliary @ anchor_auxiliary.T`` in the same process with the same threads: no more than that where
+the processor multiplies bfloat16 in hardware (AMX), no more than twice elsewhere. A table shows where the time goes.
 """
 
 import argparse
+from pathlib import Path
 
+import synthetic
 import torch
 from harness import fetching, figure, forget_peak, peak_megabytes, record, timed
 from saltlm import salt_rows
 from saltlm.finnish import finnish_pair, finnish_problem
-from saltlm.ops import STATUSES, backend
+from saltlm.ops import STATUSES, backend, combine, sparsemax_support, support_lstsq
 
 BAR = 20
+NEW, ANCHORS, WIDTH = 30_000, 12_000, 300
+SIZES = ("384x576", "384x2304", "768x576", "768x2304", "dense")
+DENSE = 200  # new tokens of the dense case: a plain loop would take minutes for more
+BLOCK = 2048  # rows of one piece of the bare product, so that its result stays small, too
 SAMPLE = 300
 TOLERANCE = 1e-4
 
@@ -30,11 +42,15 @@ def plain(new_auxiliary, anchor_auxiliary, new_plm, anchor_plm, anchor_lm) -> to
     return torch.stack(rows)
 
 
-def check(problem, built, sample) -> tuple[int, float]:
-    """Equality first, on the sample and in float64: how many well-conditioned tokens, and the largest relative difference."""
+def check(problem, built, sample, *, any_rank: bool = False) -> tuple[int, float]:
+    """Equality first, on the sample and in float64: how many well-conditioned tokens, and the largest relative difference.
+
+    With ``any_rank`` those with more neighbours than dimensions count, too: the solution of least norm is theirs.
+    """
     new_auxiliary, anchor_auxiliary, new_plm, anchor_plm, anchor_lm = (tensor.double() for tensor in problem.tensors)
     exact = plain(new_auxiliary[sample], anchor_auxiliary, new_plm[sample], anchor_plm, anchor_lm)
-    well = built.status[sample] == STATUSES.index("full_rank")
+    last = STATUSES.index("rank_deficient" if any_rank else "full_rank")
+    well = built.status[sample] <= last
     off = ((built.rows[sample].double() - exact).norm(dim=1) / exact.norm(dim=1))[well]
     if not len(off) or float(off.max()) > TOLERANCE:
         worst = float(off.max()) if len(off) else float("nan")
@@ -42,11 +58,101 @@ def check(problem, built, sample) -> tuple[int, float]:
     return len(off), float(off.max())
 
 
+def bare(new: torch.Tensor, anchors: torch.Tensor, out: torch.Tensor) -> None:
+    """The similarity alone: torch's float32 product, nothing kept."""
+    for part in new.split(BLOCK):
+        torch.mm(part, anchors.T, out=out[: len(part)])
+
+
+def fast_bfloat16() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in hardware."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "amx_bf16" in info.read_text()
+
+
+def profile(problem, runs: int) -> list[tuple[str, float]]:
+    """Seconds of each step, the steps run one after the other on all tokens."""
+    new_auxiliary, anchor_auxiliary, new_plm, anchor_plm, anchor_lm = problem.tensors
+    support = sparsemax_support(new_auxiliary, anchor_auxiliary)
+    solution = support_lstsq(new_plm, anchor_plm, support)
+    few = torch.zeros(1, new_auxiliary.shape[1])
+    few[0, 0] = 1
+    steps = {
+        "anchors made ready (part of the next)": lambda: sparsemax_support(few, anchor_auxiliary),
+        "similarity filter and exact support": lambda: sparsemax_support(new_auxiliary, anchor_auxiliary),
+        "regression": lambda: support_lstsq(new_plm, anchor_plm, support),
+        "apply": lambda: combine(support, solution.coefficients, anchor_lm),
+    }
+    return [(name, timed(job, runs=runs).median) for name, job in steps.items()]
+
+
+def made_up(size: str, runs: int) -> None:
+    """One problem of ``--sizes``."""
+    dense = size == "dense"
+    width, out = (384, 576) if dense else map(int, size.split("x"))
+    problem = synthetic.problem(DENSE if dense else NEW, ANCHORS, WIDTH, width, out, dense=dense)
+    before = forget_peak()
+    built = salt_rows(*problem.tensors)
+    grown = peak_megabytes() - before
+    sample = torch.linspace(0, len(problem.new) - 1, 5 if dense else 60).long()
+    checked, worst = check(problem, built, sample, any_rank=dense)
+    new, anchors = problem.new_auxiliary, problem.anchor_auxiliary
+    room = torch.empty(min(BLOCK, len(new)), len(anchors))
+    # In turn, so that a slower moment of the machine hits both.
+    pairs = [(timed(lambda: bare(new, anchors, room), runs=1), timed(lambda: salt_rows(*problem.tensors), runs=1, warm=0))
+             for _ in range(runs)]  # fmt: skip
+    product, ours = (type(pairs[0][0])(tuple(pair[side].median for pair in pairs)) for side in (0, 1))
+    ratio, bar = ours.median / product.median, 1 if fast_bfloat16() else 2
+    sizes = built.support_size.double()
+    rows = [
+        ("torch's bare float32 product new_auxiliary @ anchor_auxiliary.T", str(product)),
+        (f"saltlm, {backend('cpu').name} operators, all of SALT's rows", f"**{ours}**"),
+        (
+            "saltlm / bare product",
+            f"**{ratio:.2f}** (" + ("no bar" if dense else f"bar {bar}: {met(ratio <= bar)}") + ")",
+        ),
+        *((f"of it: {name}", f"{figure(seconds * 1e3)} ms") for name, seconds in profile(problem, min(runs, 3))),
+        ("largest relative difference of a row", f"{worst:.1e} ({checked} tokens of the sample)"),
+        (
+            "support sizes: smallest, median, 95 %, largest",
+            ", ".join(f"{int(sizes.quantile(q)):,}" for q in (0, 0.5, 0.95, 1)),
+        ),
+        ("statuses", counted(built)),
+        ("peak memory: growth during the first call, the rows included", f"{figure(grown)} MB"),
+    ]
+    kind = "dense supports" if dense else "made up"
+    record(
+        f"SALT rows, {kind}: N {len(new):,} x A {ANCHORS:,}, P {WIDTH}, E {width}, D {out}", rows,
+        f"python bench/rows.py --sizes {size}", [f"{torch.get_num_threads()} threads for both sides."],
+    )  # fmt: skip
+
+
+def met(is_met: bool) -> str:
+    return "met" if is_met else "missed"
+
+
+def counted(built) -> str:
+    """The statuses that occur."""
+    found = ((name, int((built.status == code).sum())) for code, name in enumerate(STATUSES))
+    return ", ".join(f"{name} {count:,}" for name, count in found if count)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="run the plain loop over all tokens, once")
-    full = parser.parse_args().full
-    torch.set_num_threads(2)
+    parser.add_argument("--sizes", nargs="*", metavar="ExD", help="made-up problems instead of the Finnish pair")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.sizes is None:
+        finnish(arguments.full)
+    for size in arguments.sizes if arguments.sizes else SIZES if arguments.sizes is not None else ():
+        made_up(size, arguments.runs)
+
+
+def finnish(full: bool) -> None:
+    """The real pair."""
     problem = finnish_problem(finnish_pair(fetching))
     before = forget_peak()
     built = salt_rows(*problem.tensors)
@@ -61,11 +167,6 @@ def main() -> None:
     scaled = loop.median * tokens / SAMPLE
     sizes = built.support_size.double()
     quantiles = [int(sizes.quantile(q)) for q in (0, 0.5, 0.95, 1)]
-    statuses = ", ".join(
-        f"{name} {int((built.status == code).sum()):,}"
-        for code, name in enumerate(STATUSES)
-        if (built.status == code).any()
-    )
     ratio = scaled / ours.median
     rows = [
         (f"saltlm, {backend('cpu').name} operators, all {tokens:,} tokens", f"**{ours}**"),
@@ -74,7 +175,7 @@ def main() -> None:
         ("loop / saltlm", f"**{figure(ratio)} x** (bar {BAR} x: {'met' if ratio >= BAR else 'missed'})"),
         ("largest relative difference of a row", f"{worst:.1e} ({checked} full-rank tokens of the sample)"),
         ("support sizes: smallest, median, 95 %, largest", ", ".join(f"{size:,}" for size in quantiles)),
-        ("statuses", statuses),
+        ("statuses", counted(built)),
         ("peak memory: growth during the first call", f"{figure(grown)} MB"),
         ("resident before it, packages and inputs included", f"{figure(before)} MB"),
     ]

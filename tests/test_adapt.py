@@ -162,6 +162,34 @@ def test_precision_recomputation_and_compilation_options_train(place):
     assert lines(place / "bf16")[1]["loss"] == pytest.approx(same[0], rel=0.02)
 
 
+def test_every_phase_runs_in_the_precision_asked_for(place):
+    common = {
+        "precision": "bf16",
+        "learning_rate": 1e-12,
+        "embedding_learning_rate": 1e-12,
+        "heldout": 0.0,
+        "dtype": "float32",
+    }
+    losses = []
+    for number, phases in enumerate(("all:3", "embeddings:1,all:1,embeddings:1")):
+        done = adapt(place / "model", place / "text.txt", place / f"bf16-{number}", config(phases=phases, **common))
+        losses.append([line["loss"] for line in lines(done.out)[1:]])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.real  # a minute of compilation
+def test_a_compiled_body_trains_the_same(place):
+    plain, compiled = (
+        adapt(place / "model", place / "text.txt", place / f"compiled-{word}", config(steps=3, compile=word))
+        for word in (False, True)
+    )
+    found, expected = (
+        [line[key] for line in lines(done.out)[1:] for key in ("loss", "gradient_norm")] for done in (compiled, plain)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert compiled.heldout == pytest.approx(plain.heldout, rel=1e-4)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 def test_schedules(schedule):
     factor = rate_factor(AdaptConfig(schedule=schedule, warmup_steps=10, decay_share=0.25), 100)

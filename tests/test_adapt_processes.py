@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
 from saltlm.cli import main
+from saltlm.errors import InputError
+from saltlm.processes import check_sharding
 
 OPTIONS = {
     "phases": "rows:2,all:3@1e-3", "seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 500,
@@ -30,28 +32,29 @@ def folder(tmp_path_factory):
     return folder
 
 
-def two(folder: Path, out: str, *more: str) -> subprocess.CompletedProcess[str]:
-    options = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-            "--rdzv-endpoint", "localhost:0", "-m", "saltlm", "adapt", str(folder / "model"), "--text",
-            str(folder / "text.txt"), "--out", str(folder / out), "--json", *options, *more,
+            "--rdzv-endpoint", "localhost:0", *words,
         ],
-        text=True, capture_output=True, check=False, timeout=300,
+        text=True, capture_output=True, check=False, timeout=600,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def words_of(folder: Path, out: str, *more: str) -> list[str]:
+    options = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    given = ["adapt", str(folder / "model"), "--text", str(folder / "text.txt"), "--out", str(folder / out)]
+    return [*given, "--json", *options, *more]
 
 
 def lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_are_one_with_doubled_accumulation(folder):
-    name = "two"
-    done = two(folder, name)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads(done.stdout)["steps"] == 5  # one object, from one process
+def same_run(folder: Path, name: str) -> None:
+    """A run of two processes went as the one of one process with doubled accumulation."""
     one, both = lines(folder / "one"), lines(folder / name)
     assert [line["step"] for line in both] == list(range(6))
     for ours, theirs in zip(both[1:], one[1:], strict=True):
@@ -61,15 +64,82 @@ def test_two_processes_are_one_with_doubled_accumulation(folder):
             assert ours[key] == pytest.approx(theirs[key]), (ours["step"], key)
     assert both[-1]["heldout_bits_per_byte"] == pytest.approx(one[-1]["heldout_bits_per_byte"], rel=1e-4)
     before, whole, found = (load_file(folder / part / "model.safetensors") for part in ("model", "one", name))
+    assert set(found) == set(whole)
     for key, tensor in found.items():
         moved = (whole[key] - before[key]).abs().max()
         assert (tensor - whole[key]).abs().max() <= 0.02 * moved, key
+
+
+def test_two_processes_are_one_with_doubled_accumulation(folder, capsys):
+    done = torchrun("-m", "saltlm", *words_of(folder, "two"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout)["steps"] == 5  # one object, from one process
+    same_run(folder, "two")
+    assert main(words_of(folder, "two", "--resume")) == 2  # in one process
+    printed = capsys.readouterr()
+    assert "their number was 2, is 1" in printed.err and "start as many processes" in printed.err and not printed.out
+
+
+@pytest.fixture(scope="module")
+def sharded(folder):
+    """Runs with FSDP2 in two processes; for each model, its floats and those that the second process held."""
+    adapt_tiny.transferred(folder / "untied", "phi")
+
+    def job(out: str, model: str = "model", stop: int | None = None, **options) -> dict:
+        options = {**OPTIONS, "sharding": "fsdp2", **options}
+        paths = {"model": str(folder / model), "text": str(folder / "text.txt"), "out": str(folder / out)}
+        return {**paths, "stop": stop, "config": options}
+
+    jobs = [
+        job("sharded"), job("stopped", stop=3), job("untied-sharded", "untied", gradient_checkpointing=True),
+        job("untied-whole", "untied", sharding="none"),
+    ]  # fmt: skip
+    done = torchrun(str(Path(__file__).parent / "adapt_two.py"), json.dumps(jobs))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_processes_with_half_the_model_each_train_the_same(folder, sharded):
+    *cut, (whole, held) = sharded
+    assert held == whole and len(cut) == 4 and all(0.49 * size < part < 0.52 * size for size, part in cut)
+    same_run(folder, "sharded")
+
+
+def test_an_untied_head_with_a_bias_is_sharded_too(folder, sharded):
+    found, expected = (lines(folder / f"untied-{name}") for name in ("sharded", "whole"))
+    assert [line["loss"] for line in found[1:]] == pytest.approx([line["loss"] for line in expected[1:]], rel=1e-4)
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("untied", "untied-sharded"))
+    assert set(before) == set(after) and not before["lm_head.bias"].equal(after["lm_head.bias"])
+
+
+def test_a_sharded_run_that_was_stopped_ends_bit_for_bit_the_same(folder, sharded):
+    untimed = [
+        [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines(folder / name)]
+        for name in ("sharded", "stopped")
+    ]
+    assert untimed[0] == untimed[1]
+    weights = [(folder / name / "model.safetensors").read_bytes() for name in ("sharded", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_what_cannot_be_sharded_is_refused(folder, capsys, monkeypatch):
+    assert main(words_of(folder, "bad", "--sharding", "fsdp2")) == 2
+    assert "fsdp2 in one process" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for option in ("precision", "compile"):
+        with pytest.raises(InputError, match=f"{option}.* with sharding fsdp2"):
+            check_sharding(AdaptConfig(sharding="fsdp2", compile=option == "compile"), {"fp16": option == "precision"})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main(words_of(folder, "bad")) == 2
+    assert "turn FSDP off in that configuration" in capsys.readouterr().err
+    assert not (folder / "bad").exists()
 
 
 def test_the_command_refuses_bad_input(folder, capsys):
     text, out = str(folder / "text.txt"), str(folder / "bad")
     for match, words in {
         "expected FILE:RATIO": ["--replay", "x"],
+        "fp16 on a CPU": ["--device", "cpu", "--precision", "fp16"],
         "found 'rows:0'": ["--phases", "rows:0"],
         "it is the input folder": ["--out", str(folder / "model")],
     }.items():

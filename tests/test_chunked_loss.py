@@ -110,3 +110,16 @@ def test_no_logits_of_the_whole_batch_are_made(tmp_path):
     ids, places, labels = packed(300)
     model(input_ids=ids, position_ids=places, labels=labels)["loss"].backward()
     assert max(sizes) == 5 and sum(sizes) == 46  # each state once: nothing is computed again
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_a_soft_cap_is_found_however_small_the_logits(cap):
+    config = transformers.Gemma2Config(
+        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, final_logit_softcapping=cap, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.Gemma2ForCausalLM(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1e-2)  # logits where the cap bends nothing yet
+    head = ChunkedLM(model).head
+    assert (head is model.get_output_embeddings()) == (cap is None)

@@ -56,6 +56,9 @@ def test_transfer_evaluate_and_status_from_the_shell(pair, tmp_path) -> None:
     result = json.loads(scored.stdout)
     assert result["bytes"] == sum(len(part.encode()) for part in TEXT.strip().split("\n\n"))
     assert 0 < result["bits_per_byte"] < 20 and 0 < result["tokens_per_byte"] <= 1.5
+    strided = ["--json", "--max-length", 20, "--stride", 5, "--device", "cpu"]
+    found = json.loads(run("evaluate", tmp_path / "out", "--text", tmp_path / "text.txt", *strided).stdout)
+    assert (found["max_length"], found["stride"]) == (20, 5)
     assert json.loads(run("status", "--json").stdout)["operators"]["cpu"]["name"] in ("compiled", "reference")
 
 
@@ -66,6 +69,20 @@ def test_json_is_one_object_and_nothing_else(pair, tmp_path) -> None:
 
 def test_quiet_leaves_stderr_empty(pair, tmp_path) -> None:
     assert not run(*pair.arguments(tmp_path / "out", "--quiet")).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stride", "0"], "stride"),
+        (["--stride", "64", "--max-length", "64"], "less than max_length 64"),
+        (["--gguf-file", "none.gguf"], "no file 'none.gguf'"),
+        (["--revision", "main", "--stride", "x"], "--stride"),
+    ],
+)
+def test_evaluate_refuses_bad_windows_and_files(pair, tmp_path, capsys, words: list[str], message: str) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    assert message in refused(capsys, "evaluate", pair.source, "--text", tmp_path / "text.txt", *words)
 
 
 @pytest.mark.parametrize(("form", "buffered"), [([], "1"), (["--json"], "")])
@@ -106,6 +123,30 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(monkeypatch, capsys) 
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "library"), [("transfer", "libc10"), ("evaluate", "libtorch_cpu"), ("adapt", "libc10")]
+)
+def test_an_interrupt_while_torch_is_loaded_is_one_line(command: str, library: str, tmp_path) -> None:
+    words = {
+        "transfer": ["--source", "a", "--target", "b", "--auxiliary", "plm", "--out", "c"], "evaluate": ["a", "--text", "b"],
+        "adapt": ["a", "--text", "b", "--out", "c"],
+    }[command]  # fmt: skip
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "saltlm", command, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    maps = Path(f"/proc/{begun.pid}/maps")
+    while begun.poll() is None and library not in maps.read_text():  # its import of torch has begun
+        time.sleep(0.001)
+    begun.send_signal(signal.SIGINT)
+    out, err = begun.communicate()
+    assert (begun.returncode, out) == (130, ""), err
+    assert err == "saltlm: interrupted; nothing half-written was left behind\n"
 
 
 def test_an_existing_model_needs_force(pair, tmp_path, capsys) -> None:

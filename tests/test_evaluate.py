@@ -14,9 +14,11 @@ import saltlm.score as score
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saltlm import body_and_head
 from saltlm.causal_lm import load_causal_lm
 from saltlm.errors import InputError
-from saltlm.evaluate import Evaluation, evaluate, evaluation_table, tokenize
+from saltlm.evaluate import Evaluation, evaluate, tokenize
+from saltlm.evaluation_table import evaluation_table
 from saltlm.generate import continuations
 from saltlm.texts import read_documents, read_text, split_documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -195,7 +197,7 @@ def test_batches_order_and_pieces_do_not_matter(order, batch_tokens: int, max_le
 
 def test_whole_logits_where_no_body_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = evaluate(lm_of("gemma2"), documents=TEXT, max_length=40)
-    monkeypatch.setattr(score, "_bodies", lambda model: [model.lm_head])  # takes no token ids: no body
+    monkeypatch.setattr(body_and_head, "_bodies", lambda model: [model.lm_head])  # takes no token ids: no body
     found = evaluate(lm_of("gemma2"), documents=TEXT, max_length=40, batch_tokens=77)
     assert found.document_nats == pytest.approx(expected.document_nats, rel=1e-5)
 

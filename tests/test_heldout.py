@@ -1,39 +1,308 @@
-"""Which tokens the self-check hides: whole groups of twins, a share of them, the same ones for the same seed."""
+"""The self-check: which tokens it hides, covers without their twins, its figures and score, and what tuning chooses."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from saltlm.heldout import MOST, hide
+from saltlm import _rust
+from saltlm.align import SPECIAL, Alignment, align
+from saltlm.assemble import Head
+from saltlm.config import TransferConfig
+from saltlm.errors import InputError
+from saltlm.heldout import LONGEST, MOST, check, fault, hide, hide_in, predict, twin_keys
+from saltlm.heldout_figures import Spread, compared, grouped, score
+from saltlm.methods import METHODS, Job
+from saltlm.scripts import bands, script_of
+from saltlm.transfer import transfer
+from saltlm.tune import GRID, free_options, tune
+from tokenizers_tiny import KINDS, tiny
 
-WORD = st.sampled_from(["Talo", "talo", "TALO", "kissa", "Kissa", "ä", "Ä", "x1", "y", "Straße", "STRASSE"])
+KEY = st.sampled_from(["talo", "kissa", "ä", "x1", "y", "strasse", "", "\udcff"])
 
 
-@given(st.lists(WORD, min_size=1, max_size=60), st.floats(0, 0.5), st.integers(0, 5))
-def test_groups_are_hidden_whole(words: list[str], share: float, seed: int) -> None:
-    anchors = np.arange(len(words))
-    kept, hidden = hide(words, anchors, share, seed)
+# Which tokens are hidden.
+
+
+@given(st.lists(KEY, min_size=1, max_size=60), st.floats(0, 0.5), st.integers(0, 5))
+def test_groups_are_hidden_whole(keys: list[str], share: float, seed: int) -> None:
+    anchors = np.arange(len(keys))
+    kept, hidden = hide(keys, anchors, share, seed)
     assert sorted([*kept, *hidden]) == anchors.tolist()
-    assert len(hidden) <= len(words) * share
-    assert not {words[i].casefold() for i in kept} & {words[i].casefold() for i in hidden}
-    again = hide(words, anchors, share, seed)
+    assert len(hidden) <= len(keys) * share
+    assert not {keys[i] for i in kept} & {keys[i] for i in hidden} - {""}  # tokens without a key have no twins
+    again = hide(keys, anchors, share, seed)
     np.testing.assert_array_equal(again[1], hidden)
 
 
 @given(st.integers(0, 3))
 def test_a_share_of_distinct_words_is_met_exactly(seed: int) -> None:
-    words = [f"w{i}" for i in range(400)]
+    keys = [f"w{i}" for i in range(400)]
     anchors = np.arange(0, 400, 2)
-    assert len(hide(words, anchors, 0.1, seed)[1]) == 20
-    assert not len(hide(words, anchors, 0.0, seed)[1])
+    assert len(hide(keys, anchors, 0.1, seed)[1]) == 20
+    assert not len(hide(keys, anchors, 0.0, seed)[1])
+    assert hide(keys, anchors, 0.1, seed)[1].tolist() != hide(keys, anchors, 0.1, seed + 1)[1].tolist()
 
 
 def test_never_more_than_the_most() -> None:
-    words = [f"w{i}" for i in range(3 * MOST)]
-    assert len(hide(words, np.arange(len(words)), 0.5, 0)[1]) == MOST
+    keys = [f"w{i}" for i in range(3 * MOST)]
+    assert len(hide(keys, np.arange(len(keys)), 0.5, 0)[1]) == MOST
 
 
-def test_tokens_without_text_are_their_own_group() -> None:
-    kept, hidden = hide([None] * 10, np.arange(10), 0.5, 0)
-    assert len(hidden) == 5 and len(kept) == 5
+def test_a_few_anchors_more_change_few_hidden_ones() -> None:
+    keys = [f"w{i}" for i in range(1000)]
+    one, other = (set(hide(keys, np.arange(start, 1000), 0.1, 0)[1].tolist()) for start in (0, 10))
+    assert len(one & other) >= 95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twins_differ_in_case_and_spaces_alone(kind: str) -> None:
+    vocabulary = align(tiny(kind), tiny(kind)).source
+    keys, words, flags = twin_keys(vocabulary), vocabulary.words(), vocabulary.flags()
+    assert len(keys) == vocabulary.size
+    for key, word, flag in zip(keys, words, flags, strict=True):
+        if flag & SPECIAL:
+            assert key == ""
+        elif word is not None:
+            assert key == word.casefold()
+        else:
+            assert key  # blanks and bytes
+
+
+# Covers without given ids.
+
+
+def without(kind: str, forbidden: set[int]) -> _rust.Vocabulary:
+    """The tokenizer without these tokens: taken out where ids are free, respelled where places are ids."""
+    content = json.loads(tiny(kind).backend_tokenizer.to_str())
+    model = content["model"]
+    if model["type"] == "Unigram":
+        model["vocab"] = [
+            [f"\ue000{i}" if i in forbidden else piece, value] for i, (piece, value) in enumerate(model["vocab"])
+        ]
+    else:
+        gone = {piece for piece, id_ in model["vocab"].items() if id_ in forbidden}
+        model["vocab"] = {piece: id_ for piece, id_ in model["vocab"].items() if piece not in gone}
+        if "merges" in model:
+            pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+            model["merges"] = [pair for pair in pairs if not gone & {*pair, "".join(pair)}]
+    return _rust.Vocabulary.from_tokenizer_json(json.dumps(content).encode(), [])
+
+
+def text_ids(alignment: Alignment) -> np.ndarray:
+    return np.flatnonzero(alignment.source.flags() & SPECIAL == 0)
+
+
+@given(data=st.data(), source=st.sampled_from(KINDS), target=st.sampled_from(KINDS))
+def test_a_cover_without_ids_is_that_of_a_tokenizer_without_them(data, source: str, target: str) -> None:
+    alignment = align(tiny(source), tiny(target))
+    gone = data.draw(st.lists(st.sampled_from(text_ids(alignment).tolist()), max_size=12))
+    # The tokens that this can change at all: those whose own pieces, or whose match, are gone.
+    touched = np.flatnonzero(np.isin(alignment.source_id, gone))
+    tokens = np.union1d(touched, data.draw(st.lists(st.integers(0, alignment.target.size - 1), max_size=20))).astype(
+        int
+    )
+    offsets, ids = alignment.covers_without(tokens, [np.array(gone, dtype=np.int64)] * len(tokens))
+    none = np.zeros(len(tokens) + 1, dtype=np.int64)
+    smaller = without(source, set(gone))
+    expected = _rust.covers_without(smaller, alignment.target, tokens, none, none[:0])
+    np.testing.assert_array_equal(offsets, expected[0])
+    np.testing.assert_array_equal(ids, expected[1])
+    assert not set(ids.tolist()) & set(gone)
+
+
+@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize("source", KINDS)
+def test_covers_without_nothing_are_the_alignments_own(source: str, target: str) -> None:
+    alignment = align(tiny(source), tiny(target))
+    tokens = np.flatnonzero(~alignment.shared)
+    offsets, ids = alignment.covers_without(tokens, [np.zeros(0, dtype=np.int64)] * len(tokens))
+    np.testing.assert_array_equal(ids, alignment.cover_ids)
+    bare = dataclasses.replace(
+        alignment, cover_offsets=np.zeros_like(alignment.cover_offsets), cover_ids=alignment.cover_ids[:0]
+    )
+    np.testing.assert_array_equal(bare.with_covers(tokens, offsets, ids).cover_offsets, alignment.cover_offsets)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "offsets", "forbidden"),
+    [([0], [0, 1], [10**6]), ([-1], [0, 0], []), ([0, 1], [0, 0], []), ([0], [0, 2], [1]), ([0, 1], [0, 1, 0], [])],
+)
+def test_covers_of_ids_that_do_not_fit_are_refused(tokens, offsets, forbidden) -> None:
+    alignment = align(tiny("wordpiece"), tiny("wordpiece"))
+    arrays = (np.array(values, dtype=np.int64) for values in (tokens, offsets, forbidden))
+    with pytest.raises(ValueError, match="expected"):
+        _rust.covers_without(alignment.source, alignment.target, *arrays)
+
+
+# The figures and the score.
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(st.integers(0, 10**6))
+def test_the_score_orders_exact_equal_and_random_rows(seed: int) -> None:
+    rows = draw(2000, 8, seed=seed) @ draw(8, 8, seed=seed + 1) + 3
+    spread, true = Spread.of(rows, np.arange(2000)), rows[:300]
+    exact = score(true, true, rows, spread)
+    assert exact["score"] == pytest.approx(1.5, abs=0.2) and exact["signal"] == pytest.approx(1)
+    equal = rows.mean(dim=0).expand(300, -1)
+    assert score(equal, true, equal, spread)["score"] == pytest.approx(0, abs=0.01)
+    other = rows[torch.randperm(2000, generator=torch.Generator().manual_seed(seed))]
+    noise = score(other[:300], true, other, spread)["score"]
+    assert -1.2 < noise < -0.1
+    # A common error in every row, and rows that are too long: each costs, and where rows hardly differ it costs more.
+    shift = spread.root[:, 0]
+    assert score(true + shift, true, rows + shift, spread)["score"] < exact["score"]
+    assert score(5 * true, true, 5 * rows, spread)["score"] < noise
+
+
+def test_the_score_does_not_depend_on_the_units_of_a_dimension() -> None:
+    rows, noise, turn = draw(5000, 6, seed=0), draw(500, 6, seed=1), draw(6, 6, seed=2)
+    found = []
+    for matrix in (torch.eye(6).double(), turn):
+        spread = Spread.of(rows @ matrix, np.arange(5000))
+        found.append(score((rows[:500] + noise) @ matrix, rows[:500] @ matrix, rows[500:900] @ matrix, spread)["score"])
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
+def test_figures_of_exact_and_of_zero_rows() -> None:
+    rows = draw(50, 5, seed=0)
+    ids = torch.arange(50)
+    found, each = compared(rows[:7], rows[:7], rows, ids)
+    assert found["rank"] == 1 and found["top1"] == 1 and found["relative_error"] == 0
+    assert found["tokens"] == 7 and found["candidates"] == 50
+    zero, _ = compared(torch.zeros(7, 5).double(), rows[:7], rows, ids)
+    assert zero["rank"] == 50 and zero["top1"] == 0 and zero["relative_error"] == 1 and zero["cosine"] == 0
+    groups = grouped(each, list("aabbbba"))
+    assert list(groups) == ["b", "a"] and sum(group["tokens"] for group in groups.values()) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("talo", "Latin"), ("дом", "Cyrillic"), ("بيت", "Arabic"), ("中文", "Han"), ("々", "Han"), ("ひ", "Hiragana"),
+        ("한국", "Hangul"), ("1984", "digits"), ("٣", "digits"), ("…", "punctuation"), ("€", "punctuation"),
+        ("  ", "blank"), ("\udce4", "bytes"), ("aж", "Latin"), ("aжж", "Cyrillic"), ("1a", "Latin"), ("", "other"),
+    ],
+)  # fmt: skip
+def test_scripts(text: str, script: str) -> None:
+    assert script_of(text) == script
+
+
+def test_bands_go_by_score_where_there_is_one() -> None:
+    text = np.array([1, 2, 4, 5])
+    assert bands(text, None).tolist() == [0, 1, 2, 0, 3, 4]
+    assert bands(text, np.array([0, -4.0, -3, 0, -2, -1])).tolist() == [0, 4, 3, 0, 2, 1]
+    assert (align(tiny("wordpiece"), tiny("wordpiece")).target.scores() is None) and not len(bands(text[:0], None))
+    assert len(align(*[tiny("sentencepiece_unigram")] * 2).target.scores()) == len(tiny("sentencepiece_unigram"))
+
+
+def test_faults_are_named() -> None:
+    fine = {"score": 0.1, "noise": 0.2}
+    assert fault(fine, 1.5) is None
+    assert "times the longest" in fault(fine, 2 * LONGEST)
+    assert "equal" in fault({**fine, "noise": 0.0}, 1.0)
+    assert "random" in fault({**fine, "score": -2.0}, 1.0)
+
+
+# On whole tiny models.
+
+
+def job_of(method: str, noise: float = 0.0) -> Job:
+    """A planted job: source rows are a linear image of PLM rows, shared rows alone."""
+    alignment = align(tiny("byte_level_bpe"), tiny("wordpiece"))
+    anchors = np.flatnonzero(alignment.shared & (alignment.kind != 4))
+    plm = draw(alignment.target.size, 6, seed=0).float()
+    rows = draw(alignment.source.size, 4, seed=3).float()
+    ids = torch.from_numpy(alignment.source_id[anchors].astype(np.int64))
+    rows[ids] = plm[anchors] @ draw(6, 4, seed=1).float() + 1 + noise * rows[ids]
+    return Job(
+        alignment=alignment, source_rows=rows, head=Head(_Tied()), used=np.arange(len(rows)), auxiliary=None,
+        plm_rows=plm, anchors=anchors, new=np.flatnonzero(~alignment.shared), config=TransferConfig(method=method),
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+class _Tied:
+    output_rows = output_bias = None
+
+
+def test_hidden_tokens_get_pieces_that_are_neither_they_nor_their_twins() -> None:
+    job = job_of("subword-mean")
+    hidden = hide_in(job, 0.3, 0)
+    keys, theirs = twin_keys(job.alignment.target), twin_keys(job.alignment.source)
+    covered = 0
+    for token in hidden.tokens:
+        pieces = hidden.job.alignment.cover(token)
+        covered += len(pieces) > 0
+        assert keys[token] not in {theirs[piece] for piece in pieces}
+        assert job.alignment.source_id[token] in hidden.job.hidden
+    assert covered > 5
+    assert not set(hidden.job.anchors.tolist()) & set(hidden.tokens.tolist())
+    for token in hidden.new:
+        np.testing.assert_array_equal(hidden.job.alignment.cover(token), job.alignment.cover(token))
+    rows, _, drawn = predict(hidden)
+    pieces = hidden.job.alignment.cover(hidden.tokens[-1])
+    if len(pieces):
+        torch.testing.assert_close(rows[-1], job.source_rows[pieces.astype(np.int64)].double().mean(dim=0))
+    assert drawn == len(hidden.tokens) - covered
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if not entry.vectors])
+def test_every_method_is_checked(method: str) -> None:
+    found = check(hide_in(job_of(method), 0.3, 0))
+    assert all(math.isfinite(found[name]) for name in ("score", "relative_error", "cosine", "rank"))
+    assert sum(group["tokens"] for group in found["scripts"].values()) == found["tokens"]
+    assert sum(group["tokens"] for group in found["bands"].values()) == found["tokens"]
+    assert (found["drawn"] == found["tokens"]) == (method == "normal")
+    assert (found["broken"] == "all its rows are equal") == (method in ("mean", "zero"))
+
+
+def test_a_planted_map_scores_above_all_that_do_not_know_it() -> None:
+    scores = {name: check(hide_in(job_of(name), 0.3, 0))["score"] for name in ("sava-affine", "mean", "normal")}
+    assert scores["sava-affine"] > scores["mean"] > scores["normal"]
+
+
+def test_tuning_takes_the_best_of_its_trials_and_finds_the_planted_map() -> None:
+    hidden = hide_in(job_of("blend", noise=0.01), 0.3, 0)
+    found = tune(hidden)
+    assert found.choice["blend_weight"] == 0.25 and found.choice["ridge"] in (0.01, 0.1)
+    assert found.check["score"] == max(trial["score"] for trial in found.trials)
+    assert found.to_json() == tune(hidden).to_json()
+    assert all(trial["options"][name] in GRID[name] for trial in found.trials for name in found.grid)
+
+
+def test_what_the_user_has_set_is_not_tuned() -> None:
+    assert set(free_options(TransferConfig(method="salt"))) == {"center", "ridge", "max_support"}
+    assert set(free_options(TransferConfig(method="salt", ridge=0.5, center=True))) == {"max_support"}
+    for config in (
+        TransferConfig(method="mean", tune=True),
+        TransferConfig(method="sava-affine", ridge=1.0, tune=True),
+    ):
+        with pytest.raises(InputError, match=r"^tune: found .* no option left"):
+            transfer("no", "such", config=config)
+    with pytest.raises(InputError, match=r"^tune: found heldout 0"):
+        TransferConfig(tune=True, heldout=0.0)
+
+
+def test_a_tuned_transfer_is_that_of_the_chosen_options(pair, tmp_path) -> None:
+    done = transfer(
+        pair.source, pair.target, out=tmp_path / "out", config=TransferConfig(method="blend", tune=True, heldout=0.2)
+    )
+    saved = json.loads((tmp_path / "out" / "saltlm.json").read_text(encoding="utf-8"))
+    choice = saved["tuning"]["choice"]
+    assert saved["tuning"]["grid"] == {name: list(GRID[name]) for name in choice}
+    assert {name: saved["config"][name] for name in choice} == choice
+    plain = transfer(pair.source, pair.target, config=TransferConfig(method="blend", heldout=0.2, **choice))
+    assert torch.equal(plain.input_rows, done.input_rows) and plain.summary["heldout"] == saved["heldout"]
+    assert plain.summary["tuning"] is None
+    assert "## Self-check" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

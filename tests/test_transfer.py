@@ -236,7 +236,8 @@ def test_the_folder_says_what_it_is(untied, tmp_path) -> None:
     types = {name: str(array.dtype) for name, array in arrays.items()}
     assert types == {
         "origin": "uint8", "source_id": "int32", "support_size": "int32", "rank": "int32", "residual": "float32",
-        "status": "uint8",
+        "status": "uint8", "rule": "uint8", "rule_offsets": "int64", "rule_ids": "int32", "rule_weights": "float32",
+        "rule_kept": "float32", "source_bytes": "uint8", "source_offsets": "int64",
     }  # fmt: skip
     np.testing.assert_array_equal(arrays["origin"], done.origin)
     assert ((arrays["source_id"] >= 0) == np.isin(arrays["origin"], (COPIED, ROLE))).all()
@@ -280,6 +281,15 @@ def test_options_without_effect_are_told(pair) -> None:
     warnings = transfer(pair.source, pair.target, pair.vectors, config=options).summary["warnings"]
     assert "method zero does not use auxiliary" in warnings
     assert "source_revision has no effect on a local folder" in warnings
+
+
+def test_a_tokenizer_without_an_end_of_text_is_told(pair, tmp_path) -> None:
+    endless = byte_level_bpe()
+    endless.eos_token = endless.pad_token = None
+    donor = save_gpt2(tmp_path / "donor", endless)
+    for target, told in ((donor, 1), (pair.target, 0)):
+        warnings = transfer(pair.source, target, config=TransferConfig(method="zero")).summary["warnings"]
+        assert sum("no token that ends a text" in warning for warning in warnings) == told
 
 
 def test_an_input_inside_the_replaced_folder_is_kept(pair, tmp_path) -> None:

@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
-import torch as torch
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
 
-from .adapt import adapt as adapt
-from .adapt_config import AdaptConfig as AdaptConfig
-from .align import Alignment as Alignment
-from .align import align as align
-from .auxiliary import load_auxiliary as load_auxiliary
-from .config import TransferConfig as TransferConfig
-from .errors import SaltlmError as SaltlmError
-from .evaluate import evaluate as evaluate
-from .ops import salt_rows as salt_rows
-from .status import status as status
-from .transfer import Transfer as Transfer
-from .transfer import transfer as transfer
+if TYPE_CHECKING:
+    from .adapt import adapt as adapt
+    from .adapt_config import AdaptConfig as AdaptConfig
+    from .align import Alignment as Alignment
+    from .align import align as align
+    from .auxiliary import load_auxiliary as load_auxiliary
+    from .compare import compare as compare
+    from .compare_config import CompareConfig as CompareConfig
+    from .config import TransferConfig as TransferConfig
+    from .errors import SaltlmError as SaltlmError
+    from .evaluate import evaluate as evaluate
+    from .ops import salt_rows as salt_rows
+    from .status import status as status
+    from .transfer import Transfer as Transfer
+    from .transfer import transfer as transfer
 
 __version__ = "0.1.0"
-__all__ = [
-    "AdaptConfig",
-    "Alignment",
-    "SaltlmError",
-    "Transfer",
-    "TransferConfig",
-    "adapt",
-    "align",
-    "evaluate",
-    "load_auxiliary",
-    "salt_rows",
-    "status",
-    "transfer",
-]
+# Public name -> the module it lives in, imported when the name is first used: the command line answers --help without torch.
+_HOMES = {
+    "AdaptConfig": "adapt_config",
+    "Alignment": "align",
+    "CompareConfig": "compare_config",
+    "SaltlmError": "errors",
+    "Transfer": "transfer",
+    "TransferConfig": "config",
+    "adapt": "adapt",
+    "align": "align",
+    "compare": "compare",
+    "evaluate": "evaluate",
+    "load_auxiliary": "auxiliary",
+    "salt_rows": "ops",
+    "status": "status",
+    "transfer": "transfer",
+}
+__all__ = [*_HOMES]
+
+
+class _Package(types.ModuleType):
+    """Some functions bear the name of their module: whichever is imported first, ``saltlm.align`` is the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):  # else Python binds a module it has imported
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_HOMES[name]}", self.__name__), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,8 +1,18 @@
-"""``python -m saltlm``."""
+"""``python -m saltlm``, and what the installed command runs."""
 
 import sys
 
-from .cli import main
+
+def start() -> int:
+    """Run the command line; an interrupt in the moment before it can take care of itself ends as one later on."""
+    try:
+        from .cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        sys.stderr.write("saltlm: interrupted; nothing half-written was left behind\n")
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

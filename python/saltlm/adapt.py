@@ -116,7 +116,8 @@ def _adapt(
     replay: Mapping[str | Path, float] | None, resume: bool, progress: Callable[[AdaptProgress], None] | None,
 ) -> Adaptation:  # fmt: skip
     from .adapt_model import load_job
-    from .training import find_processes
+    from .processes import find_processes
+    from .sharding import whole_state
 
     source = _folder_of(model)
     this = find_processes(config)
@@ -142,8 +143,9 @@ def _adapt(
             writes=this.main, progress=progress, lines=lines,
         ) as recorder:  # fmt: skip
             job.train(folder, recorder, checkpoint, state)
+        weights = whole_state(job.lm.model, keep=this.main)
         if this.main:
-            _finish(job, folder, identity, str(model))
+            _finish(job, weights, folder, identity, str(model))
         this.barrier()
     finally:
         job.close()
@@ -159,7 +161,7 @@ def read_finished(folder: RunFolder) -> Adaptation:
     return Adaptation(out=folder.out, main=folder.main, **numbers, **pairs)
 
 
-def _finish(job: Any, folder: RunFolder, identity: Mapping[str, Any], name: str) -> None:
+def _finish(job: Any, weights: Mapping[str, Any], folder: RunFolder, identity: Mapping[str, Any], name: str) -> None:
     from . import __version__
     from .adapt_output import write_adapted
     from .status import versions
@@ -175,7 +177,9 @@ def _finish(job: Any, folder: RunFolder, identity: Mapping[str, Any], name: str)
     for part in ("heldout", "source"):
         key = f"{part}_bits_per_byte"
         record[part] = [[line["step"], line[key]] for line in lines if key in line]
-    write_adapted(folder.out, job.folder, job.lm.model, dtype=job.config.dtype, record=record, identity=identity)
+    write_adapted(
+        folder.out, job.folder, job.lm.model, weights, dtype=job.config.dtype, record=record, identity=identity
+    )
 
 
 def model_identity(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from .phases import Phase, parse_phases
 SCHEDULES = ("cosine", "wsd", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SPLITS = ("blank-line", "line")
+SHARDINGS = ("none", "fsdp2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class AdaptConfig:
         cross_documents: let documents in a block see each other, for models that cannot keep them apart.
         seed: seed of data order and dropout, in [0, 2**32).
         device: where training runs: ``auto``, ``cpu`` or ``cuda``.
+        sharding: what each process of torchrun or accelerate launch holds: ``none`` is the whole model, ``fsdp2`` a slice of
+            every weight and of its optimizer state.
         distill_rows: before the phases, train the new rows so that hidden states match those of the source model on the same
             text (Token Distillation); needs the source model.
         distill_steps: steps of that, in [1, inf).
@@ -93,6 +96,7 @@ class AdaptConfig:
     cross_documents: bool = False
     seed: int = 0
     device: str = "auto"
+    sharding: str = "none"
     distill_rows: bool = False
     distill_steps: int = 200
     distill_source: str | None = None
@@ -104,6 +108,7 @@ class AdaptConfig:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("split_at", self.split_at, SPLITS)
+        _one_of("sharding", self.sharding, SHARDINGS)
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         if self.dtype is not None:
             _one_of("dtype", self.dtype, DTYPES)

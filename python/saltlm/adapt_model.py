@@ -19,9 +19,11 @@ from .evaluate import evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
 from .phases import vocabulary_parameters
+from .processes import Processes, polite_signals, training_arguments
 from .resume import RunFolder
 from .row_mask import RowMask, new_rows
-from .training import Processes, Run, polite_signals, prepare_model, train_phase, training_arguments
+from .sharding import gathered_root
+from .training import Run, load_weights, prepare_model, train_phase
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,7 +55,7 @@ class Job:
         """Held-out bits per byte, as ``saltlm.evaluate`` finds them."""
         parts = {"heldout_bits_per_byte": self.heldout, "source_bits_per_byte": self.source}
         pair = (self.lm.model, self.lm.tokenizer)
-        with self.chunked.unwrapped():
+        with self.chunked.unwrapped(), gathered_root(self.lm.model):
             return {name: evaluate(pair, documents=text).bits_per_byte for name, text in parts.items() if text}
 
     def mask(self, weight_decay: float) -> RowMask:
@@ -93,7 +95,7 @@ class Job:
         with polite_signals(run):
             while run.phase < len(run.phases) and not run.ended:
                 train_phase(run, arguments, resume)
-                if run.stop:
+                if run.stopped:
                     raise KeyboardInterrupt(f"saved as {folder.last()}; the same command with --resume goes on")
                 run.phase, resume = run.phase + 1, None
         if run.ended and run.best_step is not None:
@@ -131,14 +133,15 @@ def load_job(
         raise input_error(
             "seq_length", f"{config.seq_length}", f"at most the {lm.max_positions} positions of {what}", "choose less"
         )
-    lm.model.to(this.device)
+    if config.sharding == "none":  # else it goes there in slices
+        lm.model.to(this.device)
     if not config.cross_documents and not keeps_apart(lm):
         raise input_error(
             what, "documents in one block that see each other", "a model whose attention follows position ids",
             "add --cross-documents to let them",
         )  # fmt: skip
     source_model = load_teacher(folder, config, lm, this.device) if config.distill_rows else None
-    chunked = prepare_model(lm.model, config)
+    chunked = prepare_model(lm.model, config, this)
     made = streams(Packer(lm.tokenizer, rows=lm.rows, length=config.seq_length, name=name))
     job = Job(
         lm=lm, chunked=chunked, folder=folder, config=config, streams=made, shares=shares, heldout=heldout, source=source,
@@ -167,17 +170,3 @@ def keeps_apart(lm: CausalLM) -> bool:
             return False
         alone = lm.model(input_ids=second, position_ids=places, use_cache=False)
     return torch.allclose(both.logits[:, 6:], alone.logits, rtol=1e-3, atol=1e-3 * float(alone.logits.abs().max()))
-
-
-def load_weights(model: Any, checkpoint: Path) -> None:
-    """Put the weights of a checkpoint into a model of the same kind."""
-    from safetensors.torch import load_file
-
-    missing: set[str] | None = None
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        keys = set(model.load_state_dict(load_file(file), strict=False).missing_keys)
-        missing = keys if missing is None else missing & keys
-    tied = {id(parameter) for parameter in vocabulary_parameters(model).values()}
-    named = dict(model.named_parameters(remove_duplicate=False))
-    if missing is None or any(id(named.get(key)) not in tied for key in missing if key in named):
-        raise input_error(f"checkpoint {checkpoint}", "weights missing", "all of them", "remove it and resume again")

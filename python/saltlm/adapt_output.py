@@ -27,14 +27,16 @@ CURVE = "curve.png"
 
 
 def write_adapted(
-    out: Path, source: Path, model: Any, *, dtype: str | None, record: Mapping[str, Any], identity: Mapping[str, Any]
-) -> None:
+    out: Path, source: Path, model: Any, weights: Mapping[str, torch.Tensor], *, dtype: str | None,
+    record: Mapping[str, Any], identity: Mapping[str, Any],
+) -> None:  # fmt: skip
     """Put the model folder in place of the run's folder; its metrics stay, its checkpoints go.
 
     Args:
         out: the run's folder.
         source: the folder that the model was read from; tokenizer, provenance and licences are taken from it.
         model: the trained causal LM.
+        weights: its tensors by name, whole, a tied matrix as one tensor under two names.
         dtype: of the written weights; ``None`` keeps each tensor's dtype in ``source``.
         record: what ``saltlm.json`` says under ``adapted``.
         identity: what the run was.
@@ -43,7 +45,7 @@ def write_adapted(
         InputError: the disk is full; the run's folder with its checkpoints is untouched.
         BackendError: the file system failed otherwise.
     """
-    weights = _weights(model, source, dtype)
+    weights = _weights(weights, source, dtype)
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     with whole_folder(out.resolve(), needed=needed, force=True) as folder:
         model.save_pretrained(folder, state_dict=weights)
@@ -59,13 +61,13 @@ def write_adapted(
         write_whole(folder / RECORD, {"format": 1, "identity": identity, "finished": True})
 
 
-def _weights(model: Any, source: Path, dtype: str | None) -> dict[str, torch.Tensor]:
-    """The model's tensors by name, in the dtypes to be written."""
+def _weights(state: Mapping[str, torch.Tensor], source: Path, dtype: str | None) -> dict[str, torch.Tensor]:
+    """Tensors by name, in the dtypes to be written."""
     stored = {} if dtype else stored_dtypes(source)
     usual = DTYPES[dtype] if dtype else max(stored.values(), key=list(stored.values()).count, default=torch.float32)
     cast: dict[tuple[int, torch.Size], torch.Tensor] = {}
     found = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
         # A tied matrix goes by two names and must stay one tensor, or it is written twice.
         if place not in cast:

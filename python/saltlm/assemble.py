@@ -11,7 +11,11 @@ import torch
 from .align import HOLE, Alignment, MatchKind
 from .checkpoint import Source
 from .errors import input_error
+from .expand import Expansion
+from .finite import all_finite, finite_rows
 from .ops import STATUSES as SOLVER_STATUSES
+from .recipe import RULES, Recipe
+from .weights import release_pages
 from .write_folder import NewMatrices
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
@@ -20,6 +24,22 @@ COPIED, ROLE, SOLVED, COMPOSED, DRAWN, PADDING = range(len(ORIGINS))
 STATUSES = ("not_solved", *SOLVER_STATUSES, "no_vector", "no_plm_row", "out_of_range")
 NOT_SOLVED, NO_VECTOR, NO_PLM_ROW, OUT_OF_RANGE = 0, *range(len(SOLVER_STATUSES) + 1, len(STATUSES))
 BLOCK = 8192
+BLOCK_BYTES = 64 << 20  # of one block of rows in float64; wide models get fewer rows a block
+
+
+def block_rows(width: int) -> int:
+    """How many rows of this width are worked on at once: few enough that their copies in float64 stay small."""
+    return max(1, min(BLOCK, BLOCK_BYTES // (8 * max(1, width))))
+
+
+def gather(matrix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix mapped from a file, whose pages are given back on the way: each row brings its neighbours' along."""
+    rows = torch.empty(len(ids), *matrix.shape[1:], dtype=matrix.dtype)
+    step = block_rows(matrix[:1].numel())
+    for start in range(0, len(ids), step):
+        rows[start : start + step] = matrix[ids[start : start + step]]
+        release_pages()
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +53,8 @@ class Block:
         origin: one of :data:`ORIGINS`, by place.
         support_size: int32 [M], ``None`` where no support was used; likewise ``rank`` int32 [M] and ``residual`` float32 [M].
         status: uint8 [M], codes of :data:`STATUSES`; ``None`` for ``not_solved``.
+        rule: what made the rows, one of :data:`~saltlm.recipe.RULES`.
+        recipe: of which source rows, ``None`` where the rule has no list.
     """
 
     ids: torch.Tensor
@@ -43,6 +65,14 @@ class Block:
     rank: torch.Tensor | None = None
     residual: torch.Tensor | None = None
     status: torch.Tensor | None = None
+    rule: str = "none"
+    recipe: Recipe | None = None
+
+    def part(self, at: torch.Tensor) -> Block:
+        """The rows that a bool mask [M] marks."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        part = {name: value[at] for name, value in named.items() if isinstance(value, torch.Tensor)}
+        return Block(**{**named, **part, "recipe": None if self.recipe is None else self.recipe.pick(at)})
 
 
 class Head:
@@ -61,7 +91,7 @@ class Head:
         """Float32 [n, D'] of source ids; ``None`` where nothing is present."""
         parts = []
         if self.rows is not None:
-            parts.append(self.rows[ids].float())
+            parts.append(gather(self.rows, ids).float())
         if self.bias is not None:
             parts.append(self.bias[ids].float()[:, None])
         return torch.cat(parts, dim=1) if parts else None
@@ -70,14 +100,22 @@ class Head:
 class Assembly:
     """New matrices under construction, and where each row came from."""
 
-    def __init__(self, source: Source, alignment: Alignment, rows: int, dtype: torch.dtype | None) -> None:
-        """Copies the shared rows and leaves all others open.
+    def __init__(
+        self,
+        source: Source,
+        alignment: Alignment,
+        rows: int,
+        dtype: torch.dtype | None,
+        expansion: Expansion | None = None,
+    ) -> None:
+        """Copies the shared rows, or all of the source's, and leaves those to be built open.
 
         Args:
             source: the source model.
             alignment: of its tokenizer and the new one.
             rows: T', rows of the new matrices, at least T.
             dtype: of the written rows; ``None`` keeps the checkpoint's.
+            expansion: the source's rows stay and these tokens are added; ``None``: the target's tokenizer takes its place.
         """
         self.head = Head(source)
         self.source = source
@@ -95,28 +133,48 @@ class Assembly:
         self.rank = np.zeros(rows, dtype=np.int32)
         self.residual = np.zeros(rows, dtype=np.float32)
         self.status = np.full(rows, NOT_SOLVED, dtype=np.uint8)
+        self.rule = np.zeros(rows, dtype=np.uint8)
+        self._recipes: list[tuple[torch.Tensor, Recipe]] = []
         size = alignment.target.size
         # A tokenizer may know more tokens than its model has rows: such a match has nothing to copy.
         shared = alignment.shared & (alignment.source_id < len(source.input_rows))
         hole = alignment.target.flags() & HOLE > 0
+        self.shared = shared
         self.open = np.zeros(rows, dtype=bool)
-        self.open[:size] = ~shared & ~hole
-        ids = np.flatnonzero(shared)
-        self.source_id[ids] = alignment.source_id[ids]
-        self.origin[ids] = np.where(alignment.kind[ids] == MatchKind.ROLE, ROLE, COPIED)
-        for block in np.array_split(ids, max(1, -(-len(ids) // BLOCK))):
-            at, wanted = torch.from_numpy(block), torch.from_numpy(alignment.source_id[block].astype(np.int64))
+        # Methods speak of target ids; rows are these, but where tokens are added to the source's.
+        self.row_of = np.arange(size)
+        if expansion is None:
+            self.new = np.flatnonzero(~shared & ~hole)
+            ids = np.flatnonzero(shared)
+            self.source_id[ids] = alignment.source_id[ids]
+            self.origin[ids] = np.where(alignment.kind[ids] == MatchKind.ROLE, ROLE, COPIED)
+        else:
+            self.new = expansion.added
+            self.row_of = np.full(size, -1)
+            self.row_of[self.new] = expansion.first + np.arange(len(self.new))
+            ids = np.arange(len(source.input_rows))
+            self.source_id[ids], self.origin[ids] = ids, COPIED
+        self.open[self.row_of[self.new]] = True
+        self._copy(ids)
+
+    def _copy(self, ids: np.ndarray) -> None:
+        self.rule[ids] = RULES.index("copy")
+        step = block_rows(self.input_rows.shape[1])
+        for block in np.array_split(ids, max(1, -(-len(ids) // step))):
+            at, wanted = torch.from_numpy(block), torch.from_numpy(self.source_id[block].astype(np.int64))
             for matrix, copied in self.sides():
                 copied[at] = matrix[wanted].to(copied.dtype)
-                if copied.dtype != matrix.dtype and not copied[at].isfinite().all():
+                if copied.dtype != matrix.dtype and not all_finite(copied[at]):
                     raise input_error(
                         "dtype", str(copied.dtype).removeprefix("torch."), "one that holds the source's rows",
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
                     )  # fmt: skip
+            release_pages()
 
     def put(self, block: Block) -> None:
         """Take in built rows; a row that is not finite in the written dtype stays open, with status ``out_of_range``."""
-        ids = block.ids.numpy()
+        ids = self.row_of[block.ids.numpy()]
+        at = torch.from_numpy(ids)
         for name in ("support_size", "rank", "residual", "status"):
             values = getattr(block, name)
             if values is not None:
@@ -124,18 +182,21 @@ class Assembly:
         if block.rows is None or not len(ids):
             return
         rows = block.rows.to(self.input_rows.dtype)
-        fits = rows.isfinite().all(dim=1)
+        fits = finite_rows(rows)
         head, bias = self._split(block.head)
         for part in (head, bias):
             if part is not None:
-                fits &= part.isfinite().reshape(len(ids), -1).all(dim=1)
+                fits &= finite_rows(part)
         kept = fits.numpy()
-        self.input_rows[block.ids[fits]] = rows[fits]
+        self.input_rows[at[fits]] = rows[fits]
         if head is not None:
-            self.output_rows[block.ids[fits]] = head[fits]
+            self.output_rows[at[fits]] = head[fits]
         if bias is not None:
-            self.output_bias[block.ids[fits]] = bias[fits]
+            self.output_bias[at[fits]] = bias[fits]
         self.origin[ids[kept]] = block.origin
+        self.rule[ids[kept]] = RULES.index(block.rule)
+        if block.recipe is not None:
+            self._recipes.append((at[fits], block.recipe.pick(fits)))
         self.open[ids[kept]] = False
         self.status[ids[~kept]] = OUT_OF_RANGE
 
@@ -162,20 +223,26 @@ class Assembly:
         for matrix, drawn in self.sides():
             mean, deviation = moments(matrix, used)
             limit = torch.finfo(drawn.dtype).max
-            for block in ids.split(BLOCK):
+            for block in ids.split(block_rows(len(mean))):
                 noise = torch.randn(len(block), len(mean), generator=generator, dtype=torch.float64)
                 values = (mean + noise * deviation).clamp(-limit, limit)
                 drawn[block] = values.reshape(-1, *drawn.shape[1:]).to(drawn.dtype)
         self.origin[ids.numpy()] = DRAWN
+        self.rule[ids.numpy()] = RULES.index("random")
         self.open[ids.numpy()] = False
 
     def pad(self, used: np.ndarray) -> None:
         """Give ids that no token has the mean source row: finite, and never the likeliest output."""
         ids = torch.from_numpy(np.flatnonzero(self.origin == PADDING))
+        self.rule[ids.numpy()] = RULES.index("mean")
         if len(ids):
             for matrix, padded in self.sides():
                 mean = moments(matrix, used)[0]
                 padded[ids] = mean.expand(len(ids), -1).reshape(-1, *padded.shape[1:]).to(padded.dtype)
+
+    def recipe(self) -> Recipe:
+        """Of all T' rows; empty for those that no list of source rows made."""
+        return Recipe.placed(len(self.origin), self._recipes)
 
     def sides(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Source and new matrix of each side there is: input rows, output rows, the head's bias."""
@@ -200,8 +267,9 @@ def moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch
     ids = torch.from_numpy(used)
 
     def blocks() -> Iterator[torch.Tensor]:
-        for block in ids.split(BLOCK):
+        for block in ids.split(block_rows(matrix[:1].numel())):
             yield matrix[block].double().reshape(len(block), -1)
+            release_pages()
 
     mean = sum(block.sum(dim=0) for block in blocks()) / len(ids)
     squares = sum(((block - mean) ** 2).sum(dim=0) for block in blocks())

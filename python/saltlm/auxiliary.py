@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ class Auxiliary:
     Attributes:
         vectors: float32 [T, P]; zeros where a token has none.
         known: bool [T]; the token has a finite, non-zero vector.
-        description: where they came from: ``kind``, ``path``, ``bytes``, ``sha256`` of the file (``None`` above 1 GiB: reading
-            it all would take longer than the look-up), ``vectors_sha256`` of what was looked up, ``dimension``, ``known``.
+        description: where they came from: ``kind``, ``path``, ``bytes``, ``sha256`` of the file (``None`` above 1 GiB, with
+            ``changed`` beside it: reading it all would take longer than the look-up), ``vectors_sha256`` of what was looked
+            up, ``dimension``, ``known``.
     """
 
     vectors: torch.Tensor
@@ -110,7 +112,7 @@ def load_auxiliary(
     description = {
         "kind": kind,
         "path": str(spec),
-        **_digest(path),
+        **file_digest(path),
         "vectors_sha256": hashlib.sha256(vectors.tobytes()).hexdigest(),
         "dimension": width,
         "known": int(have.sum()),
@@ -216,12 +218,13 @@ def _read_spacy(folder: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]
     return values, known
 
 
-def _digest(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, or of a spaCy folder's table and keys, as long as that is quick."""
+def file_digest(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, or of a spaCy folder's table and keys; above 1 GiB the time of change instead."""
     files = [path] if path.is_file() else [_spacy_folder(path) / name for name in ("vectors", "key2row")]
     size = sum(file.stat().st_size for file in files)
     if size > _LARGEST_DIGEST:
-        return {"bytes": size, "sha256": None}
+        changed = max(file.stat().st_mtime for file in files)
+        return {"bytes": size, "sha256": None, "changed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(changed))}
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -15,7 +15,7 @@ import torch
 from .architecture import Architecture, find_architecture, quiet_transformers
 from .errors import input_error
 from .safetensors_stream import byte_blocks, refuse_lfs_pointer
-from .weights import INDEX, Weights, check_rows, check_shape, find_weights, match_names, read_json
+from .weights import INDEX, Weights, check_rows, check_shape, find_weights, match_names, read_json, release_pages
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
@@ -152,7 +152,7 @@ def load_source(
     without_row = tokens_without_row(tokenizer, shape.rows, side)
     generation = folder / "generation_config.json"
     kept = (inputs[0], *outputs[:1], *biases[:1])
-    files |= _hash_files(folder, weights) | _read_rows(weights, kept, tokenizer, side)
+    files |= hash_files(folder, weights) | _read_rows(weights, kept, tokenizer, side)
     return Source(
         name=str(name),
         folder=folder,
@@ -199,7 +199,7 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
     check_shape(weights, key, (shape.rows, shape.width), side, "input matrix")
     tokenizer = load_tokenizer(folder, side, trust_remote_code)
     without_row = tokens_without_row(tokenizer, shape.rows, side)
-    files = _hash_files(folder, weights) | _read_rows(weights, (key,), tokenizer, side)
+    files = hash_files(folder, weights) | _read_rows(weights, (key,), tokenizer, side)
     return Donor(
         name=str(name),
         folder=folder,
@@ -260,6 +260,15 @@ def tokens_without_row(tokenizer: Any, rows: int, side: str) -> dict[str, int]:
             "tokenizer and weights are of different models; fetch both again",
         )
     return dict(sorted(beyond.items(), key=lambda item: item[1]))
+
+
+def local_folder(name: str | Path, side: str, *, revision: str | None = None, gguf_file: str | None = None) -> Path:
+    """The folder a model's files are in, fetched from the hub if that is where it is.
+
+    Raises:
+        InputError: there is none.
+    """
+    return _resolve(str(name), side, revision, gguf_file)[0]
 
 
 def _resolve(name: str, side: str, revision: str | None, gguf_file: str | None) -> tuple[Path, str | None]:
@@ -337,7 +346,11 @@ def _equal(weights: Weights, one: str, other: str) -> bool:
     if weights.entry(one).dtype != weights.entry(other).dtype:
         return False
     blocks = zip(byte_blocks(weights.tensor(one)), byte_blocks(weights.tensor(other)), strict=True)
-    return all(a.tobytes() == b.tobytes() for a, b in blocks)
+    for a, b in blocks:
+        if a.tobytes() != b.tobytes():
+            return False
+        release_pages()
+    return True
 
 
 def _read_rows(weights: Weights, keys: tuple[str, ...], tokenizer: Any, side: str) -> dict[str, str]:
@@ -346,7 +359,7 @@ def _read_rows(weights: Weights, keys: tuple[str, ...], tokenizer: Any, side: st
     return {f"{where[key]}#{key}": check_rows(weights.tensor(key), key, side, tokens) for key in keys}
 
 
-def _hash_files(folder: Path, weights: Weights) -> dict[str, str]:
+def hash_files(folder: Path, weights: Weights) -> dict[str, str]:
     """sha256 of the small files; weights can be too large to hash whole, so size and time of change stand for them."""
     found = {}
     for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, INDEX):

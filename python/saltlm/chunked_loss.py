@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .body_and_head import Head, simplest_head, take_apart
 from .distill_rows import state_error
 
 LOGIT_FLOATS = 2**25
 PROBE_TOKENS = 5
 IGNORED = -100
-Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -93,9 +93,8 @@ def chunked_cross_entropy(
 class ChunkedLM:
     """Gives a causal LM a forward that returns the loss alone when labels are there.
 
-    The way from hidden states to logits is found by trying: the output layer alone, or the model's own forward with its
-    body handing the states through (scales, soft caps), whichever gives the model's own logits. Where neither does, the
-    stock forward stays and whole logits are made; :attr:`chunked` says so.
+    Body and head are found by :func:`~saltlm.body_and_head.take_apart`. Where it finds none, the stock forward stays and whole
+    logits are made; :attr:`chunked` says so.
     """
 
     def __init__(self, model: Any, chunk: int | None = None) -> None:
@@ -105,13 +104,9 @@ class ChunkedLM:
         self.body: Any = None
         self.head: Head | None = None
         self._find()
+        self._steps: Any = self.body
         width = model.get_output_embeddings().weight.shape[0]
         self.chunk = chunk or max(1, LOGIT_FLOATS // width)
-        inside = {id(parameter) for parameter in self.body.parameters()} if self.body is not None else set()
-        self.parameters = [p for p in model.parameters() if id(p) not in inside]
-        matrix = model.get_output_embeddings().weight
-        if all(p is not matrix for p in self.parameters):
-            self.parameters.append(matrix)  # tied: the head's rows are the body's own
         # A plain function: accelerate takes a bound method apart and binds it to the model.
         self.patched = functools.partial(self.forward)
         if self.chunked:
@@ -132,17 +127,35 @@ class ChunkedLM:
                 self.model.forward = wrapped
 
     def unwrap(self) -> None:
-        """Take that off for good."""
-        self.model.__dict__.pop("_original_forward", None)
+        """Take that off for good, so that the next phase is prepared anew: accelerate prepares nothing that bears its mark."""
+        for mark in ("_original_forward", "_is_accelerate_prepared"):
+            self.model.__dict__.pop(mark, None)
         if self.chunked:
             self.model.forward = self.patched
         else:
             self.model.__dict__.pop("forward", None)
 
+    def compile(self) -> None:
+        """Let training run the body compiled.
+
+        Only training: its blocks are all of one length, where evaluations would have it compiled anew for each length.
+        """
+        if self.body is not None:
+            self._steps = torch.compile(self.body, dynamic=False)
+
     @property
     def chunked(self) -> bool:
         """Whether logits are made chunk by chunk."""
         return self.head is not None
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """What the head uses; asked for anew each time, since a sharded model has other tensors whenever it gathers them."""
+        inside = {id(parameter) for parameter in self.body.parameters()}
+        found = [p for p in self.model.parameters() if id(p) not in inside]
+        matrix = self.model.get_output_embeddings().weight
+        # A tied matrix is the body's own.
+        return found if any(p is matrix for p in found) else [*found, matrix]
 
     def forward(
         self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **rest: Any
@@ -159,7 +172,7 @@ class ChunkedLM:
             return self.stock(input_ids=input_ids, **rest)
         # Without a cache, and only then, transformers keeps packed documents apart by their position ids.
         rest.pop("use_cache", None)
-        hidden = self.body(input_ids=input_ids, use_cache=False, **rest).last_hidden_state
+        hidden = self._steps(input_ids=input_ids, use_cache=False, **rest).last_hidden_state
         targets = labels[:, 1:].flatten()
         total = chunked_cross_entropy(
             hidden[:, :-1].flatten(0, 1), targets, self.head, self.parameters, self.chunk
@@ -171,49 +184,14 @@ class ChunkedLM:
         model = self.model
         if getattr(model.config, "output_router_logits", False):
             return  # the loss has another term, which only the stock forward knows
-        ids = torch.arange(PROBE_TOKENS, device=model.get_input_embeddings().weight.device)[None]
+        inputs = {"input_ids": torch.arange(PROBE_TOKENS, device=model.get_input_embeddings().weight.device)[None]}
         was_training = model.training
         model.eval()
         try:
             with torch.no_grad():
-                logits = self.stock(input_ids=ids, use_cache=False).logits[0].float()
-                for body in _bodies(model):
-                    for head in (model.get_output_embeddings(), self._through(body)):
-                        if self._gives(body, head, ids, logits):
-                            self.body, self.head = body, head
-                            return
+                logits = self.stock(**inputs, use_cache=False).logits[0]
+                parts = take_apart(model, inputs, logits, forward=self.stock)
+                if parts is not None:
+                    self.body, self.head = parts.body, simplest_head(model, parts, inputs)
         finally:
             model.train(was_training)
-
-    def _gives(self, body: Any, head: Head, ids: torch.Tensor, logits: torch.Tensor) -> bool:
-        with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError, IndexError):
-            states = body(input_ids=ids, use_cache=False).last_hidden_state[0]
-            found = torch.cat([head(row) for row in states.split(2)]).float()
-            noise = 1e-4 if logits.dtype == torch.float32 else 3e-2
-            return found.shape == logits.shape and torch.allclose(found, logits, rtol=noise, atol=noise)
-        return False  # not a body: it fails on the call or has other outputs
-
-    def _through(self, body: Any) -> Head:
-        """The model's own forward with ``body`` handing states through."""
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        def head(states: torch.Tensor) -> torch.Tensor:
-            own = body.__dict__.get("forward")
-            body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=states[None])
-            try:
-                placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
-                return self.stock(input_ids=placeholder, use_cache=False).logits[0]
-            finally:
-                if own is None:
-                    del body.forward
-                else:
-                    body.forward = own
-
-        return head
-
-
-def _bodies(model: Any) -> list[Any]:
-    found = [getattr(model, "base_model", None)]
-    with contextlib.suppress(AttributeError):
-        found.append(model.get_decoder())
-    return [body for body in found if body is not None and body is not model]

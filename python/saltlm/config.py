@@ -20,6 +20,7 @@ NORM_GUARDS = ("warn", "shrink")
 OVERLAPS = ("exact", "word-start", "case")
 CHAT_TEMPLATES = ("target", "source", "none")
 DTYPES = ("float32", "bfloat16", "float16")
+LINKS = ("copy", "hard")
 MOST_PADDING = 65536
 
 
@@ -58,6 +59,8 @@ class TransferConfig:
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
             (the word-start flag may differ), ``case`` (case may differ too).
         special_overrides: target special token -> source token whose row it takes, both by spelling.
+        keep_source_vocabulary: keep the source's tokenizer and all of its rows, and add the target's new tokens to it, instead
+            of replacing it; the result keeps the source's chat template, special tokens and token ids.
         chat_template: whose template the result carries: ``target``'s, the ``source``'s (its special tokens are
             added to the tokenizer) or ``none``.
         pad_to_multiple_of: round the number of rows up to a multiple of this, in [1, 65536]; ``None`` adds no rows.
@@ -65,6 +68,9 @@ class TransferConfig:
         heldout: share of the anchors that the self-check hides, in [0, 0.5]; 0 skips the check.
         device: where the operators run: ``auto``, ``cpu`` or ``cuda[:index]``.
         dtype: dtype of the written embedding rows, one of :data:`DTYPES`; ``None`` keeps the checkpoint's own.
+        link: how weight files without embedding rows come into the new folder: ``copy`` (sharing their blocks with the
+            source's where the file system can) or ``hard`` (the source's own files under a second name: no room taken, but
+            whoever changes one in place, as saving a model into either folder may, changes both).
         gguf_file: name of the GGUF file inside the source folder, for a source that is one.
         source_revision: revision of the source on the hub; ``None`` is the default branch.
         target_revision: revision of the target on the hub; ``None`` is the default branch.
@@ -92,12 +98,14 @@ class TransferConfig:
     dictionary: str | None = None
     overlap: str = "exact"
     special_overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    keep_source_vocabulary: bool = False
     chat_template: str = "target"
     pad_to_multiple_of: int | None = None
     seed: int = 0
     heldout: float = 0.05
     device: str = "auto"
     dtype: str | None = None
+    link: str = "copy"
     gguf_file: str | None = None
     source_revision: str | None = None
     target_revision: str | None = None
@@ -108,6 +116,7 @@ class TransferConfig:
         _one_of("method", self.method, METHODS)
         _one_of("overlap", self.overlap, OVERLAPS)
         _one_of("chat_template", self.chat_template, CHAT_TEMPLATES)
+        _one_of("link", self.link, LINKS)
         if self.dtype is not None:
             _one_of("dtype", self.dtype, DTYPES)
         pairs = self.special_overrides

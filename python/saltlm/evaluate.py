@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import input_error
+from .heldout_record import read_heldout
 from .texts import read_documents
-from .weights import read_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from .causal_lm import CausalLM
-    from .intervals import Intervals
 
 # Documents given to the tokenizer at once: enough to keep its threads busy.
 TOKENIZER_BATCH = 1000
-# What a transfer's held-out check says, at least.
-HELDOUT = ("tokens", "candidates", "relative_error", "cosine", "rank")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -300,57 +294,6 @@ def tokenize(lm: CausalLM, documents: Sequence[str]) -> list[np.ndarray]:
     return tokens
 
 
-def evaluation_table(
-    evaluations: Mapping[str, Evaluation],
-    intervals: Intervals | None = None,
-    retention: Mapping[str, Evaluation] | None = None,
-) -> Table:
-    """Several evaluations as a table for people, a row each, in the given order.
-
-    Args:
-        evaluations: label -> evaluation.
-        intervals: of the same evaluations.
-        retention: label -> evaluation on text of the source language; a column of its own.
-
-    Returns:
-        A :class:`rich.table.Table`; the best bits per byte, and those that tie with it, are marked when all rows are of the
-        same bytes.
-    """
-    from rich.markup import escape
-    from rich.table import Table
-
-    known = dict(intervals.models) if intervals else {}
-    sizes = {(e.bytes, e.documents) for e in evaluations.values()}
-    least = min((e.bits_per_byte for e in evaluations.values()), default=None)
-    best = intervals.best() if known else [name for name, e in evaluations.items() if e.bits_per_byte == least]
-    # Columns that say nothing are left out, so that names have room.
-    columns = {
-        "bits per\nbyte": {name: _bits(e) for name, e in evaluations.items()},
-        **{
-            f"{100 * share:.4g} %\ninterval": {name: f"{i.low:.3f} to {i.high:.3f}" for name, i in known.items()}
-            for share in {i.confidence for i in known.values()}
-        },
-        "source\ntext": {name: _bits(e) for name, e in (retention or {}).items()},
-        "tokens\nper byte": {name: f"{e.tokens_per_byte:.3f}" for name, e in evaluations.items()},
-        "bytes": {name: f"{e.bytes:,}" for name, e in evaluations.items() if len(sizes) > 1},
-        "unknown": {name: f"{e.unknown_tokens:,}" for name, e in evaluations.items() if e.unknown_tokens},
-        "tokens/s": {name: f"{e.tokens_per_second:,.0f}" for name, e in evaluations.items()},
-    }
-    columns = {heading: cells for heading, cells in columns.items() if cells}
-    table = Table(caption="".join(f"{size:,} bytes in {count:,} documents" for size, count in sizes if len(sizes) == 1))
-    table.add_column("model", overflow="fold")
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name in evaluations:
-        style = "bold" if len(sizes) == 1 < len(evaluations) and name in best else ""
-        table.add_row(escape(name), *(cells.get(name, "0") for cells in columns.values()), style=style)
-    return table
-
-
-def _bits(found: Evaluation) -> str:
-    return f"{'≥ ' if found.unknown_tokens else ''}{found.bits_per_byte:.3f}"
-
-
 def _check_numbers(max_length: int, stride: int | None, batch_tokens: int | None) -> None:
     if not isinstance(max_length, int) or max_length < 2:
         raise input_error("max_length", repr(max_length), "a whole number >= 2", "a window needs a token and its past")
@@ -385,29 +328,3 @@ def _lossy(tokenizer: Any, documents: Sequence[str], tokens: Sequence[np.ndarray
     """Documents that differ from their decoded tokens by more than the space that tokenizers put before a text."""
     back = tokenizer.batch_decode([ids.tolist() for ids in tokens], clean_up_tokenization_spaces=False)
     return sum(text not in (own, own.removeprefix(" ")) for text, own in zip(documents, back, strict=True))
-
-
-def read_heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | None:
-    """The held-out check that a transfer has written beside its model.
-
-    Args:
-        model: a folder or hub name; a pair that is loaded has none.
-
-    Returns:
-        What its ``saltlm.json`` holds, or ``None``.
-
-    Raises:
-        InputError: the report is broken.
-    """
-    report = None if isinstance(model, tuple | list) else Path(model) / "saltlm.json"
-    if report is None or not os.path.isfile(report):
-        return None
-    found = read_json(report).get("heldout")
-    if found is not None and not (isinstance(found, dict) and all(_number(found.get(name)) for name in HELDOUT)):
-        expected = "null or numbers named " + ", ".join(HELDOUT)
-        raise input_error(f"{report}, heldout", repr(found)[:80], expected, "transfer again, or remove the file")
-    return found
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -6,9 +6,15 @@ import importlib.util
 from pathlib import Path
 
 from .architecture import quiet_transformers
-from .errors import InputError, input_error
-from .output_folder import whole_folder
-from .train_vectors import CACHE_ADVICE, cache_folder, sha256_of
+from .errors import input_error
+from .output_folder import cached_folder
+from .train_vectors import cache_folder, sha256_of
+
+
+def converted(file: Path) -> Path | None:
+    """The folder that the file has been converted into, if it has."""
+    kept = (cache_folder() / "gguf" / sha256_of(file)).absolute()
+    return kept if (kept / "config.json").is_file() else None
 
 
 def convert(file: Path) -> tuple[Path, str]:
@@ -38,12 +44,8 @@ def convert(file: Path) -> tuple[Path, str]:
     kept = (cache_folder() / "gguf" / digest).absolute()
     if (kept / "config.json").is_file():
         return kept, digest
-    try:
-        with whole_folder(kept, advice=CACHE_ADVICE) as fresh:
-            _save(file, fresh)
-    except InputError:
-        if not (kept / "config.json").is_file():  # otherwise another process was first, with the same content
-            raise
+    with cached_folder(kept) as fresh:
+        _save(file, fresh)
     return kept, digest
 
 

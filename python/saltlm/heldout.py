@@ -194,7 +194,7 @@ def check(hidden: Hidden, **options: Any) -> dict[str, Any]:
     figures, each = compared(rows, hidden.true, job.source_rows, source)
     parts = score(rows, hidden.true, new, hidden.spread)
     lengths = torch.cat([rows, new]).norm(dim=1)
-    longest = max(float(job.source_rows[part].float().norm(dim=1).max()) for part in source.split(BLOCK))
+    longest = max(float(job.source_rows[part].double().norm(dim=1).max()) for part in source.split(BLOCK))
     return {
         **figures,
         **parts,

@@ -76,10 +76,10 @@ class Spread:
         """From up to ``max(8192, 4 D)`` rows, evenly spaced among ``used``."""
         most = max(ROWS, 4 * rows.shape[1])
         chosen = torch.from_numpy(used[np.linspace(0, len(used) - 1, min(most, len(used))).astype(np.int64)])
-        sample = rows[chosen].float()
-        mean = sample.double().mean(dim=0)
-        centred = sample - mean.float()
-        covariance = (centred.T @ centred).double() / len(sample)
+        sample = rows[chosen].double()  # squares of the largest bfloat16 fit into no float32
+        mean = sample.mean(dim=0)
+        centred = sample - mean
+        covariance = centred.T @ centred / len(sample)
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean().clamp_min(1e-30))
         return cls(mean, torch.linalg.cholesky(covariance))
 

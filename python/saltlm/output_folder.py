@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import BackendError, SaltlmError, input_error
+from .errors import BackendError, InputError, SaltlmError, input_error
 
 # What the input can be blamed for: the caller gave a place that is full, forbidden or impossible.
 _PLACE = {
@@ -29,6 +29,7 @@ _PLACE = {
 }
 MODEL_FILES = ("config.json", "saltlm.json")
 ADVICE = "choose another folder or make room"
+CACHE_ADVICE = "make room, or name another folder for the cache in SALTLM_CACHE"
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 
@@ -113,9 +114,120 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False, advice: str
             raise
 
 
+@contextlib.contextmanager
+def cached_folder(folder: Path) -> Iterator[Path]:
+    """:func:`whole_folder` for what any run would write alike: where another one was faster its folder stays, ours is dropped.
+
+    Raises:
+        InputError, BackendError: as there, with advice for the cache.
+    """
+    try:
+        with whole_folder(folder.absolute(), advice=CACHE_ADVICE) as part:
+            yield part
+    except InputError:
+        if not folder.is_dir():
+            raise
+
+
+@contextlib.contextmanager
+def locked_output(out: Path) -> Iterator[None]:
+    """Hold a hidden lock file ``.NAME.saltlm-lock`` beside ``out``, so that other processes leave ``out`` alone.
+
+    Args:
+        out: the final folder, as :func:`check_output` returned it.
+
+    Raises:
+        InputError: another process holds it or writes the folder, or the place cannot be written.
+        BackendError: another failure of the file system.
+    """
+    made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
+    path, lock = out.parent / f".{out.name}.saltlm-lock", None
+    try:
+        with named_errors(out, 0):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            while lock is None:
+                refuse_written(out)
+                lock = _lock_file(path)
+            os.truncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
+        yield
+    finally:
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            os.close(lock)
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _lock_file(path: Path) -> int | None:
+    """Make and lock the file; ``None`` where another process took or removed it between the two."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError:
+        return lock  # A file system without locks: then the process id in the file is all there is.
+    try:
+        if os.path.samestat(os.fstat(lock), os.stat(path)):
+            return lock
+    except FileNotFoundError:
+        pass
+    os.close(lock)
+    return None
+
+
+def refuse_written(out: Path) -> None:
+    """Refuse a folder that a live process is writing.
+
+    Raises:
+        InputError: names that process.
+    """
+    writer = _writer(out)
+    if writer is not None:
+        raise input_error(
+            f"output {out}", f"it locked: process {writer} is writing it", "a folder that no other run writes",
+            "wait for it, or choose another folder",
+        )  # fmt: skip
+
+
+def _writer(out: Path) -> str | None:
+    """The process that holds the lock file of ``out`` or writes a folder that is to take its name."""
+    lock = out.parent / f".{out.name}.saltlm-lock"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if _held(lock):
+            return lock.read_text().strip() or "of an unknown id"
+    with contextlib.suppress(OSError):
+        for path in out.parent.iterdir():
+            match = _leftover(out).fullmatch(path.name)
+            if match and path.is_dir() and not path.is_symlink() and _held(path):
+                return match[1]
+    return None
+
+
+def _held(path: Path) -> bool:
+    """Another process has locked it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def _leftover(out: Path) -> re.Pattern[str]:
+    return re.compile(re.escape(f".{out.name}.saltlm-") + r"(\d+)-[0-9a-f]{8}(\.old)?")
+
+
 def clear_leftovers(out: Path) -> list[Path]:
     """Remove what killed runs left beside ``out``, and put back an old folder that such a run had set aside."""
-    pattern = re.compile(re.escape(f".{out.name}.saltlm-") + r"(\d+)-[0-9a-f]{8}(\.old)?")
+    pattern = _leftover(out)
     cleared = []
     for path in sorted(out.parent.iterdir()):
         match = pattern.fullmatch(path.name)
@@ -248,12 +360,13 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
 def _sync(folder: Path) -> None:
     """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not.
 
-    Files get the usual permissions: some libraries write through private ones, which others could not read.
+    Files get the usual permissions: some libraries write through private ones, which others could not read. A file that
+    has another name elsewhere keeps its own, for they are that one's too.
     """
     mask = os.umask(0)
     os.umask(mask)
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1:
             path.chmod(0o666 & ~mask)
         sync_path(path)
     sync_path(folder)

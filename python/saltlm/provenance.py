@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
+from ._rust import Vocabulary
+from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly, block_rows
 
 FORMAT = 1
 
@@ -55,7 +56,8 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
     """Median and largest Euclidean norm of the input rows by origin: a start with norms far from the source's is a bad one."""
     import torch
 
-    lengths = torch.cat([block.double().norm(dim=1) for block in assembly.input_rows.split(8192)]).numpy()
+    blocks = assembly.input_rows.split(block_rows(assembly.input_rows.shape[1]))
+    lengths = torch.cat([block.double().norm(dim=1) for block in blocks]).numpy()
     result = {}
     for code, name in enumerate(ORIGINS):
         own = lengths[(assembly.origin == code) & ~assembly.open]
@@ -64,10 +66,17 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
     return result
 
 
-def provenance_bytes(assembly: Assembly) -> bytes:
-    """Content of provenance.safetensors: one entry a row in each tensor."""
+def provenance_bytes(assembly: Assembly, source: Vocabulary) -> bytes:
+    """Content of provenance.safetensors.
+
+    One entry a row in ``origin``, ``source_id``, ``support_size``, ``rank``, ``residual``, ``status`` and ``rule`` (index into
+    the summary's ``rules``); of the rows' recipes, in compressed rows, ``rule_offsets``, ``rule_ids`` (source ids),
+    ``rule_weights`` and, one a row, ``rule_kept`` (:class:`~saltlm.recipe.Recipe`); and the source tokens' canonical bytes,
+    ``source_bytes`` parted by ``source_offsets``, so that ids can be read without the source.
+    """
     from safetensors.numpy import save
 
+    recipe = assembly.recipe()
     tensors = {
         "origin": assembly.origin,
         "source_id": assembly.source_id,
@@ -75,6 +84,12 @@ def provenance_bytes(assembly: Assembly) -> bytes:
         "rank": assembly.rank,
         "residual": assembly.residual.astype(np.float32),
         "status": assembly.status,
+        "rule": assembly.rule,
+        "rule_offsets": recipe.offsets.numpy(),
+        "rule_ids": recipe.ids.numpy(),
+        "rule_weights": recipe.weights.numpy(),
+        "rule_kept": recipe.kept.numpy(),
+        **dict(zip(("source_bytes", "source_offsets"), source.token_bytes(), strict=True)),
     }
     return save(tensors, metadata={"format": "np"})
 
@@ -132,6 +147,8 @@ def model_card(summary: Mapping[str, Any]) -> bytes:
         f"| {side} | {entry.get('path', entry.get('kind'))} | {entry.get('revision') or '-'} | {entry['licence']} |"
         for side, entry in inputs.items()
     )
+    added = summary["config"].get("keep_source_vocabulary")
+    tokenizer = "the target's new tokens added to its own" if added else "the target's tokenizer"
     text = f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -142,7 +159,7 @@ tags:
 
 # A causal language model with another tokenizer
 
-The source model with the target's tokenizer and new embedding rows, made by saltlm {summary["saltlm_version"]} with method
+The source model with {tokenizer} and new embedding rows, made by saltlm {summary["saltlm_version"]} with method
 `{summary["method"]}`. **It has not been adapted yet**: train it on text of the target language before use.
 
 ```python

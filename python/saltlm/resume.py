@@ -211,6 +211,8 @@ class RunFolder:
         ):
             if old.get(part) != plain.get(part):
                 differing = ""
+                if part == "processes":
+                    differing = f" (their number was {old.get(part)}, is {plain[part]})"
                 if part == "config":
                     names = [key for key, value in plain[part].items() if old[part].get(key) != value]
                     if not names:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .errors import input_error
+from .sharding import rows_here
 
 KEPT_ORIGINS = ("copied", "role")
 
@@ -59,10 +60,11 @@ class RowMask:
         self.weight_decay = weight_decay
 
     def zero_frozen_gradients(self) -> None:
-        """Call when the gradients of a step are complete."""
+        """Call when the gradients of a step are complete; a sharded matrix is masked slice by slice."""
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad.index_fill_(0, self.frozen.to(parameter.device), 0.0)
+                gradient, first = rows_here(parameter.grad)
+                gradient.index_fill_(0, _among(self.frozen, first, gradient), 0.0)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Any:
         """Decay the trained rows right before each step of the optimizer, as AdamW would; returns the hook's handle."""
@@ -72,7 +74,13 @@ class RowMask:
             with torch.no_grad():
                 for parameter in self.parameters:
                     if parameter.dim() == 2 and id(parameter) in rates and parameter.grad is not None:
-                        rows = self.trained.to(parameter.device)
-                        parameter[rows] *= 1 - rates[id(parameter)] * self.weight_decay
+                        own, first = rows_here(parameter)
+                        own[_among(self.trained, first, own)] *= 1 - rates[id(parameter)] * self.weight_decay
 
         return optimizer.register_step_pre_hook(decay) if self.weight_decay else None
+
+
+def _among(rows: torch.Tensor, first: int, part: torch.Tensor) -> torch.Tensor:
+    """Those of the row numbers that lie in a part which begins with row ``first``, as places in it."""
+    places = rows - first
+    return places[(places >= 0) & (places < len(part))].to(part.device)

@@ -1,7 +1,8 @@
-"""One safetensors file: its header, and a copy with some tensors replaced that streams the others through untouched."""
+"""One safetensors file: its header, and a copy with some tensors replaced; the others stay in the kernel or on the disk."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -22,6 +23,10 @@ HEADER_LIMIT = 100_000_000
 LFS_POINTER = b"version https://git-lfs"
 BLOCK = 8 << 20
 KERNEL_BLOCK = 64 << 20
+# File systems share blocks of this size between files, where both files have the bytes at the same place in a block.
+PAGE = 4096
+WORTH_SHARING = 1 << 20
+CLONE = 0x40049409  # FICLONE; fcntl names it from Python 3.14 on only
 
 Progress = Callable[[int], None]
 
@@ -165,7 +170,43 @@ def replaced_header(header: Header, replacements: Mapping[str, torch.Tensor]) ->
         content[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    text += b" " * _padding(8 + len(text), [span for span in _spans(header, placed, replacements) if span.name is None])
     return len(text).to_bytes(8, "little") + text, placed
+
+
+@dataclasses.dataclass
+class _Span:
+    """A replaced tensor, or tensors side by side both in the old file (from ``old`` on) and in the new (from ``new`` on)."""
+
+    name: str | None
+    old: int
+    new: int
+    count: int
+
+
+def _spans(header: Header, placed: Mapping[str, Entry], replacements: Mapping[str, torch.Tensor]) -> list[_Span]:
+    """What to write, by place in the new file; ``old`` counts from the start of the file, ``new`` from the header's end."""
+    spans: list[_Span] = []
+    for name, entry in placed.items():
+        count, old = entry.end - entry.start, header.data_start + header.entries[name].start
+        last = spans[-1] if spans else None
+        if name in replacements:
+            spans.append(_Span(name, old, entry.start, count))
+        elif last is not None and last.name is None and last.old + last.count == old:
+            last.count += count
+        else:
+            spans.append(_Span(None, old, entry.start, count))
+    return spans
+
+
+def _padding(start: int, kept: list[_Span]) -> int:
+    """Spaces more in the header that put most kept bytes at the old place in a block, for file systems that share blocks."""
+    gain: dict[int, int] = {}
+    for span in kept:
+        shift = (span.old - span.new - start) % PAGE
+        if span.count >= WORTH_SHARING and shift % 8 == 0:
+            gain[shift] = gain.get(shift, 0) + span.count
+    return max(gain, key=lambda shift: (gain[shift], -shift)) if gain else 0
 
 
 def rewrite(
@@ -197,16 +238,16 @@ def rewrite(
             raise _changed(header.path)
         _write(place, memoryview(start), 0)
         os.ftruncate(place, len(start) + max((entry.end for entry in placed.values()), default=0))
-        for name, entry in placed.items():
-            offset = len(start) + entry.start
-            if name in replacements:
-                for block in byte_blocks(replacements[name]):
-                    _write(place, block, offset)
-                    offset += len(block)
-                    report(len(block))
-            else:
-                old = header.entries[name]
-                _copy_range(source.fileno(), place, header.data_start + old.start, offset, old.end - old.start, report)
+        for span in _spans(header, placed, replacements):
+            offset = len(start) + span.new
+            if span.name is None:
+                _copy_range(source.fileno(), place, span.old, offset, span.count, report)
+                continue
+            for block in byte_blocks(replacements[span.name]):
+                _write(place, block, offset)
+                _begin_flush(place, offset, len(block))
+                offset += len(block)
+                report(len(block))
 
 
 def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -> None:
@@ -215,18 +256,77 @@ def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -
     Raises:
         OSError: reading or writing failed.
     """
-    import fcntl
-
-    clone = 0x40049409  # FICLONE; fcntl names it from Python 3.14 on only
     with source.open("rb") as old, target.open("xb") as new:
         size = os.fstat(old.fileno()).st_size
-        try:
-            fcntl.ioctl(new.fileno(), clone, old.fileno())
+        if _clone(old.fileno(), new.fileno()):
             if progress:
                 progress(size)
-        except OSError:
+        else:
             os.ftruncate(new.fileno(), size)
             _copy_range(old.fileno(), new.fileno(), 0, 0, size, progress or (lambda count: None))
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name: one file then, so that whoever changes it in place under one name changes both.
+
+    Raises:
+        OSError: the file system cannot, the two are on different ones, or the system lets only the file's owner do it.
+    """
+    # A model in the hub's cache is a folder of symlinks; a link to such a one would dangle when the cache is cleared.
+    os.link(source.resolve(strict=True), target)
+
+
+def shares_blocks(source: Path, folder: Path) -> bool:
+    """Whether a copy of ``source`` in ``folder`` shares its blocks and so takes no room; tried out, leaving nothing behind."""
+    try:
+        with source.open("rb") as old:
+            # A file without a name: it is gone when closed, also by a kill.
+            new = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
+            try:
+                return _clone(old.fileno(), new)
+            finally:
+                os.close(new)
+    except (OSError, AttributeError):  # the file system, or the system, has no files without a name
+        return False
+
+
+def kept_bytes(header: Header, replacements: Mapping[str, torch.Tensor], *, shared: bool = False) -> int:
+    """Bytes on the disk that a copy of the file takes without the tensors ``replacements``; holes take none.
+
+    A file that cannot be read counts as one without holes: whoever copies it will meet the reason.
+
+    Args:
+        header: the file.
+        replacements: as in :func:`rewrite`.
+        shared: the file system shares blocks between this file and its copy, where their places in a block agree.
+    """
+    start, placed = replaced_header(header, replacements)
+    total = len(start)
+    spans = [span for span in _spans(header, placed, replacements) if span.name is None]
+    for span in spans:
+        if shared and (span.old - span.new - len(start)) % PAGE == 0:
+            total += min(span.count, 2 * PAGE)  # the blocks at its two ends hold other bytes, too
+        else:
+            total += _data_bytes(header.path, span.old, span.old + span.count)
+    return total
+
+
+def _data_bytes(path: Path, start: int, end: int) -> int:
+    try:
+        with path.open("rb") as file:
+            return sum(stop - begin for begin, stop in _data(file.fileno(), start, end))
+    except OSError:
+        return end - start
+
+
+def _clone(source: int, target: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.ioctl(target, CLONE, source)
+    except OSError:
+        return False
+    return True
 
 
 def byte_blocks(tensor: torch.Tensor) -> Iterator[memoryview]:
@@ -249,15 +349,35 @@ def _write(file: int, data: memoryview, offset: int) -> None:
 def _copy_range(source: int, target: int, start: int, place: int, count: int, report: Progress) -> None:
     """Copy bytes between open files; holes of the source, where the file system tells of them, are skipped."""
     end, shift = start + count, place - start
-    while start < end:
-        data = _seek(source, start, os.SEEK_DATA, end)
-        hole = _seek(source, data, os.SEEK_HOLE, end) if data < end else end
+    for data, hole in _data(source, start, end):
         report(data - start)
         start = data
         while start < hole:
-            done = _copy_some(source, target, start, start + shift, hole - start)
+            most = hole - start
+            if start % PAGE and shift % PAGE == 0:  # from the next block on the kernel may share instead of copy
+                most = min(most, PAGE - start % PAGE)
+            done = _copy_some(source, target, start, start + shift, most)
+            _begin_flush(target, start + shift, done)
             report(done)
             start += done
+    report(end - start)
+
+
+def _data(file: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of the stretches between ``start`` and ``end`` that are no holes, where the file system tells."""
+    while start < end:
+        begin = _seek(file, start, os.SEEK_DATA, end)
+        if begin == end:
+            return
+        stop = _seek(file, begin, os.SEEK_HOLE, end)
+        yield begin, stop
+        start = stop
+
+
+def _begin_flush(file: int, offset: int, count: int) -> None:
+    """Have the kernel begin to write these bytes to the disk, so that the fsync at the end finds little to wait for."""
+    with contextlib.suppress(OSError, AttributeError):  # advice alone: nothing is lost where it is not taken
+        os.posix_fadvise(file, offset, count, os.POSIX_FADV_DONTNEED)
 
 
 def _seek(file: int, offset: int, whence: int, end: int) -> int:

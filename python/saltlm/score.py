@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from .body_and_head import Parts, close, take_apart
 from .causal_lm import CausalLM
 from .errors import input_error
 
 # Floats of logits held at once. 2**25 keeps a few hundred rows of a 256k vocabulary, enough for full matrix products.
 LOGIT_FLOATS = 2**25
 PROBE_TOKENS = 8
-# Relative difference that counts as equal when the same logits are computed in two ways, by dtype of the model.
-NOISE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 class Window(NamedTuple):
@@ -109,7 +107,7 @@ def score_tokens(
     jobs = [w for i, ids in enumerate(sequences) for w in windows(len(ids), max_length, stride, i)]
     jobs.sort(key=lambda w: (w.start - w.end, w.sequence, w.start))
     with torch.inference_mode():
-        body, width = _probe(lm, max(sequences, key=len)[: min(PROBE_TOKENS, max_length)])
+        parts, width = _probe(lm, max(sequences, key=len)[: min(PROBE_TOKENS, max_length)])
         if not prefix:
             nats[starts[:-1][np.diff(starts) > 0]] = math.log(width)
         if (largest := max(int(ids.max()) for ids in tokens if len(ids))) >= width:
@@ -117,8 +115,8 @@ def score_tokens(
             raise input_error(f"model {lm.name!r}", found, expected, "check its output rows")
         rows = max(1, logit_floats // width)
         done = len(nats) - sum(w.end - w.first for w in jobs)
-        for batch in _batches(jobs, batch_tokens if body is not None else min(batch_tokens, rows)):
-            costs = _score_batch(lm, body, [sequences[w.sequence] for w in batch], batch, rows)
+        for batch in _batches(jobs, batch_tokens if parts is not None else min(batch_tokens, rows)):
+            costs = _score_batch(lm, parts, [sequences[w.sequence] for w in batch], batch, rows)
             slots = np.concatenate(
                 [starts[w.sequence] - len(prefix) + np.arange(w.first, w.end) for w in batch]
             )  # a position is one token further when a start token stands before it
@@ -140,7 +138,9 @@ def _batches(jobs: Sequence[Window], batch_tokens: int) -> Iterator[Sequence[Win
         at += size
 
 
-def _score_batch(lm: CausalLM, body: Any, ids: list[np.ndarray], batch: Sequence[Window], rows: int) -> np.ndarray:
+def _score_batch(
+    lm: CausalLM, parts: Parts | None, ids: list[np.ndarray], batch: Sequence[Window], rows: int
+) -> np.ndarray:
     """The costs of the batch's scored positions, window after window; the last position of a window is only predicted."""
     longest = max(w.end - w.start - 1 for w in batch)
     inputs = torch.zeros(len(batch), longest, dtype=torch.int64)
@@ -154,51 +154,27 @@ def _score_batch(lm: CausalLM, body: Any, ids: list[np.ndarray], batch: Sequence
         targets.append(torch.from_numpy(sequence[window.first : window.end]))
     device = lm.device
     inputs, mask, places, wanted = (part.to(device) for part in (inputs, mask, torch.cat(where), torch.cat(targets)))
-    if body is None:
+    if parts is None:
         logits = lm.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits.flatten(0, 1)
         pieces = (logits[part] for part in places.split(rows))
     else:
-        output = body(input_ids=inputs, attention_mask=mask, use_cache=False)
-        hidden = output.last_hidden_state.flatten(0, 1)
-        pieces = (_head(lm, body, type(output), hidden[part]) for part in places.split(rows))
+        hidden = parts.body(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
+        pieces = (parts.head(hidden[part]) for part in places.split(rows))
     costs = [token_nats(piece, part) for piece, part in zip(pieces, wanted.split(rows), strict=True)]
     return torch.cat(costs).cpu().numpy()
 
 
-def _head(lm: CausalLM, body: Any, kind: type, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits [n, V] of hidden states [n, D] by the model's own forward, whose body hands these states through.
-
-    Calling the output matrix alone would leave out what models do around it (scales, soft caps, biases).
-    """
-    own = body.__dict__.get("forward")
-    body.forward = lambda *args, **kwargs: kind(last_hidden_state=hidden[None])
-    try:
-        placeholder = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
-        return lm.model(input_ids=placeholder, use_cache=False).logits[0]
-    finally:
-        if own is None:
-            del body.forward
-        else:
-            body.forward = own
-
-
-def _probe(lm: CausalLM, ids: np.ndarray) -> tuple[Any, int]:
-    """Run a few tokens: refuse a model that looks to the right; find the body whose states give the same logits in pieces.
+def _probe(lm: CausalLM, ids: np.ndarray) -> tuple[Parts | None, int]:
+    """Run a few tokens: refuse a model that looks to the right, and take it apart.
 
     Returns:
-        The body, or ``None`` when no part of the model proves to be one (whole logits are computed then); and the number of
-        logits ``V``.
+        Its parts, ``None`` when no part proves to be a body (whole logits are computed then); and the number of logits ``V``.
     """
     inputs = torch.from_numpy(ids)[None].to(lm.device)
     mask = torch.ones_like(inputs)
-    logits = lm.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits[0].double()
+    logits = lm.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits[0]
     if not torch.isfinite(logits).any(dim=-1).all():
         raise _no_finite(lm, "the first tokens")
-    noise = NOISE.get(lm.dtype, 3e-2) * logits[logits.isfinite()].abs().max()
-
-    def close(other: torch.Tensor, own: torch.Tensor) -> bool:
-        return bool((other.double() - own).abs().nan_to_num(0.0).le(noise).all())
-
     if len(ids) > 1:
         changed = inputs.clone()
         changed[0, -1] = (changed[0, -1] + 1) % lm.rows
@@ -206,26 +182,7 @@ def _probe(lm: CausalLM, ids: np.ndarray) -> tuple[Any, int]:
         if not close(other[:-1], logits[:-1]):
             found = "predictions that change with a token to their right"
             raise input_error(f"model {lm.name!r}", found, "a causal language model", "evaluate a decoder")
-    return next((body for body in _bodies(lm.model) if _gives(lm, body, inputs, mask, logits, close)), None), len(
-        logits[0]
-    )
-
-
-def _bodies(model: Any) -> list[Any]:
-    found = [getattr(model, "base_model", None)]
-    with contextlib.suppress(AttributeError):
-        found.append(model.get_decoder())
-    return [body for body in found if body is not None and body is not model]
-
-
-def _gives(lm: CausalLM, body: Any, inputs: torch.Tensor, mask: torch.Tensor, logits: torch.Tensor, close: Any) -> bool:
-    """Whether this body's states, handed through one row at a time, give the logits of the whole model."""
-    try:
-        output = body(input_ids=inputs, attention_mask=mask, use_cache=False)
-        rows = output.last_hidden_state[0].split(1)
-        return close(torch.cat([_head(lm, body, type(output), row) for row in rows]), logits)
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
-        return False  # not a body: the whole model is run instead
+    return take_apart(lm.model, {"input_ids": inputs, "attention_mask": mask}, logits), len(logits[0])
 
 
 def _no_finite(lm: CausalLM, place: str) -> Exception:

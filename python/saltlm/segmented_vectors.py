@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import _rust
-from .auxiliary import Auxiliary, check_auxiliary
+from .auxiliary import Auxiliary, check_auxiliary, file_digest
 from .errors import InputError, input_error
 
 _LANGUAGE = re.compile(r"[a-z]{3}:")
@@ -69,7 +69,8 @@ def segmented_vectors(path: str | Path, tokenizers: tuple[Any, ...], sizes: tupl
         vectors = (total / count.clamp_min(1)).float()
         have = (vectors != 0).any(dim=1)
         description = {
-            "kind": "segmented", "path": str(path), "words": len(kept), "dimension": values.shape[1],
+            "kind": "segmented", "path": str(path), **file_digest(Path(path)), "words": len(kept),
+            "dimension": values.shape[1],
             "vectors_sha256": hashlib.sha256(vectors.numpy().tobytes()).hexdigest(), "known": int(have.sum()),
         }  # fmt: skip
         found.append(Auxiliary(vectors, have, description))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import input_error
-from .evaluate import Evaluation, evaluate, read_heldout
+from .evaluate import Evaluation, evaluate
+from .heldout_record import read_heldout
 from .intervals import Intervals, check_numbers, intervals
 from .texts import read_documents
 
@@ -33,6 +34,7 @@ class MeasureConfig:
         shots: solved examples before each item of a task, >= 0; left out, what the task says.
         limit: score the first N items of each task only, >= 1; left out, all.
         max_length: tokens of a window; >= 2.
+        stride: tokens by which the window moves, from 1 to one less than a window; left out, half a window.
 
     Raises:
         InputError: a number is out of range.
@@ -46,6 +48,7 @@ class MeasureConfig:
     shots: int | None = None
     limit: int | None = None
     max_length: int = 1024
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self.confidence, self.seed)
@@ -53,10 +56,21 @@ class MeasureConfig:
             raise input_error(
                 "temperature", repr(self.temperature), "a finite number >= 0", "0 takes the likeliest token"
             )
-        for name, least in (("samples", 0), ("new_tokens", 1), ("shots", 0), ("limit", 1), ("max_length", 2)):
+        for name, least in (
+            ("samples", 0),
+            ("new_tokens", 1),
+            ("shots", 0),
+            ("limit", 1),
+            ("max_length", 2),
+            ("stride", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise input_error(name, repr(value), f"a whole number >= {least}", "leave it out for the default")
+        if self.stride is not None and self.stride >= self.max_length:
+            raise input_error(
+                "stride", f"{self.stride}", f"less than max_length {self.max_length}", "leave it out for half"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +132,8 @@ def side_by_side(
     tasks: Sequence[str] = (),
     device: str = "auto",
     dtype: str | None = None,
+    gguf_file: str | None = None,
+    revision: str | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> SideBySide:
@@ -132,6 +148,8 @@ def side_by_side(
         tasks: as for :func:`saltlm.tasks.load_tasks`.
         device: as for :func:`saltlm.evaluate`.
         dtype: as for :func:`saltlm.evaluate`.
+        gguf_file: name of the GGUF file inside the folders, for models that are one.
+        revision: of the models on the hub.
         trust_remote_code: let transformers run code that a checkpoint brings along.
         progress: called with (stage, done, total).
 
@@ -161,7 +179,9 @@ def side_by_side(
             from .causal_lm import load_causal_lm
 
             report(name, 0, 0)
-            lm = load_causal_lm(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+            lm = load_causal_lm(
+                name, device=device, dtype=dtype, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
+            )  # fmt: skip
             found[name] = _measure(lm, documents, kept, prompts, ready, config, report)
             del lm
     options = {"confidence": config.confidence, "seed": config.seed}
@@ -201,10 +221,11 @@ def _measure(
     def stage(words: str) -> Callable[[int, int], None]:
         return lambda done, total: report(f"{lm.name}{words}", done, total)
 
-    text = evaluate(lm, documents=documents, max_length=config.max_length, progress=stage(""))
+    windows = {"max_length": config.max_length, "stride": config.stride}
+    text = evaluate(lm, documents=documents, **windows, progress=stage(""))
     retained = None
     if kept:
-        retained = evaluate(lm, documents=kept, max_length=config.max_length, progress=stage(": source language"))
+        retained = evaluate(lm, documents=kept, **windows, progress=stage(": source language"))
     samples: tuple[tuple[str, str], ...] = ()
     if prompts:
         drawn = {"seed": config.seed, "temperature": config.temperature} if config.temperature else {}

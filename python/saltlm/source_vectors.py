@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,19 +11,28 @@ from .align import Alignment
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 from .errors import input_error
 from .texts import read_text
+from .train_vectors import sha256_of
 
 
-def check_source_vectors(source_auxiliary: str, dictionary: str) -> None:
-    """A cheap look that both are there and of a known kind.
+def check_source_vectors(source_auxiliary: str) -> None:
+    """A cheap look that they are there and of a known kind.
 
     Raises:
-        InputError: one is missing, or the vectors are of a kind that source tokens cannot have.
+        InputError: they are missing, or of a kind that source tokens cannot have.
     """
     if check_auxiliary(source_auxiliary) == "plm":
         raise input_error(
             "source-auxiliary", "'plm'", "static vectors of the source's language", "name a file of vectors"
         )
-    if not Path(dictionary).is_file():
+
+
+def check_dictionary(dictionary: str) -> None:
+    """A cheap look that it is there.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not os.path.isfile(dictionary):
         raise input_error("dictionary", f"no file at {dictionary!r}", "pairs of words", "check the path")
 
 
@@ -64,7 +74,10 @@ def load_source_vectors(
             "words that both vector files know", "check that the source's language stands first",
         )  # fmt: skip
     turn = procrustes(left.vectors[both].double(), right.vectors[both].double())
-    description = {**tokens.description, "dictionary": dictionary, "pairs": int(both.sum())}
+    description = {
+        **tokens.description, "dictionary": dictionary, "dictionary_sha256": sha256_of(Path(dictionary)),
+        "pairs": int(both.sum()),
+    }  # fmt: skip
     return Auxiliary((tokens.vectors.double() @ turn).float(), tokens.known, description)
 
 

@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .errors import input_error
-from .output_folder import named_errors
-
-CACHE_ADVICE = "make room, or name another folder for the cache in SALTLM_CACHE"
+from .output_folder import CACHE_ADVICE, named_errors
 
 # One worker makes training deterministic. 200,000 n-gram buckets instead of fastText's two million keep the file near
 # 100 MB; FOCUS's other settings: CBOW, width 100, 3 epochs, 10 negatives, n-grams of 3 to 6 characters.
@@ -35,6 +33,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def trained_file(files: Sequence[Path]) -> Path:
+    """Where the vectors trained on these texts are kept, or will be: named by the texts' content and the settings."""
+    digest = hashlib.sha256(repr(sorted(SETTINGS.items())).encode())
+    for path in files:
+        digest.update(bytes.fromhex(sha256_of(path)))
+    return cache_folder() / "trained" / f"{digest.hexdigest()}.bin"
+
+
 def train(files: Sequence[Path]) -> Path:
     """Train on white-space separated words of UTF-8 text files, one text a line; returns the ``.bin``, from the cache if there.
 
@@ -49,10 +55,7 @@ def train(files: Sequence[Path]) -> Path:
         raise input_error(
             "auxiliary train:...", "no gensim", "gensim to train with", 'pip install "saltlm[train]"'
         ) from None
-    digest = hashlib.sha256(repr(sorted(SETTINGS.items())).encode())
-    for path in files:
-        digest.update(bytes.fromhex(sha256_of(path)))
-    kept = cache_folder() / "trained" / f"{digest.hexdigest()}.bin"
+    kept = trained_file(files)
     if kept.is_file():
         return kept
     with named_errors(kept, 0, CACHE_ADVICE):  # before the work, not after it

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from .adapt_config import AdaptConfig
+from .after_step import AfterStep
 from .chunked_loss import ChunkedLM
 from .distill_rows import Pieces, Teacher, collate_pieces
+from .errors import input_error
 from .metrics import Recorder
 from .packing import Mixture, Stream, collate
-from .phases import DISTILL, MASKED, Phase, parameter_groups, rate_factor, set_trained
+from .phases import DISTILL, MASKED, Phase, parameter_groups, rate_factor, set_trained, vocabulary_parameters
+from .processes import Processes
 from .resume import RunFolder
 from .row_mask import RowMask
+from .sharding import groups, load_optimizer, load_state, shard, whole_optimizer, whole_state
 
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # as Trainer names them
 Evaluate = Callable[[], dict[str, float]]
 
 
@@ -45,6 +46,7 @@ class Run:
         best: lowest held-out bits per byte, ``best_step`` and ``worse`` evaluations since.
         ended: whether early stopping has ended the run.
         stop: asks for a checkpoint and an end after the current step, as signals do.
+        stopped: whether all processes have agreed to that.
     """
 
     config: AdaptConfig
@@ -64,6 +66,7 @@ class Run:
     worse: int = 0
     ended: bool = False
     stop: bool = False
+    stopped: bool = False
 
     @property
     def steps(self) -> int:
@@ -88,12 +91,16 @@ class AdaptTrainer(Trainer):
         self.row_mask: RowMask | None = None
         self._sums = [0.0, 0.0]
         self._items = 0
+        self._agreed = False
         super().__init__(
-            model=run.model, args=arguments, train_dataset=dataset, callbacks=[_Steps(self)],
+            model=run.model, args=arguments, train_dataset=dataset, callbacks=[AfterStep(self)],
             data_collator=collate if teacher is None else collate_pieces,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # the forward takes num_items_in_batch, whatever its signature looks like
         self.remove_callback(PrinterCallback)
+        self.sharded = bool(groups(run.model))
+        if self.sharded:  # it is spread over the processes already: no DDP around it
+            self.accelerator.prepare_model = functools.partial(_prepared_sharded, self.accelerator.prepare_model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         # Blocks are shuffled already, by a rule that any process can follow from any place.
@@ -114,10 +121,8 @@ class AdaptTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """The same course for every group, each from its own peak."""
         if self.lr_scheduler is None:
-            wrapped = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = LambdaLR(
-                getattr(wrapped, "optimizer", wrapped), rate_factor(self.run.config, self.phase.steps)
-            )
+            wrapped = _inner(self.optimizer if optimizer is None else optimizer)
+            self.lr_scheduler = LambdaLR(wrapped, rate_factor(self.run.config, self.phase.steps))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -149,15 +154,53 @@ class AdaptTrainer(Trainer):
         sums = torch.stack([mean / self.args.world_size, size, torch.as_tensor(float(self.run.stop)).to(mean)])
         sums = self.accelerator.reduce(sums, reduction="sum").tolist()
         self.step_loss, self.step_bytes, self.step_tokens = sums[0], sums[1], int(self._items)
-        self.run.stop = sums[2] > 0  # in one process is in all
+        self._agreed = sums[2] > 0
         self._sums = [0.0, 0.0]
         self.step_rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
         self.run.recorder.check(sums[0], self.step_done + 1, self.phase.name, self.run.folder.last())
 
     @property
+    def must_stop(self) -> bool:
+        """Whether to end after this step.
+
+        Among several processes it is what they agreed on within the step: a signal that has come to one of them since would
+        leave it alone in a checkpoint, waiting for the others for ever.
+        """
+        return self.run.stop if self.args.world_size == 1 else self._agreed
+
+    @property
     def step_done(self) -> int:
         """Steps done since the start of the run."""
         return self.phase.start + self.state.global_step
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; a sharded model is gathered first."""
+        if not self.sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = whole_state(self.model, keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_optimizer(_inner(self.optimizer), keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
+        load_optimizer(_inner(self.optimizer), state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         step = self.step_done
@@ -179,43 +222,32 @@ class AdaptTrainer(Trainer):
         self.run.recorder.restart_clock()
 
 
-class _Steps(TrainerCallback):
-    """Metrics, evaluations, checkpoints and ends, after each step."""
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer without what accelerate has put around it."""
+    return getattr(optimizer, "optimizer", optimizer)
 
-    def __init__(self, trainer: AdaptTrainer) -> None:
-        self.trainer = trainer
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        trainer, run = self.trainer, self.trainer.run
-        state.log_history = []  # metrics.jsonl keeps it; here it would grow with every checkpoint
-        if not logs or "loss" not in logs:
-            return control
-        step, config = trainer.step_done, run.config
-        line: dict[str, Any] = {"step": step, "phase": trainer.phase.name, "loss": trainer.step_loss}
-        line["learning_rates"] = trainer.step_rates
-        line["gradient_norm"] = float(logs.get("grad_norm") or 0.0)
-        line["pass"] = run.streams[0].passes
-        run.recorder.step(line, tokens=trainer.step_tokens, size=trainer.step_bytes)
-        last = state.global_step == trainer.phase.steps
-        every = config.eval_steps or max(1, run.steps // 10)
-        found = run.evaluate() if last or step % every == 0 else {}
-        run.recorder.write(found)
-        control.should_save = last or step % config.save_steps == 0 or run.stop
-        self._early_stop(found.get("heldout_bits_per_byte"), step, control)
-        if run.stop or run.ended:
-            control.should_training_stop = control.should_save = True
-        return control
+def _prepared_sharded(stock: Callable[..., Any], model: Any, **options: Any) -> Any:
+    """Accelerate's preparation (autocast) of a model that needs neither a device nor a wrapper."""
+    return stock(model, device_placement=False, evaluation_mode=True)
 
-    def _early_stop(self, value: float | None, step: int, control: Any) -> None:
-        run = self.trainer.run
-        if value is None or run.config.early_stop is None:
-            return
-        if run.best is None or value < run.best:
-            run.best, run.best_step, run.worse = value, step, 0
-            control.should_save = True
-        else:
-            run.worse += 1
-            run.ended = run.worse >= run.config.early_stop
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint into a model of the same kind.
+
+    Raises:
+        InputError: some are missing.
+    """
+    from safetensors.torch import load_file
+
+    missing: set[str] | None = None
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        keys = load_state(model, load_file(file))
+        missing = keys if missing is None else missing & keys
+    tied = {id(parameter) for parameter in vocabulary_parameters(model).values()}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if missing is None or any(id(named.get(key)) not in tied for key in missing if key in named):
+        raise input_error(f"checkpoint {checkpoint}", "weights missing", "all of them", "remove it and resume again")
 
 
 def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> None:
@@ -251,72 +283,15 @@ def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> Non
     run.chunked.unwrap()
 
 
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """This process among those of the run: its number, how many there are, and its device."""
-
-    number: int
-    count: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.number == 0
-
-    def barrier(self) -> None:
-        """Wait for the others."""
-        if self.count > 1:
-            torch.distributed.barrier()
-
-
-def find_processes(config: AdaptConfig) -> Processes:
-    """Join the processes that torchrun or accelerate launch has started, if any."""
-    arguments = TrainingArguments(output_dir="unused", report_to="none", **training_arguments(config))
-    return Processes(arguments.process_index, arguments.world_size, arguments.device)
-
-
-def training_arguments(config: AdaptConfig) -> dict[str, Any]:
-    """Device and precision for :func:`train_phase`."""
-    cuda = config.device != "cpu" and torch.cuda.is_available()
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    found: dict[str, Any] = {"bf16": precision == "bf16", "fp16": precision == "fp16", "dataloader_pin_memory": cuda}
-    if not cuda:
-        found["use_cpu"] = True
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            found["ddp_backend"] = "gloo"
-    return found
-
-
-@contextlib.contextmanager
-def polite_signals(run: Run) -> Iterator[None]:
-    """The first SIGTERM or SIGINT asks for a checkpoint after the current step; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if run.stop:
-            raise KeyboardInterrupt
-        run.stop = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def prepare_model(model: Any, config: AdaptConfig) -> ChunkedLM:
-    """Give a model its chunked loss, recomputation and compilation, in place."""
+def prepare_model(model: Any, config: AdaptConfig, this: Processes) -> ChunkedLM:
+    """Give a model its chunked loss, recomputation, compilation and sharding, in place."""
     model.config.use_cache = False
     chunked = ChunkedLM(model, config.loss_chunk)
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
-    if config.compile and chunked.body is not None:
-        chunked.body.compile(dynamic=False)
+    if config.compile:
+        chunked.compile()
+    if config.sharding != "none":
+        shard(model, this.device, this.count)
     return chunked

@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import mmap
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from .errors import input_error
+from .finite import finite_rows
 from .safetensors_stream import BLOCK, DTYPES, Entry, Header, read_header, refuse_lfs_pointer
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Maps of tensors that are in use; see release_pages.
+_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
 
 
@@ -39,11 +44,37 @@ class Weights:
         return self.headers[self.files_of()[name]].entries[name]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor in its stored dtype, mapped from the file: pages come into memory as they are read."""
-        from safetensors import safe_open
+        """The tensor in its stored dtype, mapped from the file: pages come into memory as they are read.
 
-        with safe_open(self.headers[self.files_of()[name]].path, framework="pt") as file:
-            return file.get_tensor(name)
+        It is for reading alone: what is written to it may be lost at any time.
+        """
+        header = self.headers[self.files_of()[name]]
+        entry = header.entries[name]
+        start, end = header.data_start + entry.start, header.data_start + entry.end
+        if entry.dtype not in DTYPES or start == end or start % DTYPES[entry.dtype].itemsize:
+            from safetensors import safe_open
+
+            with safe_open(header.path, framework="pt") as file:
+                return file.get_tensor(name)
+        # The tensor's own pages alone, and our own map of them, so that they can be given back.
+        begin = start - start % mmap.ALLOCATIONGRANULARITY
+        with header.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_COPY, offset=begin)
+        _maps.add(mapped)
+        dtype = DTYPES[entry.dtype]
+        count = (end - start) // dtype.itemsize
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=start - begin).reshape(entry.shape)
+
+
+def release_pages() -> None:
+    """Let go of the pages of mapped tensors that have been read: they count as memory of this process until then.
+
+    Matrices of a large vocabulary are gigabytes each, and a transfer reads them several times. Nothing is lost: the next
+    read finds the pages in the system's cache.
+    """
+    for mapped in list(_maps):
+        if hasattr(mapped, "madvise"):  # not on every system
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -161,11 +192,12 @@ def check_rows(tensor: torch.Tensor, name: str, side: str, token: Mapping[int, s
     for start in range(0, len(tensor), rows):
         block = tensor[start : start + rows]
         digest.update(memoryview(block.contiguous().view(-1).view(torch.uint8).numpy()))
-        finite = torch.isfinite(block.reshape(len(block), -1)).all(dim=1)
+        finite = finite_rows(block)
         if not finite.all():
             found = (start + torch.nonzero(~finite).flatten()).tolist()
             count += len(found)
             bad += found[: 5 - len(bad)]
+        release_pages()
     if bad:
         named = ", ".join(f"{row} ({token[row]!r})" if row in token else f"{row} (no token)" for row in bad)
         more = f" and {count - len(bad)} more" if count > len(bad) else ""

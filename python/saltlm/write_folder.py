@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,10 @@ import torch
 
 from .architecture import quiet_transformers
 from .checkpoint import Source
-from .errors import BackendError
+from .errors import BackendError, InputError, input_error
+from .finite import finite_rows
 from .output_folder import check_output, named_errors, whole_folder
-from .safetensors_stream import NAMES, Header, copy_file, replaced_header, rewrite
+from .safetensors_stream import NAMES, Header, copy_file, kept_bytes, link_file, replaced_header, rewrite, shares_blocks
 from .weights import INDEX
 
 # Kept from the source under their own names; its README, old tokenizer and other weights are not.
@@ -72,15 +74,16 @@ def write_folder(
     config_changes: Mapping[str, Any],
     generation_changes: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, Extra] | None = None,
+    link: str = "copy",
     force: bool = False,
     protected: Sequence[Path] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a model folder that stock transformers loads; whole or not at all.
 
-    Shards without vocabulary rows are copied in the kernel, or share their blocks with the source where the file system
-    can; the others are rewritten with every other tensor streamed through. Besides what is named below, files like
-    LICENSE are kept; the source's own code only if it was let run; nothing else.
+    Shards without vocabulary rows share their blocks with the source where the file system can, and are copied in the
+    kernel where it cannot, or linked; the others are rewritten, with every other tensor taken over in the same two ways.
+    Besides what is named below, files like LICENSE are kept; the source's own code only if it was let run; nothing else.
 
     Args:
         out: the folder to make.
@@ -90,12 +93,14 @@ def write_folder(
         config_changes: keys of config.json that get other values; the vocabulary size is set here.
         generation_changes: keys of generation_config.json likewise; ``None`` keeps the file, if any, as it is.
         extra_files: name -> bytes, or a function that writes the file at the path it is given.
+        link: ``copy`` or ``hard``, for shards without vocabulary rows; see :class:`~saltlm.TransferConfig`.
         force: replace an existing model folder.
         protected: folders besides the source's that ``out`` must keep off, such as the donor's.
         progress: told of bytes written and bytes in all.
 
     Raises:
-        InputError: ``out`` exists without ``force``, touches an input folder, is no place to write, or the disk is full.
+        InputError: ``out`` exists without ``force``, touches an input folder, is no place to write or to link to, or the
+            disk is full.
         BackendError: the file system failed otherwise, rows are not finite, or the tokenizer cannot be saved faithfully.
         ValueError: the matrices do not fit the source.
     """
@@ -105,8 +110,10 @@ def write_folder(
         name: {key: tensor for key, tensor in replaced.items() if key in header.entries}
         for name, header in source.weights.headers.items()
     }
+    if link == "hard":
+        check_link(source, out)
     with named_errors(out, 0):
-        needed = sum(_disk_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items()) + ROOM
+        needed = _disk_bytes(source, plan, out, link) + ROOM
     total = sum(_new_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items())
     done = 0
 
@@ -121,6 +128,9 @@ def write_folder(
             header = source.weights.headers[name]
             if tensors:
                 rewrite(header, folder / name, tensors, progress=report)
+            elif link == "hard":
+                _link(header.path, folder / name)
+                report(_new_bytes(header, {}))
             else:
                 copy_file(header.path, folder / name, progress=report)
         if source.weights.index is not None:
@@ -163,8 +173,8 @@ def _shape(tensor: torch.Tensor | None) -> object:
 
 
 def _first_not_finite(tensor: torch.Tensor) -> int | None:
-    for start in range(0, len(tensor), 4096):
-        finite = torch.isfinite(tensor[start : start + 4096].reshape(min(4096, len(tensor) - start), -1)).all(dim=1)
+    for start in range(0, len(tensor), 512):
+        finite = finite_rows(tensor[start : start + 512])
         if not finite.all():
             return start + int(torch.nonzero(~finite)[0])
     return None
@@ -176,11 +186,62 @@ def _new_bytes(header: Header, replaced: Mapping[str, torch.Tensor]) -> int:
     return max((entry.end for entry in replaced_header(header, replaced)[1].values()), default=0)
 
 
-def _disk_bytes(header: Header, replaced: Mapping[str, torch.Tensor]) -> int:
-    """What a shard takes on the disk; holes take nothing and stay holes."""
-    stat = header.path.stat()
-    taken = min(stat.st_size, stat.st_blocks * 512)
-    return taken + sum(tensor.numel() * tensor.element_size() for tensor in replaced.values())
+def _disk_bytes(source: Source, plan: Mapping[str, Mapping[str, torch.Tensor]], out: Path, link: str) -> int:
+    """What the shards take on the disk: links and shared blocks nothing, nor do holes."""
+    folder = _nearest(out)
+    shared: dict[int, bool] = {}  # by the device that a shard lies on: all files there are alike
+    total = 0
+    for name, replaced in plan.items():
+        header = source.weights.headers[name]
+        if not replaced and link == "hard":
+            continue
+        device = header.path.stat().st_dev
+        if device not in shared:
+            shared[device] = shares_blocks(header.path, folder)
+        if replaced or not shared[device]:
+            total += kept_bytes(header, replaced, shared=shared[device])
+        total += sum(tensor.numel() * tensor.element_size() for tensor in replaced.values())
+    return total
+
+
+def _nearest(out: Path) -> Path:
+    """The folder that ``out`` will lie in, or what there is of it."""
+    return next(parent for parent in out.parents if parent.is_dir())
+
+
+def check_link(source: Source, out: Path) -> None:
+    """Check, before any work is done, that files of the source can be linked into ``out``.
+
+    Raises:
+        InputError: they lie on another file system.
+    """
+    with named_errors(out, 0):
+        place = _nearest(out).stat().st_dev
+        for header in source.weights.headers.values():
+            if header.path.stat().st_dev != place:
+                raise _no_link(header.path, "it on another file system")
+
+
+def _link(source: Path, target: Path) -> None:
+    reasons = {
+        errno.EXDEV: "it on another file system",
+        errno.EPERM: "that this system does not let you link it",
+        errno.EACCES: "that this system does not let you link it",
+        errno.EOPNOTSUPP: "a file system without links",
+        errno.EMLINK: "that it has as many names as a file may have",
+    }
+    try:
+        link_file(source, target)
+    except OSError as error:
+        if error.errno not in reasons:
+            raise
+        raise _no_link(source, reasons[error.errno]) from error
+
+
+def _no_link(source: Path, found: str) -> InputError:
+    return input_error(
+        f"link, {source}", found, "a file that can get a second name in the output folder", "leave --link out to copy"
+    )
 
 
 def _index(source: Source, replaced: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -25,6 +25,10 @@ REGRESSIONS: dict[str, Callable[[Job], Iterator[Block]]] = {
     "sava-orthogonal": whole.sava_orthogonal,
 }
 DEFAULT = "ridge-map"
+BESIDE = {
+    "map": "pieces and map", "anchors": "pieces and anchors", "all anchors": "pieces and all anchors",
+    "map and anchors": "pieces, map and anchors", "none": "none",
+}  # fmt: skip
 
 
 def blend(job: Job) -> Iterator[Block]:
@@ -38,15 +42,9 @@ def blend(job: Job) -> Iterator[Block]:
     for block in regression(job):
         spelled = torch.from_numpy(pieces.spelled(block.ids.numpy()))
         for with_pieces in (True, False):
-            part = _part(block, spelled == with_pieces)
+            part = block.part(spelled == with_pieces)
             if len(part.ids):
                 yield _mixed(job, part, pieces, weight) if with_pieces else part
-
-
-def _part(block: Block, at: torch.Tensor) -> Block:
-    """The rows of a block that ``at`` [M] marks."""
-    values = {field.name: getattr(block, field.name) for field in dataclasses.fields(block)}
-    return Block(**{name: value[at] if isinstance(value, torch.Tensor) else value for name, value in values.items()})
 
 
 def _mixed(job: Job, block: Block, pieces: Pieces, weight: Callable[[Block], torch.Tensor]) -> Block:
@@ -56,12 +54,19 @@ def _mixed(job: Job, block: Block, pieces: Pieces, weight: Callable[[Block], tor
     if block.rows is None:
         count = torch.from_numpy(pieces.count(ids).astype("int32"))
         head = None if head is None else head.float()
-        return Block(block.ids, means.float(), head, origin=COMPOSED, support_size=count)
-    share = weight(block)[:, None]
+        alone = {"origin": COMPOSED, "rule": "pieces", "recipe": pieces.recipe(ids)}
+        return Block(block.ids, means.float(), head, support_size=count, **alone)
+    share = weight(block).cpu().double()
+    recipe = pieces.recipe(ids, share)
+    if block.recipe is not None:
+        recipe = recipe.beside(block.recipe, 1 - share)
+    share = share[:, None]
     rows = share * means + (1 - share) * block.rows.double()
     if head is not None:
         head = (share * head + (1 - share) * block.head.double()).float()
-    return dataclasses.replace(block, rows=rows.float(), head=head, origin=SOLVED)
+    return dataclasses.replace(
+        block, rows=rows.float(), head=head, origin=SOLVED, rule=BESIDE[block.rule], recipe=recipe
+    )
 
 
 def piece_means(job: Job, pieces: Pieces, ids: object) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -14,14 +14,14 @@ def mean(job: Job) -> Iterator[Block]:
     """The mean of all source rows, for every new token."""
     row = moments(job.source_rows, job.used)[0].float()
     parts = [moments(side, job.used)[0].float() for side in (job.head.rows, job.head.bias) if side is not None]
-    yield from _same(job, row, torch.cat(parts) if parts else None)
+    yield from _same(job, row, torch.cat(parts) if parts else None, "mean")
 
 
 def zero(job: Job) -> Iterator[Block]:
     """Zeros, for every new token."""
     example = job.head.gather(torch.zeros(1, dtype=torch.int64))
     yield from _same(
-        job, torch.zeros(job.source_rows.shape[1]), None if example is None else torch.zeros_like(example[0])
+        job, torch.zeros(job.source_rows.shape[1]), None if example is None else torch.zeros_like(example[0]), "zeros"
     )
 
 
@@ -30,10 +30,10 @@ def normal(job: Job) -> Iterator[Block]:
     yield from ()
 
 
-def _same(job: Job, row: torch.Tensor, head: torch.Tensor | None) -> Iterator[Block]:
+def _same(job: Job, row: torch.Tensor, head: torch.Tensor | None, rule: str) -> Iterator[Block]:
     for block in torch.from_numpy(job.new).split(BLOCK):
         shared = None if head is None else head.expand(len(block), -1)
-        yield Block(block, row.expand(len(block), -1), shared, origin=COMPOSED)
+        yield Block(block, row.expand(len(block), -1), shared, origin=COMPOSED, rule=rule)
 
 
 def multivariate(job: Job) -> Iterator[Block]:
@@ -53,7 +53,8 @@ def multivariate(job: Job) -> Iterator[Block]:
     done = 0
     for block in torch.from_numpy(job.new).split(BLOCK):
         rows = draw(len(block), mean, root)
-        yield Block(block, rows, None if head is None else draw(len(block), *head), origin=DRAWN)
+        drawn = None if head is None else draw(len(block), *head)
+        yield Block(block, rows, drawn, origin=DRAWN, rule="random")
         done += len(block)
         job.progress(done, len(job.new))
 

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from ..align import Alignment, MatchKind
-from ..assemble import BLOCK, NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head
+from ..assemble import BLOCK, NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head, gather
 from ..auxiliary import Auxiliary
 from ..config import TransferConfig
+from ..ops import Support
+from ..recipe import Recipe
 
 NO_SUPPORT = STATUSES.index("no_support")
 # Memory that the supports of one chunk of tokens may take if every anchor were in every one of them.
@@ -64,7 +66,7 @@ def anchors_of(
         auxiliary: vectors; ``None`` asks for none.
         plm_rows: [T or fewer, E]; ``None`` asks for no PLM row.
     """
-    ids = np.flatnonzero((assembly.source_id >= 0)[: alignment.target.size] & (alignment.kind != MatchKind.ROLE))
+    ids = np.flatnonzero(assembly.shared & (alignment.kind != MatchKind.ROLE))
     if auxiliary is not None:
         ids = ids[auxiliary.known.numpy()[ids]]
     return ids if plm_rows is None else ids[have_row(plm_rows, ids)]
@@ -103,7 +105,13 @@ def anchor_sides(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The anchors' rows in the source model, float32 [A, D], and their output rows [A, D'] where the head has its own."""
     source = torch.from_numpy(job.alignment.source_id[job.anchors].astype(np.int64))
     head = job.head.gather(source)
-    return job.source_rows[source].to(job.device, torch.float32), None if head is None else head.to(job.device)
+    return gather(job.source_rows, source).to(job.device, torch.float32), None if head is None else head.to(job.device)
+
+
+def recipe_of(job: Job, support: Support, weights: torch.Tensor) -> Recipe:
+    """Recipes of supports among the anchors."""
+    source = torch.from_numpy(job.alignment.source_id[job.anchors])
+    return Recipe.of(support.offsets, source[support.ids.cpu().long()], weights)
 
 
 def rows_at(matrix: torch.Tensor, ids: torch.Tensor | np.ndarray, device: torch.device) -> torch.Tensor:

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, Block
+from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, Block, block_rows, gather
 from ..ops import STATUSES, Solution, Support, combine, salt_rows, sparsemax_support, support_lstsq
+from ..recipe import Recipe
 from .job import (
     NO_SUPPORT,
     Job,
     anchor_sides,
     chunk_rows,
     left,
+    recipe_of,
     rows_at,
     split_by_plm_row,
     split_by_vector,
@@ -32,13 +34,13 @@ def salt(job: Job) -> Iterator[Block]:
     for outcome, ids in ((NO_VECTOR, job.new[~known]), (NO_PLM_ROW, job.new[known & ~reachable])):
         if len(ids):
             yield left(ids, outcome)
-    anchor_lm, anchor_head = anchor_sides(job)
+    anchor_lm, anchor_head = _stored_sides(job)
     anchor_plm = rows_at(plm, job.anchors, job.device)
     anchor_auxiliary = rows_at(auxiliary.vectors, job.anchors, job.device)
     ids = torch.from_numpy(job.new[reachable])
     done = 0
-    for block in ids.split(BLOCK):
-        start = done
+    for block in ids.split(block_rows(job.source_rows.shape[1])):
+        start, recipes = done, []
         built = salt_rows(
             auxiliary.vectors[block].to(job.device),
             anchor_auxiliary,
@@ -50,7 +52,9 @@ def salt(job: Job) -> Iterator[Block]:
             center=job.config.center,
             max_support=job.config.max_support,
             progress=lambda rows, _, start=start: job.progress(start + rows, len(ids)),
+            coefficients=lambda support, weights, to=recipes: to.append(recipe_of(job, support, weights)),
         )
+        recipe = Recipe.joined(recipes)
         done += len(block)
         status = built.status.cpu()
         for solved in (True, False):
@@ -65,7 +69,19 @@ def salt(job: Job) -> Iterator[Block]:
                     rank=built.rank.cpu()[at],
                     residual=built.residual.cpu()[at],
                     status=status[at] + 1,
+                    rule="anchors",
+                    recipe=recipe.pick(at),
                 )
+
+
+def _stored_sides(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """:func:`anchor_sides`, in bfloat16 where the model is: half the memory, and ``combine`` reads it as it is."""
+    stored = [job.source_rows] + ([] if job.head.rows is None else [job.head.rows])
+    if job.head.bias is not None or any(matrix.dtype != torch.bfloat16 for matrix in stored):
+        return anchor_sides(job)
+    source = torch.from_numpy(job.alignment.source_id[job.anchors].astype("int64"))
+    sides = [gather(matrix, source).to(job.device) for matrix in stored]
+    return sides[0], sides[1] if len(sides) > 1 else None
 
 
 def focus(job: Job) -> Iterator[Block]:
@@ -99,6 +115,8 @@ def _weighted(job: Job, ids: torch.Tensor, space: torch.Tensor) -> Iterator[Bloc
             head=None if head is None else head[found],
             origin=COMPOSED,
             support_size=size[found].int(),
+            rule="anchors",
+            recipe=recipe_of(job, support, support.weights).pick(found),
         )
         done += len(block)
         job.progress(done, len(ids))
@@ -120,15 +138,17 @@ def omp(job: Job) -> Iterator[Block]:
         picked = pursue(new, anchors, most, progress=lambda rows, done=done: job.progress(done + rows, len(ids)))
         done += len(block)
         solution = support_lstsq(new, anchors, picked, ridge=job.config.ridge, center=job.config.center)
-        yield from _solved(block, picked, solution, sides)
+        yield from _solved(job, block, picked, solution, sides)
 
 
 def _solved(
-    block: torch.Tensor, support: Support, solution: Solution, sides: tuple[torch.Tensor, torch.Tensor | None]
-) -> Iterator[Block]:
+    job: Job, block: torch.Tensor, support: Support, solution: Solution,
+    sides: tuple[torch.Tensor, torch.Tensor | None],
+) -> Iterator[Block]:  # fmt: skip
     """Blocks of the rows that a solution gives, and of those it does not."""
     rows, head = (None if side is None else combine(support, solution.coefficients, side).cpu() for side in sides)
     status, size = solution.status.cpu(), support.offsets.diff().cpu().int()
+    recipe = recipe_of(job, support, solution.coefficients)
     for solved in (True, False):
         at = (status < SOLVABLE) == solved
         if at.any():
@@ -141,4 +161,6 @@ def _solved(
                 rank=solution.rank.cpu()[at],
                 residual=solution.residual.cpu()[at],
                 status=status[at] + 1,
+                rule="anchors",
+                recipe=recipe.pick(at),
             )

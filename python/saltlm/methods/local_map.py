@@ -9,7 +9,7 @@ import torch
 
 from ..assemble import BLOCK, SOLVED, Block
 from ..ops import Support, combine, sparsemax_support, support_lstsq
-from .job import Job, chunk_rows, rows_at, split_by_plm_row
+from .job import Job, chunk_rows, recipe_of, rows_at, split_by_plm_row
 from .whole import RIDGE, AffineMap, block_of, joined
 
 NEAREST = 256  # anchors that the rule ``nearest`` takes
@@ -46,6 +46,8 @@ def local_map(job: Job) -> Iterator[Block]:
             rank=solution.rank.cpu(),
             residual=solution.residual.cpu(),
             status=solution.status.cpu() + 1,
+            rule="map and anchors",
+            recipe=recipe_of(job, support, solution.coefficients),
         )
         done += len(block)
         job.progress(done, len(ids))

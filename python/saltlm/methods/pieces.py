@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..align import Alignment
-from ..assemble import BLOCK, COMPOSED, Block
+from ..assemble import BLOCK, COMPOSED, Block, block_rows
+from ..recipe import Recipe
 from .job import Job
 
 
@@ -50,6 +51,15 @@ class Pieces:
             0, owner, weight
         )
 
+    def recipe(self, ids: np.ndarray, scale: float | torch.Tensor = 1.0) -> Recipe:
+        """The pieces with the weights of :meth:`mean`, times ``scale``, one for all or float64 [n]."""
+        sizes = torch.from_numpy(self.count(ids))
+        flat, owner = self.flat(ids), torch.arange(len(ids)).repeat_interleave(sizes)
+        weight = torch.ones(len(flat), dtype=torch.float64) if self.weight is None else self.weight[flat]
+        total = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, owner, weight)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        return Recipe.of(offsets, flat, weight * (scale / total)[owner])
+
 
 def characters(alignment: Alignment) -> torch.Tensor:
     """Float64 [S]: the characters of each source token, the space of a word start among them; a part of one counts as one."""
@@ -81,18 +91,21 @@ def subword_asymmetric(job: Job) -> Iterator[Block]:
 def _composed(job: Job, pieces: Pieces, output: Pieces, norm: float | None = None) -> Iterator[Block]:
     spelled = job.new[pieces.spelled(job.new)]
     done = 0
-    for block in np.array_split(spelled, max(1, -(-len(spelled) // BLOCK))):
+    for block in np.array_split(spelled, max(1, -(-len(spelled) // block_rows(job.source_rows.shape[1])))):
         flat = pieces.flat(block)
-        rows, head = pieces.mean(block, job.source_rows[flat]), job.head.gather(flat)
+        rows, head, scale = pieces.mean(block, job.source_rows[flat]), job.head.gather(flat), 1.0
         if norm is not None:
             length = rows.norm(dim=1, keepdim=True)
-            rows = torch.where(length > 0, rows * (norm / length), rows)
+            scale = torch.where(length > 0, norm / length, 1.0)
+            rows, scale = rows * scale, scale[:, 0]
         yield Block(
             ids=torch.from_numpy(block),
             rows=rows.float(),
             head=None if head is None else output.mean(block, head).float(),
             origin=COMPOSED,
             support_size=torch.from_numpy(pieces.count(block).astype(np.int32)),
+            rule="pieces",
+            recipe=pieces.recipe(block, scale),
         )
         done += len(block)
         job.progress(done, len(spelled))

@@ -32,7 +32,7 @@ def clp(job: Job) -> Iterator[Block]:
     done = 0
     for block in ids.split(BLOCK):
         sums = _unit(rows_at(job.plm_rows, block, job.device)) @ total
-        yield block_of(job, block, (sums[:, :-1] / sums[:, -1:]).cpu(), COMPOSED)
+        yield block_of(job, block, (sums[:, :-1] / sums[:, -1:]).cpu(), COMPOSED, rule="all anchors")
         done += len(block)
         job.progress(done, len(ids))
 
@@ -177,7 +177,7 @@ def joined(job: Job) -> torch.Tensor:
 
 def block_of(
     job: Job, ids: torch.Tensor, both: torch.Tensor, origin: int,
-    fitted: AffineMap | None = None, residual: torch.Tensor | None = None,
+    fitted: AffineMap | None = None, residual: torch.Tensor | None = None, rule: str = "map",
 ) -> Block:  # fmt: skip
     """A block from input and output rows side by side, every anchor being its support."""
     width = job.source_rows.shape[1]
@@ -192,5 +192,6 @@ def block_of(
         origin=origin,
         support_size=torch.full((len(ids),), len(job.anchors), dtype=torch.int32),
         residual=residual,
+        rule=rule,
         **known,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..assemble import COMPOSED, NO_VECTOR, Block
+from ..recipe import Recipe
 from .job import Job, left, rows_at, split_by_vector
 
 NEIGHBOURS, TEMPERATURE = 10, 0.1
@@ -41,6 +42,8 @@ def wechsel(job: Job) -> Iterator[Block]:
             head=None if head is None else (weight @ head.view(*source.shape, -1).double())[:, 0].float(),
             origin=COMPOSED,
             support_size=torch.full((len(block),), source.shape[1], dtype=torch.int32),
+            rule="source tokens",
+            recipe=Recipe.of(torch.arange(len(block) + 1) * source.shape[1], source.flatten(), weight.flatten()),
         )
         done += len(block)
         job.progress(done, len(ids))

@@ -1,0 +1,100 @@
+"""``saltlm batch`` against the same number of ``saltlm transfer`` processes, one after another: tiny jobs and real ones.
+
+The real ones are SmolLM2-135M with six languages' parts of multilingual-e5-small, by two methods each.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import fetching, figure, record
+from saltlm.e5 import language_donor
+from saltlm.inputs import source_lm
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from pairs import make_pair
+
+LANGUAGES = ("fi", "de", "fr", "ar", "vi", "pt")
+METHODS = ("clp-plus", "subword-mean")
+
+
+def tiny(root: Path, count: int) -> list[dict[str, object]]:
+    """Jobs that differ in method and seed."""
+    pair = make_pair(root, "byte_level_bpe", "sentencepiece_unigram")
+    common = {"source": str(pair.source), "target": str(pair.target), "auxiliary": str(pair.vectors)}
+    methods = ("salt", "focus", "clp-plus", "omp", "multivariate")
+    return [{**common, "method": methods[i % len(methods)], "seed": i} for i in range(count)]
+
+
+def real(count: int) -> list[dict[str, object]]:
+    """Languages x methods, the first ``count``."""
+    with fetching("SmolLM2-135M-Instruct") as progress:
+        source, gguf_file = source_lm(progress)
+    jobs = []
+    for language in LANGUAGES[: -(-count // len(METHODS))]:
+        with fetching(f"multilingual-e5-small, cut to {language}") as progress:
+            donor = language_donor(language, progress)
+        common = {"source": str(source), "gguf_file": gguf_file, "target": str(donor)}
+        jobs += [{**common, "method": method} for method in METHODS]
+    return jobs[:count]
+
+
+def saltlm(*arguments: str) -> tuple[dict, float]:
+    """The JSON result of a command, and its wall-clock seconds, interpreter included."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "saltlm", *arguments, "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout), time.perf_counter() - start
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Everything of a folder but how long it took."""
+    found: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {**found, "saltlm.json": {**json.loads(found["saltlm.json"]), "seconds": None}}
+
+
+def compare(root: Path, jobs: list[dict[str, object]], workers: int | None) -> tuple[str, float]:
+    """Equality of all folders, then the figures as text and the ratio."""
+    lines = []
+    for index, job in enumerate(jobs):
+        values = {**job, "out": str(root / f"batch-{index}")}
+        lines += ["[[job]]\n", *(f"{name} = {json.dumps(value)}\n" for name, value in values.items())]
+    (root / "jobs.toml").write_text("".join(lines), encoding="utf-8")
+    found, together = saltlm("batch", str(root / "jobs.toml"), *([f"--workers={workers}"] if workers else []))
+    alone = 0.0
+    for index, job in enumerate(jobs):
+        out = root / f"single-{index}"
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in job.items()]
+        alone += saltlm("transfer", *options, f"--out={out}")[1]
+        if content(out) != content(root / f"batch-{index}"):
+            raise SystemExit(f"job {index + 1}: the batch's folder differs from the single transfer's")
+    peak = max(job["peak"] for job in found["jobs"]) / 1e6
+    text = f"batch {figure(together)} s, single processes {figure(alone)} s; {found['workers']} workers of {found['threads']}"
+    text += f" threads; {found['shared']['found']} results used again; largest worker {figure(peak)} MB"
+    return text, alone / together
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", type=int, default=100, help="number of tiny jobs (default: 100)")
+    parser.add_argument("--real", type=int, default=12, help="number of real jobs, at most 12 (default: 12)")
+    parser.add_argument("--workers", type=int, help="default: the command's own choice")
+    arguments = parser.parse_args()
+    rows = []
+    for count, name in ((arguments.tiny, "tiny"), (arguments.real, "real")):
+        if count:
+            with tempfile.TemporaryDirectory() as folder:
+                jobs = tiny(Path(folder), count) if name == "tiny" else real(count)
+                text, ratio = compare(Path(folder), jobs, arguments.workers)
+            rows += [(f"{len(jobs)} {name} jobs", text), ("single / batch", f"**{figure(ratio)} x**")]
+    options = "".join(f" --{name} {value}" for name, value in vars(arguments).items() if value is not None)
+    notes = ["Every folder of the batch equals the single transfer's byte for byte, but for `seconds` in saltlm.json."]
+    record("Batch against single transfers", rows, f"python bench/batch.py{options}", notes)
+
+
+if __name__ == "__main__":
+    main()

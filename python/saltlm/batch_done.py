@@ -1,0 +1,128 @@
+"""Whether a folder already holds what a job would make, by what its saltlm.json records.
+
+Compared are: the version of saltlm, every option but ``force``, the names of the inputs, and their content: by sha256 what
+saltlm.json has one of (configuration and tokenizer files, vectors up to 1 GiB, dictionaries, GGUF files, texts to train on), by
+size and time of change the weights and larger vectors, whose digest would take longer than the transfer. The machine, its
+libraries and the number of threads are not compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .auxiliary import auxiliary_files, file_digest
+from .batch_file import BatchJob
+from .checkpoint import hash_files, local_folder
+from .errors import InputError
+from .methods import METHODS
+from .provenance import FORMAT
+from .shared import stamp
+from .status import versions
+from .train_vectors import sha256_of, trained_file
+from .weights import find_weights
+
+WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", "tokenizer_config.json")
+
+
+def difference(job: BatchJob) -> str | None:
+    """Why the job must run, ``None`` if its folder is finished; empty if there is no folder.
+
+    Args:
+        job: with an output that is resolved.
+
+    Raises:
+        InputError: an input cannot be read.
+    """
+    if not os.path.isdir(job.out):
+        return ""
+    missing = [name for name in WRITTEN if not (job.out / name).is_file()]
+    if missing or not any(job.out.glob("*.safetensors")):
+        return f"it has no {missing[0] if missing else 'weights'}"
+    try:
+        summary = json.loads((job.out / "saltlm.json").read_text(encoding="utf-8"))
+        config = json.loads(json.dumps(job.config.to_json()))  # as it comes back from a file
+        return _options(summary, config) or _inputs(summary["inputs"], job)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        return f"its saltlm.json cannot be read ({error})"
+
+
+def _options(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    for name, ours in (("format", FORMAT), ("saltlm_version", versions()["saltlm"])):
+        if summary[name] != ours:
+            return f"its {name} is {summary[name]}, here {ours}"
+    for name in sorted(config.keys() | summary["config"].keys()):
+        if name != "force" and summary["config"].get(name) != config.get(name):
+            return f"its {name} is {summary['config'].get(name)!r}, the job's {config.get(name)!r}"
+    return None
+
+
+def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
+    for side in ("source", "target"):
+        if changed := _model(recorded[side], job, side):
+            return changed
+    method = METHODS[job.config.method]
+    if method.vectors and job.auxiliary is not None and (changed := _vectors(recorded["auxiliary"], job.auxiliary)):
+        return f"auxiliary: {changed}"
+    if method.source_vectors == "segmented" and (changed := _vectors(recorded["source_auxiliary"], job.auxiliary)):
+        return f"auxiliary: {changed}"
+    if method.source_vectors == "dictionary":
+        entry, config = recorded["source_auxiliary"], job.config
+        if changed := _vectors(entry, config.source_auxiliary):
+            return f"source_auxiliary: {changed}"
+        if entry["dictionary"] != config.dictionary or entry["dictionary_sha256"] != _digest(Path(config.dictionary)):
+            return f"dictionary: another than {config.dictionary}"
+    return None
+
+
+def _model(entry: Mapping[str, Any], job: BatchJob, side: str) -> str | None:
+    """What differs between a recorded model and the one that is there now."""
+    name, gguf_file = getattr(job, side), job.config.gguf_file if side == "source" else None
+    if entry["path"] != name:
+        return f"its {side} is {entry['path']}"
+    folder = local_folder(name, f"{side} {name}", revision=getattr(job.config, f"{side}_revision"), gguf_file=gguf_file)
+    if entry["revision"] is not None and entry["revision"] != folder.name:
+        return f"its {side} is of revision {entry['revision']}, now {folder.name}"
+    if gguf_file is not None:
+        same = entry["sha256"].get(gguf_file) == _digest(folder / gguf_file)
+        return None if same else f"{side}: {gguf_file} has changed"
+    now = hash_files(folder, find_weights(folder, side))
+    # Digests of single tensors (FILE#KEY) are of files whose size and time are compared.
+    then = {file: digest for file, digest in entry["sha256"].items() if "#" not in file}
+    changed = sorted(file for file in now.keys() | then.keys() if now.get(file) != then.get(file))
+    return f"{side}: {changed[0]} has changed" if changed else None
+
+
+def _vectors(entry: Mapping[str, Any], spec: str | None) -> str | None:
+    if spec == "plm":
+        return None if entry["kind"] == "plm" else f"it was made with {entry['path']}"
+    if entry.get("path") != spec:
+        return f"it was made with {entry.get('path', entry['kind'])}"
+    path = Path(str(spec))
+    if str(spec).startswith("train:"):
+        path = trained_file([Path(name) for name in auxiliary_files(spec)])
+        if not path.is_file():
+            return "the vectors trained on these texts are not in the cache"
+    now = _file_digest(path, stamp(path))
+    return None if all(entry.get(name) == value for name, value in now.items()) else f"{path} has changed"
+
+
+def _digest(path: Path) -> str:
+    return _sha256(path, stamp(path))
+
+
+# Many jobs name the same inputs: each is read once.
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, stamped: object) -> str:
+    return sha256_of(path)
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, stamped: object) -> Mapping[str, Any]:
+    return file_digest(path)

@@ -1,0 +1,131 @@
+"""How much memory a job may need, from the sizes of its inputs; and how much there is.
+
+Checked by measurement: the largest resident size of a worker that ran nothing else stays within the estimate, and above half of
+it (tests/test_batch.py on tiny models, tests/test_real_batch.py on the real Finnish pair).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from pathlib import Path
+
+from .auxiliary import auxiliary_files
+from .batch_file import BatchJob
+from .checkpoint import TOKENIZER_FILES, local_folder
+from .gguf import converted
+from .shared import stamp
+from .train_vectors import trained_file
+from .weights import find_weights, read_json
+
+# Interpreter, torch, transformers and the classes of two models: 0.82 GB measured, 0.9 under Ray,
+# half of it files that processes share.
+PROCESS = 1_000_000_000
+# Of memory for a byte of tokenizer files: the libraries' tables while they are built, our own, and the new tokenizer's.
+TOKENIZER = 40
+# GGUF is 4 to 8 bits a weight; the converted model is in memory at two bytes, twice while it is saved.
+GGUF = 8
+
+
+def with_memory(job: BatchJob) -> BatchJob:
+    """The job with its estimate, what it shares with others, and what must be prepared once.
+
+    Counted are: the process; the tokenizers; the vocabulary rows of both models, mapped from their files but read, so that they
+    are resident; the auxiliary vectors' files; the new matrices, and the float32 copies that the rules work on. Sizes come from
+    the headers of the files alone.
+
+    Raises:
+        InputError: an input cannot be read.
+    """
+    config = job.config
+    source, target = _folder(job, "source"), _folder(job, "target")
+    prepares = []
+    file = None if config.gguf_file is None else source / config.gguf_file
+    if file is not None and (kept := _converted(file, stamp(file))) is not None:
+        source, file = kept, None
+    if file is not None:
+        # What it holds shows only when it is converted, which needs more than the transfer afterwards.
+        rows, width, size, tokens = 0, 0, GGUF * file.stat().st_size, 0
+        prepares.append(str(file))
+    else:
+        rows, width, size, tokens = _model(source, f"source {job.source}")
+    new_rows, plm_width, plm_size, plm_tokens = _model(target, f"target {job.target}")
+    files, vector_width = 0, 0
+    for spec in (job.auxiliary, config.source_auxiliary):
+        paths = [path for name in auxiliary_files(spec) for path in _files(Path(name))]
+        files += sum(path.stat().st_size for path in paths)
+        if spec is not None and spec.startswith("train:"):
+            if not trained_file([Path(name) for name in auxiliary_files(spec)]).is_file():
+                prepares.append(spec)
+            files += 250_000_000  # gensim's tables, and the file they become
+        vector_width = max(vector_width, 300 if auxiliary_files(spec) else plm_width if spec == "plm" else 0)
+    working = new_rows * 4 * (3 * max(width, 1) + 3 * plm_width + 3 * vector_width) + rows * 4 * vector_width
+    vocabulary = TOKENIZER * (tokens + plm_tokens)
+    shared = {
+        f"source {job.source} {config.source_revision} {config.gguf_file} {stamp(job.source)}": size
+        + TOKENIZER * tokens,
+        f"target {job.target} {config.target_revision} {stamp(job.target)}": plm_size + TOKENIZER * plm_tokens,
+    }
+    if job.auxiliary is not None:
+        shared[f"vectors {job.auxiliary} {job.target}"] = files + 1
+    memory = PROCESS + vocabulary + size + plm_size + files + working
+    return dataclasses.replace(job, memory=int(memory), shared=shared, prepares=tuple(prepares))
+
+
+@functools.lru_cache(maxsize=64)
+def _converted(file: Path, stamped: object) -> Path | None:
+    return converted(file)
+
+
+def _folder(job: BatchJob, side: str) -> Path:
+    gguf_file = job.config.gguf_file if side == "source" else None
+    revision = getattr(job.config, f"{side}_revision")
+    return local_folder(getattr(job, side), side, revision=revision, gguf_file=gguf_file)
+
+
+def _model(folder: Path, side: str) -> tuple[int, int, int, int]:
+    """Rows and width of a model's vocabulary matrices, their bytes together, and the bytes of its tokenizer files."""
+    config = read_json(folder / "config.json")
+    nested = [config, *(value for value in config.values() if isinstance(value, dict))]
+    sizes = {entry["vocab_size"] for entry in nested if isinstance(entry.get("vocab_size"), int)}
+    entries = [entry for header in find_weights(folder, side).headers.values() for entry in header.entries.values()]
+    matrices = [entry for entry in entries if len(entry.shape) == 2 and entry.shape[0] in sizes]
+    if not matrices:  # a config that says its size otherwise: the largest tensor is the vocabulary's, or larger
+        matrices = sorted((e for e in entries if len(e.shape) == 2), key=lambda e: math.prod(e.shape))[-1:]
+    tokens = sum(path.stat().st_size for name in TOKENIZER_FILES if (path := folder / name).is_file())
+    return (
+        max((entry.shape[0] for entry in matrices), default=0),
+        sum(entry.shape[1] for entry in matrices),
+        sum(entry.end - entry.start for entry in matrices),
+        tokens,
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def available() -> int:
+    """Bytes of memory that this process and its children may still take: the machine's, or the control group's."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(free, 0)
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process, in bytes; 0 where the system does not say."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    return 0

@@ -1,0 +1,268 @@
+"""Several ways to start, one probe: the recipe (step 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .adapt import Sources, _need_accelerate, _read_text, _Text, model_identity
+from .adapt_config import AdaptConfig
+from .auxiliary import auxiliary_files
+from .compare_config import ORIGINAL, OWN_ADAPT, Cell, CompareConfig, check_base, parse_cells, plain_transfer
+from .compare_folder import CHART, RESULT, CompareFolder
+from .config import TransferConfig
+from .corpus import hash_path
+from .errors import InputError, input_error
+from .resume import config_identity, write_whole
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        out: the folder with ``compare.json`` and ``compare.png``.
+        content: what ``compare.json`` holds: ``results`` (a dict for each method and seed with ``method``, ``seed``,
+            ``bits_per_byte`` as [[step, value]], ``source_bits_per_byte``, ``self_check``, ``training_bytes``, ``seconds``),
+            and what :func:`~saltlm.compare_results.summarize` makes of them.
+    """
+
+    out: Path
+    content: Mapping[str, Any]
+
+    @property
+    def best(self) -> str | None:
+        """The method that ends lowest on average; ``None`` if every one of them diverged."""
+        return self.content["best"]
+
+    def __repr__(self) -> str:
+        return f"Comparison(best={self.best!r}, ties={self.content['ties']}, runs={len(self.content['results'])})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All that is known before the first run."""
+
+    inputs: tuple[str, str, str | None]
+    original: Path
+    cells: Sequence[Cell]
+    text: _Text
+    config: CompareConfig
+    adaptation: AdaptConfig
+    blocks: Any
+    identity: Mapping[str, Any]
+
+
+def compare(
+    source: str | Path,
+    target: str | Path,
+    auxiliary: str | Path | None,
+    methods: Sequence[str],
+    texts: Sources,
+    out: str | Path,
+    config: CompareConfig | None = None,
+    *,
+    eval_texts: Sources | None = None,
+    source_eval_texts: Sources | None = None,
+    transfer_config: TransferConfig | None = None,
+    adapt_config: AdaptConfig | None = None,
+    progress: Report | None = None,
+) -> Comparison:
+    """Transfer by several methods and train each result a little, on the same text in the same order with the same seeds.
+
+    A probe is what :func:`~saltlm.transfer` and :func:`~saltlm.adapt` with the same options do, figure for figure; it only
+    keeps no weights. The control ``original`` is the source model with its own tokenizer: since that makes more tokens of a
+    byte, its blocks are longer by the ratio of tokens per byte, so that a step holds the same number of bytes on average.
+    No probe sees a text twice. Finished runs are kept in ``out``: the same call goes on after an interruption, and further
+    methods or seeds can be added later.
+
+    Args:
+        source: as for :func:`~saltlm.transfer`.
+        target: likewise.
+        auxiliary: likewise; may be ``None`` for methods that need none.
+        methods: each ``METHOD[:option=value[:option=value]]``, which is also its label.
+        texts: what the probes train on, see :class:`~saltlm.corpus.Corpus`.
+        out: folder of the results.
+        config: probe, steps and seeds; ``None`` is all defaults.
+        eval_texts: held-out text in the target language; ``None`` keeps a share of the documents of ``texts`` back.
+        source_eval_texts: text in the source language, measured before and after each probe.
+        transfer_config: options of all transfers, ``method`` and ``seed`` apart.
+        adapt_config: options of all probes: text, blocks, batches, learning rates.
+        progress: called with (stage, done, total), total 0 where it is not known.
+
+    Returns:
+        The figures; they, and a chart where matplotlib is installed, are in ``out`` too.
+
+    Raises:
+        InputError: a method or an option is not known or lacks an input, the text is too short for the steps or shares
+            text with the held-out one, or ``out`` holds something else; nothing has been written then.
+        KeyboardInterrupt: a signal came; finished runs are kept.
+    """
+    _need_accelerate()
+    report = progress or (lambda stage, done, total: None)
+    folder = CompareFolder(Path(out))
+    plan = _plan(
+        (source, target, auxiliary), methods, texts, folder, config or CompareConfig(), (eval_texts, source_eval_texts),
+        transfer_config or TransferConfig(), adapt_config or AdaptConfig(), report,
+    )  # fmt: skip
+    from .compare_results import summarize
+    from .compare_show import draw_chart
+
+    with folder.opened(plan.identity, force=plan.config.force):
+        try:
+            results = [result for cell in plan.cells for result in _runs(plan, cell, folder, report)]
+        except KeyboardInterrupt:
+            kept = f"finished runs are kept in {folder.out}; the same command goes on" if folder.runs else ""
+            raise KeyboardInterrupt(kept or "no run was finished, and nothing was left behind") from None
+        content = {
+            "format": 1, **_described(plan), **summarize(plan.cells, results, plan.config.confidence), "results": results,
+        }  # fmt: skip
+        write_whole(folder.out / RESULT, content)
+        draw_chart(content, folder.out / CHART)
+    return Comparison(folder.out, content)
+
+
+def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> list[dict[str, Any]]:
+    """The runs of a cell by seed, those that an earlier call finished taken from the folder."""
+    from .compare_run import run_cell
+
+    found: list[dict[str, Any]] = []
+    place, count = plan.cells.index(cell), len(plan.config.seed_list)
+    for number, seed in enumerate(plan.config.seed_list, place * count + 1):
+        stage = f"{number} of {len(plan.cells) * count}: {cell.label}, seed {seed}"
+        content = {"identity": plan.identity, "seed": seed, "cell": None, "files": [hash_path(p) for p in cell.files()]}
+        if cell.config is not None:
+            content["cell"] = plain_transfer(cell.config)
+        key = folder.key(content)
+        run = folder.load(key)
+        if run is None:
+            length = plan.blocks.original if cell.label == ORIGINAL else plan.blocks.length
+            with folder.empty_scratch() as scratch:
+                try:
+                    run = run_cell(
+                        cell, seed, inputs=plan.inputs, original=plan.original, text=plan.text, scratch=scratch, earlier=found,
+                        config=plan.config.adaptation(plan.adaptation, seed, length),
+                        report=lambda part, done, total, stage=stage: report(f"{stage}, {part}", done, total),
+                    )  # fmt: skip
+                except InputError as error:
+                    raise InputError(f"method {cell.label!r}: {error}") from error
+            folder.save(key, run)
+        else:
+            report(f"{stage}, kept from before", 1, 1)
+        found.append({"method": cell.label, "seed": seed, **run})
+    return found
+
+
+def _plan(
+    inputs: tuple[Any, Any, Any], methods: Sequence[str], texts: Sources, folder: CompareFolder, config: CompareConfig,
+    held_out: tuple[Sources | None, Sources | None], base: TransferConfig, adaptation: AdaptConfig, report: Report,
+) -> _Plan:  # fmt: skip
+    """Check everything that can be checked before the first run, the cheap before the slow."""
+    from .checkpoint import _resolve
+    from .compare_run import measure_blocks
+    from .gguf import convert
+    from .rules import check_method
+    from .transfer import transfer
+
+    check_base(adaptation)
+    cells = parse_cells(methods, base)
+    for cell in cells[1:]:
+        try:
+            check_method(cell.config, inputs[2])
+        except InputError as error:
+            raise InputError(f"method {cell.label!r}: {error}") from None
+    files = [Path(name) for name in auxiliary_files(inputs[2])]
+    source, target = (
+        _resolve(str(name), f"{side} {name}", revision, gguf)[0]
+        for side, name, revision, gguf in (
+            ("source", inputs[0], base.source_revision, base.gguf_file),
+            ("target", inputs[1], base.target_revision, None),
+        )
+    )
+    folder.check([source, target, *files])
+    report("text", 0, 0)
+    text = _read_text(texts, *held_out, None, adaptation)
+    if not text.heldout:
+        raise input_error("held-out text", "none", "text to measure on", "give --eval-text, or a larger --heldout")
+    report("inputs", 0, 0)
+    dry = transfer(*inputs, config=dataclasses.replace(cells[1].config, seed=config.seed), dry_run=True)
+    original = convert(source / base.gguf_file)[0] if base.gguf_file else source
+    report("counting tokens", 0, 0)
+    blocks = measure_blocks(text, (dry.tokenizer, _tokenizer(original, base)), adaptation, config.probe_steps)
+    _check_positions(original, max(blocks.length, blocks.original), adaptation)
+    identity = _identity(original, target, inputs[2], text, config, base, adaptation)
+    folder.refuse_other(identity, force=config.force)
+    return _Plan(
+        inputs=inputs, original=original, cells=cells, text=text, config=config, adaptation=adaptation, blocks=blocks,
+        identity=identity,
+    )  # fmt: skip
+
+
+def _identity(
+    original: Path, target: Path, auxiliary: Any, text: _Text, config: CompareConfig, base: TransferConfig,
+    adaptation: AdaptConfig,
+) -> dict[str, Any]:  # fmt: skip
+    """What makes runs comparable: inputs by their content, and all options but methods and seeds."""
+    from . import __version__
+    from .methods import METHODS
+
+    def content(entries: Any) -> Any:
+        return None if entries is None else [entry["sha256"] or entry["path"] for entry in entries]
+
+    optional = {name for method in METHODS.values() for name in method.options}
+    probe = {name: getattr(config, name) for name in ("probe", "probe_steps", "eval_steps")}
+    adapting = {name: value for name, value in config_identity(adaptation).items() if name not in OWN_ADAPT}
+    transferring = plain_transfer(base, leave_out=["method", *optional])
+    names = auxiliary_files(auxiliary)
+    return {
+        "version": __version__, "source": model_identity(original), "target": model_identity(target),
+        "auxiliary": [hash_path(Path(name)) for name in names] or str(auxiliary), "text": content(text.identity["text"]),
+        "evaluation": [content(entries) for entries in text.identity["evaluation"]],
+        "options": {**{f"transfer {name}": value for name, value in transferring.items()}, **adapting, **probe},
+    }  # fmt: skip
+
+
+def _tokenizer(folder: Path, base: TransferConfig) -> Any:
+    """The source's tokenizer as an adaptation reads it."""
+    from transformers import AutoTokenizer
+
+    from .architecture import quiet_transformers
+
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=base.trust_remote_code)
+
+
+def _check_positions(folder: Path, length: int, adaptation: AdaptConfig) -> None:
+    from .causal_lm import POSITIONS
+    from .weights import read_json
+
+    found = read_json(folder / "config.json")
+    most = next((found[name] for name in POSITIONS if isinstance(found.get(name), int) and found[name] > 0), length)
+    if length > most:
+        raise input_error(
+            "seq_length", f"{adaptation.seq_length}, {length} tokens with the source's own tokenizer",
+            f"at most the {most} positions of the source model", "choose less",
+        )  # fmt: skip
+
+
+def _described(plan: _Plan) -> dict[str, Any]:
+    """What was compared, for whoever reads the file later."""
+    from .status import versions
+
+    new, own = plan.blocks.tokens_per_byte
+    names = ("source", "target", "auxiliary")
+    return {
+        "saltlm_version": plan.identity["version"], "environment": versions(),
+        "inputs": {name: None if value is None else str(value) for name, value in zip(names, plan.inputs, strict=True)},
+        "text": plan.text.identity["text"], "evaluation": plan.text.identity["evaluation"],
+        "heldout_bytes": sum(len(document.encode(errors="surrogatepass")) for document in plan.text.heldout),
+        "probe": plan.config.probe, "probe_steps": plan.config.probe_steps, "seeds": list(plan.config.seed_list),
+        "options": plan.identity["options"],
+        "cells": {cell.label: cell.to_json() for cell in plan.cells if cell.config is not None},
+        "training_tokens_per_byte": {"new": round(new, 6), "original": round(own, 6)},
+        "seq_lengths": {"new": plan.blocks.length, "original": plan.blocks.original},
+    }  # fmt: skip

@@ -1,0 +1,219 @@
+"""What is compared: the options of a comparison, and its cells, each a method with options of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .adapt_config import AdaptConfig
+from .config import METHODS, TransferConfig, _one_of
+from .errors import InputError, input_error
+from .intervals import check_numbers
+
+PROBES = ("embeddings", "all")
+ORIGINAL = "original"
+# What a cell cannot have for itself: all cells share inputs, tokenizer and seeds, or they could not be compared.
+SHARED = (
+    "seed", "chat_template", "special_overrides", "pad_to_multiple_of", "keep_source_vocabulary", "device", "dtype",
+    "gguf_file", "source_revision", "target_revision", "trust_remote_code", "force", "heldout", "method",
+)  # fmt: skip
+# Options of a transfer and of an adaptation that a comparison sets itself.
+OWN_TRANSFER = ("method", "seed", "heldout", "device", "trust_remote_code", "force")
+OWN_ADAPT = (
+    "steps", "phases", "eval_steps", "early_stop", "save_steps", "keep_checkpoints", "seed", "distill_rows", "distill_steps",
+    "distill_source", "dtype", "compile", "force",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """How starts are probed and compared.
+
+    Attributes:
+        probe: what is trained after each transfer: ``embeddings`` (all embedding and head rows) or ``all`` (every weight).
+        probe_steps: optimizer steps of each probe, in [1, inf).
+        seeds: number of probes of each method, in [1, inf); their seeds follow on ``seed``.
+        seed: the first seed, of drawn rows, data order and dropout, in [0, 2**32 - seeds].
+        eval_steps: steps between evaluations on held-out text, in [1, inf); ``None`` is a fifth of the probe.
+        confidence: of the intervals over held-out documents, in (0, 1).
+        force: replace another comparison in the output folder.
+
+    Raises:
+        InputError: a value is out of its range or not one of the names.
+    """
+
+    probe: str = "embeddings"
+    probe_steps: int = 50
+    seeds: int = 3
+    seed: int = 0
+    eval_steps: int | None = None
+    confidence: float = 0.95
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("probe", self.probe, PROBES)
+        check_numbers(self.confidence, 0)
+        for name in ("probe_steps", "seeds", "eval_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise input_error(name, repr(value), "a whole number >= 1", "choose another")
+        if not 0 <= self.seed <= 2**32 - self.seeds:
+            raise input_error("seed", repr(self.seed), f"a whole number in [0, 2**32 - {self.seeds}]", "choose another")
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds of each method's probes."""
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+    def adaptation(self, base: AdaptConfig, seed: int, seq_length: int) -> AdaptConfig:
+        """The adaptation that a probe is.
+
+        Args:
+            base: the options that all probes share.
+            seed: of this probe.
+            seq_length: tokens in its blocks.
+        """
+        return dataclasses.replace(
+            base, phases=f"{self.probe}:{self.probe_steps}", seed=seed, seq_length=seq_length,
+            eval_steps=self.eval_steps or max(1, self.probe_steps // 5),
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A column of the comparison.
+
+    Attributes:
+        label: as given.
+        config: of its transfer, the seed apart; ``None`` for the original model with its own tokenizer.
+    """
+
+    label: str
+    config: TransferConfig | None
+
+    def to_json(self) -> dict[str, object]:
+        """The options that are not at their defaults, and the method."""
+        plain, default = self.config.to_json(), TransferConfig().to_json()
+        return {name: value for name, value in plain.items() if name == "method" or value != default[name]}
+
+    def files(self) -> list[Path]:
+        """The files that this cell alone may read."""
+        from .auxiliary import auxiliary_files  # with torch, which the command's help does without
+
+        if self.config is None:
+            return []
+        names = [
+            *auxiliary_files(self.config.source_auxiliary),
+            *([self.config.dictionary] if self.config.dictionary else []),
+        ]
+        return [Path(name) for name in names]
+
+
+def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
+    """Cells from ``METHOD[:option=value[:option=value]]``; the original model is always the first.
+
+    Options of methods that ``base`` sets hold for the cells whose method takes them and that do not set them themselves.
+
+    Args:
+        methods: at least one; ``original`` may be among them.
+        base: options that the cells share.
+
+    Returns:
+        The original, then the cells in the order given.
+
+    Raises:
+        InputError: a method or an option is not known (the nearest one is named), a value is out of range, or two cells
+            have one label.
+
+    Example:
+        >>> [cell.label for cell in parse_cells(["salt:center=true:ridge=0.01", "mean"], TransferConfig())]
+        ['original', 'salt:center=true:ridge=0.01', 'mean']
+    """
+    from .methods import METHODS as BUILDERS
+
+    optional = {name for method in BUILDERS.values() for name in method.options}
+    cells = [Cell(ORIGINAL, None)]
+    for label in methods:
+        if label == ORIGINAL:
+            continue
+        if any(cell.label == label for cell in cells):
+            raise input_error("methods", f"{label!r} twice", "each once", "leave one out")
+        name, *parts = label.split(":")
+        _one_of("methods", name, (*METHODS, ORIGINAL))
+        taken = BUILDERS[name].options if name in BUILDERS else optional
+        defaults = {field.name: _default(field) for field in dataclasses.fields(base) if field.name in optional}
+        unused = {option: value for option, value in defaults.items() if option not in taken}
+        try:
+            own = dict(_option(label, part) for part in parts)
+            cells.append(Cell(label, dataclasses.replace(base, method=name, **{**unused, **own})))
+        except InputError as error:
+            raise InputError(f"method {label!r}: {error}") from None
+    if len(cells) == 1:
+        raise input_error(
+            "methods", "none", "at least one beside the original model", "name some, e.g. salt,subword-mean"
+        )
+    return cells
+
+
+def _default(field: dataclasses.Field) -> object:
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+
+
+def _option(label: str, part: str) -> tuple[str, object]:
+    """Name and value of ``option=value``; an option that is on or off may stand alone."""
+    known = {field.name: field for field in dataclasses.fields(TransferConfig) if field.name not in SHARED}
+    name, mark, text = part.partition("=")
+    name = name.replace("-", "_")
+    if name in SHARED:
+        raise input_error(
+            "option", repr(name), "one that cells may have for themselves", f"give --{name} for all of them"
+        )
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
+        raise input_error("option", repr(part), "one of " + ", ".join(known), hint)
+    kind = str(known[name].type)
+    try:
+        return name, _value(kind, text if mark else "true" if kind == "bool" else "")
+    except ValueError:
+        expected = {"bool": "true or false"}.get(kind, "a number" if "int" in kind or "float" in kind else "text")
+        raise input_error(name, repr(text), expected, f"write e.g. {label.split(':')[0]}:{name}=VALUE") from None
+
+
+def _value(kind: str, text: str) -> object:
+    if kind == "bool":
+        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _refuse()
+    if "int" in kind and "float" not in kind:
+        return int(text)
+    if "float" in kind:
+        return float(text)
+    return text or _refuse()
+
+
+def _refuse() -> object:
+    raise ValueError
+
+
+def check_base(base: AdaptConfig) -> None:
+    """Refuse options of an adaptation that a probe cannot have.
+
+    Raises:
+        InputError: one of them is set.
+    """
+    default = AdaptConfig()
+    for name in OWN_ADAPT:
+        if getattr(base, name) != getattr(default, name):
+            raise input_error(
+                name,
+                repr(getattr(base, name)),
+                "an option that probes may have",
+                "a comparison sets it itself; leave it out",
+            )
+
+
+def plain_transfer(config: TransferConfig, leave_out: Sequence[str] = ()) -> Mapping[str, object]:
+    """Plain values of a transfer's options, those that change no result left out."""
+    names = {*leave_out, "seed", "force", "source_auxiliary", "dictionary"}
+    return {name: value for name, value in config.to_json().items() if name not in names}

@@ -1,0 +1,163 @@
+"""Finished probes -> what they say: means and spreads, steps to a level, paired differences, rank correlations."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .compare_config import ORIGINAL, Cell
+from .intervals import ratio_intervals
+
+# Figures of the self-check that are compared with what was measured, and the sign that makes less of them better.
+SELF_CHECK = {"relative_error": 1, "cosine": -1, "rank": 1}
+FEWEST_RANKED = 3
+
+
+def steps_to_level(points: Sequence[Sequence[float]], level: float) -> float | None:
+    """Steps until a curve is down at a level, between two evaluations by a straight line.
+
+    Args:
+        points: [[step, bits per byte]], by step.
+        level: bits per byte.
+
+    Returns:
+        Steps in [0, last step]; ``None`` if it never gets there.
+
+    Example:
+        >>> steps_to_level([[0, 4.0], [10, 3.0], [20, 2.5]], 3.25)
+        7.5
+    """
+    before: Sequence[float] | None = None
+    for step, value in points:
+        if value <= level:
+            if before is None:
+                return float(step)
+            return before[0] + (step - before[0]) * (before[1] - level) / (before[1] - value)
+        before = (step, value)
+    return None
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Rank correlation of two lists, ties at their mean rank; ``None`` for fewer than three or without any order.
+
+    Example:
+        >>> spearman([1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 40.0, 30.0])
+        0.8
+    """
+    if len(first) < FEWEST_RANKED:
+        return None
+    a, b = (_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return round(float(a @ b) / size, 12) if size else None
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    below = (values[None, :] < values[:, None]).sum(axis=1)
+    same = (values[None, :] == values[:, None]).sum(axis=1)
+    return below + (same - 1) / 2
+
+
+def summarize(cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], confidence: float) -> dict[str, Any]:
+    """What the probes say of each method and of the figures themselves.
+
+    The best method has the lowest mean at the end. Another one ties with it if the interval of their paired difference over
+    held-out documents (each document's cost averaged over seeds) holds zero, or if the seeds do not all agree which of the
+    two is better.
+
+    Args:
+        cells: in order.
+        results: of :func:`~saltlm.compare_run.run_cell`, with ``method`` and ``seed``.
+        confidence: of the intervals.
+
+    Returns:
+        ``level`` (the original's bits per byte before any training), ``best``, ``ties`` with it, ``methods`` (a dict for each
+        cell) and ``rank_correlations``.
+    """
+    runs = {cell.label: [run for run in results if run["method"] == cell.label] for cell in cells}
+    level = statistics.fmean(run["bits_per_byte"][0][1] for run in runs[ORIGINAL])
+    methods = [_method(cell, runs[cell.label], level) for cell in cells]
+    ended = [entry for entry in methods if entry["end"] and entry["method"] != ORIGINAL]
+    best = min(ended, key=lambda entry: entry["end"]["mean"])["method"] if ended else None
+    if best is not None:
+        _add_differences(methods, runs, best, confidence)
+    ties = [e["method"] for e in methods if e["difference"] and e["difference"]["tie"] and e["method"] != ORIGINAL]
+    return {
+        "level": level, "best": best, "ties": ties, "methods": methods,
+        "rank_correlations": _correlations([e for e in methods if e["method"] != ORIGINAL]),
+    }  # fmt: skip
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean, standard deviation over seeds (``None`` for a single one) and number of seeds."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "spread": spread, "seeds": len(values)}
+
+
+def _method(cell: Cell, runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
+    whole = [run for run in runs if not run["diverged"]]
+    columns = [[value for _, value in run["bits_per_byte"]] for run in whole]
+    steps = [step for step, _ in whole[0]["bits_per_byte"]] if whole else []
+    curve = [[step, _spread(values)] for step, values in zip(steps, zip(*columns, strict=True), strict=True)]
+    means = [[step, found["mean"]] for step, found in curve]
+    source = {
+        name: _spread([run["source_bits_per_byte"][place][1] for run in whole])
+        for name, place in (("before", 0), ("after", -1))
+        if whole and whole[0]["source_bits_per_byte"]
+    }
+    checks = [run["self_check"] for run in runs if run["self_check"]]
+    return {
+        "method": cell.label, "diverged": [run["seed"] for run in runs if run["diverged"]],
+        "start": _spread([run["bits_per_byte"][0][1] for run in runs]),
+        # A mean over the seeds that did not diverge would flatter.
+        "end": _spread([column[-1] for column in columns]) if len(whole) == len(runs) else None,
+        "curve": [[step, found["mean"], found["spread"]] for step, found in curve],
+        "steps_to_original": steps_to_level(means, level), "source": source or None,
+        "self_check": {name: statistics.fmean(check[name] for check in checks) for name in SELF_CHECK} if checks else None,
+        "tokens_per_byte": runs[0]["tokens_per_byte"], "seq_length": runs[0]["seq_length"],
+        "training_bytes": round(statistics.fmean(run["training_bytes"] for run in runs)),
+        "seconds": round(statistics.fmean(run["seconds"] for run in runs), 3), "difference": None,
+    }  # fmt: skip
+
+
+def _add_differences(
+    methods: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Mapping[str, Any]]], best: str, confidence: float
+) -> None:
+    others = [entry for entry in methods if entry["end"] and entry["method"] != best]
+    sizes = np.array(runs[best][0]["document_bytes"])
+    nats = {e["method"]: np.mean([r["document_nats"] for r in runs[e["method"]]], axis=0) for e in methods if e["end"]}
+    found = [None] * len(others)
+    if others and np.count_nonzero(sizes) > 1:
+        columns = np.stack([nats[entry["method"]] - nats[best] for entry in others], axis=1) / np.log(2)
+        found = ratio_intervals(columns, sizes, confidence=confidence, seed=0)
+    ends = {label: {run["seed"]: run["bits_per_byte"][-1][1] for run in own} for label, own in runs.items()}
+    for entry, interval in zip(others, found, strict=True):
+        own = ends[entry["method"]]
+        by_seed = [own[seed] - ends[best][seed] for seed in own]
+        agree = all(value > 0 for value in by_seed) or all(value < 0 for value in by_seed)
+        entry["difference"] = {
+            "to": best, "estimate": statistics.fmean(by_seed), "by_seed": by_seed,
+            **(interval.to_json() if interval else {"low": None, "high": None, "confidence": confidence}),
+            # Without an interval nothing tells them apart.
+            "tie": not agree or interval is None or interval.low <= 0 <= interval.high,
+        }  # fmt: skip
+
+
+def _correlations(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Spearman's rho between the figures, over methods; +1 says that they order the methods alike."""
+    figures: dict[str, dict[str, float]] = {"step 0": {e["method"]: e["start"]["mean"] for e in methods}}
+    figures["end"] = {e["method"]: e["end"]["mean"] for e in methods if e["end"]}
+    for name, sign in SELF_CHECK.items():
+        figures[f"self-check {name}"] = {e["method"]: sign * e["self_check"][name] for e in methods if e["self_check"]}
+    found = []
+    for first, second in itertools.combinations(figures, 2):
+        if first.startswith("self-check"):  # with one another they say nothing of the probe
+            continue
+        both = [label for label in figures[first] if label in figures[second]]
+        rho = spearman([figures[first][label] for label in both], [figures[second][label] for label in both])
+        found.append({"first": first, "second": second, "rho": rho, "methods": len(both)})
+    return found

@@ -1,0 +1,248 @@
+"""One probe: a transfer into a scratch folder, then the adaptation that it is, in this process and without a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .adapt import _streams, _Text
+from .adapt_config import AdaptConfig
+from .compare_config import Cell
+from .corpus import training_documents
+from .errors import BackendError, input_error
+from .evaluate import Evaluation, evaluate
+from .metrics import Recorder
+from .packing import Packer, Stream
+
+Report = Callable[[str, int, int], None]
+HELDOUT = "heldout_bits_per_byte"
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How the training text falls into blocks under both tokenizers.
+
+    Attributes:
+        length: tokens in a block of the new tokenizer.
+        original: tokens in a block of the source's own, which holds as many bytes on average.
+        needed: blocks that a probe takes.
+        tokens_per_byte: of the new tokenizer and of the source's, on the text that was read for this, start and end tokens
+            included.
+    """
+
+    length: int
+    original: int
+    needed: int
+    tokens_per_byte: tuple[float, float]
+
+
+def measure_blocks(text: _Text, tokenizers: tuple[Any, Any], config: AdaptConfig, steps: int) -> Blocks:
+    """Read as much text as a probe takes, as the probe will read it, and count its tokens by both tokenizers.
+
+    Args:
+        text: of the probes.
+        tokenizers: the new one, and the source's own.
+        config: lengths of blocks and sizes of batches.
+        steps: of a probe.
+
+    Raises:
+        InputError: the text would have to be seen more than once.
+    """
+    packers = [Packer(tokenizer, rows=2**31, length=config.seq_length) for tokenizer in tokenizers]
+    reader = Stream(
+        training_documents(text.corpora[0], text.keep[0]), packers[0], seed=0, window_documents=config.shuffle_documents
+    )
+    needed = steps * config.batch_size * config.accumulate
+    totals, size, read, blocks, length = np.zeros(2), 0, 0, 0, 0
+    windows: list[int] = []
+    try:
+        while window := reader._read(0, read):
+            read += len(window)
+            size += sum(len(document.encode(errors="surrogatepass")) for document in window)
+            counts = [sum(map(len, packer.encode(window))) for packer in packers]
+            totals += counts
+            windows.append(counts[1])
+            blocks += counts[0] // config.seq_length
+            if not length and blocks >= needed:
+                length = max(8, round(config.seq_length * totals[1] / totals[0]))
+            if length and sum(count // length for count in windows) >= needed:
+                return Blocks(config.seq_length, length, needed, (totals[0] / size, totals[1] / size))
+    finally:
+        reader.close()
+    if length:
+        found = f"{sum(count // length for count in windows):,} blocks of {length} tokens of the source's own tokenizer"
+    else:
+        found = f"{blocks:,} blocks of {config.seq_length} tokens"
+    raise input_error(
+        "text", f"{size:,} bytes to train on, {found}", f"the {needed:,} blocks that {steps:,} steps take, none of them twice",
+        "give more text, or fewer --probe-steps, or a shorter --seq-length",
+    )  # fmt: skip
+
+
+class NoCheckpoints:
+    """Stands where an adaptation has its folder of checkpoints: a probe that is cut off starts anew."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.checkpoints = scratch / "trainer"
+
+    def last(self) -> None:
+        """No checkpoint."""
+
+    def save(self, *arguments: Any, **options: Any) -> None:
+        """Nothing."""
+
+
+class _Recorder(Recorder):
+    """Keeps the lines; TensorBoard is not told."""
+
+    def _to_board(self, line: dict[str, Any]) -> None:
+        pass
+
+
+def run_cell(
+    cell: Cell, seed: int, *, inputs: tuple[Any, Any, Any], original: Path, text: _Text, config: AdaptConfig, scratch: Path,
+    earlier: Sequence[Mapping[str, Any]], report: Report,
+) -> dict[str, Any]:  # fmt: skip
+    """Transfer and probe.
+
+    Args:
+        cell: what to build; the original model is probed as it is.
+        seed: of drawn rows; that of the probe is in ``config``.
+        inputs: source, target and auxiliary vectors of the transfer.
+        original: folder of the source model.
+        text: of the probe.
+        config: the adaptation that the probe is.
+        scratch: an empty folder; what is left in it is the caller's to remove.
+        earlier: runs of this cell with other seeds; step 0 of one with the same rows, bit for bit, is taken over.
+        report: called with (stage, done, total).
+
+    Returns:
+        Plain values: ``bits_per_byte`` [[step, value]], ``source_bits_per_byte`` likewise for first and last step, costs of
+        the held-out documents at the end, ``rows`` (a hash of those built), ``self_check``, ``training_bytes``, ``seconds``,
+        and what stopped a probe that diverged.
+    """
+    from .transfer import transfer
+
+    began = time.perf_counter()
+    folder, rows, summary = original, "", {}
+    if cell.config is not None:
+        folder = scratch / "model"
+        made = transfer(
+            *inputs, folder, dataclasses.replace(cell.config, seed=seed), progress=lambda *_: report("transfer", 0, 0)
+        )
+        rows, summary = _hash((made.input_rows, made.output_rows, made.output_bias)), made.summary
+        del made  # the matrices need not lie beside the model that is about to be loaded
+    built = time.perf_counter()
+    start = next((run for run in earlier if run["rows"] == rows), None)
+    found = probe(folder, cell.label, text, config, scratch, start, report)
+    return {
+        **found, "rows": rows,
+        **{name: summary.get(key) for name, key in (("self_check", "heldout"), ("counts", "counts"))},
+        "warnings": summary.get("warnings", []), "transfer_seconds": round(built - began, 3),
+        "seconds": round(time.perf_counter() - began, 3),
+    }  # fmt: skip
+
+
+def _hash(matrices: Sequence[torch.Tensor | None]) -> str:
+    total = hashlib.sha256()
+    for matrix in matrices:
+        if matrix is not None:
+            total.update(matrix.contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def probe(
+    folder: Path,
+    name: str,
+    text: _Text,
+    config: AdaptConfig,
+    scratch: Path,
+    start: Mapping[str, Any] | None,
+    report: Report,
+) -> dict[str, Any]:
+    """The steps of an adaptation and its evaluations; nothing is kept but their figures."""
+    from .adapt_model import load_job
+    from .architecture import quiet_transformers
+    from .processes import find_processes
+
+    steps = sum(phase.steps for phase in config.schedule_of_phases)
+    with quiet_transformers():
+        job = load_job(
+            folder, name, config, find_processes(config), streams=lambda packer: _streams(text, packer, config, ()),
+            shares=text.shares, heldout=text.heldout, source=text.source,
+        )  # fmt: skip
+        taker = _Evaluations(job, start)
+        job.evaluate = taker  # in place of its own, which keeps no document's cost
+        recorder = _Recorder(
+            scratch / "metrics.jsonl", steps=steps, rows=job.lm.rows, writes=True,
+            progress=lambda found: report("probe", found.step, found.steps),
+        )  # fmt: skip
+        diverged = None
+        try:
+            with recorder:
+                job.train(NoCheckpoints(scratch), recorder, None, {})
+            taker.finish()
+        except BackendError as error:  # of the loss: there is no file that could fail
+            diverged = str(error).split(";")[0]
+        finally:
+            job.close()
+    return {
+        "bits_per_byte": [[line["step"], line[HELDOUT]] for line in recorder.lines if HELDOUT in line],
+        "source_bits_per_byte": [[step, value] for step, value in zip((0, steps), taker.source, strict=False)],
+        **taker.costs(whole=diverged is None), "diverged": diverged, "seq_length": config.seq_length,
+        "training_bytes": round(recorder.bytes), "training_tokens": recorder.tokens,
+        "step_seconds": round(sum(line.get("seconds", 0) for line in recorder.lines), 3),
+    }  # fmt: skip
+
+
+class _Evaluations:
+    """Held-out text after steps; source-language text before the first and after the last alone, since it costs as much."""
+
+    def __init__(self, job: Any, start: Mapping[str, Any] | None) -> None:
+        self.job, self.start = job, start
+        self.last: Evaluation | None = None
+        self.source: list[float] = []
+        self._begun = False
+
+    def __call__(self) -> dict[str, float]:
+        begun, self._begun = self._begun, True
+        if not begun and self.start is not None:
+            self.source = [value for _, value in self.start["source_bits_per_byte"][:1]]
+            return {HELDOUT: self.start["bits_per_byte"][0][1]}
+        if not begun:
+            self._measure_source()
+        self.last = self._measure(self.job.heldout)
+        return {HELDOUT: self.last.bits_per_byte}
+
+    def finish(self) -> None:
+        """After the last step."""
+        self._measure_source()
+
+    def costs(self, *, whole: bool) -> dict[str, Any]:
+        """Costs of the held-out documents at the end, and what the tokenizer makes of them."""
+        if self.last is None:
+            return {name: self.start[name] for name in ("tokens_per_byte", "notes")} | {
+                "document_nats": None,
+                "document_bytes": None,
+            }
+        return {
+            "document_nats": self.last.document_nats.tolist() if whole else None,
+            "document_bytes": self.last.document_bytes.tolist(),
+            "tokens_per_byte": self.last.tokens_per_byte,
+            "notes": [note.partition(": ")[2] for note in self.last.notes],  # by the label, not the kind of model
+        }
+
+    def _measure_source(self) -> None:
+        if self.job.source:
+            self.source.append(self._measure(self.job.source).bits_per_byte)
+
+    def _measure(self, documents: Sequence[str]) -> Evaluation:
+        with self.job.chunked.unwrapped():
+            return evaluate((self.job.lm.model, self.job.lm.tokenizer), documents=documents)

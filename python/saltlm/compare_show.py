@@ -1,0 +1,186 @@
+"""A comparison as a person sees it: a table on stdout, a chart."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .compare_config import ORIGINAL
+
+if TYPE_CHECKING:
+    from .compare import Comparison
+
+NOT_REACHED = "not reached"
+# Of the range between the lowest end and the highest, or the original's level: what lies above is cut off the chart.
+HEADROOM = 0.6
+
+
+@contextlib.contextmanager
+def comparing(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One line on stderr, whatever the number of runs; yields a callback (stage, done, total)."""
+    if quiet:
+        yield lambda stage, done, total: None
+        return
+    columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description}"), BarColumn(bar_width=20))
+    with Progress(*columns, MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda stage, done, total: bars.update(
+            task, description=escape(stage), completed=done, total=total or None
+        )
+
+
+def comparison(done: Comparison) -> None:
+    """Methods from best to worst, ties called ties, and what foretold the end."""
+    from .show import Output
+
+    console = Output()
+    content = done.content
+    console.print(_table(content))
+    reached = f"{content['level']:.3f}"
+    console.print(
+        f"to level: steps until {reached} bits per byte, where the original model stands untrained", highlight=False
+    )
+    lengths, sizes = content["seq_lengths"], content["training_tokens_per_byte"]
+    console.print(
+        f"{ORIGINAL}: its own tokenizer, {sizes['original'] / sizes['new']:.2f} times the tokens; its blocks hold"
+        f" {lengths['original']} rather than {lengths['new']}, so that a step sees as many bytes",
+        highlight=False,
+    )
+    for entry in content["methods"]:
+        if entry["diverged"]:
+            seeds = ", ".join(map(str, entry["diverged"]))
+            console.print(
+                f"[yellow]note[/yellow]: {escape(entry['method'])} diverged with seed {seeds}", highlight=False
+            )
+    for note, labels in _notes(content["results"]).items():
+        console.print(f"[yellow]note[/yellow]: {escape(', '.join(labels))}: {escape(note)}", highlight=False)
+    found = [entry for entry in content["rank_correlations"] if entry["rho"] is not None]
+    if found:
+        words = ", ".join(f"{e['first']} and {e['second']} {e['rho']:+.2f} ({e['methods']} methods)" for e in found)
+        console.print(f"rank correlations: {escape(words)}", highlight=False)
+    if done.best is not None:
+        others = [name for name in content["ties"] if name != done.best]
+        tied = f"; it ties with {', '.join(others)}" if others else ""
+        console.print(f"best: {escape(done.best + tied)}", highlight=False)
+    console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
+
+
+def _notes(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What has to be known of the evaluations -> the methods of which it is true."""
+    found: dict[str, list[str]] = {}
+    for run in results:
+        for note in run["notes"]:
+            if run["method"] not in found.setdefault(note, []):
+                found[note].append(run["method"])
+    everywhere = len({run["method"] for run in results}) - 1
+    return {n: ["the new tokenizer"] if len(m) == everywhere and ORIGINAL not in m else m for n, m in found.items()}
+
+
+def _table(content: Mapping[str, Any]) -> Table:
+    seeds = len(content["seeds"])
+    table = Table(
+        title=f"held-out bits per byte, probe of {content['probe_steps']:,} steps on"
+        f" {'every weight' if content['probe'] == 'all' else 'the embeddings'}, {seeds} seed{'s' if seeds > 1 else ''}"
+    )
+    checked = any(entry["self_check"] for entry in content["methods"])
+    source = any(entry["source"] for entry in content["methods"])
+    table.add_column("method", overflow="fold", min_width=12)
+    headings = ["step 0", f"step {content['probe_steps']:,}", "less the best", "to level"]
+    for heading in [*headings, *["source language"] * source, *["self-\ncheck"] * checked]:
+        table.add_column(heading, justify="right")
+    for entry in in_order(content["methods"]):
+        level = "-" if entry["method"] == ORIGINAL else steps_words(entry["steps_to_original"])
+        cells = [_mean(entry["start"]), _mean(entry["end"]), _difference(entry), level]
+        if source:
+            kept = entry["source"]
+            cells.append(f"{kept['before']['mean']:.3f} ->\n{kept['after']['mean']:.3f}" if kept else "-")
+        if checked:
+            cells.append(f"{entry['self_check']['cosine']:.3f}" if entry["self_check"] else "-")
+        table.add_row(escape(entry["method"]), *cells)
+    return table
+
+
+def in_order(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Methods by their mean at the end; those that diverged last."""
+    return sorted(methods, key=lambda entry: entry["end"]["mean"] if entry["end"] else float("inf"))
+
+
+def steps_words(steps: float | None) -> str:
+    """A number of steps, or that the level was not reached."""
+    return NOT_REACHED if steps is None else f"{steps:.0f}"
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "diverged"
+    return f"{found['mean']:.3f}" + (f"\n±{found['spread']:.3f}" if found["spread"] is not None else "")
+
+
+def _difference(entry: Mapping[str, Any]) -> str:
+    found = entry["difference"]
+    if found is None:
+        return "-" if entry["end"] is None else "best"
+    ends = "" if found["low"] is None else f"\n{found['low']:+.3f} to {found['high']:+.3f}"
+    return f"{found['estimate']:+.3f}{' tie' if found['tie'] else ''}{ends}"
+
+
+def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
+    """Mean curves with a band of one standard deviation over seeds, the control dashed; ``False`` without matplotlib.
+
+    Args:
+        content: of ``compare.json``.
+        path: PNG file to write.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        axes = figure.subplots()
+        methods = [entry for entry in in_order(content["methods"]) if entry["curve"]]
+        names = [entry["method"] for entry in methods if entry["method"] != ORIGINAL]
+        palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
+        for entry in methods:
+            steps, means, spreads = zip(*entry["curve"], strict=True)
+            own = entry["method"] == ORIGINAL
+            color = "black" if own else palette(names.index(entry["method"]) % palette.N)
+            end = "diverged" if entry["end"] is None else f"{entry['end']['mean']:.3f}"
+            axes.plot(
+                steps, means, color=color, linestyle="--" if own else "-", marker="o", markersize=3,
+                label=f"{entry['method']}  {end}",
+            )  # fmt: skip
+            if spreads[0] is not None:
+                low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+                axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.axhline(content["level"], color="black", linestyle=":", linewidth=0.9, label="original, untrained")
+        if methods:
+            _limit(axes, content, methods)
+        axes.set_xlabel(f"steps on {'every weight' if content['probe'] == 'all' else 'the embeddings'}")
+        axes.set_ylabel("held-out bits per byte")
+        axes.legend(fontsize="small", title="at the end", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.grid(alpha=0.3)
+        temporary = path.with_name(f".{path.name}.writing")
+        figure.savefig(temporary, dpi=120, format="png")
+    temporary.replace(path)
+    return True
+
+
+def _limit(axes: Any, content: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> None:
+    """Show the range in which the methods end; a start far above it would squeeze the rest to one line."""
+    ends = [entry["curve"][-1][1] for entry in methods] + [content["level"]]
+    low, high = min(ends), max(ends)
+    room = max(high - low, 0.02)
+    top = max(mean for entry in methods for _, mean, _ in entry["curve"])
+    axes.set_ylim(low - 0.1 * room, min(top + 0.1 * room, high + HEADROOM * room))

@@ -1,0 +1,262 @@
+"""A batch makes what single transfers make, skips what is finished, and outlives jobs and workers that fail."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models_tiny import save_llama
+from safetensors.numpy import load_file, save_file
+from saltlm import TransferConfig, batch, transfer
+from saltlm.batch_config import BatchConfig
+from saltlm.batch_file import BatchJob
+from saltlm.batch_pool import Pool, in_order
+from saltlm.batch_worker import Outcome
+from saltlm.cli import main
+from saltlm.shared import Shared
+from tokenizers_tiny import tiny
+
+ONE = BatchConfig(workers=1)
+
+
+def write_jobs(path: Path, pair, jobs: dict[str, str], more: str = "") -> Path:
+    text = f"[defaults]\nsource = '{pair.source}'\ntarget = '{pair.target}'\nauxiliary = '{pair.vectors}'\n{more}\n"
+    path.write_text(text + "".join(f"[[job]]\nout = '{path.parent}/{out}'\n{rest}\n" for out, rest in jobs.items()))
+    return path
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Everything of a written folder but how long it took."""
+    found: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {**found, "saltlm.json": {**json.loads(found["saltlm.json"]), "seconds": None}}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
+    """One worker, seven jobs: four that succeed, a broken source, one too large for the disk, and one after them."""
+    root = tmp_path_factory.mktemp("batch")
+    source = shutil.copytree(pair.source, root / "nan")
+    rows = load_file(source / "model.safetensors")
+    rows["model.embed_tokens.weight"][3] = float("nan")
+    save_file(rows, source / "model.safetensors", metadata={"format": "pt"})
+    save_llama(root / "wide", tiny("byte_level_bpe"), width=256)
+    jobs = {
+        "salt": "", "other": f"source = '{untied.source}'\ntarget = '{untied.target}'\nauxiliary = '{untied.vectors}'",
+        "pieces": "method = 'subword-mean'", "broken": f"source = '{root / 'nan'}'",
+        "deep/er/plm": "auxiliary = 'plm'\nridge = 0.1",
+        "full": f"source = '{root / 'wide'}'", "case": "overlap = 'case'\nchat-template = 'none'",
+    }  # fmt: skip
+    path = write_jobs(root / "jobs.toml", pair, jobs)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (2_000_000, before[1])
+    )  # the workers inherit it: larger files find a full disk
+    try:
+        done = batch.run(path, ONE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return {"root": root, "path": path, "done": done, "names": names(root)}
+
+
+def test_folders_are_those_of_single_transfers(ran, pair, untied, tmp_path) -> None:
+    singles = {
+        "salt": (pair, TransferConfig(), pair.vectors), "other": (untied, TransferConfig(), untied.vectors),
+        "pieces": (pair, TransferConfig(method="subword-mean"), pair.vectors),
+        "deep/er/plm": (pair, TransferConfig(ridge=0.1), "plm"),
+        "case": (pair, TransferConfig(overlap="case", chat_template="none"), pair.vectors),
+    }  # fmt: skip
+    for name, (case, config, vectors) in singles.items():
+        transfer(str(case.source), str(case.target), str(vectors), tmp_path / "single", config)
+        assert content(ran["root"] / name) == content(tmp_path / "single"), name
+        shutil.rmtree(tmp_path / "single")
+
+
+def test_failures_are_told_and_stop_nothing(ran) -> None:
+    found = ran["done"].to_json()
+    assert (found["done"], found["failed"], found["skipped"]) == (5, 2, 0)
+    failed = {Path(job["out"]).name: job["error"] for job in found["jobs"] if job["status"] == "failed"}
+    assert set(failed) == {"broken", "full"}
+    assert "NaN or infinity in rows 3" in failed["broken"] and "limit on the size of files" in failed["full"]
+    assert ran["names"] == ["case", "deep", "jobs.toml", "nan", "other", "pieces", "salt", "wide"]
+
+
+def test_neighbours_share_and_memory_is_as_estimated(ran) -> None:
+    done = ran["done"]
+    order = [next(job for job in done.jobs if job.number == number).source for number in done.order]
+    assert len([one for one, after in itertools.pairwise(order) if one != after]) == len(set(order)) - 1
+    assert done.to_json()["shared"]["found"] >= 10
+    assert len({outcome.process for outcome in done.outcomes.values()}) == 1
+    for job in done.jobs:
+        assert job.memory / 2 < done.outcomes[job.number].peak < job.memory
+
+
+def test_running_again_does_what_is_left(ran, pair, untied, capsys) -> None:
+    def states(text: str | None = None) -> dict[str, str]:
+        path = ran["path"] if text is None else ran["path"].with_name("again.toml")
+        if text is not None:
+            path.write_text(text)
+        assert main(["batch", str(path), "--dry-run", "--json"]) == 0, capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert not err
+        return {Path(job["out"]).name: job["status"] for job in json.loads(out)["jobs"]}
+
+    finished = dict.fromkeys(("salt", "other", "pieces", "plm", "case"), "skipped")
+    assert states() == finished | {"broken": "waiting", "full": "waiting"}
+    text = ran["path"].read_text()
+    changed = text.replace("ridge = 0.1", "ridge = 0.2\nforce = true")
+    assert states(changed) == states() | {"plm": "waiting"}
+    assert main(["batch", str(ran["path"].with_name("again.toml")), "--dry-run"]) == 0
+    ran["path"].with_name("again.toml").write_text(changed.replace("force = true", ""))
+    assert main(["batch", str(ran["path"].with_name("again.toml"))]) == 2
+    assert "an existing folder of another run (its ridge is 0.1, the job's 0.2)" in capsys.readouterr().err
+    forced = text.replace("[[job]]", "force = true\n[[job]]", 1)
+    now = time.time()
+    for place, touched in (
+        (pair.vectors, lambda: pair.vectors.write_text(pair.vectors.read_text().replace("0.1", "0.2", 1))),
+        (
+            pair.source / "config.json",
+            lambda: (pair.source / "config.json").write_bytes((pair.source / "config.json").read_bytes() + b" "),
+        ),
+        (pair.target / "model.safetensors", lambda: os.utime(pair.target / "model.safetensors", (now, now - 99))),
+    ):
+        before, stat = place.read_bytes(), place.stat()
+        touched()
+        assert states(forced)["salt"] == "waiting" and states(forced)["other"] == "skipped", place
+        place.write_bytes(before)
+        os.utime(place, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.utime(pair.vectors, (now, now))  # known by its content
+    assert states()["salt"] == "skipped"
+    (ran["root"] / "salt" / "config.json").rename(ran["root"] / "kept")
+    assert states(forced)["salt"] == "waiting"
+    (ran["root"] / "kept").rename(ran["root"] / "salt" / "config.json")
+
+
+class Killer(batch.Watcher):
+    """Kills the process of a job, by the name of its folder, so many times."""
+
+    def __init__(self, **times: int) -> None:
+        self.times, self.told = times, []
+
+    def tell(self, job: BatchJob, stage: str) -> None:
+        self.told.append((job.out.name, stage))
+        if stage == "align" and self.times.get(job.out.name, 0):
+            self.times[job.out.name] -= 1
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def test_a_killed_worker_is_tried_once_more_then_told(pair, tmp_path) -> None:
+    path = write_jobs(tmp_path / "jobs.toml", pair, {"once": "", "twice": "", "never": ""})
+    watcher = Killer(once=1, twice=2)
+    done = batch.run(path, ONE, watcher=watcher)
+    found = {job.out.name: done.outcomes[job.number] for job in done.jobs}
+    assert [(found[name].status, found[name].attempts) for name in ("once", "twice", "never")] == [
+        ("done", 2), ("failed", 2), ("done", 1),
+    ]  # fmt: skip
+    assert "killed by SIGKILL, 2 times" in found["twice"].error
+    assert ("once", "its process was killed by SIGKILL; tried again") in watcher.told
+    assert names(tmp_path) == ["jobs.toml", "never", "once"]
+    assert not multiprocessing.active_children()
+
+
+def test_an_interrupt_leaves_nothing_half_written_and_work_goes_on(pair, tmp_path) -> None:
+    jobs = {f"o{index}": f"seed = {index}" for index in range(400)}
+    path = write_jobs(tmp_path / "jobs.toml", pair, jobs, "method = 'normal'\nheldout = 0")
+    command = [sys.executable, "-m", "saltlm", "batch", str(path), "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stderr:
+        if "done in" in line:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 130 and rest.splitlines()[-1].startswith("saltlm: interrupted"), rest
+    written = [name for name in names(tmp_path) if name != "jobs.toml"]
+    assert written and all((tmp_path / name / "saltlm.json").is_file() for name in written)
+    left = batch.run(path, ONE, dry_run=True).to_json()
+    assert (left["skipped"], left["waiting"]) == (len(written), 400 - len(written)) and left["waiting"]
+
+
+JOBS = st.lists(st.tuples(st.integers(1, 100), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=12)
+
+
+@given(JOBS, st.integers(1, 4), st.integers(100, 300))
+def test_jobs_wait_until_they_fit(sizes, workers: int, budget: int) -> None:
+    """Threads stand in for the processes: what is tested is which job starts when."""
+    jobs = [
+        BatchJob(
+            number=number, source=str(a), target=str(b), auxiliary=None, out=Path(f"/{number}"), config=TransferConfig(),
+            memory=memory, shared={f"s{a}": 10, f"t{b}": 5},
+        )
+        for number, (memory, a, b) in enumerate(sizes, 1)
+    ]  # fmt: skip
+    most: list[int] = []
+    pool = Pool(jobs, workers, budget, 1, lambda job, stage: most.append(sum(w.reserved for w in pool.workers)))
+    pool.context = Threads()
+    ended: list[int] = []
+    pool.run(lambda job, outcome: ended.append(job.number))
+    assert sorted(ended) == [job.number for job in jobs]
+    assert max(most) <= budget and len(most) == len(jobs)
+
+
+class Thread(threading.Thread):
+    """Answers every job at once."""
+
+    exitcode = 0
+
+    def __init__(self, target, args, daemon) -> None:
+        super().__init__(daemon=daemon)
+        self.pipe = Connection(os.dup(args[0].fileno()))  # the parent closes its own
+
+    def run(self) -> None:
+        with self.pipe:
+            while (message := self.pipe.recv()) is not None:
+                self.pipe.send(Outcome(number=message[0].number, status="done"))
+
+    def terminate(self) -> None:
+        """Never needed: it ends when it is told."""
+
+    kill = terminate
+
+
+class Threads:
+    Pipe = staticmethod(multiprocessing.Pipe)
+    Process = Thread
+
+
+def test_order_keeps_inputs_together() -> None:
+    jobs = [
+        BatchJob(
+            number=number, source=s, target=t, auxiliary=None, out=Path("/o"), config=TransferConfig(), shared={s: 1, t: 1}
+        )
+        for number, (s, t) in enumerate([("a", "x"), ("b", "x"), ("a", "y"), ("b", "y"), ("a", "x")])
+    ]  # fmt: skip
+    assert [job.number for job in in_order(jobs)] == [0, 4, 2, 1, 3]
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 50))), st.integers(0, 100))
+def test_what_is_kept_stays_within_its_limit(uses, limit: int) -> None:
+    shared = Shared(limit)
+    for key, size in uses:
+        assert shared.get((key, size), lambda key=key: key, lambda value, size=size: size) == key
+        assert shared.bytes <= limit
+    assert shared.hits + shared.misses == len(uses)
+    if uses and uses[-1][1] <= limit:
+        assert shared.get(uses[-1], lambda: None, lambda value: 0) == uses[-1][0], "the latest is there"

@@ -1,0 +1,383 @@
+"""The comparison: a probe is an adaptation, the control sees as much text, nothing is done twice, ties are called ties."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import re
+import signal
+
+import adapt_tiny
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, compare_run, transfer
+from saltlm.adapt import _read_text, _streams
+from saltlm.cli import documented, main
+from saltlm.compare_config import Cell, parse_cells
+from saltlm.compare_results import spearman, steps_to_level, summarize
+from saltlm.compare_show import comparison
+from saltlm.corpus import Corpus
+from saltlm.errors import InputError
+from saltlm.packing import Packer
+from transformers import AutoTokenizer
+
+STEPS, METHODS = 4, ["salt:center=true", "normal"]
+SMALL = {"seq_length": 32, "batch_size": 2, "device": "cpu", "eval_bytes": 600}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection():
+    """Each training ends with a full collection: what the imports made need not be looked through every time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    for name, count, seed in (("text", 60, 0), ("eval", 12, 7), ("english", 4, 9)):
+        adapt_tiny.text_file(folder / f"{name}.txt", count, seed)
+    return folder
+
+
+def call(pair, place, out, methods=METHODS, *, options=None, small=None, **more):
+    return compare(
+        pair.source, pair.target, pair.vectors, methods, place / "text.txt", out,
+        CompareConfig(**{"probe_steps": STEPS, "seeds": 2, "eval_steps": 2, **(options or {})}),
+        eval_texts=place / "eval.txt", adapt_config=AdaptConfig(**{**SMALL, **(small or {})}),
+        **{"source_eval_texts": place / "english.txt", "transfer_config": TransferConfig(device="cpu"), **more},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The number of documents in each evaluation of the first comparison."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def done(pair, place, measured):
+    evaluate = compare_run.evaluate
+
+    def counted(model, documents):
+        measured.append(len(documents))
+        return evaluate(model, documents=documents)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_run, "evaluate", counted)
+        return call(pair, place, place / "done")
+
+
+@pytest.fixture(scope="module")
+def diverged(pair, place):
+    small = {"schedule": "constant", "warmup_steps": 0, "embedding_learning_rate": 1e5}
+    return call(pair, place, place / "diverged", ["mean"], options={"probe_steps": 12, "seeds": 1}, small=small)
+
+
+def figures(content) -> list:
+    """What a comparison found, times apart."""
+    kept = ("method", "seed", "bits_per_byte", "source_bits_per_byte", "document_nats", "training_bytes", "self_check")
+    return [{name: run[name] for name in kept} for run in content["results"]]
+
+
+def test_a_result_for_each_method_and_seed_and_nothing_else_is_left(done):
+    content = json.loads((done.out / "compare.json").read_text())
+    assert content == json.loads(json.dumps(done.content))
+    assert [(run["method"], run["seed"]) for run in content["results"]] == [
+        (method, seed) for method in ("original", *METHODS) for seed in (0, 1)
+    ]
+    for run in content["results"]:
+        assert [step for step, _ in run["bits_per_byte"]] == [0, 2, STEPS] and run["seconds"] > 0
+        assert [step for step, _ in run["source_bits_per_byte"]] == [0, STEPS]
+        sizes = sum(run["document_bytes"])
+        assert sum(run["document_nats"]) / np.log(2) / sizes == pytest.approx(run["bits_per_byte"][-1][1], rel=1e-12)
+    assert {path.name for path in done.out.iterdir()} == {"compare.json", "compare.png", "comparison.json", "runs"}
+    assert not list(done.out.rglob("*.safetensors")) and (done.out / "compare.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("method", ["normal", "original"])
+def test_a_probe_is_a_transfer_and_an_adaptation(done, pair, place, tmp_path, method):
+    model, length = pair.source, done.content["seq_lengths"]["original"]
+    if method != "original":
+        model, length = tmp_path / "model", SMALL["seq_length"]
+        transfer(pair.source, pair.target, None, model, TransferConfig(method=method, seed=1, device="cpu"))
+    options = {**SMALL, "seq_length": length, "phases": f"embeddings:{STEPS}", "seed": 1, "eval_steps": 2}
+    wanted = adapt(
+        model, place / "text.txt", tmp_path / "out", AdaptConfig(**options), eval_texts=place / "eval.txt",
+        source_eval_texts=place / "english.txt",
+    )  # fmt: skip
+    (found,) = [run for run in done.content["results"] if (run["method"], run["seed"]) == (method, 1)]
+    assert [tuple(point) for point in found["bits_per_byte"]] == list(wanted.heldout)
+    assert [tuple(p) for p in found["source_bits_per_byte"]] == [wanted.source[0], wanted.source[-1]]
+    assert (found["training_bytes"], found["training_tokens"]) == (wanted.bytes, wanted.tokens)
+
+
+def test_every_weight_can_be_probed(pair, place, tmp_path, done):
+    found = call(pair, place, tmp_path / "all", ["normal"], options={"probe": "all", "seeds": 1})
+    ends = [runs.content["results"][number]["bits_per_byte"] for runs, number in ((found, 1), (done, 4))]
+    assert ends[0][0] == ends[1][0] and ends[0][-1] != ends[1][-1]
+
+
+def test_methods_see_the_same_bytes_and_the_control_as_many(done):
+    runs = {(run["method"], run["seed"]): run["training_bytes"] for run in done.content["results"]}
+    for seed in (0, 1):
+        sizes = [runs[method, seed] for method in METHODS]
+        assert len(set(sizes)) == 1 and runs["original", seed] == pytest.approx(sizes[0], rel=0.1)
+    lengths, ratios = done.content["seq_lengths"], done.content["training_tokens_per_byte"]
+    assert lengths["new"] != lengths["original"]
+    assert lengths["original"] == round(lengths["new"] * ratios["original"] / ratios["new"])
+
+
+@pytest.fixture(scope="module")
+def tokenizers(pair):
+    return [AutoTokenizer.from_pretrained(folder) for folder in (pair.target, pair.source)]
+
+
+@given(steps=st.integers(1, 60), length=st.integers(8, 80), window=st.sampled_from([7, 30, 1000]))
+def test_text_is_refused_exactly_when_a_pass_is_too_short(tokenizers, place, steps, length, window):
+    config = AdaptConfig(**{**SMALL, "seq_length": length, "shuffle_documents": window, "heldout": 0.0})
+    text = _read_text(place / "text.txt", place / "eval.txt", None, None, config)
+
+    def last_pass(tokenizer, blocks) -> int:
+        (stream,) = _streams(text, Packer(tokenizer, rows=10**6, length=blocks), config, ())
+        stream.block(steps * config.batch_size - 1)
+        stream.close()
+        return stream.passes
+
+    try:
+        found = compare_run.measure_blocks(text, tokenizers, config, steps)
+    except InputError as error:
+        if "of the source's own" in str(error):
+            assert last_pass(tokenizers[1], int(re.search(r"blocks of (\d+) tokens", str(error))[1])) > 0
+        else:
+            assert last_pass(tokenizers[0], length) > 0
+    else:
+        assert last_pass(tokenizers[0], found.length) == last_pass(tokenizers[1], found.original) == 0
+
+
+def test_finished_runs_are_not_run_again_and_methods_can_be_added(done, pair, place, monkeypatch):
+    ran = []
+
+    def counted(cell, seed, **options):
+        ran.append((cell.label, seed))
+        return compare_run_cell(cell, seed, **options)
+
+    compare_run_cell = compare_run.run_cell
+    monkeypatch.setattr(compare_run, "run_cell", counted)
+    before = figures(done.content)
+    assert figures(call(pair, place, done.out).content) == before and not ran
+    more = call(pair, place, done.out, [*METHODS, "zero"], options={"seeds": 1})
+    assert ran == [("zero", 0)] and more.content["seeds"] == [0]
+    assert figures(call(pair, place, done.out).content) == before and len(ran) == 1
+
+
+def test_an_interrupted_comparison_goes_on_to_the_same_figures(done, pair, place, tmp_path):
+    out, seen = tmp_path / "out", []
+
+    def interrupt(stage: str, step: int, total: int) -> None:
+        seen.append(stage)
+        if "normal, seed 0, probe" in stage and step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"finished runs are kept in .*; the same command goes on"):
+        call(pair, place, out, ["normal"], progress=interrupt)
+    assert {path.name for path in out.iterdir()} == {"comparison.json", "runs"} and len(list(out.glob("runs/*"))) == 2
+    first = lambda stage, *_: os.kill(os.getpid(), signal.SIGINT) if "1 of 4" in stage and "probe" in stage else None  # noqa: E731
+    with pytest.raises(KeyboardInterrupt, match="no run was finished"):
+        call(pair, place, tmp_path / "none", ["normal"], progress=first)
+    assert not (tmp_path / "none").exists()
+    (out / ".scratch").mkdir()  # as a killed run leaves it
+    (out / ".scratch" / "weights").touch()
+    seen.clear()
+    found = call(pair, place, out, ["normal"], progress=lambda stage, *_: seen.append(stage))
+    assert figures(found.content) == [run for run in figures(done.content) if run["method"] in ("original", "normal")]
+    assert sum("kept from before" in stage for stage in seen) == 2 and not (out / ".scratch").exists()
+
+
+def test_step_0_of_a_start_that_no_seed_changes_is_measured_once(done, measured):
+    found = done.content["results"]
+    assert not found[0]["counts"] and all(run["counts"]["drawn"] for run in found[2:])
+    # Held-out text three times and the source language's twice; the original's second seed knows its start already.
+    assert len(measured) == 5 + 3 + 4 * 5
+    assert found[0]["bits_per_byte"][0] == found[1]["bits_per_byte"][0]
+    assert found[0]["bits_per_byte"][-1] != found[1]["bits_per_byte"][-1]
+
+
+def test_a_probe_that_diverges_is_reported_and_the_others_go_on(diverged, capsys):
+    assert [entry["diverged"] for entry in diverged.content["methods"]] == [[0], [0]] and diverged.best is None
+    assert diverged.content["results"][1]["diverged"].startswith("step ")
+    comparison(diverged)
+    assert "diverged with seed 0" in capsys.readouterr().out
+
+
+def test_the_table_and_json(done, pair, place, capsys):
+    arguments = [
+        "compare", "--source", pair.source, "--target", pair.target, "--auxiliary", pair.vectors,
+        "--methods", ",".join(METHODS), "--text", place / "text.txt", "--eval-text", place / "eval.txt",
+        "--source-eval-text", place / "english.txt", "--out", done.out, "--probe-steps", STEPS, "--seeds", 2,
+        "--eval-steps", 2, "--seq-length", 32, "--batch-size", 2, "--device", "cpu", "--eval-bytes", 600, "--quiet",
+    ]  # fmt: skip
+    assert main([*map(str, arguments)]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("to level: steps until", "normal", "original", f"best: {done.best}"))
+    assert main([*map(str, arguments), "--json"]) == 0
+    assert figures(json.loads(capsys.readouterr().out)) == figures(done.content)
+
+
+def refused(pair, place, capsys, *more, code=2) -> str:
+    before = sorted(place.rglob("*"))
+    usual = [
+        "compare", "--source", pair.source, "--target", pair.target, "--auxiliary", pair.vectors, "--methods", "salt",
+        "--text", place / "text.txt", "--eval-text", place / "eval.txt", "--out", place / "new", "--probe-steps", 2,
+        "--seq-length", 32, "--quiet",
+    ]  # fmt: skip
+    assert main([*map(str, usual), *map(str, more)]) == code
+    out, err = capsys.readouterr()
+    assert not out and sorted(place.rglob("*")) == before and err.count("saltlm:") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--methods", "slat"], "did you mean 'salt'?"),
+        (["--methods", "salt:rigde=1"], "did you mean 'ridge'?"),
+        (["--methods", "salt:ridge=much"], "expected a number"),
+        (["--methods", "salt:ridge=-1"], "method 'salt:ridge=-1': ridge: found -1.0"),
+        (["--methods", "salt:center=perhaps"], "true or false"),
+        (["--methods", "salt:seed=3"], "give --seed for all"),
+        (["--methods", "mean:center=true"], "which has no use for it"),
+        (["--methods", "salt", "salt"], "each once"),
+        (["--methods", "original"], "at least one beside the original"),
+        (["--methods", "salt,wechsel"], "method 'wechsel': source-auxiliary: found none"),
+        (["--probe-steps", "5000"], "the 5,000 blocks that 5,000 steps take, none of them twice"),
+        (["--seq-length", "500"], "at most the 256 positions"),
+        (["--probe", "rows"], "one of embeddings, all"),
+        (["--seeds", "0"], "a whole number >= 1"),
+        (["--source", "nowhere/at/all"], "no such folder"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(pair, place, capsys, more, words):
+    assert words in refused(pair, place, capsys, *more)
+
+
+def test_heldout_text_inside_the_training_text_is_refused_or_dropped(pair, place, tmp_path, capsys):
+    documents = list(Corpus(place / "text.txt"))
+    (tmp_path / "both.txt").write_text("\n\n".join(documents[:9]))
+    assert "--drop-overlap" in refused(pair, place, capsys, "--eval-text", tmp_path / "both.txt")
+    assert "5,000 blocks" in refused(
+        pair, place, capsys, "--eval-text", tmp_path / "both.txt", "--drop-overlap", "--probe-steps", 5000
+    )
+
+
+def test_a_folder_with_something_else_is_refused(done, pair, place, capsys):
+    assert "a comparison that differs in" in refused(pair, place, capsys, "--out", done.out)
+    (place / "other").mkdir()
+    (place / "other" / "file").touch()
+    for force in ([], ["--force"]):
+        assert "holds no comparison" in refused(pair, place, capsys, "--out", place / "other", *force)
+    assert "input" in refused(pair, place, capsys, "--out", pair.source / "inside")
+
+
+def test_force_starts_over(diverged, pair, place):
+    old = {path.name for path in (diverged.out / "runs").iterdir()}
+    found = call(pair, place, diverged.out, ["mean"], options={"seeds": 1, "probe_steps": 1, "force": True})
+    new = {path.name for path in (diverged.out / "runs").iterdir()}
+    assert len(old) == len(new) == 2 and not old & new and found.content["probe_steps"] == 1 and found.best == "mean"
+
+
+def test_cells_share_what_they_may_and_keep_what_is_theirs():
+    base = TransferConfig(ridge=0.5, overlap="case")
+    cells = parse_cells(["salt", "salt:ridge=0.1:max-support=8:center", "focus", "blend:blend_weight=0.3"], base)
+    assert [cell.label for cell in cells][:2] == ["original", "salt"] and cells[0].config is None
+    assert [cell.config.ridge for cell in cells[1:]] == [0.5, 0.1, None, 0.5]
+    assert (cells[2].config.max_support, cells[2].config.center) == (8, True) and cells[4].config.blend_weight == 0.3
+    assert {cell.config.overlap for cell in cells[1:]} == {"case"}
+
+
+def test_every_option_is_documented():
+    words = documented(CompareConfig)
+    assert all(words.get(field.name) for field in dataclasses.fields(CompareConfig))
+
+
+CURVES = st.lists(st.floats(0, 10), min_size=1, max_size=8)
+
+
+@given(CURVES, st.floats(0, 10))
+def test_steps_to_a_level_lie_between_the_evaluations_around_it(values, level):
+    points = [(10 * i, value) for i, value in enumerate(values)]
+    found = steps_to_level(points, level)
+    below = [step for step, value in points if value <= level]
+    if not below:
+        assert found is None
+    elif found is not None:
+        assert max(0, below[0] - 10) <= found <= below[0]
+        assert (
+            np.interp(found, *zip(*points, strict=True)) == pytest.approx(min(level, max(level, values[0])), abs=1e-6)
+            or not below[0]
+        )
+
+
+@given(st.lists(st.integers(-50, 50), min_size=3, max_size=12), st.randoms(use_true_random=False))
+def test_rank_correlation(values, random):
+    other = random.sample(values, len(values))
+    if len(set(values)) == 1:
+        assert spearman(values, other) is None
+        return
+    assert spearman(values, [v**3 for v in values]) == 1 and spearman(values, [-v for v in values]) == -1
+    assert spearman(values, other) == spearman(other, values) and -1 <= spearman(values, other) <= 1
+    if len(set(values)) == len(values):
+        places = [np.argsort(np.argsort(part)) for part in (values, other)]
+        assert spearman(values, other) == pytest.approx(np.corrcoef(*places)[0, 1])
+
+
+def run(method: str, seed: int, costs, **more) -> dict:
+    sizes = np.full(len(costs), 100)
+    end = float(np.sum(costs) / sizes.sum())
+    return {
+        "method": method, "seed": seed, "bits_per_byte": [[0, 4.0], [10, end]], "source_bits_per_byte": [], "diverged": None,
+        "document_nats": (np.asarray(costs) * np.log(2)).tolist(), "document_bytes": sizes.tolist(), "self_check": None,
+        "tokens_per_byte": 0.3, "seq_length": 8, "training_bytes": 5, "seconds": 1.0, **more,
+    }  # fmt: skip
+
+
+def test_ties_are_called_ties():
+    random = np.random.default_rng(0)
+    hard = random.uniform(200, 400, size=40)  # documents differ much more than methods do
+    swing = np.tile([-1.0, 1.0], 20)
+    noise = {seed: random.normal(0, 0.5, size=40) for seed in (0, 1)}
+    costs = {
+        "original": lambda seed: hard + 50, "best": lambda seed: hard, "same": lambda seed: hard + swing + 0.05,
+        "worse": lambda seed: hard + 3 + noise[seed], "torn": lambda seed: hard + (8 if seed else -1),
+    }  # fmt: skip
+    cells = [Cell(name, None) for name in costs]
+    found = summarize(cells, [run(name, seed, cost(seed)) for name, cost in costs.items() for seed in (0, 1)], 0.95)
+    assert found["best"] == "best" and set(found["ties"]) == {"same", "torn"}
+    worse = found["methods"][3]["difference"]
+    assert worse["low"] < worse["estimate"] < worse["high"] and worse["estimate"] == pytest.approx(0.03, abs=0.005)
+    torn = found["methods"][4]["difference"]
+    assert torn["low"] > 0 and torn["by_seed"][0] < 0 < torn["by_seed"][1]
+
+
+def test_a_single_document_tells_nothing_apart():
+    cells = [Cell(name, None) for name in ("original", "a", "b")]
+    found = summarize(cells, [run("original", 0, [900]), run("a", 0, [300]), run("b", 0, [400])], 0.95)
+    assert found["best"] == "a" and found["ties"] == ["b"] and found["methods"][2]["difference"]["low"] is None
+
+
+def test_rank_correlations_compare_what_foretold_with_what_came():
+    checks = [{"relative_error": 0.5 + 0.1 * i, "cosine": 0.9 - 0.1 * i, "rank": 10 * (i + 1)} for i in range(4)]
+    runs = [run("original", 0, [900, 900])]
+    runs += [run(f"m{i}", 0, [300 + 10 * i, 310 + 10 * i], self_check=checks[i]) for i in range(4)]
+    for i in range(4):
+        runs[i + 1]["bits_per_byte"][0][1] = 5.0 - i
+    cells = [Cell("original", None), *(Cell(f"m{i}", None) for i in range(4))]
+    found = {(e["first"], e["second"]): e["rho"] for e in summarize(cells, runs, 0.95)["rank_correlations"]}
+    assert found["step 0", "end"] == -1 and found["end", "self-check cosine"] == 1
+    assert found["step 0", "self-check relative_error"] == -1 and len(found) == 7
