@@ -163,6 +163,23 @@ def table(path: Path) -> Table:
     return Table(vectors, int(lines[0].split()[1]))
 
 
+class WithoutBytes:
+    """A tokenizer whose byte pieces decode to nothing."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def decode(self, token: int) -> str:
+        is_byte = self.tokenizer.convert_ids_to_tokens(token).startswith("<0x")
+        return "" if is_byte else self.tokenizer.decode(token)
+
+
 @pytest.fixture
 def wechsel(monkeypatch) -> ModuleType:
     stand_in(monkeypatch, "fasttext", FastText=SimpleNamespace(_FastText=Table)).__path__ = []
@@ -176,22 +193,32 @@ def wechsel(monkeypatch) -> ModuleType:
     return importlib.import_module("wechsel")
 
 
-def test_wechsel_rows_equal_its_authors(wechsel, untied, bilingual) -> None:  # noqa: F811
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves the dictionary open
+def test_wechsel_rows_equal_its_authors(wechsel, untied, bilingual, tmp_path) -> None:  # noqa: F811
     done = transfer(untied.source, untied.target, untied.vectors, config=TransferConfig(method="wechsel", **bilingual))
     source = load_source(untied.source)
+    # It fails on a blank line of the dictionary, which ours passes over.
+    lines = Path(bilingual["dictionary"]).read_text(encoding="utf-8").splitlines()
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("\n".join(line for line in lines if "\t" in line) + "\n", encoding="utf-8")
     theirs = wechsel.WECHSEL(
-        table(bilingual["source_auxiliary"]), table(untied.vectors), bilingual_dictionary=str(bilingual["dictionary"])
+        table(bilingual["source_auxiliary"]), table(untied.vectors), bilingual_dictionary=str(pairs)
     )
-    matrix, found = theirs.apply(source.tokenizer, done.tokenizer, source.input_rows.double().numpy())
+    rows = source.input_rows.double().numpy()
+    # A byte piece such as <0x61> decodes to a letter and so gets a word's vector there: as a neighbour it is a false friend.
+    found = theirs.apply(source.tokenizer, done.tokenizer, rows)[1]
+    assert any(piece.startswith("<0x") for pieces, *_ in found.sources.values() for piece in pieces)
+    matrix, found = theirs.apply(WithoutBytes(source.tokenizer), done.tokenizer, rows)
+    eleven = theirs.apply(WithoutBytes(source.tokenizer), done.tokenizer, rows, neighbors=11)[1]
     own = load_auxiliary(bilingual["source_auxiliary"], load_tokens(source.tokenizer).vocabulary.words())
     same = compared = 0
     for token in np.flatnonzero(done.origin == COMPOSED):
         spelling = done.tokenizer.convert_ids_to_tokens(int(token))
         if spelling not in found.sources:
             continue
-        pieces, _, cosines = found.sources[spelling]
+        pieces, cosines = found.sources[spelling][0], eleven.sources[spelling][2]
         # Twins share a vector: where the tenth and the eleventh are equally near, which is taken is chance there.
-        if sum(np.isclose(cosines, cosines[-1], atol=1e-6)) > 1:
+        if np.isclose(cosines[9], cosines[10], atol=1e-6):
             continue
         assert own.known[source.tokenizer.convert_tokens_to_ids(list(pieces))].all()
         compared += 1
