@@ -14,10 +14,11 @@ import torch
 
 # Relative difference that counts as equal when the same logits are computed in two ways, by dtype of the model.
 NOISE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-# A soft cap bends large logits and leaves small ones as they are: states are tried at their own size, and enlarged.
-ENLARGED = 64.0
+# A soft cap bends large logits and leaves small ones as they are: states are tried at their own size, and enlarged until the
+# largest logit is beyond those of any real text.
+LARGEST_LOGIT = 1e3
 # What a module raises that is no body: it fails on the call or has other outputs.
-NO_BODY = (AttributeError, TypeError, ValueError, RuntimeError, IndexError)
+NO_BODY = (ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError, IndexError)
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -59,7 +60,9 @@ def simplest_head(model: Any, parts: Parts, inputs: Mapping[str, torch.Tensor]) 
     layer = model.get_output_embeddings()
     states = parts.body(**inputs, use_cache=False).last_hidden_state[0]
     with contextlib.suppress(*NO_BODY):
-        if all(close(layer(part), parts.head(part)) for part in (states, ENLARGED * states)):
+        top, room = float(layer(states).abs().max()), torch.finfo(states.dtype).max / (8 * float(states.abs().max()))
+        enlarged = min(max(1.0, LARGEST_LOGIT / top), room)
+        if all(close(layer(part), parts.head(part)) for part in (states, enlarged * states)):
             return layer
     return parts.head
 

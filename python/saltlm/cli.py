@@ -178,15 +178,6 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("--resume", action="store_true", help="go on with the run in --out, or start one")
     add_config(adapt, AdaptConfig)
 
-    batch = commands.add_parser("batch", help="many transfers from a jobs file, shared work done once")
-    batch.add_argument(
-        "jobs", metavar="JOBS.toml",
-        help="[[job]] tables with the options of saltlm transfer, and [defaults] for all; paths are relative to the current "
-        "folder",
-    )  # fmt: skip
-    add_config(batch, BatchConfig)
-    batch.add_argument("--dry-run", action="store_true", help="check every job, tell what would run, run nothing")
-
     inspect = commands.add_parser("inspect", help="where each row of a transferred model came from")
     inspect.add_argument("folder", metavar="DIR", help="folder written by transfer or adapt")
     inspect.add_argument(
@@ -218,8 +209,17 @@ def parser() -> argparse.ArgumentParser:
     add_config(compare, TransferConfig, OWN_TRANSFER)
     add_config(compare, AdaptConfig, OWN_ADAPT)
 
+    batch = commands.add_parser("batch", help="many transfers from a jobs file, shared work done once")
+    batch.add_argument(
+        "jobs", metavar="JOBS.toml",
+        help="[[job]] tables with the options of saltlm transfer, and [defaults] for all; paths are relative to the current "
+        "folder",
+    )  # fmt: skip
+    add_config(batch, BatchConfig)
+    batch.add_argument("--dry-run", action="store_true", help="check every job, tell what would run, run nothing")
+
     status = commands.add_parser("status", help="versions, operators that run and why, devices")
-    for command in (transfer, evaluate, adapt, batch, inspect, compare, status):
+    for command in (transfer, evaluate, adapt, inspect, compare, batch, status):
         command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return top
@@ -414,8 +414,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     silence()
     module, run = {
         "transfer": (".transfer", run_transfer), "evaluate": (".score", run_evaluate), "adapt": (".packing", run_adapt),
-        "inspect": (".inspect_rows", run_inspect), "compare": (".compare", run_compare), "batch": (".batch", run_batch),
-        "status": (".status", run_status),
+        "batch": (".batch", run_batch),
+        "inspect": (".inspect_rows", run_inspect), "compare": (".compare", run_compare), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip
     try:
         interrupt.load(module)

@@ -165,7 +165,8 @@ def _plan(
     from .checkpoint import _resolve
     from .compare_run import measure_blocks
     from .gguf import convert
-    from .transfer import check_method, transfer
+    from .rules import check_method
+    from .transfer import transfer
 
     check_base(adaptation)
     cells = parse_cells(methods, base)

@@ -132,8 +132,9 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
         ['original', 'salt:center=true:ridge=0.01', 'mean']
     """
     from .methods import METHODS as BUILDERS
+    from .methods import method_of
 
-    optional = {name for method in BUILDERS.values() for name in method.options}
+    optional = {name for method in BUILDERS for name in method_of(TransferConfig(method=method)).options}
     cells = [Cell(ORIGINAL, None)]
     for label in methods:
         if label == ORIGINAL:
@@ -142,11 +143,13 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
             raise input_error("methods", f"{label!r} twice", "each once", "leave one out")
         name, *parts = label.split(":")
         _one_of("methods", name, (*METHODS, ORIGINAL))
-        taken = BUILDERS[name].options if name in BUILDERS else optional
         defaults = {field.name: _default(field) for field in dataclasses.fields(base) if field.name in optional}
-        unused = {option: value for option, value in defaults.items() if option not in taken}
         try:
             own = dict(_option(label, part) for part in parts)
+            # What a method takes may hang on its own options, as a blend's do on what it blends with.
+            alone = dataclasses.replace(TransferConfig(), method=name, **own)
+            taken = method_of(alone).options if name in BUILDERS else optional
+            unused = {option: value for option, value in defaults.items() if option not in taken}
             cells.append(Cell(label, dataclasses.replace(base, method=name, **{**unused, **own})))
         except InputError as error:
             raise InputError(f"method {label!r}: {error}") from None

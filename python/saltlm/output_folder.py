@@ -115,6 +115,21 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False, advice: str
 
 
 @contextlib.contextmanager
+def cached_folder(folder: Path) -> Iterator[Path]:
+    """:func:`whole_folder` for what any run would write alike: where another one was faster its folder stays, ours is dropped.
+
+    Raises:
+        InputError, BackendError: as there, with advice for the cache.
+    """
+    try:
+        with whole_folder(folder.absolute(), advice=CACHE_ADVICE) as part:
+            yield part
+    except InputError:
+        if not folder.is_dir():
+            raise
+
+
+@contextlib.contextmanager
 def locked_output(out: Path) -> Iterator[None]:
     """Hold a hidden lock file ``.NAME.saltlm-lock`` beside ``out``, so that other processes leave ``out`` alone.
 
@@ -208,21 +223,6 @@ def _held(path: Path) -> bool:
 
 def _leftover(out: Path) -> re.Pattern[str]:
     return re.compile(re.escape(f".{out.name}.saltlm-") + r"(\d+)-[0-9a-f]{8}(\.old)?")
-
-
-@contextlib.contextmanager
-def cached_folder(folder: Path) -> Iterator[Path]:
-    """:func:`whole_folder` for what any run would write alike: where another one was faster its folder stays, ours is dropped.
-
-    Raises:
-        InputError, BackendError: as there, with advice for the cache.
-    """
-    try:
-        with whole_folder(folder.absolute(), advice=CACHE_ADVICE) as part:
-            yield part
-    except InputError:
-        if not folder.is_dir():
-            raise
 
 
 def clear_leftovers(out: Path) -> list[Path]:

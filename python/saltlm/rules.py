@@ -1,12 +1,17 @@
-"""Whether the rules that a configuration names fit together; found before anything large is loaded."""
+"""What is wrong with a method as configured: found before anything large is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+from .auxiliary import check_auxiliary
 from .config import TransferConfig
 from .errors import InputError, input_error
 from .methods import METHODS, method_of
+from .segmented_vectors import check_words
+from .source_vectors import check_dictionary, check_source_vectors
 from .texts import read_documents
 from .tune import free_options
 
@@ -16,21 +21,39 @@ OF_METHODS = (
 )  # fmt: skip
 
 
-def rule_faults(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
-    """Options that the method, as configured, has no use for, and rules that contradict each other.
+def check_method(config: TransferConfig, auxiliary: str | Path | None) -> None:
+    """Refuse the first fault of :func:`method_faults`.
+
+    Raises:
+        InputError: that fault.
+    """
+    for _, fault in method_faults(config, auxiliary):
+        raise fault
+
+
+def method_faults(config: TransferConfig, auxiliary: str | Path | None) -> Iterator[tuple[str, InputError]]:
+    """Options that the method has no use for, rules that contradict each other, and inputs that it lacks or cannot read.
 
     Yields:
-        The name of the option and what is wrong with it; also that the text to count tokens in is missing or holds none.
+        The name of the option, and what is wrong with it.
     """
+    yield from _unused(config)
+    yield from _contradictions(config)
+    yield from _inputs(config, auxiliary)
+
+
+def _unused(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
     default, options = TransferConfig(), method_of(config).options
-    named = f"method {config.method!r}" + (f" with {config.blend_with!r}" if config.blend_with else "")
     for name in OF_METHODS:
         if getattr(config, name) != getattr(default, name) and name not in options:
             taken = [method for method in METHODS if name in method_of(TransferConfig(method=method)).options]
             yield name, input_error(
-                name, f"{getattr(config, name)!r} for {named}, which has no use for it",
+                name, f"{getattr(config, name)!r} for {_named(config)}, which has no use for it",
                 "one of " + ", ".join(taken), f"leave --{name.replace('_', '-')} out or choose another --method",
             )  # fmt: skip
+
+
+def _contradictions(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
     if config.tune and not free_options(config):
         able = [method for method in METHODS if free_options(TransferConfig(method=method))]
         yield "tune", input_error(
@@ -39,7 +62,7 @@ def rule_faults(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
         )  # fmt: skip
     if config.blend_weight == "support" and method_of(config).every:
         yield "blend_weight", input_error(
-            "blend_weight", f"'support' for {named}, where every anchor is a neighbour of every token",
+            "blend_weight", f"'support' for {_named(config)}, where every anchor is a neighbour of every token",
             "a number, or another rule", "use --blend-weight pieces, or --blend-with local-map",
         )  # fmt: skip
     if config.unigram_shift is not None and config.keep_source_vocabulary:
@@ -48,7 +71,39 @@ def rule_faults(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
             "one of the two", "leave --unigram-shift out",
         )  # fmt: skip
     if config.unigram_text is not None:
-        try:
-            read_documents(config.unigram_text)
-        except InputError as error:
-            yield "unigram_text", error
+        yield from _raised("unigram_text", read_documents, config.unigram_text)
+
+
+def _inputs(config: TransferConfig, auxiliary: str | Path | None) -> Iterator[tuple[str, InputError]]:
+    method = method_of(config)
+    if auxiliary is not None:
+        check = check_words if method.source_vectors == "segmented" else check_auxiliary
+        yield from _raised("auxiliary", check, auxiliary)
+    elif method.vectors:
+        yield "auxiliary", input_error(
+            "auxiliary", f"none for method {config.method!r}", "static vectors of the target language",
+            "give --auxiliary, or a method that needs none such as subword-mean",
+        )  # fmt: skip
+    if method.source_vectors != "dictionary":
+        return
+    for name, what, check in (
+        ("source_auxiliary", "static vectors of the source's language", check_source_vectors),
+        ("dictionary", "a text file of word pairs, source and target", check_dictionary),
+    ):
+        if getattr(config, name) is not None:
+            yield from _raised(name, check, getattr(config, name))
+            continue
+        flag = name.replace("_", "-")
+        fault = input_error(flag, f"none for method {config.method!r}", what, f"give --{flag}, or a method without it")
+        yield name, fault
+
+
+def _named(config: TransferConfig) -> str:
+    return f"method {config.method!r}" + (f" with {config.blend_with!r}" if config.blend_with else "")
+
+
+def _raised(name: str, check: Callable[[Any], object], value: object) -> Iterator[tuple[str, InputError]]:
+    try:
+        check(value)
+    except InputError as error:
+        yield name, error

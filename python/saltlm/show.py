@@ -74,21 +74,7 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
             f"{rows:,} rows: {summary['new_tokens']:,} new tokens to build from {summary['anchors']:,} anchors;"
             " nothing was written"
         )
-    table = Table(title=f"{rows:,} rows by {summary['method']}" if not dry_run else "shared tokens")
-    if dry_run:
-        table.add_column("match")
-        table.add_column("tokens", justify="right")
-        for name, count in summary["overlap"].items():
-            table.add_row(name, f"{count:,}")
-    else:
-        table.add_column("origin")
-        table.add_column("rows", justify="right")
-        table.add_column("share", justify="right")
-        table.add_column("what it is")
-        for name, count in summary["counts"].items():
-            if count:
-                table.add_row(name, f"{count:,}", f"{count / rows:.1%}", ORIGIN_WORDS[name])
-    console.print(table)
+    console.print(_rows(summary, rows, dry_run))
     if summary["expansion"]:
         grown = summary["expansion"]
         console.print(
@@ -120,6 +106,25 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     if done.out is not None:
         # One line, however long: it is there to be copied.
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
+
+
+def _rows(summary: Mapping[str, Any], rows: int, dry_run: bool) -> Table:
+    """Where the rows come from, or before they are built what is shared."""
+    table = Table(title=f"{rows:,} rows by {summary['method']}" if not dry_run else "shared tokens")
+    if dry_run:
+        table.add_column("match")
+        table.add_column("tokens", justify="right")
+        for name, count in summary["overlap"].items():
+            table.add_row(name, f"{count:,}")
+    else:
+        table.add_column("origin")
+        table.add_column("rows", justify="right")
+        table.add_column("share", justify="right")
+        table.add_column("what it is")
+        for name, count in summary["counts"].items():
+            if count:
+                table.add_row(name, f"{count:,}", f"{count / rows:.1%}", ORIGIN_WORDS[name])
+    return table
 
 
 def evaluations(found: SideBySide) -> None:

@@ -1,0 +1,121 @@
+"""Rows of the new tokens, and how good they seem without training: options tuned, rows built, drawn, mended and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .align import Alignment
+from .assemble import Assembly
+from .heldout import check, hide_in
+from .methods import Job, build
+from .norm_guard import guard_norms
+from .train_vectors import sha256_of
+from .tune import Tuning, tune
+from .unigram_shift import check_unigram, log_unigram, shift_unigram
+
+Progress = Callable[[str, int, int], None]
+
+
+class Clock:
+    """Seconds by stage; tells the progress callback when a stage starts."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.progress: Progress = progress or (lambda stage, done, total: None)
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time what happens inside."""
+        self.progress(stage, 0, 0)
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Built:
+    """What was done to fill the rows.
+
+    Attributes:
+        job: with the options that were used, tuned where that was asked for.
+        heldout: figures of the self-check; ``None`` without one.
+        tuning: how options were chosen; ``None`` if they were given.
+        posts: what each step after the rows did, by its name.
+    """
+
+    job: Job
+    heldout: Mapping[str, Any] | None = None
+    tuning: Tuning | None = None
+    posts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def build_rows(job: Job, assembly: Assembly, tokenizer: Any, clock: Clock, *, dry_run: bool = False) -> Built:
+    """Fill the open rows of an assembly.
+
+    Args:
+        job: what the method works from.
+        assembly: rows under construction; the shared ones are there.
+        tokenizer: the target's, for its unigram scores.
+        clock: told of the stages.
+        dry_run: check, and build nothing.
+
+    Raises:
+        InputError: a shift is asked for that the head cannot hold, or its text is bad.
+    """
+    config = job.config
+    logs = None
+    if config.unigram_shift is not None:
+        check_unigram(assembly)
+        logs = log_unigram(tokenizer, job.alignment, config.unigram_text)
+    if dry_run:
+        return Built(job=job)
+    heldout, tuning = _self_check(job, clock) if config.tune else (None, None)
+    if tuning is not None:
+        config = dataclasses.replace(config, **tuning.choice)
+        job = dataclasses.replace(job, config=config)
+    posts: dict[str, Any] = {}
+    with clock("rows"):
+        for block in build(job):
+            assembly.put(block)
+        assembly.draw(config.seed, job.used)
+        if logs is not None:
+            found, counted = logs
+            shifted = shift_unigram(assembly, job.alignment, found, config.unigram_shift)
+            text = config.unigram_text
+            digest = None if text is None else sha256_of(Path(text))
+            posts["unigram_shift"] = {**shifted, "from": counted, "sha256": digest}
+        posts["norm_guard"] = guard_norms(
+            assembly, job.used, config.norm_guard, _words(assembly, job.alignment), bias=logs is None
+        )
+        assembly.pad(job.used)
+    if not config.tune:
+        heldout, _ = _self_check(job, clock)
+    return Built(job=job, heldout=heldout, tuning=tuning, posts=posts)
+
+
+def _self_check(job: Job, clock: Clock) -> tuple[dict[str, Any] | None, Tuning | None]:
+    """The figures of the start, and how its options were chosen where that was asked for."""
+    if not job.config.heldout:
+        return None, None
+    with clock("self-check"):
+        hidden = hide_in(job, job.config.heldout, job.config.seed)
+        if hidden is None:
+            return None, None
+        if not job.config.tune:
+            return check(hidden), None
+        tuning = tune(hidden)
+        return tuning.check, tuning
+
+
+def _words(assembly: Assembly, alignment: Alignment) -> list[str | None]:
+    """Text of each row's token, where it is one of the target's."""
+    words: list[str | None] = [None] * len(assembly.origin)
+    for row, word in zip(assembly.row_of.tolist(), alignment.target.words(), strict=True):
+        if row >= 0:
+            words[row] = word
+    return words
