@@ -38,6 +38,9 @@ class Kill(batch.Watcher):
                         return
             time.sleep(0.01)
 
+    def lives(self) -> bool:
+        return self.node.is_running() and self.node.status() != psutil.STATUS_ZOMBIE
+
     def tell(self, job: object, stage: str) -> None:
         self.lost += "lost" in stage
 
@@ -53,9 +56,7 @@ def main() -> None:
         cluster.wait_for_nodes()
         watcher = Kill(node)
         done = batch.run(sys.argv[1], BatchConfig(ray=cluster.address, workers=2), watcher=watcher)
-        sys.stdout.write(
-            json.dumps({**done.to_json(), "alive": watcher.node.is_running(), "lost": watcher.lost}) + "\n"
-        )
+        sys.stdout.write(json.dumps({**done.to_json(), "killed": not watcher.lives(), "lost": watcher.lost}) + "\n")
     finally:
         cluster.shutdown()
 

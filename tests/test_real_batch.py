@@ -25,8 +25,7 @@ def test_all_jobs_are_done_though_one_of_two_nodes_is_killed(pair, tmp_path) -> 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["done"], found["failed"]) == (8, 0), found
-    assert not found["alive"] and found["lost"] >= 1
-    assert len({job["process"] for job in found["jobs"]}) >= 1
+    assert found["killed"] and found["lost"] >= 1
     assert max(job["attempts"] for job in found["jobs"]) >= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["jobs.toml", *(f"o{index}" for index in range(8))]
 
