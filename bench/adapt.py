@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from harness import peak_megabytes, record
 
 ROWS, LENGTH, BATCH = 30_000, 512, 1
 MEMORY = {"tokens": 2048, "width": 256, "rows": 256_000}
@@ -75,6 +74,7 @@ def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
     from saltlm import training
     from saltlm.adapt_config import AdaptConfig
     from saltlm.metrics import Recorder
+    from saltlm.processes import find_processes, training_arguments
     from saltlm.resume import RunFolder
 
     class Fixed:
@@ -100,11 +100,12 @@ def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
             progress=lambda report: times.append(time.perf_counter()),
         )
         with recorder:
+            chunked = training.prepare_model(model, config, find_processes(config))
             run = training.Run(
-                config=config, model=model, chunked=training.prepare_model(model, config), streams=[Fixed()], shares=[1.0],
+                config=config, model=model, chunked=chunked, streams=[Fixed()], shares=[1.0],
                 folder=folder, recorder=recorder, evaluate=dict, phases=config.schedule_of_phases,
             )  # fmt: skip
-            training.train_phase(run, training.training_arguments(config), None)
+            training.train_phase(run, training_arguments(config), None)
         return times, [line["loss"] for line in recorder.lines]
 
 
@@ -155,7 +156,7 @@ def memory(how: str, device: str) -> dict:
 def peak(device: str) -> int:
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(peak_megabytes() * 1e6)
 
 
 def main() -> None:
@@ -175,12 +176,7 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(memory(arguments.memory, device)))
         return
-    found = {
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    found["device"] = torch.cuda.get_device_name() if device == "cuda" else device
+    found = {"device": torch.cuda.get_device_name() if device == "cuda" else device}
     for how in ("stock", "chunked") if not arguments.speed_only else ():
         done = subprocess.run(
             [sys.executable, __file__, "--memory", how, "--device", device], capture_output=True, text=True, check=True
@@ -190,19 +186,25 @@ def main() -> None:
         if abs(found["stock"][key] - found["chunked"][key]) > 1e-5 * abs(found["stock"][key]):
             raise SystemExit(f"{key} differs: {found['stock'][key]} against {found['chunked'][key]}")
     found["speed"] = speed(arguments.steps, device, arguments.layers or (6 if device == "cpu" else 30))
-    gigabyte = 1e9
-    print(f"{found['device']}, {found['threads']} threads, torch {found['torch']}")
-    print("| | saltlm adapt | bare Trainer / stock loss | ratio |\n| --- | --- | --- | --- |")
     rate, ratio = found["speed"]["tokens_per_second"], found["speed"]["ratio"]
-    print(f"| tokens/s, {found['speed']['layers']} layers | {rate['saltlm']:.0f} | {rate['bare']:.0f} | {ratio:.3f} |")
-    if arguments.speed_only:
-        return
-    tokens, width, rows = MEMORY.values()
-    label = f"loss and gradients, {tokens} tokens x {width} x {rows:,}"
-    peaks = [found[how]["peak"] / gigabyte for how in ("chunked", "stock")]
-    print(f"| peak GB, {label} | {peaks[0]:.2f} | {peaks[1]:.2f} | {peaks[0] / peaks[1]:.3f} |")
-    times = (found["chunked"]["seconds"], found["stock"]["seconds"])
-    print(f"| seconds, the same | {times[0]:.1f} | {times[1]:.1f} | {times[0] / times[1]:.2f} |")
+    layers = found["speed"]["layers"]
+    rows = [
+        (f"tokens a second, saltlm adapt, {layers} layers", f"{rate['saltlm']:.0f}"),
+        ("the same, bare Trainer loop, stock loss", f"{rate['bare']:.0f}"),
+        ("saltlm / bare", f"**{ratio:.3f}** (bar 0.95: {'met' if ratio >= 0.95 else 'missed'})"),
+    ]
+    if not arguments.speed_only:
+        tokens, width, vocabulary = MEMORY.values()
+        for key, unit, scale in (("peak", "peak GB", 1e9), ("seconds", "seconds", 1.0)):
+            mine, stock = (found[how][key] / scale for how in ("chunked", "stock"))
+            what = f"loss and gradients, {tokens} tokens x {width} x {vocabulary:,}: {unit}, chunked; stock"
+            rows.append((what, f"{mine:.2f}; {stock:.2f} ({mine / stock:.2f} of it)"))
+    record(
+        f"Adaptation, {found['device']}, {torch.get_num_threads()} threads",
+        rows,
+        f"python bench/adapt.py --steps {arguments.steps} --device {device}",
+        ["Losses of both loops and the chunked loss with its gradients are equal, checked before timing."],
+    )
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
