@@ -17,7 +17,7 @@ from .batch_file import BatchJob, read_drafts
 from .batch_memory import available
 from .batch_pool import Pool, in_order
 from .batch_worker import Outcome
-from .output_folder import locked_output
+from .output_lock import locked_output
 
 SHARE_OF_FREE = 0.8  # of the memory that is free, where no budget is given
 

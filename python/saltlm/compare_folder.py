@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 from .errors import input_error
 from .output_folder import check_output, named_errors
+from .output_lock import lock_run
 from .resume import write_whole
 
 RECORD, RUNS, SCRATCH, RESULT, CHART = "comparison.json", "runs", ".scratch", "compare.json", "compare.png"
@@ -142,18 +142,7 @@ class CompareFolder:
     def _take_lock(self) -> None:
         if self._lock is not None:
             return
-        lock = os.open(self.out / RECORD, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise input_error(
-                f"output {self.out}", "another process that is comparing into it", "a folder of its own",
-                "wait for it, or choose another folder",
-            ) from None  # fmt: skip
-        except OSError:
-            pass  # a file system without locks
-        self._lock = lock
+        self._lock = lock_run(self.out / RECORD, "comparing")
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 from .errors import BackendError, SaltlmError, input_error
 from .output_folder import check_output, sync_path
+from .output_lock import lock_run
 
 RECORD, METRICS, CHECKPOINTS, STATE = "run.json", "metrics.jsonl", "checkpoints", "adapt.json"
 NAME = re.compile(r"step-(\d+)")
@@ -176,18 +176,7 @@ class RunFolder:
     def _take_lock(self) -> None:
         if not self.main or self._lock is not None or not (self.out / RECORD).is_file():
             return
-        lock = os.open(self.out / RECORD, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise input_error(
-                f"output {self.out}", "another process that is adapting into it", "a folder of its own",
-                "wait for it, or choose another folder",
-            ) from None  # fmt: skip
-        except OSError:
-            pass  # a file system without locks
-        self._lock = lock
+        self._lock = lock_run(self.out / RECORD, "adapting")
 
     def _steps(self) -> list[Path]:
         if not self.checkpoints.is_dir():
