@@ -105,7 +105,9 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if dirty else "")
 
 
-def record(title: str, rows: Sequence[tuple[str, str]], command: str, notes: Sequence[str] = ()) -> None:
+def record(
+    title: str, rows: Sequence[tuple[str, str]], command: str, notes: Sequence[str] = (), *, timed: bool = True
+) -> None:
     """Print a run's figures and append them to RESULTS.md.
 
     Args:
@@ -113,6 +115,7 @@ def record(title: str, rows: Sequence[tuple[str, str]], command: str, notes: Seq
         rows: what was measured, and the figure.
         command: what makes the figures again.
         notes: sentences below the table: bars, cases lost, what a figure leaves out.
+        timed: whether figures are times, which a busy machine spoils.
     """
     lines = [
         "",
@@ -125,7 +128,7 @@ def record(title: str, rows: Sequence[tuple[str, str]], command: str, notes: Seq
         *(f"| {what} | {value} |" for what, value in rows),
     ]
     notes = list(notes)
-    if LOAD > len(os.sched_getaffinity(0)) / 2:
+    if timed and LOAD > len(os.sched_getaffinity(0)) / 2:
         notes.append("**The machine was busy: do not quote these figures.**")
     if notes:
         lines += ["", " ".join(notes)]

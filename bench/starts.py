@@ -1,6 +1,6 @@
 """Starts adapted on real text: held-out bits per byte along the same probe, beside the original model and its own tokenizer.
 
-Usage: python bench/starts.py [--language fi] [--starts salt,normal,...] [--seeds 1] [--steps 200] [--phases TEMPLATE]
+Usage: python bench/starts.py [--language fi] [--starts salt:3,normal,...] [--steps 200] [--phases TEMPLATE]
 
 Every start gets the same text, steps and seeds. The control ``original`` keeps its own tokenizer, whose tokens hold less:
 its blocks have more tokens, so that a step holds the same bytes. A run that is finished is kept in the cache and not repeated.
@@ -83,8 +83,9 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--language", default="fi")
-    parser.add_argument("--starts", default=",".join(STARTS))
-    parser.add_argument("--seeds", default="0", help="seeds, parted by commas")
+    parser.add_argument(
+        "--starts", default=",".join(STARTS), help="NAME or NAME:SEEDS, the number of seeds (default 1)"
+    )
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--eval-steps", type=int, default=50)
     parser.add_argument("--seq-length", type=int, default=128)
@@ -108,8 +109,9 @@ def main() -> None:
     own = load_source(pair.source, gguf_file=pair.gguf_file)
     longer = round(options.seq_length * tokens_per_byte(own.tokenizer, text.training) / ours)
     found: dict[str, dict[int, dict]] = {}
-    for start in options.starts.split(","):
-        for seed in map(int, options.seeds.split(",")):
+    for item in options.starts.split(","):
+        start, _, count = item.partition(":")
+        for seed in range(int(count or 1)):
             length = longer if start == "original" else options.seq_length
             shape = f"{options.phases.replace('STEPS', str(options.steps))} {length}"
             key = f"{start}-{seed}-{hashlib.sha256(shape.encode()).hexdigest()[:8]}"
@@ -138,16 +140,19 @@ def report(found: dict[str, dict[int, dict]], options: argparse.Namespace, text,
         cells.append(f"English {statistics.mean(english[:half]):.3f} -> {statistics.mean(english[half:]):.3f}")
         cells.append(f"{statistics.mean(run['bytes'] for run in runs.values()):,.0f} bytes")
         rows.append((NAMES[start], "; ".join(cells)))
+    commits = ", ".join(sorted({run["commit"] for runs in found.values() for run in runs.values()}))
     held = sum(len(document.encode()) for document in text.heldout)
     record(
         f"Starts adapted, {options.language}: bits per byte at steps {', '.join(map(str, steps))}",
         rows,
-        f"python bench/starts.py --language {options.language} --starts {options.starts} --seeds {options.seeds} "
+        f"python bench/starts.py --language {options.language} --starts {options.starts} "
         f"--steps {options.steps} --phases {options.phases}",
         [
             f"SmolLM2-135M, blocks of {options.seq_length} tokens a step ({longer} for the control: the same bytes), {held:,}"
             " held-out bytes. Where there are several seeds: mean (smallest to largest). Nothing here is a time.",
+            f"The trainings ran at {commits}.",
         ],
+        timed=False,
     )
 
 
