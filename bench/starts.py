@@ -146,7 +146,7 @@ def report(found: dict[str, dict[int, dict]], options: argparse.Namespace, text,
         f"Starts adapted, {options.language}: bits per byte at steps {', '.join(map(str, steps))}",
         rows,
         f"python bench/starts.py --language {options.language} --starts {options.starts} "
-        f"--steps {options.steps} --phases {options.phases}",
+        f"--steps {options.steps} --eval-steps {options.eval_steps} --phases {options.phases}",
         [
             f"SmolLM2-135M, blocks of {options.seq_length} tokens a step ({longer} for the control: the same bytes), {held:,}"
             " held-out bytes. Where there are several seeds: mean (smallest to largest). Nothing here is a time.",
