@@ -4,16 +4,18 @@ Usage: python bench/pairs.py [NAMES]
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from harness import fetching
+from pair_models import KINDS, untied_source, variant_donor
 from pair_text import apart, arabic, arabic_labels, dialogue, help_text, text_file
 from saltlm.e5 import language_donor
 from saltlm.input_text import Text
 from saltlm.inputs import finnish_vectors, french_vectors, source_lm
 
 LANGUAGES = ("fi", "de", "fr", "ar", "vi", "pt")
-NAMES: tuple[str, ...] = LANGUAGES
+NAMES: tuple[str, ...] = (*LANGUAGES, "fi-wordpiece", "fr-bytes", "fi-untied")
 READY = {"fi": finnish_vectors, "fr": french_vectors}
 # Catalogue and help package where they are not called by the language: the catalogue of Brazil is whole, Portugal's is not.
 CATALOGUES = {"pt": "pt_BR"}
@@ -50,12 +52,18 @@ def research_pair(name: str) -> ResearchPair:
     """
     if name not in NAMES:
         raise KeyError(f"{name!r} is none of {', '.join(NAMES)}")
-    language = name.partition("-")[0]
+    language, _, variant = name.partition("-")
     text = language_text(language)
+    gguf_file: str | None
     with fetching("SmolLM2-135M-Instruct") as report:
         source, gguf_file = source_lm(report)
-    with fetching(f"multilingual-e5-small, cut to {language!r}") as report:
-        donor = language_donor(language, report)
+    if variant == "untied":
+        source, gguf_file = untied_source(source, gguf_file, say_step), None
+    with fetching("multilingual-e5-small") as report:
+        if variant in KINDS:
+            donor = variant_donor(language, variant, more_text(language, text), report)
+        else:
+            donor = language_donor(language, report)
     return ResearchPair(
         name=name,
         source=source,
@@ -64,6 +72,12 @@ def research_pair(name: str) -> ResearchPair:
         auxiliary=auxiliary(language, text),
         text=text,
     )
+
+
+def say_step(report) -> None:
+    """A line now and then while the head is trained."""
+    if report.step % 10 == 0:
+        print(f"head of its own: step {report.step}", file=sys.stderr, flush=True)
 
 
 def language_text(language: str) -> Text:
