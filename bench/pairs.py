@@ -1,8 +1,11 @@
 """The real pairs that ways to start are compared on: six languages, two other kinds of tokenizer, an untied head.
 
 Usage: python bench/pairs.py [NAMES]
+
+Prints what each of them is; everything it needs is fetched or built once and kept in the cache.
 """
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -10,6 +13,9 @@ from pathlib import Path
 from harness import fetching
 from pair_models import KINDS, untied_source, variant_donor
 from pair_text import apart, arabic, arabic_labels, dialogue, help_text, text_file
+from saltlm import TransferConfig, transfer
+from saltlm.align import load_tokens
+from saltlm.checkpoint import load_source
 from saltlm.e5 import language_donor
 from saltlm.input_text import Text
 from saltlm.inputs import finnish_vectors, french_vectors, source_lm
@@ -97,3 +103,57 @@ def more_text(language: str, text: Text) -> list[str]:
     """The training documents and software help of the language, apart from what is held out."""
     other = arabic_labels() if language == "ar" else help_text(HELP.get(language, language))
     return [*apart(other, text.heldout), *text.training]
+
+
+HEADINGS = (
+    "pair", "tokenizer", "target vocabulary", "shared", "new", "shared with vectors", "median support of SALT",
+    "training bytes", "held-out bytes", "source tokens a byte", "new tokens a byte",
+)  # fmt: skip
+
+
+def describe(pair: ResearchPair) -> tuple[str, ...]:
+    """A row of the table."""
+    import transformers
+
+    done = transfer(
+        pair.source, pair.donor, pair.auxiliary, None, TransferConfig(method="salt", gguf_file=pair.gguf_file)
+    )
+    found, donor = done.summary, transformers.AutoTokenizer.from_pretrained(pair.donor)
+    overlap, size = found["overlap"], sum(found["overlap"].values())
+    own = load_source(pair.source, gguf_file=pair.gguf_file).tokenizer
+    held = pair.text.heldout
+    return (
+        pair.name,
+        load_tokens(donor).vocabulary.kind,
+        f"{size:,}",
+        f"{size - overlap['none']:,}",
+        f"{overlap['none']:,}",
+        f"{found['anchors']:,}",
+        f"{found['support']['median']:.0f}",
+        f"{size_of(pair.text.training):,}",
+        f"{size_of(held):,}",
+        *(f"{count_tokens(tokenizer, held) / size_of(held):.3f}" for tokenizer in (own, donor)),
+    )
+
+
+def size_of(documents: list[str]) -> int:
+    """Bytes of UTF-8."""
+    return sum(len(document.encode()) for document in documents)
+
+
+def count_tokens(tokenizer, documents: list[str]) -> int:
+    """Without those that a tokenizer adds around a text."""
+    return sum(map(len, tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="default: all, " + ", ".join(NAMES))
+    names = parser.parse_args().names or NAMES
+    print(f"| {' | '.join(HEADINGS)} |\n{'| --- ' * len(HEADINGS)}|")
+    for name in names:
+        print(f"| {' | '.join(describe(research_pair(name)))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
