@@ -106,15 +106,17 @@ def commit() -> str:
 
 
 def record(
-    title: str, rows: Sequence[tuple[str, str]], command: str, notes: Sequence[str] = (), *, timed: bool = True
-) -> None:
+    title: str, rows: Sequence[Sequence[str]], command: str, notes: Sequence[str] = (), *,
+    headings: Sequence[str] = ("what", "figure"), timed: bool = True,
+) -> None:  # fmt: skip
     """Print a run's figures and append them to RESULTS.md.
 
     Args:
         title: name of the bench.
-        rows: what was measured, and the figure.
+        rows: cells of the table: what was measured, and the figure or figures.
         command: what makes the figures again.
         notes: sentences below the table: bars, cases lost, what a figure leaves out.
+        headings: of the table's columns.
         timed: whether figures are times, which a busy machine spoils.
     """
     lines = [
@@ -123,9 +125,9 @@ def record(
         "",
         f"Commit {commit()}; {machine()}, load {LOAD:.1f} before; {versions()}; `{command}`.",
         "",
-        "| what | figure |",
-        "| --- | --- |",
-        *(f"| {what} | {value} |" for what, value in rows),
+        f"| {' | '.join(headings)} |",
+        "| --- " * len(headings) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]
     notes = list(notes)
     if timed and LOAD > len(os.sched_getaffinity(0)) / 2:

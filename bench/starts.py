@@ -1,163 +1,169 @@
-"""Starts adapted on real text: held-out bits per byte along the same probe, beside the original model and its own tokenizer.
+"""Starts trained on real text: ``saltlm compare`` on real pairs, and its figures side by side.
 
-Usage: python bench/starts.py [--language fi] [--starts salt:3,normal,...] [--steps 200] [--phases TEMPLATE]
+Usage: python bench/starts.py [--pairs fi,fr] [--methods salt,blend,...] [--probe all] [--steps 200] [--seeds 1]
 
-Every start gets the same text, steps and seeds. The control ``original`` keeps its own tokenizer, whose tokens hold less:
-its blocks have more tokens, so that a step holds the same bytes. A run that is finished is kept in the cache and not repeated.
+The control ``original`` keeps its own tokenizer, whose tokens hold less: its blocks have more of them, so that a step holds
+the same bytes. A finished run is kept in the cache, by its options and by the code of the installed package, and not repeated.
 """
 
 import argparse
 import hashlib
 import json
-import shutil
 import statistics
 import sys
 from pathlib import Path
 
+import saltlm
 import torch
-from harness import commit, fetching, record
-from saltlm import AdaptConfig, TransferConfig, adapt, transfer
-from saltlm.checkpoint import load_source
-from saltlm.finnish import language_pair
-from saltlm.input_text import MORE, catalogue_text
-from saltlm.methods import METHODS
+from harness import record
+from pairs import NAMES, research_pair
+from saltlm import AdaptConfig, CompareConfig, TransferConfig, compare
+from saltlm.compare_show import in_order
 from saltlm.train_vectors import cache_folder
 
-STARTS = {
-    "original": None,
-    "normal": {"method": "normal"},
-    "subword-mean": {"method": "subword-mean"},
-    "salt": {"method": "salt"},
-    "salt-centred": {"method": "salt", "center": True, "ridge": 0.01},
-    "blend": {"method": "blend"},
-}
-NAMES = {
-    "original": "control: own tokenizer, same bytes",
-    "normal": "random",
-    "subword-mean": "mean of source pieces",
-    "salt": "SALT as published",
-    "salt-centred": "SALT --center --ridge 0.01",
-    "blend": "blend",
-}
+
+def code() -> str:
+    """A hash of the installed package: figures of other code are not taken over."""
+    digest = hashlib.sha256()
+    root = Path(saltlm.__file__).parent
+    for path in sorted(path for end in ("*.py", "*.so") for path in root.rglob(end)):
+        digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
-def tokens_per_byte(tokenizer, documents: list[str]) -> float:
-    """Of a tokenizer on these documents."""
-    ids = tokenizer(documents, add_special_tokens=False)["input_ids"]
-    return sum(map(len, ids)) / sum(len(document.encode()) for document in documents)
+def compared(name: str, options: argparse.Namespace) -> dict:
+    """What ``compare.json`` of a pair holds."""
+    pair = research_pair(name)
+    text = pair.text
+    probe = {"probe": options.probe, "probe_steps": options.steps, "eval_steps": options.eval_steps}
+    adapting = {
+        "seq_length": options.seq_length, "learning_rate": options.learning_rate, "eval_bytes": options.eval_bytes,
+        "drop_overlap": True,
+    }  # fmt: skip
+    shape = repr((sorted(probe.items()), sorted(adapting.items()), text))
+    folder = cache_folder() / "bench" / "starts" / code()
+    folder /= f"{name}-{options.probe}-{options.steps}-{hashlib.sha256(shape.encode()).hexdigest()[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for part in ("heldout", "training", "english"):
+        files[part] = folder / f"{part}.txt"
+        files[part].write_text("\n\n".join(getattr(text, part)) + "\n", encoding="utf-8")
+    last = ""
 
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if stage != last or (done and done % 10 == 0):
+            last = stage
+            print(f"{name}: {stage} {f'{done}/{total}' if total else ''}", file=sys.stderr, flush=True)
 
-def run(
-    start: str, pair, text: dict[str, Path], out: Path, options: argparse.Namespace, seed: int, length: int
-) -> dict:
-    """Transfer and adapt; returns the points [step, bits per byte] of both languages."""
-    model = out / "start"
-    if STARTS[start] is None:
-        model = load_source(pair.source, gguf_file=pair.gguf_file).folder
-    else:
-        config = TransferConfig(**STARTS[start], gguf_file=pair.gguf_file, seed=seed, force=True)
-        vectors = pair.vectors if METHODS[config.method].vectors else None
-        transfer(pair.source, pair.donor, vectors, model, config)
-    config = AdaptConfig(
-        phases=options.phases.replace("STEPS", str(options.steps)), seq_length=length, eval_steps=options.eval_steps,
-        save_steps=10**6, seed=seed, drop_overlap=True, force=True,
+    done = compare(
+        pair.source, pair.donor, pair.auxiliary, options.methods.split(","), files["training"], folder / "compared",
+        CompareConfig(seeds=options.seeds, **probe), eval_texts=files["heldout"], source_eval_texts=files["english"],
+        transfer_config=TransferConfig(gguf_file=pair.gguf_file), adapt_config=AdaptConfig(**adapting), progress=progress,
     )  # fmt: skip
-
-    def progress(report) -> None:
-        if report.step % 10 == 0:
-            print(f"{out.name}: step {report.step}", file=sys.stderr, flush=True)
-
-    done = adapt(
-        model, text["training"], out / "adapted", config, eval_texts=text["heldout"], source_eval_texts=text["english"],
-        progress=progress,
-    )  # fmt: skip
-    return {
-        "heldout": done.heldout,
-        "english": done.source,
-        "bytes": done.bytes,
-        "seconds": done.seconds,
-        "tokens": done.tokens,
-    }
+    return json.loads((done.out / "compare.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--language", default="fi")
-    parser.add_argument(
-        "--starts", default=",".join(STARTS), help="NAME or NAME:SEEDS, the number of seeds (default 1)"
-    )
+    parser.add_argument("--pairs", default="fi,fr", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--methods", default="normal,subword-mean,salt", help="as of saltlm compare")
+    parser.add_argument("--probe", choices=("embeddings", "all"), default="all")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--eval-steps", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seq-length", type=int, default=128)
-    parser.add_argument("--phases", default="all:STEPS", help="of saltlm adapt; STEPS stands for --steps")
+    parser.add_argument("--learning-rate", type=float, default=AdaptConfig.learning_rate)
+    parser.add_argument("--eval-bytes", type=int, default=AdaptConfig.eval_bytes)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-record", action="store_true", help="only make what is missing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pair = language_pair(options.language, fetching)
-    text = catalogue_text(options.language, MORE)
-    work = cache_folder() / "bench" / "starts"
-    folder = work / hashlib.sha256(repr(text).encode()).hexdigest()[:12] / options.language
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name in ("heldout", "training", "english"):
-        files[name] = folder / f"{name}.txt"
-        files[name].write_text("\n\n".join(getattr(text, name)) + "\n", encoding="utf-8")
-    import transformers
-
-    ours = tokens_per_byte(transformers.AutoTokenizer.from_pretrained(pair.donor), text.training)
-    own = load_source(pair.source, gguf_file=pair.gguf_file)
-    longer = round(options.seq_length * tokens_per_byte(own.tokenizer, text.training) / ours)
-    found: dict[str, dict[int, dict]] = {}
-    for item in options.starts.split(","):
-        start, _, count = item.partition(":")
-        for seed in range(int(count or 1)):
-            length = longer if start == "original" else options.seq_length
-            shape = f"{options.phases.replace('STEPS', str(options.steps))} {length}"
-            key = f"{start}-{seed}-{hashlib.sha256(shape.encode()).hexdigest()[:8]}"
-            kept = folder / f"{key}.json"
-            if not kept.is_file():
-                out = folder / key
-                result = run(start, pair, files, out, options, seed, length)
-                kept.write_text(json.dumps({**result, "commit": commit()}), encoding="utf-8")
-                shutil.rmtree(out)
-            found.setdefault(start, {})[seed] = json.loads(kept.read_text(encoding="utf-8"))
-    if not options.no_record:
-        report(found, options, text, longer)
+    found = {name: compared(name, options) for name in options.pairs.split(",")}
+    if options.no_record:
+        return
+    command = "python bench/starts.py " + " ".join(
+        f"--{key.replace('_', '-')} {value}"
+        for key, value in vars(options).items()
+        if key not in ("threads", "no_record") and value != parser.get_default(key)
+    )
+    for name, content in found.items():
+        one_pair(name, content, options, command)
+    if len(found) > 1:
+        all_pairs(found, options, command)
 
 
-def report(found: dict[str, dict[int, dict]], options: argparse.Namespace, text, longer: int) -> None:
-    """The table, to RESULTS.md."""
+def one_pair(name: str, content: dict, options: argparse.Namespace, command: str) -> None:
+    """Starts of a pair, from best to worst."""
     steps = sorted({0, options.eval_steps, options.steps})
     rows = []
-    for start, runs in found.items():
-        cells = []
-        for step in steps:
-            values = [dict(map(tuple, run["heldout"]))[step] for run in runs.values()]
-            cells.append(f"{statistics.mean(values):.3f}" + spread(values))
-        english = [dict(map(tuple, run["english"]))[step] for step in (0, options.steps) for run in runs.values()]
-        half = len(english) // 2
-        cells.append(f"English {statistics.mean(english[:half]):.3f} -> {statistics.mean(english[half:]):.3f}")
-        cells.append(f"{statistics.mean(run['bytes'] for run in runs.values()):,.0f} bytes")
-        rows.append((NAMES[start], "; ".join(cells)))
-    commits = ", ".join(sorted({run["commit"] for runs in found.values() for run in runs.values()}))
-    held = sum(len(document.encode()) for document in text.heldout)
+    for entry in in_order(content["methods"]):
+        curve = {step: (mean, spread) for step, mean, spread in entry["curve"]}
+        kept, less = entry["source"], entry["difference"]
+        difference = "-"
+        if less is not None:
+            ends = "" if less["low"] is None else f" ({less['low']:+.3f} to {less['high']:+.3f})"
+            difference = f"{less['estimate']:+.3f}{ends}{', tie' if less['tie'] else ''}"
+        curved = [cell(*curve[step]) if step in curve else "diverged" for step in steps]
+        english = f"{kept['before']['mean']:.3f} -> {kept['after']['mean']:.3f}" if kept else "-"
+        rows.append((shown(entry["method"]), *curved, difference, english, f"{entry['training_bytes']:,}"))
+    lengths = content["seq_lengths"]
     record(
-        f"Starts adapted, {options.language}: bits per byte at steps {', '.join(map(str, steps))}",
+        f"Starts on {name}, {weights(options)}, held-out bits per byte",
         rows,
-        f"python bench/starts.py --language {options.language} --starts {options.starts} "
-        f"--steps {options.steps} --eval-steps {options.eval_steps} --phases {options.phases}",
+        command,
         [
-            f"SmolLM2-135M, blocks of {options.seq_length} tokens a step ({longer} for the control: the same bytes), {held:,}"
-            " held-out bytes. Where there are several seeds: mean (smallest to largest). Nothing here is a time.",
-            f"The trainings ran at {commits}.",
+            f"SmolLM2-135M, {count(options.seeds)}; blocks of {lengths['new']} tokens a step ({lengths['original']} for the"
+            f" control: the same bytes), {content['heldout_bytes']:,} held-out bytes, rate {options.learning_rate:g} (rows"
+            f" {AdaptConfig.embedding_learning_rate:g}). The original model stands at {content['level']:.3f} untrained."
+            " Intervals over documents; a tie is what neither they nor all seeds tell apart. Nothing here is a time.",
         ],
+        headings=("start", *(f"step {step}" for step in steps), "less the best", "English", "bytes"),
         timed=False,
     )
 
 
-def spread(values: list[float]) -> str:
-    return f" ({min(values):.3f}-{max(values):.3f}, {len(values)} seeds)" if len(values) > 1 else ""
+def all_pairs(found: dict[str, dict], options: argparse.Namespace, command: str) -> None:
+    """Starts x pairs at the last step, by their mean over pairs."""
+    ends: dict[str, list[dict | None]] = {}
+    for content in found.values():
+        for entry in content["methods"]:
+            ends.setdefault(entry["method"], []).append(entry["end"])
+    best = [
+        min(entry["end"]["mean"] for entry in content["methods"] if entry["end"] and entry["method"] != "original")
+        for content in found.values()
+    ]
+    rows = []
+    for method, column in ends.items():
+        values = [end["mean"] for end in column if end]
+        mean = statistics.mean(values) if len(values) == len(found) else float("inf")
+        behind = max(value - least for value, least in zip(values, best, strict=False))
+        cells = [cell(end["mean"], end["spread"]) if end else "diverged" for end in column]
+        rows.append((mean, (shown(method), *cells, f"{mean:.3f}", "-" if method == "original" else f"{behind:.3f}")))
+    record(
+        f"Starts on {len(found)} pairs, {weights(options)}, held-out bits per byte at step {options.steps}",
+        [row for _, row in sorted(rows)],
+        command,
+        [f"{count(options.seeds)}; behind: the largest distance to the best start of a pair. Nothing here is a time."],
+        headings=("start", *found, "mean", "behind"),
+        timed=False,
+    )
+
+
+def shown(method: str) -> str:
+    return "control: own tokenizer, same bytes" if method == "original" else f"`{method}`"
+
+
+def weights(options: argparse.Namespace) -> str:
+    return f"{options.steps} steps on {'all weights' if options.probe == 'all' else 'the embeddings'}"
+
+
+def count(seeds: int) -> str:
+    return f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "one seed"
+
+
+def cell(mean: float, spread: float | None) -> str:
+    return f"{mean:.3f}" + ("" if spread is None else f" ±{spread:.3f}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, compare_run, transfer
 from saltlm.adapt import _read_text, _streams
-from saltlm.cli import documented, main
+from saltlm.cli import main
+from saltlm.cli_options import documented
 from saltlm.compare_config import Cell, parse_cells
 from saltlm.compare_results import spearman, steps_to_level, summarize
 from saltlm.compare_show import comparison
