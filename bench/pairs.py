@@ -7,9 +7,11 @@ Prints what each of them is; everything it needs is fetched or built once and ke
 
 import argparse
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
+import torch
 from harness import fetching
 from pair_models import KINDS, untied_source, variant_donor
 from pair_text import apart, arabic, arabic_labels, dialogue, help_text, text_file
@@ -136,6 +138,21 @@ def describe(pair: ResearchPair) -> tuple[str, ...]:
     )
 
 
+def head_apart(pair: ResearchPair) -> str | None:
+    """How far a head of its own is from the input rows, and what its training did to the model's English."""
+    source = load_source(pair.source, gguf_file=pair.gguf_file)
+    if source.tied:
+        return None
+    rows, head = source.input_rows.float(), source.output_rows.float()
+    cosine = torch.nn.functional.cosine_similarity(rows, head).median()
+    lines = map(json.loads, (source.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    english = [line["heldout_bits_per_byte"] for line in lines if "heldout_bits_per_byte" in line]
+    return (
+        f"{pair.name}: head and input rows differ by {(head - rows).norm() / rows.norm():.3f} of the rows' norm, median cosine "
+        f"{cosine:.3f}; English {english[0]:.3f} bits per byte before the head was trained, {english[-1]:.3f} after."
+    )
+
+
 def size_of(documents: list[str]) -> int:
     """Bytes of UTF-8."""
     return sum(len(document.encode()) for document in documents)
@@ -151,8 +168,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="default: all, " + ", ".join(NAMES))
     names = parser.parse_args().names or NAMES
     print(f"| {' | '.join(HEADINGS)} |\n{'| --- ' * len(HEADINGS)}|")
+    notes = []
     for name in names:
-        print(f"| {' | '.join(describe(research_pair(name)))} |", flush=True)
+        pair = research_pair(name)
+        print(f"| {' | '.join(describe(pair))} |", flush=True)
+        notes.append(head_apart(pair))
+    for note in filter(None, notes):
+        print(f"\n{note}")
 
 
 if __name__ == "__main__":
