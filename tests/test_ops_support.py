@@ -176,7 +176,7 @@ def test_roundings_that_all_err_to_one_side(place: Place) -> None:
     anchors = torch.zeros(2 * each, row.shape[1], dtype=torch.float64)
     tilt = torch.tensor([-hair] * each + [hair] * each, dtype=torch.float64)[:, None]
     anchors[:, :pairs], anchors[:, pairs : 2 * pairs] = half * (1 + tilt), -half * (1 - tilt)
-    wanted = torch.tensor([1e-6] * each + [-1e-6] * each, dtype=torch.float64) * (1 + torch.arange(2 * each) / 100)
+    wanted = torch.tensor([1e-6] * each + [-1e-6] * each, dtype=torch.float64) * (1 + torch.arange(2 * each) / 1e4)
     anchors[:, -2] = (wanted - anchors @ row[0]) / row[0, -2]
     anchors[:, -1] = (1 - anchors.square().sum(dim=1)).sqrt()
     anchors = torch.cat([anchors, row])
