@@ -191,12 +191,11 @@ def test_roundings_that_all_err_to_one_side(place: Place) -> None:
 @given(st.integers(0, 10**5), st.sampled_from([3, 31, 33, 100]), st.integers(-60, 60))
 @LAWS
 def test_cosines_closer_than_the_product_can_tell(place: Place, seed: int, width: int, exponent: int) -> None:
-    # Sixty within 0.001 or so of each other, the threshold among them, on rows of any length.
+    # Sixty 0.0001 apart, the threshold (0.3985 or so) among them, on rows of any length.
     new = torch.nn.functional.normalize(normal(seed, 1, width, dtype=torch.float64), dim=1)
     others = normal(seed + 1, 63, width, dtype=torch.float64)
     others = torch.nn.functional.normalize(others - (others @ new.T) * new, dim=1)
-    near = 0.4 + 0.001 * normal(seed + 2, 63, 1, dtype=torch.float64)
-    near[:3] += 0.3
+    near = torch.cat([torch.full((3,), 0.7), torch.linspace(0.397, 0.403, 60)]).double()[:, None]
     anchors = (near * new + (1 - near.square()).sqrt() * others).float()
     new = (new * 2.0**exponent).float()
     support, expected = place.support(new, anchors), reference.sparsemax_support(new, anchors)
