@@ -15,11 +15,10 @@ from pathlib import Path
 
 import saltlm
 import torch
-from harness import fetching, record
+from harness import record
+from pairs import NAMES, research_pair
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, compare
 from saltlm.compare_show import in_order
-from saltlm.finnish import language_pair
-from saltlm.input_text import MORE, catalogue_text
 from saltlm.train_vectors import cache_folder
 
 
@@ -34,8 +33,8 @@ def code() -> str:
 
 def compared(name: str, options: argparse.Namespace) -> dict:
     """What ``compare.json`` of a pair holds."""
-    pair = language_pair(name, fetching)
-    text = catalogue_text(name, MORE)
+    pair = research_pair(name)
+    text = pair.text
     probe = {"probe": options.probe, "probe_steps": options.steps, "eval_steps": options.eval_steps}
     adapting = {
         "seq_length": options.seq_length, "learning_rate": options.learning_rate, "eval_bytes": options.eval_bytes,
@@ -58,7 +57,7 @@ def compared(name: str, options: argparse.Namespace) -> dict:
             print(f"{name}: {stage} {f'{done}/{total}' if total else ''}", file=sys.stderr, flush=True)
 
     done = compare(
-        pair.source, pair.donor, str(pair.vectors), options.methods.split(","), files["training"], folder / "compared",
+        pair.source, pair.donor, pair.auxiliary, options.methods.split(","), files["training"], folder / "compared",
         CompareConfig(seeds=options.seeds, **probe), eval_texts=files["heldout"], source_eval_texts=files["english"],
         transfer_config=TransferConfig(gguf_file=pair.gguf_file), adapt_config=AdaptConfig(**adapting), progress=progress,
     )  # fmt: skip
@@ -67,7 +66,7 @@ def compared(name: str, options: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", default="fi,fr")
+    parser.add_argument("--pairs", default="fi,fr", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--methods", default="normal,subword-mean,salt", help="as of saltlm compare")
     parser.add_argument("--probe", choices=("embeddings", "all"), default="all")
     parser.add_argument("--steps", type=int, default=200)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, compare_run, transfer
 from saltlm.adapt import _read_text, _streams
-from saltlm.cli import documented, main
+from saltlm.cli import main
+from saltlm.cli_options import documented
 from saltlm.compare_config import Cell, parse_cells
 from saltlm.compare_results import spearman, steps_to_level, summarize
 from saltlm.compare_show import comparison
@@ -299,6 +300,10 @@ def test_cells_share_what_they_may_and_keep_what_is_theirs():
     assert [cell.config.ridge for cell in cells[1:]] == [0.5, 0.1, None, 0.5]
     assert (cells[2].config.max_support, cells[2].config.center) == (8, True) and cells[4].config.blend_weight == 0.3
     assert {cell.config.overlap for cell in cells[1:]} == {"case"}
+    # An option that is a number or a rule's name.
+    assert parse_cells(["blend:blend-weight=pieces"], base)[1].config.blend_weight == "pieces"
+    with pytest.raises(InputError, match="'heavy'"):
+        parse_cells(["blend:blend-weight=heavy"], base)
 
 
 def test_every_option_is_documented():

@@ -8,7 +8,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from saltlm.cli import config_from, documented, parser
+from saltlm.cli_options import config_from, documented, parser
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
 

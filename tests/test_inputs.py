@@ -255,8 +255,8 @@ def test_contexts_and_plurals_are_taken_off_and_other_files_refused(tmp_path):
             list(input_text.read_mo(path))
 
 
-def catalogues(cache, count=400, sha256=input_text.SHA256):
-    folder = cache / "inputs" / input_text.PACKAGES[0]
+def catalogues(cache, count=400, sha256=input_text.SHA256, package=input_text.PACKAGES[0]):
+    folder = cache / "inputs" / package
     folder.mkdir(parents=True)
     pairs = [
         (
@@ -282,6 +282,21 @@ def test_documents_are_split_without_overlap_and_cover_the_strings(cache, monkey
     for size, wanted in zip(sizes, (input_text.HELDOUT_BYTES, input_text.ENGLISH_BYTES), strict=True):
         assert wanted <= size < wanted + 3 * input_text.DOCUMENT_CHARACTERS
     assert "<i>" not in "".join(text.english) and "Kain" not in words
+
+
+@pytest.mark.parametrize("count", [50, 2000])
+def test_what_a_small_campaign_lacks_is_held_out_of_the_next(cache, count):
+    catalogues(cache, count)
+    first = input_text.catalogue_text("fi")
+    for campaign in input_text.MORE:
+        catalogues(cache, 2000, input_text.MORE[campaign], input_text.PACKAGES[0].replace("tsg", campaign))
+    text = input_text.catalogue_text("fi", input_text.MORE)
+    size = sum(len(document.encode()) for document in text.heldout)
+    assert input_text.HELDOUT_BYTES <= size < input_text.HELDOUT_BYTES + 3 * input_text.DOCUMENT_CHARACTERS
+    assert text.heldout[: len(first.heldout)] == first.heldout and text.english == first.english
+    assert (len(text.heldout) > len(first.heldout)) == (count == 50)
+    words = " ".join([*text.heldout, *text.training])
+    assert words.count("virke") == count + 2000 * len(input_text.MORE)
 
 
 def test_another_release_of_the_package_is_taken_with_a_warning(cache, monkeypatch):

@@ -191,7 +191,12 @@ def _value(kind: str, text: str) -> object:
     if "int" in kind and "float" not in kind:
         return int(text)
     if "float" in kind:
-        return float(text)
+        try:
+            return float(text)
+        except ValueError:
+            if "str" in kind and text:  # a rule's name, which the configuration checks
+                return text
+            raise
     return text or _refuse()
 
 

