@@ -328,7 +328,7 @@ def test_bad_input_is_refused_and_nothing_is_written(place, tmp_path):
         "fewer tokens than one block": {"texts": file("short.txt", b"abc"), "config": config(steps=2, heldout=0.0)},
         "no such file": {"texts": tmp_path / "none.txt"},
         r"lone surrogate U\+D83D": {"texts": file("half.jsonl", b'{"text": "half \\ud83d"}')},
-        "readable file of UTF-8": {"texts": file("cut.txt.gz", gzip.compress(b"abc" * 99)[:12] + b"\xff" * 30)},
+        "invalid block type": {"texts": file("broken.txt.gz", gzip.compress(b"abc")[:10] + b"\xff" * 30)},
         "line 1, which is no JSON": {"texts": file("bad.jsonl", b"{")},
         "share text with it": {"eval_texts": place / "text.txt"},
         "no such folder": {"model": tmp_path / "none"},

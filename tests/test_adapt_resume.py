@@ -177,7 +177,7 @@ def test_a_disk_too_small_for_the_model_spares_the_last_checkpoint(folder, tmp_p
     given = stopped(folder, tmp_path / "out", 9)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-        with pytest.raises(InputError, match=r"a full disk.*go on by --resume: the last checkpoint is safe"):
+        with pytest.raises(InputError, match=r"no space left.*go on by --resume: the last checkpoint is safe"):
             adapt(**given, resume=True)
     assert (tmp_path / "out" / "checkpoints" / "step-10").is_dir()
     assert adapt(**given, resume=True).steps == 10
