@@ -473,6 +473,25 @@ def test_wechsel_follows_the_formula(untied, untied_parts, bilingual) -> None:
     assert done.summary["inputs"]["source_auxiliary"]["pairs"] == int(both.sum())
 
 
+def test_source_vectors_trained_on_text_have_the_targets_width(untied, bilingual, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("gensim")
+    from saltlm import train_vectors
+
+    monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(train_vectors, "SETTINGS", {**train_vectors.SETTINGS, "bucket": 100, "vector_size": 7})
+    (tmp_path / "text.txt").write_text("the queen of the city found a house in the city\n" * 30, encoding="utf-8")
+    known = [line.split()[0] for line in Path(untied.vectors).read_text(encoding="utf-8").splitlines()[1:5]]
+    (tmp_path / "pairs.txt").write_text("\n".join(f"city\t{word}" for word in known), encoding="utf-8")
+    config = TransferConfig(
+        method="wechsel", source_auxiliary=f"train:{tmp_path / 'text.txt'}", dictionary=str(tmp_path / "pairs.txt")
+    )
+    done = transfer(untied.source, untied.target, untied.vectors, config=config)
+    width = done.summary["inputs"]["auxiliary"]["dimension"]
+    assert done.summary["inputs"]["source_auxiliary"]["dimension"] == width != 7
+    assert done.summary["inputs"]["source_auxiliary"]["pairs"] >= len(known)
+    assert train_vectors.trained_file([tmp_path / "text.txt"], width).is_file()
+
+
 def test_source_tokens_without_vectors_leave_all_to_be_drawn() -> None:
     case = planted(draw(30, 4, seed=0), draw(25, 6, seed=1), 20, method="wechsel")
     empty = Auxiliary(torch.zeros(25, 4), torch.zeros(25, dtype=torch.bool), {})
