@@ -13,11 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import saltlm
 
-TEXT = [
-    "the cat sat on the mat and the dog slept",
-    "der hund schläft und die katze sitzt auf der matte",
-    "pöytä ja tuoli",
-]
+TEXT = ["the cat sat on the mat and the dog slept", "der hund schläft und die katze sitzt auf der matte", "pöytä ja tuoli"]
 
 
 def save_source(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ``wechsel`` and ``ofa`` need on the research pairs: English vectors and a dictionary; words of both languages in one space."""
+"""What ``wechsel`` and ``ofa`` need on the research pairs: English vectors, a dictionary, words of two languages together."""
 
 import importlib
 import re
@@ -104,7 +104,7 @@ def word_pairs(entry: str) -> Iterator[tuple[str, str]]:
     if not head or " " in head:
         return
     for line in [line for line in lines if re.match(r"\d+\. ", line)] or lines[:1]:
-        for word in re.split("[,;،]", TAGS.sub("", re.sub(r"^\d+\. | \d+\.$", "", line))):  # noqa: RUF001
+        for word in re.split("[,;،]", TAGS.sub("", re.sub(r"^\d+\. | \d+\.$", "", line))):
             word = word.strip()
             if " " not in word and any(map(str.isalpha, word)):
                 yield head, word
@@ -120,9 +120,8 @@ def words_file(language: str) -> Path:
         with fetching("sentence encoder") as report:
             encoder = load_encoder(report)
         with cached_folder(folder) as part:
-            write_words(
-                part / "words.vec", encoder, [word for code in ("en", language) for word in language_words(code, WORDS)]
-            )
+            words = (word for code in ("en", language) for word in language_words(code, WORDS))
+            write_words(part / "words.vec", encoder, words)
     return folder / "words.vec"
 
 
