@@ -254,14 +254,8 @@ def refused(pair, place, capsys, *more, code=2) -> str:
         (["--methods", "salt:center=perhaps"], "true or false"),
         (["--methods", "salt:seed=3"], "give --seed for all"),
         (["--methods", "mean:center=true"], "which has no use for it"),
-        (
-            ["--methods", "mean:auxiliary=plm"],
-            "method 'mean:auxiliary=plm': auxiliary: found 'plm', expected a method that",
-        ),
-        (
-            ["--methods", "focus:auxiliary=no/where"],
-            "method 'focus:auxiliary=no/where': auxiliary vectors: found nothing",
-        ),
+        (["--methods", "mean:auxiliary=plm"], "auxiliary: found 'plm'; expected a method that looks at vectors"),
+        (["--methods", "focus:auxiliary=no/where"], "method 'focus:auxiliary=no/where': auxiliary vectors: found"),
         (["--methods", "salt", "salt"], "each once"),
         (["--methods", "original"], "at least one beside the original"),
         (["--methods", "salt,wechsel"], "method 'wechsel': source-auxiliary: found none"),

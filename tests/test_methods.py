@@ -17,6 +17,7 @@ from saltlm import ops
 from saltlm.align import WORD_START, Alignment, MatchKind
 from saltlm.assemble import COMPOSED, DRAWN, SOLVED, Head
 from saltlm.auxiliary import Auxiliary, load_auxiliary
+from saltlm.batch_done import _vectors
 from saltlm.checkpoint import load_donor, load_source
 from saltlm.config import METHODS as NAMES
 from saltlm.config import TransferConfig
@@ -511,6 +512,8 @@ def test_source_vectors_trained_on_text_have_the_targets_width(untied, bilingual
     assert done.summary["inputs"]["source_auxiliary"]["dimension"] == width != 7
     assert done.summary["inputs"]["source_auxiliary"]["pairs"] >= len(known)
     assert train_vectors.trained_file([tmp_path / "text.txt"], width).is_file()
+    # A batch finds them again and takes the job for finished.
+    assert _vectors(done.summary["inputs"]["source_auxiliary"], config.source_auxiliary) is None
 
 
 def test_source_tokens_without_vectors_leave_all_to_be_drawn() -> None:
