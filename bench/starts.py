@@ -4,9 +4,11 @@ Usage: python bench/starts.py [--pairs fi,fr] [--methods salt,blend,...] [--prob
 
 The control ``original`` keeps its own tokenizer, whose tokens hold less: its blocks have more of them, so that a step holds
 the same bytes. A finished run is kept in the cache, by its options and by the code of the installed package, and not repeated.
+``wechsel`` gets English vectors and a dictionary, ``ofa`` vectors of its own; a pair that has none goes without them.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import statistics
@@ -16,6 +18,7 @@ from pathlib import Path
 import saltlm
 import torch
 from harness import record
+from pair_words import ofa_options, wechsel_options
 from pairs import NAMES, research_pair
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, compare
 from saltlm.compare_show import in_order
@@ -29,6 +32,24 @@ def code() -> str:
     for path in sorted(path for end in ("*.py", "*.so") for path in root.rglob(end)):
         digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
+
+
+def cells_of(name: str, methods: list[str]) -> tuple[dict[str, str], TransferConfig]:
+    """Cells of a pair by the methods as given, and what their transfers share: what ``wechsel`` and ``ofa`` need is added."""
+    cells, base = {}, TransferConfig()
+    for method in methods:
+        kind, cell = method.partition(":")[0], method
+        if kind in ("wechsel", "ofa"):
+            more = wechsel_options(name) if kind == "wechsel" else ofa_options(name)
+            if more is None:
+                print(f"{name}: nothing for {kind}, left out", file=sys.stderr, flush=True)
+                continue
+            if kind == "wechsel":
+                base = dataclasses.replace(base, **more)
+            else:
+                cell = f"{method}:auxiliary={more['auxiliary']}"
+        cells[method] = cell
+    return cells, base
 
 
 def compared(name: str, options: argparse.Namespace) -> dict:
@@ -56,12 +77,18 @@ def compared(name: str, options: argparse.Namespace) -> dict:
             last = stage
             print(f"{name}: {stage} {f'{done}/{total}' if total else ''}", file=sys.stderr, flush=True)
 
+    cells, base = cells_of(name, options.methods.split(","))
     done = compare(
-        pair.source, pair.donor, pair.auxiliary, options.methods.split(","), files["training"], folder / "compared",
+        pair.source, pair.donor, pair.auxiliary, list(cells.values()), files["training"], folder / "compared",
         CompareConfig(seeds=options.seeds, **probe), eval_texts=files["heldout"], source_eval_texts=files["english"],
-        transfer_config=TransferConfig(gguf_file=pair.gguf_file), adapt_config=AdaptConfig(**adapting), progress=progress,
+        transfer_config=dataclasses.replace(base, gguf_file=pair.gguf_file), adapt_config=AdaptConfig(**adapting),
+        progress=progress,
     )  # fmt: skip
-    return json.loads((done.out / "compare.json").read_text(encoding="utf-8"))
+    content = json.loads((done.out / "compare.json").read_text(encoding="utf-8"))
+    given = {cell: method for method, cell in cells.items()}
+    for entry in content["methods"]:  # without the paths of this machine
+        entry["method"] = given.get(entry["method"], entry["method"])
+    return content
 
 
 def main() -> None:
@@ -125,21 +152,24 @@ def one_pair(name: str, content: dict, options: argparse.Namespace, command: str
 
 def all_pairs(found: dict[str, dict], options: argparse.Namespace, command: str) -> None:
     """Starts x pairs at the last step, by their mean over pairs."""
-    ends: dict[str, list[dict | None]] = {}
-    for content in found.values():
-        for entry in content["methods"]:
-            ends.setdefault(entry["method"], []).append(entry["end"])
+    columns = [{entry["method"]: entry["end"] for entry in content["methods"]} for content in found.values()]
+    methods = dict.fromkeys(method for column in columns for method in column)
     best = [
         min(entry["end"]["mean"] for entry in content["methods"] if entry["end"] and entry["method"] != "original")
         for content in found.values()
     ]
     rows = []
-    for method, column in ends.items():
-        values = [end["mean"] for end in column if end]
-        mean = statistics.mean(values) if len(values) == len(found) else float("inf")
-        behind = max(value - least for value, least in zip(values, best, strict=False))
-        cells = [cell(end["mean"], end["spread"]) if end else "diverged" for end in column]
-        rows.append((mean, (shown(method), *cells, f"{mean:.3f}", "-" if method == "original" else f"{behind:.3f}")))
+    for method in methods:
+        ends = [column.get(method) for column in columns]
+        whole = all(ends)
+        mean = statistics.mean(end["mean"] for end in ends) if whole else float("inf")
+        behind = max((end["mean"] - least for end, least in zip(ends, best, strict=True) if end), default=float("inf"))
+        cells = [
+            cell(end["mean"], end["spread"]) if end else "diverged" if method in column else "-"
+            for end, column in zip(ends, columns, strict=True)
+        ]
+        shown_mean = f"{mean:.3f}" if whole else "-"
+        rows.append((mean, (shown(method), *cells, shown_mean, "-" if method == "original" else f"{behind:.3f}")))
     record(
         f"Starts on {len(found)} pairs, {weights(options)}, held-out bits per byte at step {options.steps}",
         [row for _, row in sorted(rows)],

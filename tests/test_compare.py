@@ -254,6 +254,8 @@ def refused(pair, place, capsys, *more, code=2) -> str:
         (["--methods", "salt:center=perhaps"], "true or false"),
         (["--methods", "salt:seed=3"], "give --seed for all"),
         (["--methods", "mean:center=true"], "which has no use for it"),
+        (["--methods", "mean:auxiliary=plm"], "auxiliary: found 'plm'; expected a method that looks at vectors"),
+        (["--methods", "focus:auxiliary=no/where"], "method 'focus:auxiliary=no/where': auxiliary vectors: found"),
         (["--methods", "salt", "salt"], "each once"),
         (["--methods", "original"], "at least one beside the original"),
         (["--methods", "salt,wechsel"], "method 'wechsel': source-auxiliary: found none"),
@@ -304,6 +306,19 @@ def test_cells_share_what_they_may_and_keep_what_is_theirs():
     assert parse_cells(["blend:blend-weight=pieces"], base)[1].config.blend_weight == "pieces"
     with pytest.raises(InputError, match="'heavy'"):
         parse_cells(["blend:blend-weight=heavy"], base)
+
+
+def test_a_cell_may_have_vectors_of_its_own(pair, place):
+    options = {"seeds": 1, "probe_steps": 1}
+    own = f"focus:auxiliary={pair.vectors}"
+    found = call(pair, place, place / "own", ["focus", own, "focus:auxiliary=plm"], options=options)
+    rows = {run["method"]: run["rows"] for run in found.content["results"]}
+    assert rows["focus"] == rows[own] != rows["focus:auxiliary=plm"]
+    assert found.content["cells"][own]["auxiliary"] == str(pair.vectors)
+    again = call(pair, place, place / "own", ["focus:auxiliary=plm", own], options=options)
+    assert {run["method"]: run["rows"] for run in again.content["results"]} == {
+        label: row for label, row in rows.items() if label != "focus"
+    }
 
 
 def test_every_option_is_documented():

@@ -17,6 +17,7 @@ from saltlm import ops
 from saltlm.align import WORD_START, Alignment, MatchKind
 from saltlm.assemble import COMPOSED, DRAWN, SOLVED, Head
 from saltlm.auxiliary import Auxiliary, load_auxiliary
+from saltlm.batch_done import _vectors
 from saltlm.checkpoint import load_donor, load_source
 from saltlm.config import METHODS as NAMES
 from saltlm.config import TransferConfig
@@ -492,6 +493,27 @@ def test_wechsel_follows_the_formula(untied, untied_parts, bilingual) -> None:
             expected = weight @ rows[near.indices[:10]].double()
             torch.testing.assert_close(made[token].double(), expected, atol=1e-4, rtol=1e-3)
     assert done.summary["inputs"]["source_auxiliary"]["pairs"] == int(both.sum())
+
+
+def test_source_vectors_trained_on_text_have_the_targets_width(untied, bilingual, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("gensim")
+    from saltlm import train_vectors
+
+    monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(train_vectors, "SETTINGS", {**train_vectors.SETTINGS, "bucket": 100, "vector_size": 7})
+    (tmp_path / "text.txt").write_text("the queen of the city found a house in the city\n" * 30, encoding="utf-8")
+    known = [line.split()[0] for line in Path(untied.vectors).read_text(encoding="utf-8").splitlines()[1:5]]
+    (tmp_path / "pairs.txt").write_text("\n".join(f"city\t{word}" for word in known), encoding="utf-8")
+    config = TransferConfig(
+        method="wechsel", source_auxiliary=f"train:{tmp_path / 'text.txt'}", dictionary=str(tmp_path / "pairs.txt")
+    )
+    done = transfer(untied.source, untied.target, untied.vectors, config=config)
+    width = done.summary["inputs"]["auxiliary"]["dimension"]
+    assert done.summary["inputs"]["source_auxiliary"]["dimension"] == width != 7
+    assert done.summary["inputs"]["source_auxiliary"]["pairs"] >= len(known)
+    assert train_vectors.trained_file([tmp_path / "text.txt"], width).is_file()
+    # A batch finds them again and takes the job for finished.
+    assert _vectors(done.summary["inputs"]["source_auxiliary"], config.source_auxiliary) is None
 
 
 def test_source_tokens_without_vectors_leave_all_to_be_drawn() -> None:

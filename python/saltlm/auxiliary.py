@@ -56,6 +56,7 @@ def load_auxiliary(
     words: Sequence[str | None],
     *,
     plm_rows: torch.Tensor | None = None,
+    width: int | None = None,
 ) -> Auxiliary:
     """Look up a static vector for each token.
 
@@ -67,6 +68,7 @@ def load_auxiliary(
             word table); ``plm``: the PLM's own input rows; ``train:FILE[,FILE...]``: fastText trained on that text.
         words: the text of each of the ``T`` tokens, ``None`` for those that are no text.
         plm_rows: [T, E], needed for ``plm``.
+        width: P of vectors that are trained here; all others have the width they have. ``None`` is 100.
 
     Returns:
         Vectors and which tokens have one.
@@ -85,7 +87,7 @@ def load_auxiliary(
         if kind == "train":
             from .train_vectors import train
 
-            path = train([Path(name) for name in auxiliary_files(spec)])
+            path = train([Path(name) for name in auxiliary_files(spec)], width)
         values, known = _read(kind, path, unique)
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(str(error)) from None

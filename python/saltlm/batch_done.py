@@ -115,7 +115,8 @@ def _vectors(entry: Mapping[str, Any], spec: str | None) -> str | None:
         return f"it was made with {entry.get('path', entry['kind'])}"
     path = Path(str(spec))
     if str(spec).startswith("train:"):
-        path = trained_file([Path(name) for name in auxiliary_files(spec)])
+        # Vectors of the source's language are trained at the width of the target's.
+        path = trained_file([Path(name) for name in auxiliary_files(spec)], entry["dimension"])
         if not path.is_file():
             return "the vectors trained on these texts are not in the cache"
     now = _file_digest(path, stamp(path))

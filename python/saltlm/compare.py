@@ -84,7 +84,8 @@ def compare(
         source: as for :func:`~saltlm.transfer`.
         target: likewise.
         auxiliary: likewise; may be ``None`` for methods that need none.
-        methods: each ``METHOD[:option=value[:option=value]]``, which is also its label.
+        methods: each ``METHOD[:option=value[:option=value]]``, which is also its label; ``auxiliary=PATH`` gives it vectors
+            of its own.
         texts: what the probes train on, see :class:`~saltlm.corpus.Corpus`.
         out: folder of the results.
         config: probe, steps and seeds; ``None`` is all defaults.
@@ -136,7 +137,7 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
         stage = f"{number} of {len(plan.cells) * count}: {cell.label}, seed {seed}"
         content = {"identity": plan.identity, "seed": seed, "cell": None, "files": [hash_path(p) for p in cell.files()]}
         if cell.config is not None:
-            content["cell"] = plain_transfer(cell.config)
+            content["cell"] = {**plain_transfer(cell.config), **cell.own()}
         key = folder.key(content)
         run = folder.load(key)
         if run is None:
@@ -144,7 +145,8 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
             with folder.empty_scratch() as scratch:
                 try:
                     run = run_cell(
-                        cell, seed, inputs=plan.inputs, original=plan.original, text=plan.text, scratch=scratch, earlier=found,
+                        cell, seed, inputs=cell.inputs(plan.inputs), original=plan.original, text=plan.text, scratch=scratch,
+                        earlier=found,
                         config=plan.config.adaptation(plan.adaptation, seed, length),
                         report=lambda part, done, total, stage=stage: report(f"{stage}, {part}", done, total),
                     )  # fmt: skip
@@ -172,7 +174,7 @@ def _plan(
     cells = parse_cells(methods, base)
     for cell in cells[1:]:
         try:
-            check_method(cell.config, inputs[2])
+            check_method(cell.config, cell.inputs(inputs)[2])
         except InputError as error:
             raise InputError(f"method {cell.label!r}: {error}") from None
     files = [Path(name) for name in auxiliary_files(inputs[2])]
@@ -183,13 +185,15 @@ def _plan(
             ("target", inputs[1], base.target_revision, None),
         )
     )
-    folder.check([source, target, *files])
+    folder.check([source, target, *files, *(file for cell in cells for file in cell.files())])
     report("text", 0, 0)
     text = _read_text(texts, *held_out, None, adaptation)
     if not text.heldout:
         raise input_error("held-out text", "none", "text to measure on", "give --eval-text, or a larger --heldout")
     report("inputs", 0, 0)
-    dry = transfer(*inputs, config=dataclasses.replace(cells[1].config, seed=config.seed), dry_run=True)
+    dry = transfer(
+        *cells[1].inputs(inputs), config=dataclasses.replace(cells[1].config, seed=config.seed), dry_run=True
+    )
     original = convert(source / base.gguf_file)[0] if base.gguf_file else source
     report("counting tokens", 0, 0)
     blocks = measure_blocks(text, (dry.tokenizer, _tokenizer(original, base)), adaptation, config.probe_steps)

@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .adapt_config import AdaptConfig
 from .config import METHODS, TransferConfig, _one_of, _whole
@@ -15,6 +16,7 @@ from .intervals import check_numbers
 
 PROBES = ("embeddings", "all")
 ORIGINAL = "original"
+AUXILIARY = "auxiliary"
 # What a cell cannot have for itself: all cells share inputs, tokenizer and seeds, or they could not be compared.
 SHARED = (
     "seed", "chat_template", "special_overrides", "pad_to_multiple_of", "keep_source_vocabulary", "device", "dtype",
@@ -89,15 +91,26 @@ class Cell:
     Attributes:
         label: as given.
         config: of its transfer, the seed apart; ``None`` for the original model with its own tokenizer.
+        auxiliary: vectors of its own; ``None`` is those of the comparison.
     """
 
     label: str
     config: TransferConfig | None
+    auxiliary: str | None = None
+
+    def inputs(self, common: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        """Source, target and auxiliary vectors of its transfer, from those of the comparison."""
+        return common if self.auxiliary is None else (*common[:2], self.auxiliary)
+
+    def own(self) -> dict[str, str]:
+        """What it has beside its transfer's options."""
+        return {} if self.auxiliary is None else {AUXILIARY: self.auxiliary}
 
     def to_json(self) -> dict[str, object]:
         """The options that are not at their defaults, and the method."""
         plain, default = self.config.to_json(), TransferConfig().to_json()
-        return {name: value for name, value in plain.items() if name == "method" or value != default[name]}
+        changed = {name: value for name, value in plain.items() if name == "method" or value != default[name]}
+        return {**changed, **self.own()}
 
     def files(self) -> list[Path]:
         """The files that this cell alone may read."""
@@ -106,6 +119,7 @@ class Cell:
         if self.config is None:
             return []
         names = [
+            *auxiliary_files(self.auxiliary),
             *auxiliary_files(self.config.source_auxiliary),
             *([self.config.dictionary] if self.config.dictionary else []),
         ]
@@ -116,6 +130,7 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
     """Cells from ``METHOD[:option=value[:option=value]]``; the original model is always the first.
 
     Options of methods that ``base`` sets hold for the cells whose method takes them and that do not set them themselves.
+    ``auxiliary`` is an option too, of cells whose method looks at vectors: those that it names stand for the comparison's.
 
     Args:
         methods: at least one; ``original`` may be among them.
@@ -147,11 +162,17 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
         defaults = {field.name: _default(field) for field in dataclasses.fields(base) if field.name in optional}
         try:
             own = dict(_option(label, part) for part in parts)
+            auxiliary = own.pop(AUXILIARY, None)
             # What a method takes may hang on its own options, as a blend's do on what it blends with.
             alone = dataclasses.replace(TransferConfig(), method=name, **own)
             taken = method_of(alone).options if name in BUILDERS else optional
             unused = {option: value for option, value in defaults.items() if option not in taken}
-            cells.append(Cell(label, dataclasses.replace(base, method=name, **{**unused, **own})))
+            config = dataclasses.replace(base, method=name, **{**unused, **own})
+            if auxiliary is not None and not method_of(config).vectors:
+                raise input_error(
+                    AUXILIARY, repr(auxiliary), "a method that looks at vectors", "leave it out for this method"
+                )
+            cells.append(Cell(label, config, auxiliary))
         except InputError as error:
             raise InputError(f"method {label!r}: {error}") from None
     if len(cells) == 1:
@@ -167,7 +188,8 @@ def _default(field: dataclasses.Field) -> object:
 
 def _option(label: str, part: str) -> tuple[str, object]:
     """Name and value of ``option=value``; an option that is on or off may stand alone."""
-    known = {field.name: field for field in dataclasses.fields(TransferConfig) if field.name not in SHARED}
+    known = {field.name: str(field.type) for field in dataclasses.fields(TransferConfig) if field.name not in SHARED}
+    known[AUXILIARY] = "str"
     name, mark, text = part.partition("=")
     name = name.replace("-", "_")
     if name in SHARED:
@@ -178,7 +200,7 @@ def _option(label: str, part: str) -> tuple[str, object]:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
         raise input_error("option", repr(part), "one of " + ", ".join(known), hint)
-    kind = str(known[name].type)
+    kind = known[name]
     try:
         return name, _value(kind, text if mark else "true" if kind == "bool" else "")
     except ValueError:

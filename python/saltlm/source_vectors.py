@@ -46,7 +46,8 @@ def load_source_vectors(
     a word that has a vector by its n-grams alone counts too.
 
     Args:
-        source_auxiliary: vectors of the source's language, as :func:`~saltlm.load_auxiliary` takes them.
+        source_auxiliary: vectors of the source's language, as :func:`~saltlm.load_auxiliary` takes them; those trained on a
+            text get the target's width.
         dictionary: a text file with a source word and its translation a line, parted by a tab or a blank.
         auxiliary: the target language's vectors.
         alignment: of the two tokenizers.
@@ -60,7 +61,7 @@ def load_source_vectors(
     """
     pairs = read_dictionary(dictionary)
     # Words of tokens and dictionary at once: a large file is read once.
-    tokens, left = _look_up(source_auxiliary, alignment.source.words(), [pair[0] for pair in pairs])
+    tokens, left = _look_up(source_auxiliary, alignment.source.words(), [pair[0] for pair in pairs], width)
     if tokens.vectors.shape[1] != width:
         raise input_error(
             "source-auxiliary", f"vectors of width {tokens.vectors.shape[1]}", f"{width}, as the target's",
@@ -81,9 +82,11 @@ def load_source_vectors(
     return Auxiliary((tokens.vectors.double() @ turn).float(), tokens.known, description)
 
 
-def _look_up(spec: str | Path, tokens: list[str | None], words: list[str]) -> tuple[Auxiliary, Auxiliary]:
+def _look_up(
+    spec: str | Path, tokens: list[str | None], words: list[str], width: int | None = None
+) -> tuple[Auxiliary, Auxiliary]:
     """Vectors of the tokens' words, and of further words."""
-    found, count = load_auxiliary(spec, [*tokens, *words]), len(tokens)
+    found, count = load_auxiliary(spec, [*tokens, *words], width=width), len(tokens)
     description = {**found.description, "known": int(found.known[:count].sum())}
     return (
         Auxiliary(found.vectors[:count], found.known[:count], description),

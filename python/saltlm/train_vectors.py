@@ -33,16 +33,24 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def trained_file(files: Sequence[Path]) -> Path:
+def trained_file(files: Sequence[Path], width: int | None = None) -> Path:
     """Where the vectors trained on these texts are kept, or will be: named by the texts' content and the settings."""
-    digest = hashlib.sha256(repr(sorted(SETTINGS.items())).encode())
+    digest = hashlib.sha256(repr(sorted(_settings(width).items())).encode())
     for path in files:
         digest.update(bytes.fromhex(sha256_of(path)))
     return cache_folder() / "trained" / f"{digest.hexdigest()}.bin"
 
 
-def train(files: Sequence[Path]) -> Path:
+def _settings(width: int | None) -> dict[str, int]:
+    return SETTINGS if width is None else {**SETTINGS, "vector_size": width}
+
+
+def train(files: Sequence[Path], width: int | None = None) -> Path:
     """Train on white-space separated words of UTF-8 text files, one text a line; returns the ``.bin``, from the cache if there.
+
+    Args:
+        files: texts.
+        width: P, in [1, inf); ``None`` is that of :data:`SETTINGS`.
 
     Raises:
         InputError: gensim is not installed, a file is empty or not UTF-8, or has too few words, or the cache is full.
@@ -55,12 +63,12 @@ def train(files: Sequence[Path]) -> Path:
         raise input_error(
             "auxiliary train:...", "no gensim", "gensim to train with", 'pip install "saltlm[train]"'
         ) from None
-    kept = trained_file(files)
+    kept = trained_file(files, width)
     if kept.is_file():
         return kept
     with named_errors(kept, 0, CACHE_ADVICE):  # before the work, not after it
         kept.parent.mkdir(parents=True, exist_ok=True)
-    model = FastText(**SETTINGS)
+    model = FastText(**_settings(width))
     lines = _Lines(files)
     try:
         model.build_vocab(lines)
