@@ -162,7 +162,7 @@ output_folder._sync = timed
 def progress(stage, done, total):
     stages.setdefault(stage, time.perf_counter())
 source, target, out, link = sys.argv[1:]
-done = transfer(source, target, "plm", out, TransferConfig(heldout=0, link=link), progress=progress)
+done = transfer(source, target, "plm", out, TransferConfig(method="salt", heldout=0, link=link), progress=progress)
 end = time.perf_counter()
 with open("/proc/self/status") as status:
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e6

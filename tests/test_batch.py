@@ -31,10 +31,12 @@ from saltlm.shared import Shared
 from tokenizers_tiny import tiny
 
 ONE = BatchConfig(workers=1)
+SALT = TransferConfig(method="salt")
 
 
 def write_jobs(path: Path, pair, jobs: dict[str, str], more: str = "") -> Path:
-    text = f"[defaults]\nsource = '{pair.source}'\ntarget = '{pair.target}'\nauxiliary = '{pair.vectors}'\n{more}\n"
+    text = f"[defaults]\nsource = '{pair.source}'\ntarget = '{pair.target}'\nauxiliary = '{pair.vectors}'\n"
+    text += f"{more}\n" if "method" in more else f"method = 'salt'\n{more}\n"
     path.write_text(text + "".join(f"[[job]]\nout = '{path.parent}/{out}'\n{rest}\n" for out, rest in jobs.items()))
     return path
 
@@ -78,10 +80,10 @@ def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
 
 def test_folders_are_those_of_single_transfers(ran, pair, untied, tmp_path) -> None:
     singles = {
-        "salt": (pair, TransferConfig(), pair.vectors), "other": (untied, TransferConfig(), untied.vectors),
+        "salt": (pair, SALT, pair.vectors), "other": (untied, SALT, untied.vectors),
         "pieces": (pair, TransferConfig(method="subword-mean"), pair.vectors),
-        "deep/er/plm": (pair, TransferConfig(ridge=0.1), "plm"),
-        "case": (pair, TransferConfig(overlap="case", chat_template="none"), pair.vectors),
+        "deep/er/plm": (pair, TransferConfig(method="salt", ridge=0.1), "plm"),
+        "case": (pair, TransferConfig(method="salt", overlap="case", chat_template="none"), pair.vectors),
     }  # fmt: skip
     for name, (case, config, vectors) in singles.items():
         transfer(str(case.source), str(case.target), str(vectors), tmp_path / "single", config)

@@ -136,7 +136,7 @@ def test_a_file_that_cannot_be_read_or_is_no_text(tmp_path, capsys) -> None:
 def test_a_job_that_never_fits_is_told_at_the_start(pair, tmp_path) -> None:
     text = head(pair) + f'[[job]]\nout = "{tmp_path}/a"\n'
     found = faults(tmp_path, text, budget=10**8)
-    assert re.search(r"needs about 1\.0 GB; expected at most 0\.1 GB", found[5][0])
+    assert re.search(r"needs about 1\.3 GB; expected at most 0\.1 GB", found[5][0])
 
 
 def test_broken_model_folders_are_told_at_the_start(pair, tmp_path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from saltlm.config import METHODS as NAMES
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.heldout import heldout_check
-from saltlm.methods import METHODS, NEEDS_VECTORS, Job, Method, pursuit
+from saltlm.methods import METHODS, NEEDS_VECTORS, Job, Method, anchors_of, pursuit
 from saltlm.methods.pieces import characters
 from saltlm.methods.pursuit import pursue
 from saltlm.source_vectors import procrustes, read_dictionary
@@ -294,7 +295,7 @@ def test_the_pursuit_operator_refuses_what_does_not_fit() -> None:
 @pytest.fixture(scope="module")
 def untied_parts(untied):
     """Source, donor, alignment and vectors of the untied pair."""
-    done = transfer(untied.source, untied.target, untied.vectors)
+    done = transfer(untied.source, untied.target, untied.vectors, config=TransferConfig(method="salt"))
     vectors = load_auxiliary(untied.vectors, done.alignment.target.words())
     return load_source(untied.source), load_donor(untied.target), done.alignment, vectors
 
@@ -375,6 +376,26 @@ def test_asymmetric_composition(untied, pair) -> None:
     assert torch.equal(done.output_rows, weighted.output_rows)
     assert not any("tied" in warning for warning in done.summary["warnings"])
     assert any("the head is tied" in warning for warning in run("subword-asymmetric", pair).summary["warnings"])
+
+
+def test_the_default_is_a_blend_by_halves_and_pieces_alone_where_anchors_are_few(untied, monkeypatch) -> None:
+    def run(**options):
+        return transfer(untied.source, untied.target, config=TransferConfig(heldout=0.0, **options))
+
+    default, half = run(), run(method="blend", blend_with="ridge-map", blend_weight=0.5, ridge=1.0)
+    assert torch.equal(default.input_rows, half.input_rows) and torch.equal(default.output_rows, half.output_rows)
+    width = load_donor(untied.target).input_rows.shape[1]
+    assert default.summary["anchors"] >= width and default.summary["counts"]["solved"] > 0
+    for few in (width - 1, 0):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                sys.modules["saltlm.transfer"], "anchors_of", lambda *inputs, few=few: anchors_of(*inputs)[:few]
+            )
+            alone = run()
+            if not few:
+                with pytest.raises(InputError, match="at least one shared token"):
+                    run(method="blend")
+        assert torch.equal(alone.input_rows, run(method="subword-mean").input_rows)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -592,7 +613,7 @@ def test_ofa_reads_gzip_by_its_content_and_names_a_damaged_file(untied, tmp_path
 
 
 def test_the_names_are_those_of_the_options() -> None:
-    assert tuple(METHODS) == NAMES and NAMES[0] == TransferConfig().method == "salt"
+    assert tuple(METHODS) == NAMES and NAMES[0] == TransferConfig().method == "auto"
     assert set(NEEDS_VECTORS) < set(NAMES)
 
 

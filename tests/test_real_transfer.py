@@ -79,7 +79,7 @@ def written(pair, tmp_path_factory):
     from saltlm import TransferConfig, transfer
 
     out = tmp_path_factory.mktemp("transfer") / "fi"
-    return transfer(pair.source, pair.donor, pair.vectors, out, TransferConfig(gguf_file=pair.gguf_file))
+    return transfer(pair.source, pair.donor, pair.vectors, out, TransferConfig(method="salt", gguf_file=pair.gguf_file))
 
 
 def test_stock_transformers_loads_the_result_and_shared_rows_are_bit_identical(pair, written):
@@ -120,7 +120,7 @@ def test_the_summary_accounts_for_every_row(written):
 PEAK = """
 import sys
 from saltlm import TransferConfig, transfer
-done = transfer(*sys.argv[1:5], TransferConfig(gguf_file=sys.argv[5]))
+done = transfer(*sys.argv[1:5], TransferConfig(method="salt", gguf_file=sys.argv[5]))
 with open("/proc/self/status") as status:
     print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024)
 """

@@ -24,6 +24,8 @@ from saltlm.errors import InputError
 from saltlm.transfer import transfer
 from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, tiny
 
+SALT = TransferConfig(method="salt")
+
 
 def logits(folder, text: str = TEXT[0]) -> torch.Tensor:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,7 +50,7 @@ def test_a_models_own_tokenizer_changes_nothing(tmp_path, kind: str, tied: bool)
     save_llama(tmp_path / "source", tiny(kind), tied=tied)
     save_bert(tmp_path / "target", tiny(kind))
     write_vectors(tmp_path / "v.vec", tiny(kind))
-    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out")
+    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out", SALT)
     assert set(np.unique(done.origin)) <= {COPIED, ROLE}
     assert torch.equal(logits(tmp_path / "out"), logits(tmp_path / "source"))
 
@@ -56,7 +58,7 @@ def test_a_models_own_tokenizer_changes_nothing(tmp_path, kind: str, tied: bool)
 @pytest.mark.parametrize("name", ["pair", "untied"])
 def test_shared_rows_are_bit_identical(name: str, request, tmp_path) -> None:
     case = request.getfixturevalue(name)
-    done = transfer(case.source, case.target, case.vectors, tmp_path / "out")
+    done = transfer(case.source, case.target, case.vectors, tmp_path / "out", SALT)
     before, after = weights(case.source), weights(tmp_path / "out")
     shared = np.flatnonzero(done.alignment.shared)
     ids = torch.from_numpy(done.alignment.source_id[shared].astype(np.int64))
@@ -73,7 +75,7 @@ def test_shared_rows_are_bit_identical(name: str, request, tmp_path) -> None:
 def test_solved_rows_follow_the_papers_formula(untied) -> None:
     from saltlm.auxiliary import load_auxiliary
 
-    done = transfer(untied.source, untied.target, untied.vectors)
+    done = transfer(untied.source, untied.target, untied.vectors, config=SALT)
     before, donor = weights(untied.source), weights(untied.target)
     vectors = load_auxiliary(untied.vectors, done.alignment.target.words())
     plm = donor["embeddings.word_embeddings.weight"].double()
@@ -95,7 +97,7 @@ def test_solved_rows_follow_the_papers_formula(untied) -> None:
 
 
 def test_what_cannot_be_solved_is_drawn_and_says_why(untied) -> None:
-    done = transfer(untied.source, untied.target, untied.vectors)
+    done = transfer(untied.source, untied.target, untied.vectors, config=SALT)
     statuses = {entry["name"]: entry["count"] for entry in done.summary["statuses"]}
     assert statuses["no_vector"] == done.summary["counts"]["drawn"] > 0
     drawn = done.origin == DRAWN
@@ -135,18 +137,18 @@ def test_flat_starts(pair, method: str) -> None:
 
 
 def test_options_reach_the_solver(pair) -> None:
-    plain = transfer(pair.source, pair.target, pair.vectors)
-    capped = transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(max_support=2))
+    plain = transfer(pair.source, pair.target, pair.vectors, config=SALT)
+    capped = transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(method="salt", max_support=2))
     assert capped.summary["support"]["max"] == 2 < plain.summary["support"]["max"]
     for option in ({"ridge": 0.5}, {"center": True}):
-        other = transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(**option))
+        other = transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(method="salt", **option))
         solved = torch.from_numpy(plain.origin == SOLVED)
         assert not torch.allclose(other.input_rows[solved], plain.input_rows[solved], rtol=1e-3)
         assert torch.equal(other.input_rows[~solved], plain.input_rows[~solved])
 
 
 def test_padding_rows(pair, tmp_path) -> None:
-    config = TransferConfig(pad_to_multiple_of=64, method="subword-mean")
+    config = TransferConfig(method="subword-mean", pad_to_multiple_of=64)
     done = transfer(pair.source, pair.target, None, tmp_path / "out", config)
     size = done.alignment.target.size
     assert len(done.origin) % 64 == 0 and len(done.origin) > size
@@ -161,7 +163,7 @@ def test_a_tokenizer_longer_than_the_source_matrix(tmp_path) -> None:
     save_llama(tmp_path / "source", tokenizer, rows=len(tokenizer) - 2)
     save_bert(tmp_path / "target", tiny("sentencepiece_unigram"))
     write_vectors(tmp_path / "v.vec", tiny("sentencepiece_unigram"))
-    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec")
+    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", config=SALT)
     rows = weights(tmp_path / "source")["model.embed_tokens.weight"]
     assert int(max(done.summary["counts"].values())) and done.input_rows.isfinite().all()
     copied = np.flatnonzero((done.origin == COPIED) | (done.origin == ROLE))
@@ -191,29 +193,29 @@ def test_every_kind_of_donor_and_source(tmp_path, source, donor) -> None:
     source(tmp_path / "source", tiny("byte_level_bpe"))
     donor(tmp_path / "target", tiny("sentencepiece_unigram"))
     write_vectors(tmp_path / "v.vec", tiny("sentencepiece_unigram"))
-    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out")
+    done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out", SALT)
     assert done.summary["counts"]["solved"] > 30
     assert logits(tmp_path / "out").isfinite().all()
 
 
 def test_the_plms_own_rows_as_vectors(pair) -> None:
-    done = transfer(pair.source, pair.target, "plm")
+    done = transfer(pair.source, pair.target, "plm", config=SALT)
     assert done.summary["counts"]["solved"] > 30 and done.summary["inputs"]["auxiliary"]["kind"] == "plm"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtypes_are_kept_or_made(tmp_path, dtype: str) -> None:
     case = make_pair(tmp_path, "byte_level_bpe", "wordpiece", dtype=getattr(torch, dtype))
-    kept = transfer(case.source, case.target, case.vectors, tmp_path / "kept")
+    kept = transfer(case.source, case.target, case.vectors, tmp_path / "kept", SALT)
     assert kept.input_rows.dtype == getattr(torch, dtype)
     assert {tensor.dtype for tensor in weights(tmp_path / "kept").values()} == {getattr(torch, dtype)}
-    made = transfer(case.source, case.target, case.vectors, config=TransferConfig(dtype="float32"))
+    made = transfer(case.source, case.target, case.vectors, config=TransferConfig(method="salt", dtype="float32"))
     copied = (made.origin == COPIED).nonzero()[0]
     assert torch.equal(made.input_rows[copied], kept.input_rows[copied].float())
 
 
 def test_the_folder_says_what_it_is(untied, tmp_path) -> None:
-    done = transfer(untied.source, untied.target, untied.vectors, tmp_path / "out")
+    done = transfer(untied.source, untied.target, untied.vectors, tmp_path / "out", SALT)
     out = tmp_path / "out"
     summary = json.loads((out / "saltlm.json").read_text())
     assert summary == json.loads(json.dumps({**done.summary, "seconds": summary["seconds"]}))
@@ -251,7 +253,7 @@ def test_the_folder_says_what_it_is(untied, tmp_path) -> None:
 
 
 def test_stock_transformers_loads_it_without_saltlm(untied, tmp_path) -> None:
-    transfer(untied.source, untied.target, untied.vectors, tmp_path / "out")
+    transfer(untied.source, untied.target, untied.vectors, tmp_path / "out", SALT)
     code = (
         "import sys; sys.modules['saltlm'] = None\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -297,7 +299,7 @@ def test_an_input_inside_the_replaced_folder_is_kept(pair, tmp_path) -> None:
     transfer(pair.source, pair.target, out=out, config=TransferConfig(method="zero"))
     inside = shutil.copy(pair.vectors, out / "v.vec")
     with pytest.raises(InputError, match=r"holds the input file .*v\.vec"):
-        transfer(pair.source, pair.target, inside, out, TransferConfig(force=True))
+        transfer(pair.source, pair.target, inside, out, TransferConfig(method="salt", force=True))
     assert Path(inside).is_file()
 
 
@@ -307,12 +309,12 @@ def test_rows_near_the_largest_number_do_not_break_the_report(tmp_path) -> None:
     rows["model.embed_tokens.weight"][300:] = 3e38
     save_file(rows, folder / "model.safetensors", {"format": "pt"})
     donor = save_bert(tmp_path / "donor", tiny("byte_level_bpe"))
-    done = transfer(folder, donor, "plm", tmp_path / "out", TransferConfig(heldout=0.5))
+    done = transfer(folder, donor, "plm", tmp_path / "out", TransferConfig(method="salt", heldout=0.5))
     assert done.summary["norms"]["copied"]["max"] > 3e38
 
 
 def test_a_dry_run_tells_and_writes_nothing(pair, tmp_path) -> None:
-    done = transfer(pair.source, pair.target, pair.vectors, tmp_path / "out", dry_run=True)
+    done = transfer(pair.source, pair.target, pair.vectors, tmp_path / "out", SALT, dry_run=True)
     assert done.summary["counts"]["padding"] == 0
     assert sum(done.summary["counts"].values()) + done.summary["new_tokens"] == len(done.origin)
     assert done.summary["new_tokens"] > 0 and done.summary["anchors"] > 0
@@ -321,7 +323,7 @@ def test_a_dry_run_tells_and_writes_nothing(pair, tmp_path) -> None:
 
 def test_progress_is_told(pair) -> None:
     seen: list[tuple[str, int, int]] = []
-    transfer(pair.source, pair.target, pair.vectors, progress=lambda *event: seen.append(event))
+    transfer(pair.source, pair.target, pair.vectors, config=SALT, progress=lambda *event: seen.append(event))
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
     assert stages == ["load", "align", "vectors", "rows", "self-check"]
     done, total = next((d, t) for stage, d, t in reversed(seen) if stage == "rows")
@@ -331,7 +333,7 @@ def test_progress_is_told(pair) -> None:
 def test_the_self_check_rewards_a_map_that_exists(tmp_path) -> None:
     """Source rows that are a linear image of the PLM's are predicted better than unrelated ones."""
     case = make_pair(tmp_path, "byte_level_bpe", "sentencepiece_unigram")
-    config = TransferConfig(heldout=0.3)
+    config = TransferConfig(method="salt", heldout=0.3)
     unrelated = transfer(case.source, case.target, "plm", config=config)
     path = case.source / "model.safetensors"
     tensors = weights(case.source)
@@ -363,5 +365,5 @@ def test_no_shared_tokens_is_refused(tmp_path) -> None:
     save_bert(tmp_path / "target", chinese)
     write_vectors(tmp_path / "v.vec", chinese)
     with pytest.raises(InputError, match="none of them text"):
-        transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out")
+        transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out", SALT)
     assert not (tmp_path / "out").exists()

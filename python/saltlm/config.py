@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from .errors import input_error
 
 METHODS = (
-    "salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "ridge-map", "local-map", "blend",
+    "auto", "salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "ridge-map", "local-map", "blend",
     "wechsel", "ofa",
     "subword-mean", "subword-length", "subword-asymmetric", "multivariate", "mean", "normal", "zero",
 )  # fmt: skip
@@ -30,10 +30,11 @@ class TransferConfig:
     """How new rows are built and what is written.
 
     Attributes:
-        method: one of :data:`METHODS`. ``salt`` is the paper's: local least squares on the sparsemax support.
+        method: one of :data:`METHODS`. ``auto`` is what did best on real pairs, a ``blend`` that needs no auxiliary vectors;
+            ``salt`` is the paper's: local least squares on the sparsemax support.
         ridge: ridge strength as a fraction of the neighbours' mean squared norm, in [0, inf), for ``salt``, ``omp``,
-            ``sava-affine``, ``ridge-map``, ``local-map`` and a ``blend`` with one of these; ``None`` is none, or 1 for
-            ``ridge-map`` and ``local-map``.
+            ``sava-affine``, ``ridge-map``, ``local-map``, ``auto`` and a ``blend`` with one of these; ``None`` is none, or 1
+            for ``ridge-map``, ``local-map`` and ``auto``.
         center: fit with an intercept: both spaces are centred on the support's mean first; for ``salt``, ``omp`` and
             ``local-map``.
         max_support: keep at most this many anchors, nearest first, in [1, inf), for ``salt``, ``focus``, ``clp-plus``,
@@ -42,9 +43,9 @@ class TransferConfig:
             default), ``plm`` (sparsemax of those cosines) or ``auxiliary`` (sparsemax of the auxiliary vectors' cosines).
         map_ridge: ridge strength of the global map under ``local-map``, in [0, inf); ``None`` is 1.
         blend_with: the regression in ``blend``, one of :data:`REGRESSIONS`; ``None`` is ``ridge-map``.
-        blend_weight: share of the subword mean in ``blend``: a number in [0, 1], or a rule by token: ``pieces`` (fewer pieces,
-            more of their mean), ``support`` (fewer neighbours, more of the mean) or ``precision`` (the share that fits hidden
-            shared tokens of as many pieces best).
+        blend_weight: share of the subword mean in ``auto`` and ``blend``: a number in [0, 1], or a rule by token: ``pieces``
+            (fewer pieces, more of their mean), ``support`` (fewer neighbours, more of the mean) or ``precision`` (the share
+            that fits hidden shared tokens of as many pieces best).
         clean_anchors: share of the anchors to leave out, in [0, 0.5]: those whose source row the global ridge map, fitted
             without them, misses by most (false friends); they stay copied.
         unigram_shift: strength in (0, 1] of a shift of built output rows towards the target tokens' log-unigram, for an
@@ -82,7 +83,7 @@ class TransferConfig:
         InputError: a value is out of its range or not one of the names.
     """
 
-    method: str = "salt"
+    method: str = "auto"
     ridge: float | None = None
     center: bool = False
     max_support: int | None = None

@@ -230,7 +230,7 @@ def _job(
     flags = alignment.source.flags()[: len(model.input_rows)]
     method = method_of(config)
     anchors = anchors_of(assembly, alignment, vectors, donor.input_rows if method.plm or not method.anchors else None)
-    if method.anchors and not len(anchors):
+    if method.anchors and not method.alone and not len(anchors):
         shared = int(assembly.shared.sum())
         needed = " and ".join(["a vector"] * method.vectors + ["a PLM row"] * method.plm)
         raise input_error(

@@ -16,6 +16,8 @@ sava-orthogonal     PLM rows                         all anchors            one 
 ridge-map           PLM rows                         all anchors            one ridge map with intercept, ridge 1
 local-map           PLM rows, or auxiliary vectors   256 nearest, or        the ridge map, and local least squares with a
                                                      sparsemax's support    ridge of what it misses
+auto                as blend                         all anchors, pieces    blend of the two by halves; pieces alone with few
+                                                                            anchors
 blend               as the regression in it          its anchors, pieces    w subword mean, 1 - w a regression; w a number,
                                                                             or by pieces, support or held-out precision
 wechsel             vectors of both languages        10 source tokens       softmax of cosines, temperature 0.1
@@ -37,7 +39,7 @@ from collections.abc import Callable, Iterator
 
 from ..assemble import Block
 from ..config import TransferConfig
-from . import blend, clean, flat, local, local_map, pieces, whole, words
+from . import auto, blend, clean, flat, local, local_map, pieces, whole, words
 from .job import Job, anchors_of
 
 __all__ = ["METHODS", "NEEDS_VECTORS", "Job", "Method", "anchors_of", "build", "method_of"]
@@ -52,6 +54,7 @@ class Method:
         vectors: whether it needs auxiliary vectors.
         plm: whether it looks at the PLM's rows.
         anchors: whether it learns from shared tokens, so that the self-check can hide some.
+        alone: whether it can do without any.
         source_vectors: where vectors of the source tokens come from: a ``dictionary`` and vectors of the source's language, or
             ``segmented`` words of the one file of vectors; empty where it needs none.
         neighbours: what its support sizes count, empty where there are none.
@@ -66,6 +69,7 @@ class Method:
     vectors: bool = False
     plm: bool = False
     anchors: bool = False
+    alone: bool = False
     source_vectors: str = ""
     neighbours: str = ""
     sparse: bool = False
@@ -78,6 +82,7 @@ _ANCHORED = {"anchors": True, "neighbours": "anchors"}
 _PIECES = {"neighbours": "pieces"}
 
 METHODS: dict[str, Method] = {
+    "auto": Method(build=auto.auto, plm=True, alone=True, options=("ridge", "blend_weight"), **_ANCHORED),
     "salt": Method(
         build=local.salt,
         vectors=True,
