@@ -33,13 +33,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+TORCHRUN = "torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0"
+# Accelerate's launcher of several GPUs starts processes on the CPU as well; its own way for the CPU needs MPI.
+ACCELERATE = (
+    "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 --mixed_precision no"
+    " --dynamo_backend no"
+)
+
+
+def torchrun(*words: str, launcher: str = TORCHRUN) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-            "--rdzv-endpoint", "localhost:0", *words,
-        ],
-        text=True, capture_output=True, check=False, timeout=600,
+        [sys.executable, "-m", *launcher.split(), *words], text=True, capture_output=True, check=False, timeout=600,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -79,6 +83,13 @@ def test_two_processes_are_one_with_doubled_accumulation(folder, capsys):
     assert main(words_of(folder, "two", "--resume")) == 2  # in one process
     printed = capsys.readouterr()
     assert "their number was 2, is 1" in printed.err and "start as many processes" in printed.err and not printed.out
+
+
+def test_accelerate_launches_them_as_well(folder):
+    done = torchrun("-m", "saltlm", *words_of(folder, "launched"), launcher=ACCELERATE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((folder / "launched" / "saltlm.json").read_bytes())["adapted"]["processes"] == 2
+    same_run(folder, "launched")
 
 
 @pytest.fixture(scope="module")
