@@ -7,9 +7,14 @@ scaled up.
 and D asked for, and one dense case; ``--sizes 384x576 384x2304 768x576 768x2304 dense`` is the default. The bar is the time of
 torch's own float32 ``new_auxiliary @ anchor_auxiliary.T`` in the same process with the same threads: no more than that where
 the processor multiplies bfloat16 in hardware (AMX), no more than twice elsewhere. A table shows where the time goes.
+
+``--profile`` shows it stage by stage instead, in processor time with one thread and with ``--threads``, on the problems that
+``--sizes`` names or else on the real pair; nothing is recorded. ``SALTLM_CPU_PRODUCT`` chooses the filter's product.
 """
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
 import synthetic
@@ -18,6 +23,7 @@ from harness import fetching, figure, forget_peak, peak_megabytes, record, timed
 from saltlm import salt_rows
 from saltlm.finnish import finnish_pair, finnish_problem
 from saltlm.ops import STATUSES, backend, combine, sparsemax_support, support_lstsq
+from saltlm.ops_profile import stage_times
 
 BAR = 20
 NEW, ANCHORS, WIDTH = 30_000, 12_000, 300
@@ -86,11 +92,38 @@ def profile(problem, runs: int) -> list[tuple[str, float]]:
     return [(name, timed(job, runs=runs).median) for name, job in steps.items()]
 
 
-def made_up(size: str, runs: int) -> None:
-    """One problem of ``--sizes``."""
+def stages(title: str, problem, threads: int) -> None:
+    """Print the processor time of each stage of one call, with one thread and with all."""
+    columns = []
+    for count in sorted({1, threads}):
+        torch.set_num_threads(count)
+        salt_rows(*problem.tensors)
+        wall, start = time.perf_counter(), time.process_time()
+        with stage_times() as spent:
+            salt_rows(*problem.tensors)
+        whole, wall = time.process_time() - start, time.perf_counter() - wall
+        spent["results laid out and checked, all else"] = whole - sum(spent.values())
+        spent["all"] = whole
+        columns.append((f"{count} thread{'s' * (count > 1)} (wall time {figure(wall)} s)", spent, whole))
+    lines = [f"\n{title}: processor time of one call\n", f"| stage | {' | '.join(name for name, *_ in columns)} |"]
+    lines.append("| --- " * (len(columns) + 1) + "|")
+    for stage in columns[0][1]:
+        cells = (f"{figure(spent[stage] * 1e3)} ms, {spent[stage] / whole:.1%}" for _, spent, whole in columns)
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def drawn(size: str):
+    """The problem that a word of ``--sizes`` names."""
     dense = size == "dense"
     width, out = (384, 576) if dense else map(int, size.split("x"))
-    problem = synthetic.problem(DENSE if dense else NEW, ANCHORS, WIDTH, width, out, dense=dense)
+    return synthetic.problem(DENSE if dense else NEW, ANCHORS, WIDTH, width, out, dense=dense)
+
+
+def made_up(size: str, runs: int) -> None:
+    """One problem of ``--sizes``."""
+    dense, problem = size == "dense", drawn(size)
+    width, out = problem.new_plm.shape[1], problem.anchor_lm.shape[1]
     before = forget_peak()
     built = salt_rows(*problem.tensors)
     grown = peak_megabytes() - before
@@ -141,14 +174,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="run the plain loop over all tokens, once")
     parser.add_argument("--sizes", nargs="*", metavar="ExD", help="made-up problems instead of the Finnish pair")
+    parser.add_argument("--profile", action="store_true", help="processor time of each stage; nothing is recorded")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.sizes is None:
+    if arguments.sizes is None and arguments.profile:
+        stages("Finnish pair", finnish_problem(finnish_pair(fetching)), arguments.threads)
+    elif arguments.sizes is None:
         finnish(arguments.full)
     for size in arguments.sizes if arguments.sizes else SIZES if arguments.sizes is not None else ():
-        made_up(size, arguments.runs)
+        if arguments.profile:
+            stages(size, drawn(size), arguments.threads)
+        else:
+            made_up(size, arguments.runs)
 
 
 def finnish(full: bool) -> None:

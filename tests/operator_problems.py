@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,14 +19,18 @@ if torch.cuda.is_available() and ops.backend("cuda").name == "compiled":
     PLACES.append(("compiled", "cuda"))
 
 
-class Place:
-    """One implementation on one device: moves the arguments there and the results back."""
+# The compiled CPU support by each of its products, whatever the machine's own is: slow ones, too, are exact.
+PRODUCTS = [("compiled", "cpu", name) for name in ("bfloat16", "float32") if ("compiled", "cpu") in PLACES]
 
-    def __init__(self, name: str, device: str) -> None:
-        self.name, self.device = name, device
+
+class Place:
+    """One implementation on one device, by one product: moves the arguments there and the results back."""
+
+    def __init__(self, name: str, device: str, product: str = "") -> None:
+        self.name, self.device, self.product = name, device, product
 
     def _run(self, function, *args, **options):
-        with ops.forced(self.name):
+        with ops.forced(self.name), mock.patch.dict(os.environ, {"SALTLM_CPU_PRODUCT": self.product}):
             return _moved(function(*(_moved(a, self.device) for a in args), **options), "cpu")
 
     def support(self, *args, **options) -> ops.Support:

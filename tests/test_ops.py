@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from operator_problems import clustered, full_support, normal
-from saltlm import ops, ops_load
+from saltlm import ops, ops_load, ops_profile
 from saltlm.errors import BackendError, InputError
 
 compiled = pytest.mark.skipif(
@@ -154,6 +154,28 @@ def test_the_compiled_operators_check_by_themselves() -> None:
         operators.combine(offsets, ids + 50, ids.double(), lm)
     with pytest.raises(RuntimeError, match="ascending"):
         operators.support_lstsq(new, anchors, offsets.flip(0), ids, 0.0, False)
+
+
+@compiled
+def test_an_unknown_product_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv("SALTLM_CPU_PRODUCT", "int8")
+    with pytest.raises(RuntimeError, match="SALTLM_CPU_PRODUCT: found int8; expected bfloat16, float32"):
+        ops.sparsemax_support(A23, A43)
+
+
+@compiled
+def test_a_profile_counts_every_stage_and_changes_nothing() -> None:
+    problem = (clustered(0, 400, 20), clustered(1, 900, 20), normal(2, 400, 16), normal(3, 900, 16), normal(4, 900, 9))
+    plain = ops.salt_rows(*problem)
+    with ops_profile.stage_times() as times:
+        assert torch.equal(ops.salt_rows(*problem).rows, plain.rows)
+    assert list(times) == list(ops_profile.STAGES) and min(times.values()) > 0
+    ops.salt_rows(*problem)
+    with ops_profile.stage_times() as nothing:
+        pass
+    assert set(nothing.values()) == {0.0}
+    with ops.forced("reference"), pytest.raises(BackendError, match="profile"), ops_profile.stage_times():
+        pass
 
 
 @compiled

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_problems import (
     PLACES,
+    PRODUCTS,
     Place,
     auxiliaries,
     clustered,
@@ -23,7 +24,7 @@ from saltlm import ops, reference
 LAWS = settings(deadline=None, max_examples=25)
 
 
-@pytest.fixture(params=PLACES, ids=["-".join(place) for place in PLACES], scope="module")
+@pytest.fixture(params=PLACES + PRODUCTS, ids=["-".join(place) for place in PLACES + PRODUCTS], scope="module")
 def place(request) -> Place:
     return Place(*request.param)
 
@@ -121,12 +122,11 @@ def _same(one: ops.Support, other: ops.Support) -> bool:
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_neither_product_shows_in_the_result(place: Place, precision: str, monkeypatch) -> None:
-    # Integers where the processor has the instructions, torch's float32 elsewhere, at whatever precision torch is set to.
+def test_no_product_shows_in_the_result(place: Place, precision: str) -> None:
+    # Neither the machine's own nor another, at whatever precision torch is set to.
     new, anchors = clustered(0, 60, 40), clustered(1, 900, 40)
     anchors[[3, 500]] = 0
-    plain, before = place.support(new, anchors), torch.get_float32_matmul_precision()
-    monkeypatch.setenv("SALTLM_FLOAT_PRODUCT", "1")
+    plain, before = Place(place.name, place.device).support(new, anchors), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -156,17 +156,52 @@ def test_rows_without_a_direction_are_left_out(place: Place, bad: float) -> None
     torch.testing.assert_close(support.weights, expected.weights, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("product", ["own", "float"])
-def test_a_threshold_in_the_thick_of_the_cosines(place: Place, product: str, monkeypatch) -> None:
-    # Hundreds of anchors lie nearer to the threshold than either approximate product is to the cosines.
-    if product == "float":
-        monkeypatch.setenv("SALTLM_FLOAT_PRODUCT", "1")
+def test_a_threshold_in_the_thick_of_the_cosines(place: Place) -> None:
+    # Hundreds of anchors lie nearer to the threshold than any approximate product is to the cosines.
     new, anchors = 1 + 0.04 * normal(0, 8, 20), 1 + 0.04 * normal(1, 5000, 20)
     support, expected = place.support(new, anchors), reference.sparsemax_support(new, anchors)
     assert 1000 < support.offsets.diff().min() and support.offsets.diff().max() < 4900
     assert torch.equal(support.offsets, expected[0])
     weights = ops.Support(offsets=expected[0], ids=expected[1], weights=expected[2])
     torch.testing.assert_close(dense(support, 5000), dense(weights, 5000), rtol=0, atol=1e-12)
+
+
+def test_roundings_that_all_err_to_one_side(place: Place) -> None:
+    # Coordinates a hair below or above the middle of two bfloat16 values, so that every rounding takes or gives nearly all
+    # it can: in that product the anchors at +1e-6 come out at -0.004 and those at -1e-6 at +0.004, the threshold between.
+    half, hair, pairs, each = 2.0**-4 * (1 + 2.0**-8), 2.0**-20, 125, 20
+    row = torch.zeros(1, 2 * pairs + 2, dtype=torch.float64)
+    row[:, : 2 * pairs] = half * (1 - hair)
+    row[:, -2] = (1 - row.square().sum()).sqrt()
+    anchors = torch.zeros(2 * each, row.shape[1], dtype=torch.float64)
+    tilt = torch.tensor([-hair] * each + [hair] * each, dtype=torch.float64)[:, None]
+    anchors[:, :pairs], anchors[:, pairs : 2 * pairs] = half * (1 + tilt), -half * (1 - tilt)
+    wanted = torch.tensor([1e-6] * each + [-1e-6] * each, dtype=torch.float64) * (1 + torch.arange(2 * each) / 1e4)
+    anchors[:, -2] = (wanted - anchors @ row[0]) / row[0, -2]
+    anchors[:, -1] = (1 - anchors.square().sum(dim=1)).sqrt()
+    anchors = torch.cat([anchors, row])
+    cheap = (row.bfloat16() @ anchors.bfloat16().T).double()
+    assert cheap[0, :each].max() < -0.003 and cheap[0, each:-1].min() > 0.003
+    support = place.support(row, anchors)
+    assert support.ids.tolist() == [2 * each, *reversed(range(each))]
+    expected = torch.from_numpy(projected(cosines(row, anchors)[0].numpy()))
+    torch.testing.assert_close(dense(support, len(anchors))[0], expected, rtol=0, atol=1e-12)
+
+
+@given(st.integers(0, 10**5), st.sampled_from([3, 31, 33, 100]), st.integers(-60, 60))
+@LAWS
+def test_cosines_closer_than_the_product_can_tell(place: Place, seed: int, width: int, exponent: int) -> None:
+    # Sixty 0.0001 apart, the threshold (0.3985 or so) among them, on rows of any length.
+    new = torch.nn.functional.normalize(normal(seed, 1, width, dtype=torch.float64), dim=1)
+    others = normal(seed + 1, 63, width, dtype=torch.float64)
+    others = torch.nn.functional.normalize(others - (others @ new.T) * new, dim=1)
+    near = torch.cat([torch.full((3,), 0.7), torch.linspace(0.397, 0.403, 60)]).double()[:, None]
+    anchors = (near * new + (1 - near.square()).sqrt() * others).float()
+    new = (new * 2.0**exponent).float()
+    support, expected = place.support(new, anchors), reference.sparsemax_support(new, anchors)
+    assert 3 < len(expected[1]) < 63
+    assert torch.equal(support.ids, expected[1])
+    torch.testing.assert_close(support.weights, expected[2], rtol=0, atol=1e-12)
 
 
 def test_only_negative_cosines_still_have_a_support(place: Place) -> None:

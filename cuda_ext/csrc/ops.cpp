@@ -15,6 +15,9 @@ STABLE_TORCH_LIBRARY(saltlm, m) {
   // Orthogonal matching pursuit from the products of N rows with A anchors, the anchors' Gram matrix and the rows' squared
   // norms. size -1 leaves a row to a more careful way.
   m.def("pursue(Tensor products, Tensor gram, Tensor squares, int most) -> (Tensor picks, Tensor size)");
-  // The instruction-set level of the CPU kernels: base, avx2 or avx512.
+  // The instruction-set level of the CPU kernels: base, avx2, avx512 or amx (avx512, and bfloat16 products on tiles).
   m.def("cpu_level() -> str");
+  // Seconds of processor time that each stage of the CPU kernels took since the last call, in the order of
+  // saltlm.ops_profile.STAGES; they are counted from here on if `on`.
+  m.def("cpu_stages(bool on) -> float[]");
 }

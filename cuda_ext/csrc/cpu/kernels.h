@@ -16,6 +16,19 @@ struct Matrix {
   int64_t rows, width;
 };
 
+// Where an operator's time goes, in the order of saltlm.ops_profile.STAGES.
+enum Stage { kPrepare, kProduct, kFilter, kExact, kSettle, kGather, kGram, kFactor, kSolve, kResidual, kApply, kStages };
+
+// Processor time of one thread's work on each stage, in nanoseconds, and when the last stage ended.
+struct Laps {
+  int64_t spent[kStages] = {};
+  int64_t last;
+};
+
+// The time since the last stage ended counts as `stage`. Does nothing with the null pointer that there is unless somebody
+// asked for a profile.
+void lap(Laps* laps, Stage stage);
+
 // Rows that the integer product takes at a time.
 constexpr int64_t kTile = 48;
 
@@ -32,10 +45,16 @@ struct SimilarityKernels {
                    int16_t* out, double* errors);
   // values[r * stride + a] = product of kTile rows (side 1) with `count` anchors (side `lanes`, count a multiple of it).
   void (*product)(const int16_t* rows, const int16_t* panels, int64_t count, int64_t pairs, float* values, int64_t stride);
+  // Directions of the same rows in bfloat16, `stride` elements apart and padded with zeros up to it; errors as above.
+  void (*narrow)(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end, const double* inverse, int64_t stride,
+                 uint16_t* out, double* errors);
   // Indices of all values that can be in the sparsemax support of the exact cosines, where each value is within `slack` of
   // its cosine. `survivors` and `candidates` hold `count` values, `maxima` count / 64 + 1. Returns how many survive.
   int64_t (*survivors)(const float* values, int64_t count, double slack, int32_t* survivors, float* candidates,
                        float* maxima);
+  // The same from values in bfloat16.
+  int64_t (*narrow_survivors)(const uint16_t* values, int64_t count, double slack, int32_t* survivors, float* candidates,
+                              float* maxima);
   // cosines[i] = <row, anchors[ids[i]]> * inverse[ids[i]] * row_inverse in float64, in an order that depends on the width
   // alone. `scratch` holds width + 64 doubles.
   void (*cosines)(const Matrix& rows, int64_t row, double row_inverse, const Matrix& anchors, const double* inverse,
@@ -47,6 +66,7 @@ struct SimilarityKernels {
 struct Arena {
   double* data[2] = {nullptr, nullptr};
   int64_t capacity[2] = {0, 0};
+  Laps* laps = nullptr;
 };
 
 struct LstsqInput {
@@ -94,6 +114,8 @@ struct PursuitKernels {
                     int32_t* picks);
 };
 
+// Whether torch's bfloat16 product runs on matrix tiles (AMX), many times faster than any other product.
+bool fast_bfloat16();
 const SimilarityKernels& similarity_kernels();
 const SolveKernels& solve_kernels();
 const RowKernels& row_kernels();

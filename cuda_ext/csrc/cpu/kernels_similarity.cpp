@@ -39,6 +39,7 @@ void measure(const Matrix& rows, int64_t begin, int64_t end, double* inverse, fl
 // over a whole row fit because the rows are unit vectors.
 constexpr double kUnit = 32767;
 constexpr int64_t kChunk = 128;  // even
+constexpr double kRounder = 0x1.8p52;  // a double this large has no digits behind the point: adding it rounds
 
 template <class T>
 void quantize_as(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end, const double* inverse, int64_t side,
@@ -52,14 +53,15 @@ void quantize_as(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t 
     double lost = 0;
     for (int64_t at = 0; at < width; at += kChunk) {
       const int64_t some = width - at < kChunk ? width - at : kChunk;
-      double rest[kChunk];
+      double rest[kChunk], nearest[kChunk];
       int16_t whole[kChunk];
+      // Two loops that the compiler makes vectors of; with the conversion in the first it did not, and took ten times as long.
       for (int64_t e = 0; e < some; ++e) {
         const double exact = factor != 0 ? static_cast<double>(row[at + e]) * factor : 0;
-        const int32_t nearest = static_cast<int32_t>(exact + (exact < 0 ? -0.5 : 0.5));
-        whole[e] = static_cast<int16_t>(nearest);
-        rest[e] = exact - nearest;
+        nearest[e] = (exact + kRounder) - kRounder;
+        rest[e] = exact - nearest[e];
       }
+      for (int64_t e = 0; e < some; ++e) whole[e] = static_cast<int16_t>(static_cast<int32_t>(nearest[e]));
       lost += dot(rest, rest, some);
       if (some % 2) whole[some] = 0;
       for (int64_t p = 0; p < (some + 1) / 2; ++p) memcpy(place + (at / 2 + p) * side * 2, whole + 2 * p, 4);
@@ -74,6 +76,45 @@ void quantize(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end
     quantize_as<double>(rows, ids, begin, end, inverse, side, out, errors);
   else
     quantize_as<float>(rows, ids, begin, end, inverse, side, out, errors);
+}
+
+template <class T>
+void narrow_as(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end, const double* inverse, int64_t stride,
+               uint16_t* out, double* errors) {
+  const int64_t width = rows.width;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t from = ids ? ids[i] : i;
+    const T* row = static_cast<const T*>(rows.data) + from * width;
+    const double factor = inverse[from];
+    uint16_t* place = out + (i - begin) * stride;
+    double lost = 0;
+    for (int64_t at = 0; at < width; at += kChunk) {
+      const int64_t some = width - at < kChunk ? width - at : kChunk;
+      double rest[kChunk];
+      for (int64_t e = 0; e < some; ++e) {
+        const double exact = factor != 0 ? static_cast<double>(row[at + e]) * factor : 0;
+        const float single = static_cast<float>(exact);
+        uint32_t bits;
+        memcpy(&bits, &single, sizeof bits);
+        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;  // to nearest, ties to even
+        float nearest;
+        memcpy(&nearest, &bits, sizeof nearest);
+        rest[e] = exact - nearest;
+        place[at + e] = static_cast<uint16_t>(bits >> 16);
+      }
+      lost += dot(rest, rest, some);
+    }
+    memset(place + width, 0, static_cast<size_t>(stride - width) * sizeof(uint16_t));
+    errors[i - begin] = __builtin_sqrt(lost);
+  }
+}
+
+void narrow(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end, const double* inverse, int64_t stride,
+            uint16_t* out, double* errors) {
+  if (rows.is_double)
+    narrow_as<double>(rows, ids, begin, end, inverse, stride, out, errors);
+  else
+    narrow_as<float>(rows, ids, begin, end, inverse, stride, out, errors);
 }
 
 #if defined(__AVX512F__)
@@ -166,16 +207,31 @@ double threshold(float* values, int64_t count) {
 constexpr int64_t kBlock = 64;
 typedef float Floats __attribute__((vector_size(kLanes * 8)));
 constexpr int64_t kFloats = kLanes * 2;
+typedef uint16_t NarrowFloats __attribute__((vector_size(kFloats * 2)));
+typedef uint32_t FloatBits __attribute__((vector_size(kFloats * 4)));
 
-int64_t survivors(const float* values, int64_t count, double slack, int32_t* found, float* candidates, float* maxima) {
+inline Floats load_floats(const float* p) {
+  Floats v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Floats load_floats(const Bfloat16* p) {
+  NarrowFloats narrow;
+  memcpy(&narrow, p, sizeof narrow);
+  const FloatBits bits = __builtin_convertvector(narrow, FloatBits) << 16;
+  Floats v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+template <class T>
+int64_t survivors_of(const T* values, int64_t count, double slack, int32_t* found, float* candidates, float* maxima) {
   const int64_t whole = count / kBlock, blocks = whole + (count % kBlock != 0);
   for (int64_t b = 0; b < whole; ++b) {
-    const float* block = values + b * kBlock;
-    Floats top;
-    memcpy(&top, block, sizeof top);
+    const T* block = values + b * kBlock;
+    Floats top = load_floats(block);
     for (int64_t i = kFloats; i < kBlock; i += kFloats) {
-      Floats v;
-      memcpy(&v, block + i, sizeof v);
+      const Floats v = load_floats(block + i);
       top = v > top ? v : top;
     }
     float best = top[0];
@@ -183,9 +239,9 @@ int64_t survivors(const float* values, int64_t count, double slack, int32_t* fou
     maxima[b] = best;
   }
   if (blocks > whole) {
-    float best = values[whole * kBlock];
-    for (int64_t i = whole * kBlock + 1; i < count; ++i) best = values[i] > best ? values[i] : best;
-    maxima[whole] = best;
+    double best = value(values[whole * kBlock]);
+    for (int64_t i = whole * kBlock + 1; i < count; ++i) best = value(values[i]) > best ? value(values[i]) : best;
+    maxima[whole] = static_cast<float>(best);
   }
   // The threshold of a subset never exceeds the threshold of the whole, so the block maxima give a lower bound that skips
   // nearly all blocks; the candidates left over give the threshold itself.
@@ -196,8 +252,8 @@ int64_t survivors(const float* values, int64_t count, double slack, int32_t* fou
     if (!(maxima[b] > floor)) continue;
     const int64_t end = (b + 1) * kBlock < count ? (b + 1) * kBlock : count;
     for (int64_t i = b * kBlock; i < end; ++i) {
-      if (values[i] > floor) {
-        candidates[kept] = values[i];
+      if (value(values[i]) > floor) {
+        candidates[kept] = static_cast<float>(value(values[i]));
         found[kept++] = static_cast<int32_t>(i);
       }
     }
@@ -205,8 +261,17 @@ int64_t survivors(const float* values, int64_t count, double slack, int32_t* fou
   floor = threshold(candidates, kept) - 2 * slack;
   int64_t left = 0;
   for (int64_t i = 0; i < kept; ++i)
-    if (values[found[i]] > floor) found[left++] = found[i];
+    if (value(values[found[i]]) > floor) found[left++] = found[i];
   return left;
+}
+
+int64_t survivors(const float* values, int64_t count, double slack, int32_t* found, float* candidates, float* maxima) {
+  return survivors_of(values, count, slack, found, candidates, maxima);
+}
+
+int64_t narrow_survivors(const uint16_t* values, int64_t count, double slack, int32_t* found, float* candidates,
+                         float* maxima) {
+  return survivors_of(reinterpret_cast<const Bfloat16*>(values), count, slack, found, candidates, maxima);
 }
 
 template <class T>
@@ -233,6 +298,6 @@ void cosines(const Matrix& rows, int64_t row, double row_inverse, const Matrix& 
 }  // namespace
 
 extern const SimilarityKernels SALTLM_JOIN(similarity_, SALTLM_LEVEL) = {
-    measure, kSide * kPanels, quantize, product, survivors, cosines};
+    measure, kSide * kPanels, quantize, product, narrow, survivors, narrow_survivors, cosines};
 
 }  // namespace saltlm::cpu

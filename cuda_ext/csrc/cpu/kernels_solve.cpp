@@ -197,13 +197,16 @@ void solve_wide(Problem<T>& p) {
   }
   for (int64_t k = 0; k < m; ++k) clear(X + k * span + p.width, span - p.width);
   clear(X + m * span, (n - m) * span);
+  lap(p.arena.laps, kGather);
   clear(f.matrix, n * n);
   add_products(X, n, span, span, f.matrix, n);
   double trace = 0;
   for (int64_t i = 0; i < m; ++i) trace += f.matrix[i * n + i];
   p.ridge = p.input.ridge * trace / static_cast<double>(p.count);
+  lap(p.arena.laps, kGram);
 
   bool accepted = prepare(p, f, m, scaling);
+  lap(p.arena.laps, kFactor);
   if (accepted) {
     multiply(X, span, span, n, p.wanted, c);
     solve_scaled(f, scaling, c);
@@ -227,6 +230,7 @@ void solve_wide(Problem<T>& p) {
   } else {
     careful(p, X, m, p.width, span, true, work, c);
   }
+  lap(p.arena.laps, kSolve);
   if (!skip) {
     memcpy(p.c, c, static_cast<size_t>(m) * sizeof(double));
     return;
@@ -294,7 +298,10 @@ bool solve_tall_with(Problem<T>& p, Factor& f, double* vectors) {
   double trace = 0;
   for (int64_t i = 0; i < p.width; ++i) trace += f.matrix[i * n + i];
   p.ridge = p.input.ridge * trace / static_cast<double>(p.count);
-  if (!prepare(p, f, p.width, scaling)) return false;
+  lap(p.arena.laps, kGram);
+  const bool factorized = prepare(p, f, p.width, scaling);
+  lap(p.arena.laps, kFactor);
+  if (!factorized) return false;
   clear(y, n);
   clear(p.c, p.count);
   memcpy(p.rest, p.wanted, static_cast<size_t>(n) * sizeof(double));
@@ -407,6 +414,7 @@ LstsqRow solve_as(const LstsqInput& input, int64_t row, const int32_t* ids, int6
     solve_wide(p);
   else
     solve_tall(p);
+  lap(p.arena.laps, kSolve);
   if (p.result.out_of_memory) return p.result;
 
   const double fold = input.center ? 1 / static_cast<double>(count) : 0;
@@ -429,6 +437,7 @@ LstsqRow solve_as(const LstsqInput& input, int64_t row, const int32_t* ids, int6
   }
   for (int64_t k = 0; k < count; ++k) axpy(-coefficients[k] * p.scale, p.anchor(k), p.rest, width);
   p.result.residual = norm > 0 ? static_cast<float>(__builtin_sqrt(dot(p.rest, p.rest, width) / norm)) : 0.0f;
+  lap(arena.laps, kResidual);
   return p.result;
 }
 

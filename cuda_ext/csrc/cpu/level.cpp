@@ -1,9 +1,14 @@
-// Which instruction-set level runs: the best one the machine has, or SALTLM_CPU_LEVEL (base, avx2, avx512) if it has that.
+// Which instruction-set level runs: the best one the machine has, or SALTLM_CPU_LEVEL (base, avx2, avx512, amx) if it has that.
 #include <torch/csrc/stable/library.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels.h"
 
@@ -16,7 +21,26 @@ struct Level {
   const SolveKernels* solve;
   const RowKernels* rows;
   const PursuitKernels* pursuit;
+  bool fast_bfloat16 = false;
 };
+
+#ifndef SALTLM_BASE_ONLY
+// Tiles with bfloat16 products, from the processor, the system, and for this process. oneDNN, which makes torch's product, asks
+// the system in the same way; asking again changes nothing.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  // xgetbv
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool bfloat16 = d >> 22 & 1, tiles = d >> 24 & 1;
+  if (!bfloat16 || !tiles) return false;
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned kTileState = 3u << 17;
+  if ((low & kTileState) != kTileState) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 Level choose() {
   const Level base{"base", &similarity_base, &solve_base, &rows_base, &pursuit_base};
@@ -28,6 +52,8 @@ Level choose() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
+  if (avx512 && wanted("amx") && has_amx())
+    return {"amx", &similarity_avx512, &solve_avx512, &rows_avx512, &pursuit_avx512, true};
   if (avx512 && wanted("avx512")) return {"avx512", &similarity_avx512, &solve_avx512, &rows_avx512, &pursuit_avx512};
   if (avx2 && wanted("avx2")) return {"avx2", &similarity_avx2, &solve_avx2, &rows_avx2, &pursuit_avx2};
 #endif
@@ -43,6 +69,7 @@ std::string cpu_level() { return chosen().name; }
 
 }  // namespace
 
+bool fast_bfloat16() { return chosen().fast_bfloat16; }
 const SimilarityKernels& similarity_kernels() { return *chosen().similarity; }
 const SolveKernels& solve_kernels() { return *chosen().solve; }
 const RowKernels& row_kernels() { return *chosen().rows; }

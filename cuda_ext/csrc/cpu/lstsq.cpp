@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "stages.h"
 
 namespace saltlm::cpu {
 namespace {
@@ -20,8 +21,9 @@ void check_values(const char* op, const int64_t* offsets, int64_t rows, const in
 
 struct OwnedArena {
   Arena arena;
-  OwnedArena() = default;
-  OwnedArena(OwnedArena&& other) noexcept : arena(other.arena) { other.arena = Arena(); }
+  OwnedLaps laps = start_laps();
+  OwnedArena() { arena.laps = laps.get(); }
+  OwnedArena(OwnedArena&& other) noexcept : arena(other.arena), laps(std::move(other.laps)) { other.arena = Arena(); }
   OwnedArena(const OwnedArena&) = delete;
   ~OwnedArena() {
     std::free(arena.data[0]);
@@ -41,6 +43,7 @@ std::vector<double> whole_gram(const Matrix& anchors) {
       for (int64_t part = begin; part < end; ++part)
         fine = fine && kernels.add_gram(anchors, anchors.rows * part / kParts, anchors.rows * (part + 1) / kParts,
                                         parts.data() + part * size, owned.arena);
+      lap(owned.arena.laps, kGram);
       return fine;
     };
   });
@@ -121,10 +124,11 @@ Tensor combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficie
   const void* data = source.const_data_ptr();
   const int type = narrow ? 2 : wide ? 1 : 0;
   for_rows(N, 16, "combine", [&] {
-    return [&, sums = std::vector<double>(static_cast<size_t>(D + 64))](int64_t begin, int64_t end) mutable {
+    return [&, laps = start_laps(), sums = std::vector<double>(static_cast<size_t>(D + 64))](int64_t begin, int64_t end) mutable {
       for (int64_t i = begin; i < end; ++i)
         kernels.combine(data, type, D, all_ids + bounds[i], c + bounds[i], bounds[i + 1] - bounds[i], sums.data(),
                         out_data + i * D * (wide ? 8 : 4));
+      lap(laps.get(), kApply);
       return true;
     };
   });
