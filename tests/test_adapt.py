@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import math
+import shutil
 
 import adapt_tiny
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
-from saltlm.corpus import Corpus, is_heldout
+from saltlm.corpus import Corpus, is_heldout, take_bytes
 from saltlm.errors import BackendError, InputError
 from saltlm.evaluate import evaluate
 from saltlm.packing import Mixture, Packer, Stream, collate
 from saltlm.phases import rate_factor
+from saltlm.training import AdaptTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL = {"seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 2000}
@@ -61,6 +63,7 @@ def test_the_output_is_a_model_folder_that_stock_transformers_loads(place, three
     assert before == after
     names = {path.name for path in done.out.iterdir()}
     assert {"config.json", "provenance.safetensors", "README.md", "saltlm.json", "metrics.jsonl", "curve.png"} <= names
+    assert list(done.out.glob("tensorboard/events.*"))
     assert not names & {"checkpoints", "optimizer.pt"} and not list(place.glob(".three*"))
     assert json.loads((done.out / "config.json").read_text()) == json.loads((place / "model/config.json").read_text())
     record = json.loads((done.out / "saltlm.json").read_text())["adapted"]
@@ -206,16 +209,48 @@ def test_early_stop_keeps_the_best(place):
     )
     done = adapt(place / "model", place / "text.txt", place / "early", options)
     best = min(value for step, value in done.heldout if step)
-    assert done.steps < 12 and done.steps - next(step for step, value in done.heldout if value == best) == 2
+    assert done.steps < 12 and done.steps - done.kept_step == 2 and dict(done.heldout)[done.kept_step] == best
+    card = (done.out / "README.md").read_text()
+    assert f"{best:.3f} after" in card and f"the weights are those of step {done.kept_step}" in card
     heldout = [text for text in Corpus(place / "text.txt") if is_heldout(text, 0.2)]
     assert evaluate(done.out, documents=heldout[:3], device="cpu").bits_per_byte < 1.5 * best
 
 
-def test_divergence_stops_and_names_the_last_checkpoint(place):
-    options = config(phases="all:60@1e5", schedule="constant", warmup_steps=0, save_steps=2, eval_steps=60)
+def test_the_best_is_kept_though_no_early_stop_comes(place):
+    options = config(
+        phases="all:3@1.0", schedule="constant", eval_steps=1, early_stop=9, dtype="float32", max_grad_norm=None
+    )
+    done = adapt(place / "model", place / "text.txt", place / "late", options)
+    assert done.steps == 3 and done.kept_step == min(done.heldout[1:], key=lambda pair: pair[1])[0] < 3
+    heldout = take_bytes([text for text in Corpus(place / "text.txt") if is_heldout(text, 0.2)], 2000)
+    found = evaluate(done.out, documents=heldout, device="cpu").bits_per_byte
+    assert found == pytest.approx(dict(done.heldout)[done.kept_step], rel=1e-9)
+
+
+@pytest.mark.parametrize(("rate", "every"), [("1e5", 60), ("1e30", 1)])
+def test_divergence_stops_and_names_the_last_checkpoint(place, rate, every):
+    options = config(phases=f"all:60@{rate}", schedule="constant", warmup_steps=0, save_steps=2, eval_steps=every)
+    out = place / f"diverged-{every}"
     with pytest.raises(BackendError, match=r"step \d+: .*checkpoint.*start over with lower learning rates"):
-        adapt(place / "model", place / "text.txt", place / "diverged", options)
-    assert not (place / "diverged" / "config.json").exists()
+        adapt(place / "model", place / "text.txt", out, options)
+    assert not (out / "config.json").exists()
+
+
+def test_a_spoilt_gradient_gets_into_no_checkpoint(place, monkeypatch):
+    stock = AdaptTrainer._finish_step
+
+    def spoil(trainer):
+        stock(trainer)
+        if trainer.step_done == 2:
+            next(trainer.model.parameters()).grad[0, 0] = math.nan
+
+    monkeypatch.setattr(AdaptTrainer, "_finish_step", spoil)
+    options = config(steps=5, save_steps=1, heldout=0.0)
+    with pytest.raises(
+        BackendError, match=r"step 3: the gradient's norm is nan; the last good checkpoint is \S+step-2;"
+    ):
+        adapt(place / "model", place / "text.txt", place / "spoilt", options)
+    assert sorted(path.name for path in (place / "spoilt" / "checkpoints").iterdir()) == ["step-1", "step-2"]
 
 
 def test_other_kinds_of_text_give_the_same_blocks(tmp_path, place):
@@ -228,8 +263,11 @@ def test_other_kinds_of_text_give_the_same_blocks(tmp_path, place):
     table.to_parquet(tmp_path / "a.parquet")
     table.save_to_disk(tmp_path / "folder")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress((place / "text.txt").read_bytes()))
-    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "folder"):
-        assert list(Corpus(tmp_path / name, column="content")) == texts, name
+    (tmp_path / "hub").mkdir()
+    shutil.copy(tmp_path / "a.jsonl", tmp_path / "hub" / "train.jsonl")
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "folder", f"dataset:{tmp_path / 'hub'},train"):
+        found = Corpus(name if name.startswith("dataset:") else tmp_path / name, column="content")
+        assert list(found) == texts and found.local == (not name.startswith("dataset:")), name
     assert list(Corpus([tmp_path / "a.txt.gz", place / "text.txt"])) == texts * 2
     assert list(Corpus(place / "text.txt", split_at="line")) == [line for t in texts for line in t.splitlines()]
     with pytest.raises(InputError, match=r"columns content.*--text-column"):
@@ -247,6 +285,21 @@ def test_nothing_that_is_held_out_is_trained_on(place):
         trained = {document for document in corpus if keep(document)}
         assert heldout and trained and not trained & set(heldout)
         assert len(trained) + sum(is_heldout(document, 0.2) for document in corpus) == len(list(corpus))
+
+
+def test_each_held_out_text_is_kept_from_both_kinds(place, tmp_path):
+    from saltlm.adapt import _read_text
+
+    texts, english = list(Corpus(place / "text.txt")), list(Corpus(place / "english.txt"))
+    for name, documents in {"eval": english[:3], "source": texts[:3]}.items():
+        (tmp_path / name).write_text("\n\n".join(documents))
+    replay = {place / "english.txt": 0.5}
+    text = _read_text(place / "text.txt", tmp_path / "eval", tmp_path / "source", replay, config(eval_bytes=10**6))
+    kept = [
+        [document for document in corpus if keep(document)]
+        for corpus, keep in zip(text.corpora, text.keep, strict=True)
+    ]
+    assert kept == [texts[3:], english[3:]]
 
 
 def refused(place, tmp_path, match: str, **changed) -> None:
@@ -274,6 +327,8 @@ def test_bad_input_is_refused_and_nothing_is_written(place, tmp_path):
         "byte 0xff at offset 4": {"texts": file("latin.txt", b"abc\n\xff")},
         "fewer tokens than one block": {"texts": file("short.txt", b"abc"), "config": config(steps=2, heldout=0.0)},
         "no such file": {"texts": tmp_path / "none.txt"},
+        r"lone surrogate U\+D83D": {"texts": file("half.jsonl", b'{"text": "half \\ud83d"}')},
+        "invalid block type": {"texts": file("broken.txt.gz", gzip.compress(b"abc")[:10] + b"\xff" * 30)},
         "line 1, which is no JSON": {"texts": file("bad.jsonl", b"{")},
         "share text with it": {"eval_texts": place / "text.txt"},
         "no such folder": {"model": tmp_path / "none"},
@@ -304,7 +359,13 @@ def test_rows_need_a_folder_that_knows_them(place, tmp_path):
 def test_overlap_can_be_dropped(place, tmp_path):
     texts = list(Corpus(place / "text.txt"))
     (tmp_path / "eval.txt").write_text("\n\n".join(texts[:9]))
+    from saltlm.adapt import _read_text
+
     options = config(steps=2, drop_overlap=True)
+    text = _read_text(
+        place / "text.txt", tmp_path / "eval.txt", None, {}, dataclasses.replace(options, eval_bytes=10**6)
+    )
+    assert [document for document in text.corpora[0] if text.keep[0](document)] == texts[9:]
     done = adapt(place / "model", place / "text.txt", tmp_path / "out", options, eval_texts=tmp_path / "eval.txt")
     assert len(done.heldout) == 3
 
@@ -315,6 +376,7 @@ def test_overlap_can_be_dropped(place, tmp_path):
         {"phases": "rows"}, {"phases": "rows:0"}, {"phases": "row:3"}, {"phases": "all:3@-1"}, {"phases": "all:3@x"},
         {"phases": ""}, {"steps": 0}, {"seq_length": 4}, {"schedule": "cosin"}, {"precision": "fp8"}, {"heldout": 0.7},
         {"learning_rate": float("nan")}, {"weight_decay": -1.0}, {"seed": -1}, {"decay_share": 0.0}, {"device": "tpu"},
+        {"steps": 2.5}, {"batch_size": "2"}, {"learning_rate": "1e-4"}, {"heldout": None}, {"seed": 0.5},
     ],
 )  # fmt: skip
 def test_options_out_of_range(options):

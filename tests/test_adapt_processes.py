@@ -15,7 +15,8 @@ from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
 from saltlm.cli import main
 from saltlm.errors import InputError
-from saltlm.processes import check_sharding
+from saltlm.processes import check_sharding, one_device
+from transformers import TrainingArguments
 
 OPTIONS = {
     "phases": "rows:2,all:3@1e-3", "seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 500,
@@ -120,6 +121,12 @@ def test_a_sharded_run_that_was_stopped_ends_bit_for_bit_the_same(folder, sharde
     assert untimed[0] == untimed[1]
     weights = [(folder / name / "model.safetensors").read_bytes() for name in ("sharded", "stopped")]
     assert weights[0] == weights[1]
+
+
+def test_a_process_keeps_to_one_device():
+    arguments = TrainingArguments(output_dir="unused", report_to="none", use_cpu=True)
+    arguments._n_gpu = 2  # as transformers counts where one process sees two
+    assert one_device(arguments).n_gpu == 1
 
 
 def test_what_cannot_be_sharded_is_refused(folder, capsys, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from saltlm.errors import InputError
 from saltlm.resume import RunFolder
 
 TIMES = ("seconds", "tokens_per_second")
+
+
+class Stop(Exception):
+    pass
 
 
 def drive(folder: Path, out: str, how: str) -> dict:
@@ -75,10 +80,6 @@ def test_a_finished_run_is_left_alone(folder):
     assert {path: path.stat().st_mtime_ns for path in (folder / "whole").iterdir()} == before
 
 
-class Stop(Exception):
-    pass
-
-
 def stopped(folder: Path, out: Path, at: int) -> dict:
     """A run that an exception ends after a step; returns what to call again."""
 
@@ -93,6 +94,34 @@ def stopped(folder: Path, out: Path, at: int) -> dict:
     with pytest.raises(Stop):
         adapt(**given, progress=stop)
     return given
+
+
+def test_every_kind_of_run_goes_on_to_the_same(folder, tmp_path):
+    """Row distillation, a streamed dataset, WSD, decay of new rows and early stopping, stopped in each phase."""
+    pytest.importorskip("datasets")
+    model = adapt_tiny.transferred(tmp_path / "model")
+    (tmp_path / "hub").mkdir()
+    entries = [json.dumps({"text": text}) + "\n" for text in adapt_tiny.documents(40)]
+    (tmp_path / "hub" / "train.jsonl").write_text("".join(entries))
+    config = AdaptConfig(
+        **{
+            **OPTIONS, "phases": "rows:2,all:9@1.0", "schedule": "wsd", "weight_decay": 0.1, "eval_steps": 1, "early_stop": 2,
+            "distill_rows": True, "distill_steps": 3, "distill_source": str(folder / "model"), "max_grad_norm": None,
+        }
+    )  # fmt: skip
+    text, out = f"dataset:{tmp_path / 'hub'},train", tmp_path / "out"
+    whole = adapt(model, text, tmp_path / "whole", config)
+    assert 5 < whole.steps < 14 and whole.kept_step == whole.steps - 2
+    for at in (2, 5, whole.steps):
+
+        def stop(report, at=at):
+            if report.step == at:
+                raise Stop
+
+        with pytest.raises(Stop):
+            adapt(model, text, out, config, resume=True, progress=stop)
+    assert adapt(model, text, out, config, resume=True).kept_step == whole.kept_step
+    assert result(out) == result(tmp_path / "whole")
 
 
 def test_another_run_is_refused(folder, tmp_path):
@@ -142,6 +171,51 @@ def test_a_full_disk_spares_the_last_checkpoint(folder, tmp_path, monkeypatch):
     names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
     assert names == ["step-2"]
     assert adapt(**given, resume=True).steps == 10
+
+
+def test_a_disk_too_small_for_the_model_spares_the_last_checkpoint(folder, tmp_path, monkeypatch):
+    given = stopped(folder, tmp_path / "out", 9)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+        with pytest.raises(InputError, match=r"no space left.*go on by --resume: the last checkpoint is safe"):
+            adapt(**given, resume=True)
+    assert (tmp_path / "out" / "checkpoints" / "step-10").is_dir()
+    assert adapt(**given, resume=True).steps == 10
+
+
+def test_an_interrupt_before_the_first_step_says_how_to_go_on(folder, tmp_path):
+    def stop(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="the same command with --resume goes on from the beginning"):
+        adapt(folder / "model", folder / "text.txt", tmp_path / "out", AdaptConfig(**OPTIONS), progress=stop)
+
+
+def test_a_folder_is_a_runs_from_its_first_moment(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".run.json.writing").write_text("{")  # killed while the record was written
+    run = RunFolder(out, main=True, barrier=lambda: None)
+    with pytest.raises(InputError, match="an existing folder"):
+        run.check(resume=False, force=False, protected=[])
+    run.check(resume=True, force=False, protected=[])
+    assert run.find({}) is None
+    run.start({"model": "m"}, None)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoints", "out", "run.json"]
+    run.release()
+    (out / "run.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match=r"a run.json that is no record of an adaptation.*start over by --force"):
+        run.find({})
+
+
+def test_a_folder_made_meanwhile_is_left_alone(tmp_path):
+    run = RunFolder(tmp_path / "out", main=True, barrier=lambda: None)
+    run.check(resume=False, force=False, protected=[])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").touch()
+    with pytest.raises(InputError, match="a folder made meanwhile"):
+        run.start({}, None)
+    assert (tmp_path / "out" / "model").exists()
 
 
 def test_two_processes_do_not_write_one_folder(folder, tmp_path):

@@ -91,6 +91,23 @@ def test_folders_are_those_of_single_transfers(ran, pair, untied, tmp_path) -> N
         shutil.rmtree(tmp_path / "single")
 
 
+def test_more_jobs_than_files_may_be_open() -> None:
+    script = """
+import resource
+from saltlm.batch import _allow_files
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+_allow_files(50)
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (64, hard)
+_allow_files(200)
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (200, hard)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 100))
+_allow_files(200)
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (100, 100)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_failures_are_told_and_stop_nothing(ran) -> None:
     found = ran["done"].to_json()
     assert (found["done"], found["failed"], found["skipped"]) == (5, 2, 0)

@@ -399,3 +399,23 @@ def test_hub_names_work_offline_from_the_cache(tmp_path: Path, models: Path, mon
         load_source("someone/other")
     with pytest.raises(InputError, match=r"the hub gives none"):
         load_donor("someone/llama", revision="v2")
+    (cached / "snapshots" / commit / "model.safetensors").unlink()  # as of a model that has pickled weights alone
+    with pytest.raises(InputError, match=r"no weights.*if the hub has pickled weights.*save_pretrained"):
+        load_source("someone/llama")
+
+
+def test_the_hub_is_asked_for_card_and_terms(tmp_path: Path, models: Path, monkeypatch) -> None:
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or str(models / "llama")
+    )
+    load_source("someone/llama")
+    names = ["README.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "config.json", "tokenizer.json"]
+    names += ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    found = huggingface_hub.utils.filter_repo_objects(
+        [*names, "pytorch_model.bin", "onnx/model.safetensors"],
+        allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"],
+    )  # fmt: skip
+    assert list(found) == names

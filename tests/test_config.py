@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,14 @@ def test_the_command_line_makes_the_same_options(method, ridge, center, max_supp
     made = config_from(parser().parse_args(argv), TransferConfig)
     assert made == config
     assert json.loads(json.dumps(made.to_json()))["method"] == method
+
+
+@pytest.mark.parametrize("name", ["unigram_text", "source_auxiliary", "dictionary", "gguf_file"])
+def test_files_may_be_paths_and_are_saved_as_text(name: str) -> None:
+    other = {"unigram_shift": 1.0} if name == "unigram_text" else {}
+    config = TransferConfig(**{name: Path("some") / "file", **other})
+    assert config == TransferConfig(**{name: "some/file", **other})
+    assert json.loads(json.dumps(config.to_json()))[name] == "some/file"
 
 
 @pytest.mark.parametrize(

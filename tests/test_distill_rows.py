@@ -55,7 +55,7 @@ def test_batches_flatten_their_places():
     assert flat.tolist() == [*found[0]["ids"][found[0]["places"]], *found[1]["ids"][found[1]["places"]]]
 
 
-def test_spoilt_rows_come_back_and_nothing_else_moves(tmp_path):
+def test_spoilt_rows_come_back_and_nothing_else_moves(tmp_path, monkeypatch):
     teacher = adapt_tiny.transferred(tmp_path / "teacher")
     student = adapt_tiny.transferred(tmp_path / "student")
     weights = load_file(student / "model.safetensors")
@@ -67,12 +67,20 @@ def test_spoilt_rows_come_back_and_nothing_else_moves(tmp_path):
     (student / "saltlm.json").write_text(json.dumps({**summary, "inputs": {"source": {"path": str(teacher)}}}))
     text = adapt_tiny.text_file(tmp_path / "text.txt", 60)
     options = AdaptConfig(
-        phases="all:1@1e-9", distill_rows=True, distill_steps=30, embedding_learning_rate=0.05, seq_length=64, batch_size=4,
-        device="cpu", heldout=0.2, eval_bytes=500, dtype="float32", eval_steps=100, save_steps=100,
+        phases="all:1@1e-9", distill_rows=True, distill_steps=30, embedding_learning_rate=0.05, seq_length=64, batch_size=2,
+        accumulate=2, device="cpu", heldout=0.2, eval_bytes=500, dtype="float32", eval_steps=100, save_steps=100,
     )  # fmt: skip
+    places, stock = [], Pieces.__getitem__
+
+    def counted(self, index):
+        places.append(len(stock(self, index)["places"]))
+        return stock(self, index)
+
+    monkeypatch.setattr(Pieces, "__getitem__", counted)
     out = adapt(student, text, tmp_path / "out", options).out
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in lines] == ["distill"] * 31 + ["all"]
+    assert lines[1]["tokens"] == sum(places[:4]) and lines[30]["tokens"] == sum(places)
     assert lines[30]["loss"] < 0.6 * lines[1]["loss"]
     after = load_file(out / "model.safetensors")[KEY]
     torch.testing.assert_close(after[~new], true[~new], rtol=0, atol=1e-7)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from saltlm import ops
 from saltlm.align import WORD_START, Alignment, MatchKind
 from saltlm.assemble import COMPOSED, DRAWN, SOLVED, Head
@@ -613,6 +616,21 @@ def test_ofa_follows_the_formula(untied, untied_parts, tmp_path) -> None:
         transfer(untied.source, untied.target, "plm", config=TransferConfig(method="ofa"))
 
 
+def test_ofa_reads_gzip_by_its_content_and_names_a_damaged_file(untied, tmp_path) -> None:
+    plain = untied.vectors.read_bytes()
+    packed = gzip.compress(plain)
+    config = TransferConfig(method="ofa", heldout=0.0)
+    wanted = transfer(untied.source, untied.target, untied.vectors, config=config)
+    for name, content in (("a.vec.gz", packed), ("packed.vec", packed), ("plain.gz", plain)):
+        (tmp_path / name).write_bytes(content)
+        done = transfer(untied.source, untied.target, tmp_path / name, config=config)
+        assert torch.equal(done.input_rows, wanted.input_rows), name
+    for name, content in (("cut.gz", packed[:-200]), ("bad.gz", packed[:300] + b"\0" * 8 + packed[308:])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}.*a damaged gzip file"):
+            transfer(untied.source, untied.target, tmp_path / name, config=config)
+
+
 # What every method owes.
 
 
@@ -704,6 +722,31 @@ def test_rows_far_from_the_sources_are_told(pair) -> None:
     broken = plain.summary["heldout"]["broken"]
     assert any("method clp makes a broken start" in warning for warning in plain.summary["warnings"]) == bool(broken)
     assert guard["rows"] > 0 and guard["largest"] == plain.summary["norms"]["composed"]["max"] > guard["bound"]
+
+
+@pytest.mark.parametrize("cleaned", [0.0, 0.1])
+def test_supports_near_the_plms_width_are_told_unless_a_ridge_holds_them(pair, cleaned: float) -> None:
+    def told(**options) -> list[str]:
+        config = TransferConfig(max_support=32, clean_anchors=cleaned, heldout=0.0, **options)
+        warnings = transfer(pair.source, pair.target, config=config).summary["warnings"]
+        return [warning for warning in warnings if "about as many neighbours as the PLM has dimensions (32)" in warning]
+
+    assert len(told(method="omp")) == len(told(method="local-map", ridge=0.0)) == 1
+    assert told(method="omp", ridge=0.1) == told(method="local-map") == []
+
+
+def test_a_plm_row_of_zeros_builds_nothing(pair, tmp_path) -> None:
+    """Least squares would make a row of zeros of it, under a tied head a token as likely as the average one or more."""
+    done = transfer(pair.source, pair.target, pair.vectors)
+    token = int(np.flatnonzero(done.origin == SOLVED)[0])
+    shutil.copytree(pair.target, tmp_path / "target")
+    rows = load_file(tmp_path / "target" / "model.safetensors")
+    rows["embeddings.word_embeddings.weight"][token] = 0
+    save_file(rows, tmp_path / "target" / "model.safetensors", metadata={"format": "pt"})
+    for config in (TransferConfig(), TransferConfig(center=True)):
+        again = transfer(pair.source, tmp_path / "target", pair.vectors, config=config)
+        assert again.origin[token] == DRAWN and again.input_rows[token].any()
+        assert {entry["name"]: entry["count"] for entry in again.summary["statuses"]}["no_plm_row"] == 1
 
 
 def test_the_example_of_a_new_method_works(untied, untied_parts) -> None:

@@ -112,7 +112,12 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
     (out / "thesis.doc").write_text("years of work")
     with pytest.raises(InputError, match="holds no model"):
         check_output(out, force=True)
-    (out / "config.json").write_text("{}")
+    (out / "config.json").write_text("{}")  # a project's own
+    with pytest.raises(InputError, match="holds no model"):
+        check_output(out, force=True)
+    (out / "model.safetensors").touch()
+    assert check_output(out, force=True) == out
+    (out / "model.safetensors").rename(out / "saltlm.json")
     assert check_output(out, force=True) == out
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a file of that name"):

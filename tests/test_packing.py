@@ -141,6 +141,9 @@ def test_marks_spare_reading_what_lies_before():
 def test_too_little_text_is_refused():
     with pytest.raises(InputError, match="fewer tokens than one block of 8"):
         take(stream(["a"]), [0])
+    with pytest.raises(InputError, match=r"in any 1 documents .*or shuffle more documents together"):
+        take(stream(["a"] * 9, window_documents=1), [0])
+    take(stream(["a"] * 9, window_documents=9), [0])
 
 
 @settings(deadline=None, max_examples=30)

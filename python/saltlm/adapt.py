@@ -25,6 +25,7 @@ class Adaptation:
     Attributes:
         out: the written model folder.
         steps: optimizer steps done, fewer than asked for after an early stop.
+        kept_step: the step whose weights were written: the best one with early stopping, else the last.
         tokens: predicted tokens trained on.
         bytes: bytes of text behind them.
         heldout: [(step, bits per byte)] of held-out text in the target language.
@@ -35,6 +36,7 @@ class Adaptation:
 
     out: Path
     steps: int
+    kept_step: int
     tokens: int
     bytes: int
     heldout: Sequence[tuple[int, float]]
@@ -142,10 +144,10 @@ def _adapt(
             folder.metrics, steps=sum(phase.steps for phase in config.schedule_of_phases), rows=job.lm.rows,
             writes=this.main, progress=progress, lines=lines,
         ) as recorder:  # fmt: skip
-            job.train(folder, recorder, checkpoint, state)
+            kept = _train(job, folder, recorder, checkpoint, state)
         weights = whole_state(job.lm.model, keep=this.main)
         if this.main:
-            _finish(job, weights, folder, identity, str(model))
+            _finish(job, weights, folder, identity, str(model), kept)
         this.barrier()
     finally:
         job.close()
@@ -153,15 +155,32 @@ def _adapt(
     return read_finished(folder)
 
 
+def _train(
+    job: Any, folder: RunFolder, recorder: Recorder, checkpoint: Path | None, state: Mapping[str, Any]
+) -> int:  # fmt: skip
+    try:
+        return job.train(folder, recorder, checkpoint, state)
+    except KeyboardInterrupt as stopped:
+        if stopped.args:
+            raise
+        # Not between two steps: during the first evaluation, or a second signal.
+        last = folder.last()
+        where = f"from {last.name}" if last else "from the beginning"
+        raise KeyboardInterrupt(f"the same command with --resume goes on {where}") from None
+
+
 def read_finished(folder: RunFolder) -> Adaptation:
     """What a finished run left in its folder."""
     record = json.loads((folder.out / "saltlm.json").read_bytes())["adapted"]
     pairs = {name: [(step, value) for step, value in record[name]] for name in ("heldout", "source")}
     numbers = {name: record[name] for name in ("steps", "tokens", "bytes", "seconds")}
-    return Adaptation(out=folder.out, main=folder.main, **numbers, **pairs)
+    kept = record.get("kept_step", record["steps"])
+    return Adaptation(out=folder.out, main=folder.main, kept_step=kept, **numbers, **pairs)
 
 
-def _finish(job: Any, weights: Mapping[str, Any], folder: RunFolder, identity: Mapping[str, Any], name: str) -> None:
+def _finish(
+    job: Any, weights: Mapping[str, Any], folder: RunFolder, identity: Mapping[str, Any], name: str, kept: int
+) -> None:  # fmt: skip
     from . import __version__
     from .adapt_output import write_adapted
     from .status import versions
@@ -171,6 +190,7 @@ def _finish(job: Any, weights: Mapping[str, Any], folder: RunFolder, identity: M
     record = {
         "saltlm_version": __version__, "model": name, "phases": phases, "config": job.config.to_json(),
         **{part: identity[part] for part in ("text", "replay", "evaluation", "processes")}, "steps": lines[-1]["step"],
+        "kept_step": kept,
         "tokens": max(line.get("tokens", 0) for line in lines), "bytes": round(max(line.get("bytes", 0) for line in lines)),
         "seconds": round(sum(line.get("seconds", 0) for line in lines), 1), "environment": versions(),
     }  # fmt: skip
@@ -216,6 +236,8 @@ def _read_text(
     corpora += [Corpus(path, **how) for path in ratios]
     heldout, keep_text = _held_out("text", corpora[:1], eval_texts, config, how)
     source, keep_replay = _held_out("replay", corpora[1:], source_eval_texts, config, how)
+    # Each kind is kept off its own held-out text by how that was chosen; off the other's by what they share.
+    keep_text, keep_replay = _without(keep_text, Overlap(source)), _without(keep_replay, Overlap(heldout))
     shares = [1 - sum(ratios.values()), *ratios.values()]
     given = [
         Corpus(paths, **how).fingerprint() if paths is not None else None for paths in (eval_texts, source_eval_texts)
@@ -265,6 +287,10 @@ def _held_out(
             "give --eval-text, a larger --heldout, or --heldout 0 to train without evaluation",
         )  # fmt: skip
     return documents, keep
+
+
+def _without(keep: Callable[[str], bool], overlap: Overlap) -> Callable[[str], bool]:
+    return lambda document: keep(document) and not overlap(document)
 
 
 def _refuse_overlap(what: str, corpora: Sequence[Corpus], overlap: Overlap) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from .config import DTYPES, _one_of
+from .config import DTYPES, _number, _one_of, _whole
 from .errors import input_error
 from .phases import Phase, parse_phases
 
@@ -42,7 +42,8 @@ class AdaptConfig:
         heldout: share of documents kept back for evaluation when no held-out text is given, in [0, 0.5].
         eval_steps: steps between evaluations on held-out text, in [1, inf); ``None`` is a tenth of all steps.
         eval_bytes: held-out text is cut to about this many bytes, in [1, inf).
-        early_stop: stop after this many evaluations without a better one and keep the best, in [1, inf); ``None`` never stops.
+        early_stop: stop after this many evaluations without a better one, and write the best weights however the run ends, in
+            [1, inf); ``None`` never stops and writes the last. Row distillation does not count.
         save_steps: steps between checkpoints, in [1, inf).
         keep_checkpoints: checkpoints kept, the newest ones, in [1, inf).
         text_column: column or key that holds the text in jsonl, parquet and datasets.
@@ -118,11 +119,11 @@ class AdaptConfig:
             "early_stop", "save_steps", "keep_checkpoints", "shuffle_documents", "distill_steps",
         ):  # fmt: skip
             value, least = getattr(self, name), smallest.get(name, 1)
-            if value is not None and value < least:
+            if value is not None and not _whole(value, least, math.inf):
                 raise input_error(name, repr(value), f"a whole number >= {least}", "choose another")
         for name in ("learning_rate", "embedding_learning_rate", "max_grad_norm"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is not None and not (_number(value) and value > 0):
                 raise input_error(name, repr(value), "a finite number > 0", "choose another")
         for name, low, high in (
             ("weight_decay", 0, math.inf),
@@ -131,9 +132,9 @@ class AdaptConfig:
             ("adam_beta2", 1e-6, 1 - 1e-9),
         ):
             value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
+            if not (_number(value) and low <= value <= high):
                 raise input_error(name, repr(value), f"a number in [{low:g}, {high:g}]", "choose another")
-        if not 0 <= self.seed < 2**32:
+        if not _whole(self.seed, 0, 2**32 - 1):
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**32)", "choose another seed")
         parse_phases(self)
 

@@ -72,8 +72,11 @@ class Job:
         )  # fmt: skip
         return self.source_model, pieces
 
-    def train(self, folder: RunFolder, recorder: Recorder, checkpoint: Path | None, state: Mapping[str, Any]) -> None:
+    def train(self, folder: RunFolder, recorder: Recorder, checkpoint: Path | None, state: Mapping[str, Any]) -> int:
         """Run all phases that are left.
+
+        Returns:
+            The step whose weights the model has now: the last one, or the best one where early stopping looks for it.
 
         Raises:
             KeyboardInterrupt: a signal came; the last step is in a checkpoint.
@@ -98,8 +101,11 @@ class Job:
                 if run.stopped:
                     raise KeyboardInterrupt(f"saved as {folder.last()}; the same command with --resume goes on")
                 run.phase, resume = run.phase + 1, None
-        if run.ended and run.best_step is not None:
-            load_weights(self.lm.model, folder.checkpoints / f"step-{run.best_step}")
+        done = recorder.lines[-1]["step"]
+        if run.best_step is None or run.best_step == done:
+            return done
+        load_weights(self.lm.model, folder.checkpoints / f"step-{run.best_step}")
+        return run.best_step
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -47,7 +47,8 @@ def write_adapted(
     """
     weights = _weights(weights, source, dtype)
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    with whole_folder(out.resolve(), needed=needed, force=True) as folder:
+    advice = "make room and go on by --resume: the last checkpoint is safe"
+    with whole_folder(out.resolve(), needed=needed, force=True, advice=advice) as folder:
         model.save_pretrained(folder, state_dict=weights)
         _config(source, folder, dtype)
         for path in sorted({p for name in KEPT for p in source.glob(name) if p.is_file()}):
@@ -117,17 +118,23 @@ def _card(source: Path, record: Mapping[str, Any]) -> str:
     )
     card = NOT_YET.sub("", card).rstrip() + "\n"
     rows = [
-        ("steps", f"{record['steps']:,}"),
+        ("steps", f"{record['steps']:,}{_kept(record)}"),
         ("tokens", f"{record['tokens']:,}"),
         ("text, bytes", f"{record['bytes']:,}"),
     ]
     for key, words in (("heldout", "held-out bits per byte, target language"), ("source", "the same, source language")):
         values: Sequence[Any] = record[key]
         if values:
-            rows.append((words, f"{values[0][1]:.3f} before, {values[-1][1]:.3f} after"))
+            after = next(value for step, value in values if step == record["kept_step"])
+            rows.append((words, f"{values[0][1]:.3f} before, {after:.3f} after"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     names = ", ".join(f"`{Path(entry['path']).name}`" for entry in record["text"])
     return (
         f"{card}{SECTION}\nTrained further by saltlm {record['saltlm_version']} on {names}, in the phases"
         f" `{record['phases']}`.\n\n| | |\n| --- | --- |\n{table}\n\n`metrics.jsonl`: a line a step; `{CURVE}`: the picture.\n"
     )
+
+
+def _kept(record: Mapping[str, Any]) -> str:
+    """Which step's weights these are, where it is not the last one's."""
+    return "" if record["kept_step"] == record["steps"] else f"; the weights are those of step {record['kept_step']:,}"

@@ -65,4 +65,6 @@ def adaptation(done: Adaptation) -> None:
     for step, value in done.heldout:
         table.add_row(f"{step:,}", f"{value:.3f}", *([f"{source[step]:.3f}"] if step in source else []))
     console.print(table)
+    if done.kept_step != done.steps:
+        console.print(f"the weights are those of step {done.kept_step:,}, the best", highlight=False)
     console.print(f"written to {escape(str(done.out))}", highlight=False)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+
+from .errors import InputError
+from .metrics import diverged
 
 if TYPE_CHECKING:
     from .training import AdaptTrainer
@@ -26,13 +30,13 @@ class AfterStep(TrainerCallback):
         step, config = trainer.step_done, run.config
         line: dict[str, Any] = {"step": step, "phase": trainer.phase.name, "loss": trainer.step_loss}
         line["learning_rates"] = trainer.step_rates
-        line["gradient_norm"] = float(logs.get("grad_norm") or 0.0)
+        line["gradient_norm"] = self._norm(logs, step, fp16=args.fp16)
         line["pass"] = run.streams[0].passes
         run.recorder.step(line, tokens=trainer.step_tokens, size=trainer.step_bytes)
         last = state.global_step == trainer.phase.steps
         every = config.eval_steps or max(1, run.steps // 10)
-        found = run.evaluate() if last or step % every == 0 else {}
-        run.recorder.write(found)
+        found = self._evaluate(step) if last or step % every == 0 else {}
+        run.recorder.write(found, run.folder.last())
         run.stopped = trainer.must_stop
         control.should_save = last or step % config.save_steps == 0 or run.stopped
         self._early_stop(found.get("heldout_bits_per_byte"), step, control)
@@ -40,9 +44,28 @@ class AfterStep(TrainerCallback):
             control.should_training_stop = control.should_save = True
         return control
 
+    def _norm(self, logs: dict[str, Any], step: int, *, fp16: bool) -> float | None:
+        """The gradient's norm; ``None`` where fp16 has overflowed: such a step is left out, and the scale lowered."""
+        norm = float(logs.get("grad_norm") or 0.0)
+        if math.isfinite(norm):
+            return norm
+        if fp16:
+            return None
+        # The loss was finite, but the weights are spoilt: no checkpoint may hold them.
+        raise diverged(step, f"the gradient's norm is {norm}", self.trainer.run.folder.last())
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        run = self.trainer.run
+        try:
+            return run.evaluate()
+        except InputError as error:  # of weights that have moved: text and tokenizer were good enough at step 0
+            raise diverged(
+                step, f"held-out text cannot be scored: {str(error).split(';')[0]}", run.folder.last()
+            ) from error
+
     def _early_stop(self, value: float | None, step: int, control: Any) -> None:
         run = self.trainer.run
-        if value is None or run.config.early_stop is None:
+        if value is None or run.config.early_stop is None or self.trainer.teacher is not None:
             return
         if run.best is None or value < run.best:
             run.best, run.best_step, run.worse = value, step, 0

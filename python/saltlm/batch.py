@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from .batch_worker import Outcome
 from .output_lock import locked_output
 
 SHARE_OF_FREE = 0.8  # of the memory that is free, where no budget is given
+SPARE_FILES = 256  # open at once beside the jobs' locks: workers' pipes, weight files, libraries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ def run(
         watcher.ended(job, outcome)
 
     if found.jobs and not dry_run:
+        _allow_files(len(found.jobs) + SPARE_FILES)
         execute = _executor(config, workers, threads, budget, watcher.tell)
         with contextlib.ExitStack() as locks:
             for job in found.jobs:
@@ -129,6 +132,14 @@ def run(
         jobs=jobs, outcomes=outcomes, order=[job.number for job in in_order(found.jobs)], workers=workers,
         threads=threads, memory=budget, seconds=round(time.perf_counter() - start, 3),
     )  # fmt: skip
+
+
+def _allow_files(count: int) -> None:
+    """Each waiting job holds the lock of its output open, and the usual limit is 1,024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _workers(jobs: Sequence[BatchJob], budget: int, cores: int) -> int:

@@ -27,6 +27,8 @@ VOCABULARIES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
     "sentencepiece.model", "source.spm", "spm.model", "tekken.json", "vocab.tiktoken", "qwen.tiktoken",
 )  # fmt: skip
+# Files that say under which terms a model may be used; its card, README.md, names the licence.
+TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,7 +292,7 @@ def _from_hub(name: str, side: str, revision: str | None, gguf_file: str | None)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = ["config.json", "generation_config.json", *TOKENIZER_FILES, "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*"]
+    wanted = ["config.json", "generation_config.json", *TOKENIZER_FILES, "README.md", *TERMS]
     wanted += ["*.py", gguf_file] if gguf_file else ["*.py", "model*.safetensors", INDEX]
     no_such = ("no such folder", "a model folder or a hub name", "check the path")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .adapt_config import AdaptConfig
-from .config import METHODS, TransferConfig, _one_of
+from .config import METHODS, TransferConfig, _one_of, _whole
 from .errors import InputError, input_error
 from .intervals import check_numbers
 
@@ -59,9 +60,9 @@ class CompareConfig:
         check_numbers(self.confidence, 0)
         for name in ("probe_steps", "seeds", "eval_steps"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not _whole(value, 1, math.inf):
                 raise input_error(name, repr(value), "a whole number >= 1", "choose another")
-        if not 0 <= self.seed <= 2**32 - self.seeds:
+        if not _whole(self.seed, 0, 2**32 - self.seeds):
             raise input_error("seed", repr(self.seed), f"a whole number in [0, 2**32 - {self.seeds}]", "choose another")
 
     @property

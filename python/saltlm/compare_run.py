@@ -100,9 +100,9 @@ class NoCheckpoints:
 
 
 class _Recorder(Recorder):
-    """Keeps the lines; TensorBoard is not told."""
+    """Keeps the lines and writes none."""
 
-    def _to_board(self, line: dict[str, Any]) -> None:
+    def _append(self, line: dict[str, Any]) -> None:
         pass
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 
 from .errors import input_error
@@ -114,6 +115,10 @@ class TransferConfig:
     force: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("unigram_text", "source_auxiliary", "dictionary", "gguf_file"):
+            # Kept as text: a Path could not be saved into saltlm.json, which is found out after all the work.
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         _one_of("method", self.method, METHODS)
         _one_of("overlap", self.overlap, OVERLAPS)
         _one_of("chat_template", self.chat_template, CHAT_TEMPLATES)

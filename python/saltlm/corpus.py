@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,7 +49,7 @@ class Corpus:
             for document in self._documents(source):
                 if document.strip():
                     found = True
-                    yield document
+                    yield document if document.isascii() else _checked(document, source)
             if not found:
                 raise input_error(
                     f"text {source!r}", "no text", "at least one line that is not blank", "check the file"
@@ -79,7 +80,7 @@ class Corpus:
             with _open(source) as file:
                 lines = _decoded(file, f"text {source!r}")
                 yield from self._json(source, lines) if json_lines else _plain(lines, self.split_at)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is None and not isinstance(error, gzip.BadGzipFile):
                 raise
             raise input_error(
@@ -159,6 +160,18 @@ class Corpus:
         return input_error(
             f"text {source!r}", f"columns {columns}", f"a column {self.column!r} of strings", "name it by --text-column"
         )
+
+
+def _checked(document: str, source: str) -> str:
+    """The document, if UTF-8 can hold it: JSON can spell halves of characters, at which tokenizers fail."""
+    try:
+        document.encode()
+    except UnicodeEncodeError as error:
+        raise input_error(
+            f"text {source!r}", f"a lone surrogate U+{ord(document[error.start]):04X} in {document[:40]!r}...",
+            "text that UTF-8 can hold", "mend that document, or leave it out",
+        ) from error  # fmt: skip
+    return document
 
 
 def kind_of(source: str) -> str:

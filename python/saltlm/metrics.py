@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BackendError
+from .resume import named_errors
 
 # A mean loss over so many steps above this multiple of what guessing costs is no training any more.
 DIVERGED_STEPS, DIVERGED_TIMES = 10, 2.0
@@ -63,6 +65,9 @@ class Recorder:
             self.source = line.get("source_bits_per_byte", self.source)
         self.tokens = max((line.get("tokens", 0) for line in self.lines), default=0)
         self.bytes = max((line.get("bytes", 0.0) for line in self.lines), default=0.0)
+        self._firsts: dict[str, float] = {}
+        for line in self.lines:
+            self._note(line)
         self._since = time.perf_counter()
         self._pace: float | None = None
         self._file: Any = None
@@ -82,18 +87,21 @@ class Recorder:
         }  # fmt: skip
         self._left = (self.steps - line["step"]) * tokens / self._pace
 
-    def write(self, extra: dict[str, Any] | None = None) -> None:
-        """Write the step's line with what an evaluation has added, and report."""
+    def write(self, extra: dict[str, Any] | None = None, last: Path | None = None) -> None:
+        """Write the step's line with what an evaluation has added, and report.
+
+        Raises:
+            InputError: the disk is full; names the last checkpoint.
+            BackendError: the file cannot be written otherwise.
+        """
         line = {**self._last, **(extra or {})}
         self.heldout = line.get("heldout_bits_per_byte", self.heldout)
         self.source = line.get("source_bits_per_byte", self.source)
         self.lines.append(line)
+        self._note(line)
         if self.writes:
-            if self._file is None:
-                self._file = self.path.open("a", encoding="utf-8")
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-            self._to_board(line)
+            with named_errors(self.path.parent, last):
+                self._append(line)
         if self.progress and self.writes:
             self.progress(
                 AdaptProgress(
@@ -125,19 +133,22 @@ class Recorder:
         Raises:
             BackendError: the loss is not finite, or far above that of guessing; names the last good checkpoint.
         """
-        where = f"the last good checkpoint is {last}" if last else "no checkpoint had been written"
-        advice = "start over with lower learning rates or a longer warm-up"
         if not math.isfinite(loss):
-            raise BackendError(f"step {step}: the loss is {loss}; {where}; {advice}")
-        same = [line["loss"] for line in self.lines if "loss" in line and line["phase"] == phase]
-        recent = [*same[-DIVERGED_STEPS:], loss][-DIVERGED_STEPS:]
-        limit = DIVERGED_TIMES * max(self.uniform, same[0] if same else 0.0)
-        if len(recent) == DIVERGED_STEPS and sum(recent) / len(recent) > limit:
-            mean = sum(recent) / len(recent)
-            raise BackendError(
-                f"step {step}: a mean loss of {mean:.2f} over {DIVERGED_STEPS} steps, where guessing costs"
-                f" {self.uniform:.2f}; {where}; {advice}"
+            raise diverged(step, f"the loss is {loss}", last)
+        lately = self.lines[1 - DIVERGED_STEPS :]
+        recent = [*(line["loss"] for line in lately if "loss" in line and line["phase"] == phase), loss]
+        limit = DIVERGED_TIMES * max(self.uniform, self._firsts.get(phase, 0.0))
+        mean = sum(recent) / len(recent)
+        if len(recent) == DIVERGED_STEPS and mean > limit:
+            raise diverged(
+                step,
+                f"a mean loss of {mean:.2f} over {DIVERGED_STEPS} steps, where guessing costs {self.uniform:.2f}",
+                last,
             )
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if "loss" in line:
+            self._firsts.setdefault(line["phase"], line["loss"])
 
     def __enter__(self) -> Recorder:
         return self
@@ -149,8 +160,17 @@ class Recorder:
         """Close the files."""
         for file in (self._file, self._board):
             if file is not None:
-                file.close()
+                # Each line is on its way already; a full disk would be told of a second time, in place of the first.
+                with contextlib.suppress(OSError):
+                    file.close()
         self._file = self._board = None
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        self._to_board(line)
 
     def _to_board(self, line: dict[str, Any]) -> None:
         if importlib.util.find_spec("tensorboard") is None:
@@ -165,6 +185,12 @@ class Recorder:
             for name, value in line.items():
                 if name not in ("step", "phase", "tokens", "bytes", "seconds") and isinstance(value, float):
                     self._board.add_scalar(name, value, line["step"])
+
+
+def diverged(step: int, found: str, last: Path | None) -> BackendError:
+    """The end of a run that trains no more: what was found after which step, and the checkpoint that is still good."""
+    where = f"the last good checkpoint is {last}" if last else "no checkpoint had been written"
+    return BackendError(f"step {step}: {found}; {where}; start over with lower learning rates or a longer warm-up")
 
 
 def _bits(nats: float, size: float) -> float | None:

@@ -104,7 +104,8 @@ def support_warnings(assembly: Assembly, method: Method, width: int, ridge: floa
         width: E.
         ridge: as configured.
     """
-    held = (ridge is not None and ridge > 0) or (ridge is None and "map_ridge" in method.options)
+    # Of these methods local-map alone has a ridge of its own; map_ridge is also an option of any whose anchors are cleaned.
+    held = (ridge is not None and ridge > 0) or (ridge is None and "support_rule" in method.options)
     if not method.interpolates or held:
         return []
     sizes = assembly.support_size[assembly.origin == SOLVED]

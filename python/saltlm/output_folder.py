@@ -27,7 +27,9 @@ _PLACE = {
     errno.EEXIST: "a file where a folder is needed",
     errno.ENAMETOOLONG: "too long a name",
 }
-MODEL_FILES = ("config.json", "saltlm.json")
+OURS = "saltlm.json"
+# A config.json alone is found in many a project's folder.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
 ADVICE = "choose another folder or make room"
 CACHE_ADVICE = "make room, or name another folder for the cache in SALTLM_CACHE"
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -61,12 +63,18 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
         raise input_error(f"output {out}", "an existing folder", "a new one", "give --force to replace it")
     with named_errors(out, 0):
         empty = not any(out.iterdir())
-    if not empty and not any(os.path.isfile(out / name) for name in MODEL_FILES):
+    if not empty and not _is_model(out):
         raise input_error(
             f"output {out}", "a folder that holds no model", "a new folder, or an old model to replace",
             "choose another name, or remove it yourself",
         )  # fmt: skip
     return out
+
+
+def _is_model(folder: Path) -> bool:
+    if (folder / OURS).is_file():
+        return True
+    return (folder / "config.json").is_file() and any(next(folder.glob(name), None) for name in WEIGHTS)
 
 
 @contextlib.contextmanager

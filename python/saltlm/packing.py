@@ -182,8 +182,9 @@ class Stream:
                 epoch, first, empty = epoch + 1, 0, empty + 1
                 if empty > 1:
                     raise InputError(
-                        f"text {self.name}: found fewer tokens than one block of {self.packer.length}; expected more text; "
-                        "give more, or a shorter --seq-length"
+                        f"text {self.name}: found fewer tokens than one block of {self.packer.length} in any"
+                        f" {self.window_documents:,} documents (--shuffle-documents); expected more text; give more, or a"
+                        " shorter --seq-length, or shuffle more documents together"
                     )
                 continue
             order = np.random.default_rng([self.seed, epoch, first]).permutation(len(window))

@@ -69,6 +69,16 @@ def training_arguments(config: AdaptConfig) -> dict[str, Any]:
     return found
 
 
+def one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Keep a process to its one device.
+
+    Where it sees several GPUs, Trainer would spread it over all of them by torch's DataParallel, whose copies of the model
+    know nothing of its own forward, and whose batches are so many times larger.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
 def check_sharding(config: AdaptConfig, arguments: dict[str, Any]) -> None:
     """Refuse sharding that these processes, or what :func:`training_arguments` found for them, cannot do."""
     outside = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")

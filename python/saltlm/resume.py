@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,11 +33,15 @@ class RunFolder:
         self.checkpoints = self.out / CHECKPOINTS
         self.metrics = self.out / METRICS
         self._lock: int | None = None
+        self._replaces = False
 
     def check(self, *, resume: bool, force: bool, protected: list[Path]) -> None:
         """Refuse a place that must not be written, before any work is done."""
+        self._replaces = self.out.is_dir()
         run = (self.out / RECORD).is_file()
-        if not run or not self.out.is_dir():
+        if resume and self._replaces and not run:  # killed before its record was whole
+            run = {path.name for path in self.out.iterdir()} <= {f".{RECORD}.writing"}
+        if not run:
             check_output(self.out, protected=protected, force=force)
             return
         if not (resume or force):
@@ -63,7 +68,14 @@ class RunFolder:
         record = self.out / RECORD
         if not record.is_file():
             return None
-        self._refuse_other(json.loads(record.read_bytes())["identity"], identity)
+        try:
+            old = dict(json.loads(record.read_bytes())["identity"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise input_error(
+                f"output {self.out}", f"a {RECORD} that is no record of an adaptation", "the folder of a run to go on with",
+                "choose another folder, or start over by --force without --resume",
+            ) from error  # fmt: skip
+        self._refuse_other(old, identity)
         return self.last()
 
     def start(self, identity: Mapping[str, Any], checkpoint: Path | None) -> None:
@@ -74,16 +86,28 @@ class RunFolder:
         """
         self._take_lock()
         if self.main and checkpoint is None:
-            if self.out.is_dir():
-                shutil.rmtree(self.out)
             with named_errors(self.out, None):
-                self.checkpoints.mkdir(parents=True)
+                self._set_aside()
+                # The record comes first: by it the folder is known as a run's, whenever this one is killed.
+                self.out.resolve().mkdir(parents=True, exist_ok=True)
                 write_whole(self.out / RECORD, {"format": 1, "identity": identity, "finished": False})
+                self.checkpoints.mkdir()
             self.release()
             self._take_lock()
         elif self.main:
             self.clear()
         self.barrier()
+
+    def _set_aside(self) -> None:
+        """Remove what the run replaces; first by its name, so that a kill leaves no half of it in the place of the run."""
+        if not self.out.is_dir():
+            return
+        if not self._replaces:
+            raise input_error(f"output {self.out}", "a folder made meanwhile", "a new one", "choose another name")
+        out = self.out.resolve()
+        gone = out.with_name(f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}")
+        out.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def last(self) -> Path | None:
         """The newest whole checkpoint."""
@@ -162,8 +186,9 @@ class RunFolder:
         if self.main and self.metrics.exists():
             lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
             temporary = self.metrics.with_name(f".{METRICS}.writing")
-            temporary.write_text(lines, encoding="utf-8")
-            temporary.replace(self.metrics)
+            with named_errors(self.out, self.last()):
+                temporary.write_text(lines, encoding="utf-8")
+                temporary.replace(self.metrics)
         self.barrier()
         return kept
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .errors import InputError, input_error
 
 _LANGUAGE = re.compile(r"[a-z]{3}:")
 BATCH = 20_000  # words segmented at once
+GZIP = b"\x1f\x8b"  # how a gzipped file begins, whatever it is called; the native reader goes by it, too
 
 
 def check_words(spec: str | Path) -> None:
@@ -49,9 +51,11 @@ def segmented_vectors(path: str | Path, tokenizers: tuple[Any, ...], sizes: tupl
     Raises:
         InputError: the file is broken or holds a NaN or infinity.
     """
-    words = _words(Path(path))
     try:
+        words = _words(Path(path))
         values, known = _rust.read_text_vectors(path, words)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise input_error(str(path), f"a damaged gzip file ({error})", "a whole one", "fetch the file again") from None
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from None
     if not np.isfinite(values).all():
@@ -101,9 +105,12 @@ def _segments(tokenizer: Any, words: list[str], size: int) -> tuple[np.ndarray, 
 
 def _words(path: Path) -> list[str]:
     """The words of a text file of vectors, first of each spelling, without the line of sizes."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        starts = [line.split(b" ", 1) for line in file]
-    if starts and re.fullmatch(rb"\d+ \d+\s*", b" ".join(starts[0])):
-        starts = starts[1:]
-    return list(dict.fromkeys(parts[0].decode("utf-8", "replace") for parts in starts if len(parts) == 2))
+    with path.open("rb") as file:
+        packed = file.read(2) == GZIP
+    words: dict[str, None] = {}
+    with gzip.open(path, "rb") if packed else path.open("rb") as lines:
+        for number, line in enumerate(lines):
+            word, space, _ = line.partition(b" ")
+            if space and not (number == 0 and re.fullmatch(rb"\d+ \d+\s*", line)):
+                words[word.decode("utf-8", "replace")] = None
+    return list(words)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .config import _whole
 from .errors import input_error
 from .evaluate import Evaluation, evaluate
 from .heldout_record import read_heldout
@@ -65,7 +67,7 @@ class MeasureConfig:
             ("stride", 1),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not _whole(value, least, math.inf):
                 raise input_error(name, repr(value), f"a whole number >= {least}", "leave it out for the default")
         if self.stride is not None and self.stride >= self.max_length:
             raise input_error(

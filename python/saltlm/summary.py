@@ -43,13 +43,14 @@ def summary_of(
     """
     job, tuning = built.job, built.tuning
     config, alignment, vectors = job.config, job.alignment, job.auxiliary
-    sides = {"source": model, "target": donor}
+    # A GGUF file's card lies beside it, not in the folder of the cache that it was converted into.
+    sides = {"source": (model, model.given_folder), "target": (donor, donor.folder)}
     inputs: dict[str, Any] = {
         side: {
             "path": str(loaded.name), "revision": loaded.revision, "architecture": loaded.architecture,
-            "licence": licence_of(loaded.folder), "sha256": dict(loaded.files),
+            "licence": licence_of(folder), "sha256": dict(loaded.files),
         }
-        for side, loaded in sides.items()
+        for side, (loaded, folder) in sides.items()
     }  # fmt: skip
     if vectors is not None:
         inputs["auxiliary"] = {**vectors.description, "licence": "not stated"}

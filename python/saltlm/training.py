@@ -21,7 +21,7 @@ from .errors import input_error
 from .metrics import Recorder
 from .packing import Mixture, Stream, collate
 from .phases import DISTILL, MASKED, Phase, parameter_groups, rate_factor, set_trained, vocabulary_parameters
-from .processes import Processes
+from .processes import Processes, one_device
 from .resume import RunFolder
 from .row_mask import RowMask
 from .sharding import groups, load_optimizer, load_state, shard, whole_optimizer, whole_state
@@ -43,7 +43,7 @@ class Run:
         evaluate: held-out bits per byte by name of the metric; empty without held-out text.
         mask: makes a row mask with a weight decay; ``teacher`` a teacher and so many pieces of text.
         phases: in order; ``phase`` is the current one's place.
-        best: lowest held-out bits per byte, ``best_step`` and ``worse`` evaluations since.
+        best: lowest held-out bits per byte, ``best_step`` and ``worse`` evaluations since; kept with early stopping alone.
         ended: whether early stopping has ended the run.
         stop: asks for a checkpoint and an end after the current step, as signals do.
         stopped: whether all processes have agreed to that.
@@ -131,7 +131,7 @@ class AdaptTrainer(Trainer):
         if self.teacher is not None:
             states = self.teacher.states(inputs.pop("teacher_input_ids")).flatten(0, 1)
             inputs["wanted_states"] = states[inputs.pop("teacher_places")]
-            self._items = len(inputs["places"])
+            self._items = self._items + len(inputs["places"])
             return super().compute_loss(model, inputs, *args, **kwargs)
         self._sums[1] = self._sums[1] + inputs.pop("bytes").sum()
         items = kwargs.get("num_items_in_batch")
@@ -155,7 +155,7 @@ class AdaptTrainer(Trainer):
         sums = self.accelerator.reduce(sums, reduction="sum").tolist()
         self.step_loss, self.step_bytes, self.step_tokens = sums[0], sums[1], int(self._items)
         self._agreed = sums[2] > 0
-        self._sums = [0.0, 0.0]
+        self._sums, self._items = [0.0, 0.0], 0
         self.step_rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
         self.run.recorder.check(sums[0], self.step_done + 1, self.phase.name, self.run.folder.last())
 
@@ -260,13 +260,13 @@ def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> Non
     """
     config, phase = run.config, run.phases[run.phase]
     set_trained(run.model, phase)
-    settings = TrainingArguments(
+    settings = one_device(TrainingArguments(
         output_dir=str(run.folder.checkpoints), max_steps=phase.steps, per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulate, max_grad_norm=config.max_grad_norm or 0.0, seed=config.seed,
         logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none",
         disable_tqdm=True, remove_unused_columns=False, average_tokens_across_devices=True,
         ddp_find_unused_parameters=False, **arguments,
-    )  # fmt: skip
+    ))  # fmt: skip
     blocks = config.batch_size * config.accumulate * settings.world_size
     teacher = None
     if phase.name == DISTILL:

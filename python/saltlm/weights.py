@@ -122,6 +122,11 @@ def find_weights(folder: Path, side: str) -> Weights:
         advice = "name the .gguf file in it with --gguf-file"
     elif (folder / "adapter_config.json").is_file():
         advice = "merge the adapter into its base model first"
+    elif folder.parent.name == "snapshots":  # of the hub only what can be read is fetched
+        advice = (
+            "if the hub has pickled weights of it alone (pytorch_model.bin) and you trust them, load it with AutoModel and"
+            " save_pretrained it and its tokenizer to a folder; name that"
+        )
     raise input_error(f"{side}, {folder}", "no weights", f"{SINGLE} or {INDEX}", advice)
 
 

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 
 from .architecture import quiet_transformers
-from .checkpoint import Source
+from .checkpoint import TERMS, Source
 from .errors import BackendError, InputError, input_error
 from .finite import finite_rows
 from .output_folder import check_output, named_errors, whole_folder
 from .safetensors_stream import NAMES, Header, copy_file, kept_bytes, link_file, replaced_header, rewrite, shares_blocks
 from .weights import INDEX
 
-# Kept from the source under their own names; its README, old tokenizer and other weights are not.
-KEPT = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 ROOM = 64 << 20  # tokenizer, card and provenance beside the weights
 
 PLAIN = """from transformers import PreTrainedTokenizerFast
@@ -284,7 +282,8 @@ def _config(
 
 
 def _keep_files(source: Source, folder: Path) -> None:
-    names = [*KEPT, "*.py"] if source.trust_remote_code else KEPT
+    # Under their own names; the source's README, old tokenizer and other weights are not kept.
+    names = [*TERMS, "*.py"] if source.trust_remote_code else TERMS
     for path in sorted({path for name in names for path in source.given_folder.glob(name) if path.is_file()}):
         copy_file(path, folder / path.name)
 

@@ -14,6 +14,7 @@ from .job import (
     Job,
     anchor_sides,
     chunk_rows,
+    have_row,
     left,
     recipe_of,
     rows_at,
@@ -30,7 +31,8 @@ def salt(job: Job) -> Iterator[Block]:
     """SALT: a regression from PLM to LLM space on each token's sparsemax neighbours (section 3.2; METHOD: steps 3 and 4)."""
     auxiliary, plm = job.auxiliary, job.plm_rows
     known = auxiliary.known.numpy()[job.new]
-    reachable = known & (job.new < len(plm))
+    # A PLM row of zeros tells nothing of its token: its combination is a row of zeros, which is no start.
+    reachable = known & have_row(plm, job.new)
     for outcome, ids in ((NO_VECTOR, job.new[~known]), (NO_PLM_ROW, job.new[known & ~reachable])):
         if len(ids):
             yield left(ids, outcome)

@@ -1,0 +1,37 @@
+"""What is watched while a model trains: divergence is seen, and metrics.jsonl stays whole."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from saltlm.after_step import AfterStep
+from saltlm.errors import BackendError, InputError
+from saltlm.metrics import Recorder
+
+
+def test_an_explosion_is_told_from_a_bad_start(tmp_path):
+    def losses(*values: float) -> None:
+        with Recorder(tmp_path / "m", steps=99, rows=100, writes=False, progress=None) as recorder:
+            for step, loss in enumerate(values, 1):
+                recorder.check(loss, step, "all", None)
+                recorder.step({"step": step, "phase": "all", "loss": loss}, tokens=1, size=1.0)
+                recorder.write()
+
+    losses(*[30.0] * 30)  # guessing costs 4.6, but it began there
+    losses(5.0, *[9.0] * 30)
+    with pytest.raises(BackendError, match=r"step 10: a mean loss of 27.50 over 10 steps, where guessing costs 4.61"):
+        losses(5.0, *[30.0] * 30)
+
+
+def test_an_overflow_in_fp16_is_no_number_and_no_end():
+    assert AfterStep(None)._norm({"grad_norm": math.inf}, 1, fp16=True) is None  # such a step is left out
+    assert AfterStep(None)._norm({"grad_norm": 2.0}, 1, fp16=True) == 2
+
+
+def test_a_full_disk_under_the_metrics_names_the_last_checkpoint(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    recorder = Recorder(tmp_path / "metrics.jsonl", steps=9, rows=100, writes=True, progress=None)
+    with recorder, pytest.raises(InputError, match=r"a full disk.*the last checkpoint, step-7, is safe"):
+        recorder.step({"step": 8, "phase": "all", "loss": 1.0}, tokens=1, size=1.0)
+        recorder.write(last=tmp_path / "step-7")
