@@ -109,8 +109,8 @@ def main() -> None:
     found = {name: compared(name, options) for name in options.pairs.split(",")}
     if options.no_record:
         return
-    command = "python bench/starts.py " + " ".join(
-        f"--{key.replace('_', '-')} {value}"
+    command = "python bench/starts.py" + "".join(
+        f" --{key.replace('_', '-')} {value}"
         for key, value in vars(options).items()
         if key not in ("threads", "no_record") and value != parser.get_default(key)
     )
