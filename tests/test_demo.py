@@ -8,6 +8,9 @@ import time
 
 import pytest
 from saltlm import demo, demo_show
+from saltlm.config import TransferConfig
+from saltlm.methods import method_of
+from saltlm.rules import check_method
 
 FIGURES = {
     "rows": [
@@ -31,6 +34,15 @@ FIGURES = {
     },
     "model": "demo-output/model",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "start", [start for start in demo.STARTS if start.options is not None], ids=lambda start: start.key
+)
+def test_every_start_is_one_that_transfer_takes(start):
+    config = TransferConfig(**start.options)
+    check_method(config, "plm")
+    assert method_of(config).vectors == (config.method in demo.NEEDS_VECTORS)
 
 
 def test_the_tables_show_every_start_and_markup_in_text_is_text(capsys, tmp_path, monkeypatch):

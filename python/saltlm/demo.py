@@ -56,7 +56,10 @@ STARTS = (
     Start(name="random", key="normal", options={"method": "normal"}),
     Start(name="mean of source pieces", key="subword-mean", options={"method": "subword-mean"}),
     Start(name="SALT", key="salt", options={"method": "salt"}),
-    Start(name="SALT --center --ridge 0.01", key="salt-centred", options={"center": True, "ridge": 0.01}),
+    Start(
+        name="SALT --center --ridge 0.01", key="salt-centred", options={"method": "salt", "center": True, "ridge": 0.01}
+    ),
+    Start(name="default (auto)", key="auto", options={"method": "auto"}),
 )
 KEPT = "salt"
 # One pass over the demo's text: enough to get below the original model, short enough to wait for.
