@@ -19,7 +19,8 @@ from .output_lock import lock_run
 
 RECORD, METRICS, CHECKPOINTS, STATE = "run.json", "metrics.jsonl", "checkpoints", "adapt.json"
 NAME = re.compile(r"step-(\d+)")
-# These may change between a run and the one that goes on with it: they do not touch what is computed.
+# These may change between a run and the one that goes on with it: they do not touch what is computed. A changed loss_chunk
+# moves last bits alone; whoever ran out of memory has to lower it.
 FREE = ("save_steps", "keep_checkpoints", "force", "dtype", "loss_chunk")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
