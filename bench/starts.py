@@ -4,7 +4,8 @@ Usage: python bench/starts.py [--pairs fi,fr] [--methods salt,blend,...] [--prob
 
 The control ``original`` keeps its own tokenizer, whose tokens hold less: its blocks have more of them, so that a step holds
 the same bytes. A finished run is kept in the cache, by its options and by the code of the installed package, and not repeated.
-``wechsel`` gets English vectors and a dictionary, ``ofa`` vectors of its own; a pair that has none goes without them.
+``wechsel`` gets English vectors and a dictionary, ``ofa`` vectors of its own; a pair that has none goes without them. A method
+with the option ``tune-text`` is tuned on the training text.
 """
 
 import argparse
@@ -34,8 +35,8 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-def cells_of(name: str, methods: list[str]) -> tuple[dict[str, str], TransferConfig]:
-    """Cells of a pair by the methods as given, and what their transfers share: what ``wechsel`` and ``ofa`` need is added."""
+def cells_of(name: str, methods: list[str], training: Path) -> tuple[dict[str, str], TransferConfig]:
+    """Cells of a pair by the methods as given, and what their transfers share; the files that they need are added."""
     cells, base = {}, TransferConfig()
     for method in methods:
         kind, cell = method.partition(":")[0], method
@@ -48,7 +49,7 @@ def cells_of(name: str, methods: list[str]) -> tuple[dict[str, str], TransferCon
                 base = dataclasses.replace(base, **more)
             else:
                 cell = f"{method}:auxiliary={more['auxiliary']}"
-        cells[method] = cell
+        cells[method] = cell.replace(":tune-text", f":tune-text={training}")
     return cells, base
 
 
@@ -61,7 +62,7 @@ def compared(name: str, options: argparse.Namespace) -> dict:
         "seq_length": options.seq_length, "learning_rate": options.learning_rate, "eval_bytes": options.eval_bytes,
         "drop_overlap": True,
     }  # fmt: skip
-    shape = repr((sorted(probe.items()), sorted(adapting.items()), text))
+    shape = repr((sorted(probe.items()), sorted(adapting.items()), text, options.no_english))
     folder = cache_folder() / "bench" / "starts" / code()
     folder /= f"{name}-{options.probe}-{options.steps}-{hashlib.sha256(shape.encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +78,11 @@ def compared(name: str, options: argparse.Namespace) -> dict:
             last = stage
             print(f"{name}: {stage} {f'{done}/{total}' if total else ''}", file=sys.stderr, flush=True)
 
-    cells, base = cells_of(name, options.methods.split(","))
+    cells, base = cells_of(name, options.methods.split(","), files["training"])
     done = compare(
         pair.source, pair.donor, pair.auxiliary, list(cells.values()), files["training"], folder / "compared",
-        CompareConfig(seeds=options.seeds, **probe), eval_texts=files["heldout"], source_eval_texts=files["english"],
+        CompareConfig(seeds=options.seeds, **probe), eval_texts=files["heldout"],
+        source_eval_texts=None if options.no_english else files["english"],
         transfer_config=dataclasses.replace(base, gguf_file=pair.gguf_file), adapt_config=AdaptConfig(**adapting),
         progress=progress,
     )  # fmt: skip
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=AdaptConfig.learning_rate)
     parser.add_argument("--eval-bytes", type=int, default=AdaptConfig.eval_bytes)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-english", action="store_true", help="leave out what becomes of English, a fourth of the time")
     parser.add_argument("--no-record", action="store_true", help="only make what is missing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -110,7 +113,7 @@ def main() -> None:
     if options.no_record:
         return
     command = "python bench/starts.py" + "".join(
-        f" --{key.replace('_', '-')} {value}"
+        f" --{key.replace('_', '-')}" + ("" if value is True else f" {value}")
         for key, value in vars(options).items()
         if key not in ("threads", "no_record") and value != parser.get_default(key)
     )
@@ -134,6 +137,11 @@ def one_pair(name: str, content: dict, options: argparse.Namespace, command: str
         curved = [cell(*curve[step]) if step in curve else "diverged" for step in steps]
         english = f"{kept['before']['mean']:.3f} -> {kept['after']['mean']:.3f}" if kept else "-"
         rows.append((shown(entry["method"]), *curved, difference, english, f"{entry['training_bytes']:,}"))
+    chosen = [
+        f" `{entry['method']}` chose {', '.join(f'{k} {v}' for k, v in entry['tuning'].items() if v is not None) or 'the defaults'}."
+        for entry in content["methods"]
+        if entry["tuning"]
+    ]
     lengths = content["seq_lengths"]
     record(
         f"Starts on {name}, {weights(options)}, held-out bits per byte",
@@ -143,7 +151,7 @@ def one_pair(name: str, content: dict, options: argparse.Namespace, command: str
             f"SmolLM2-135M, {count(options.seeds)}; blocks of {lengths['new']} tokens a step ({lengths['original']} for the"
             f" control: the same bytes), {content['heldout_bytes']:,} held-out bytes, rate {options.learning_rate:g} (rows"
             f" {AdaptConfig.embedding_learning_rate:g}). The original model stands at {content['level']:.3f} untrained."
-            " Intervals over documents; a tie is what neither they nor all seeds tell apart. Nothing here is a time.",
+            " Intervals over documents; a tie is what neither they nor all seeds tell apart. Nothing here is a time." + "".join(chosen),
         ],
         headings=("start", *(f"step {step}" for step in steps), "less the best", "English", "bytes"),
         timed=False,

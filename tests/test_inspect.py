@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save_bert, save_llama
-from saltlm.checkpoint import load_source
+from saltlm.checkpoint import load_donor, load_source
 from saltlm.cli import main
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
@@ -140,16 +140,21 @@ def test_lists_side_by_side(sizes: list[tuple[int, int]], seed: int) -> None:
         assert float(both.kept[row]) == pytest.approx(share, rel=1e-5)
 
 
-def test_a_blends_pieces_and_map_share_the_row(folders, untied) -> None:
-    blend, mapped = folders("blend", blend_weight=0.25), folders("sava-affine", ridge=1.0)
+@pytest.mark.parametrize("length", [1.0, 1.5])
+def test_a_blends_pieces_and_map_share_the_row(length: float, folders, untied) -> None:
+    blend, mapped = folders("blend", blend_weight=0.25, blend_length=length), folders("sava-affine", ridge=1.0)
     source, built = load_source(untied.source).input_rows.double(), load_source(blend.folder).input_rows.double()
     both = load_source(mapped.folder).input_rows.double()
+    size = len(load_donor(untied.target).input_rows)
+    middle = built[[row for row in range(size) if blend.origin(row) == "copied"]].mean(dim=0)
     rows = [row for row in range(len(blend.norms)) if blend.rule(row) == "pieces and map"]
     assert len(rows) > 20
     for row in rows:
         ids, weights = blend.parts(row)
-        assert blend.map_weight(row) == pytest.approx(0.75, abs=1e-6)
-        expected = torch.from_numpy(weights).double() @ source[torch.from_numpy(ids).long()] + 0.75 * both[row]
+        assert blend.map_weight(row) == pytest.approx(0.75 * length, abs=1e-6)
+        assert blend.mean_weight(row) == pytest.approx(1 - length, abs=1e-6)
+        parts = torch.from_numpy(weights).double() @ source[torch.from_numpy(ids).long()]
+        expected = parts + 0.75 * length * both[row] + blend.mean_weight(row) * middle
         torch.testing.assert_close(built[row], expected, rtol=1e-5, atol=1e-5)
 
 

@@ -379,12 +379,16 @@ def test_asymmetric_composition(untied, pair) -> None:
     assert any("the head is tied" in warning for warning in run("subword-asymmetric", pair).summary["warnings"])
 
 
-def test_the_default_is_a_blend_by_halves_and_pieces_alone_where_anchors_are_few(untied, monkeypatch) -> None:
+def test_the_default_is_a_longer_blend_and_pieces_alone_where_anchors_are_few(untied, monkeypatch) -> None:
     def run(**options):
         return transfer(untied.source, untied.target, config=TransferConfig(heldout=0.0, **options))
 
-    default, half = run(), run(method="blend", blend_with="ridge-map", blend_weight=0.5, ridge=1.0)
-    assert torch.equal(default.input_rows, half.input_rows) and torch.equal(default.output_rows, half.output_rows)
+    default = run()
+    same = run(method="blend", blend_with="ridge-map", blend_weight=0.35, blend_length=1.4, ridge=1.0)
+    assert torch.equal(default.input_rows, same.input_rows) and torch.equal(default.output_rows, same.output_rows)
+    assert default.summary["blend"] == {"weight": 0.35, "length": 1.4}
+    set_by_user = run(blend_weight=0.5, blend_length=1.0, ridge=1.0)
+    assert torch.equal(set_by_user.input_rows, run(method="blend").input_rows)
     width = load_donor(untied.target).input_rows.shape[1]
     assert default.summary["anchors"] >= width and default.summary["counts"]["solved"] > 0
     for few in (width - 1, 0):
@@ -413,6 +417,30 @@ def test_a_blend_is_the_weighted_mean_of_its_parts(untied, weight: float) -> Non
         made, one, other = (getattr(result, side) for result in (done, pieces, mapped))
         torch.testing.assert_close(made[both], weight * one[both] + (1 - weight) * other[both], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(made[alone], other[alone])
+
+
+@pytest.mark.parametrize("other", ["ridge-map", "salt"])
+def test_the_length_of_a_blend_counts_from_the_mean_anchor_row(other: str, untied) -> None:
+    def run(method="blend", **options):
+        vectors = untied.vectors if other == "salt" else None
+        return transfer(untied.source, untied.target, vectors, config=TransferConfig(method=method, heldout=0.0, **options))
+
+    plain, longer, shorter = (run(blend_with=other, blend_length=length) for length in (None, 1.75, 0.25))
+    both = (run("subword-mean").origin == COMPOSED) & np.isin(run(other).origin, (SOLVED, COMPOSED))
+    assert both.sum() > 30
+    source, tokens = load_source(untied.source), plain.alignment
+    anchors = tokens.shared & (tokens.kind != MatchKind.ROLE)
+    anchors[len(load_donor(untied.target).input_rows) :] = False
+    if other == "salt":
+        anchors &= load_auxiliary(untied.vectors, tokens.target.words()).known.numpy()
+    assert anchors.sum() == plain.summary["anchors"]
+    ids = torch.from_numpy(tokens.source_id[anchors].astype(np.int64))
+    for side in ("input_rows", "output_rows"):
+        middle = getattr(source, side)[ids].double().mean(dim=0)
+        one, far, near = (getattr(done, side).double() - middle for done in (plain, longer, shorter))
+        torch.testing.assert_close(far[both], 1.75 * one[both], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(near[both], 0.25 * one[both], atol=1e-5, rtol=1e-4)
+        assert torch.equal(far[~both], one[~both])
 
 
 def test_a_blend_takes_whole_what_it_has() -> None:

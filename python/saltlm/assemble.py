@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
@@ -170,6 +171,16 @@ class Assembly:
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
                     )  # fmt: skip
             release_pages()
+
+    def copy(self) -> Assembly:
+        """An assembly of its own that stands where this one does."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(other, name, value.clone())
+            elif isinstance(value, np.ndarray | list):
+                setattr(other, name, value.copy())
+        return other
 
     def put(self, block: Block) -> None:
         """Take in built rows; a row that is not finite in the written dtype stays open, with status ``out_of_range``."""

@@ -47,8 +47,9 @@ def difference(job: BatchJob) -> str | None:
     try:
         summary = json.loads((job.out / "saltlm.json").read_text(encoding="utf-8"))
         config = json.loads(json.dumps(job.config.to_json()))  # as it comes back from a file
-        chosen = free_options(job.config) if job.config.tune else ()  # by the self-check
-        return _options(summary, config, chosen) or _inputs(summary["inputs"], job) or _unigram(summary, job)
+        tuned = job.config.tune or job.config.tune_text is not None
+        chosen = free_options(job.config) if tuned else ()
+        return _options(summary, config, chosen) or _inputs(summary["inputs"], job) or _texts(summary, job)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         if isinstance(error, InputError):
             raise
@@ -83,11 +84,14 @@ def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
     return None
 
 
-def _unigram(summary: Mapping[str, Any], job: BatchJob) -> str | None:
-    """Whether the text to count tokens in is another."""
-    text = job.config.unigram_text
-    same = text is None or summary["unigram_shift"]["sha256"] == _digest(Path(text))
-    return None if same else f"{text} has changed"
+def _texts(summary: Mapping[str, Any], job: BatchJob) -> str | None:
+    """Whether the text to count tokens in, or to tune by, is another."""
+    counted, tuned = job.config.unigram_text, job.config.tune_text
+    if counted is not None and summary["unigram_shift"]["sha256"] != _digest(Path(counted)):
+        return f"{counted} has changed"
+    if tuned is not None and summary["tuning"]["text"]["sha256"] != _digest(Path(tuned)):
+        return f"{tuned} has changed"
+    return None
 
 
 def _model(entry: Mapping[str, Any], job: BatchJob, side: str) -> str | None:

@@ -72,6 +72,8 @@ def with_memory(job: BatchJob) -> BatchJob:
     }
     if job.auxiliary is not None:
         shared[f"vectors {job.auxiliary} {job.target}"] = files + 1
+    if config.tune_text is not None:  # the whole model in float32, and a second set of new matrices
+        working += 4 * _weights(source, f"source {job.source}") + new_rows * 4 * width
     memory = PROCESS + vocabulary + size + plm_size + files + working
     return dataclasses.replace(job, memory=int(memory), shared=shared, prepares=tuple(prepares))
 
@@ -103,6 +105,12 @@ def _model(folder: Path, side: str) -> tuple[int, int, int, int]:
         sum(entry.end - entry.start for entry in matrices),
         tokens,
     )
+
+
+def _weights(folder: Path, side: str) -> int:
+    """Weights of a model by the headers of its files."""
+    headers = find_weights(folder, side).headers.values()
+    return sum(math.prod(entry.shape) for header in headers for entry in header.entries.values())
 
 
 def _files(path: Path) -> list[Path]:

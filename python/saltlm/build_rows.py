@@ -16,6 +16,7 @@ from .methods import Job, build
 from .norm_guard import guard_norms
 from .train_vectors import sha256_of
 from .tune import Tuning, tune
+from .tune_text import tune_by_text
 from .unigram_shift import check_unigram, log_unigram, shift_unigram
 
 Progress = Callable[[str, int, int], None]
@@ -74,28 +75,40 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Any, clock: Clock, *, dr
         logs = log_unigram(tokenizer, job.alignment, config.unigram_text)
     if dry_run:
         return Built(job=job)
+
     heldout, tuning = _self_check(job, clock) if config.tune else (None, None)
+    if config.tune_text is not None:
+        with clock("tune"):
+            tuning = tune_by_text(
+                job, assembly, tokenizer, lambda trial, into: _fill(trial, into, logs),
+                lambda done, total: clock.progress("tune", done, total),
+            )  # fmt: skip
     if tuning is not None:
-        config = dataclasses.replace(config, **tuning.choice)
-        job = dataclasses.replace(job, config=config)
-    posts: dict[str, Any] = {}
+        job = dataclasses.replace(job, config=dataclasses.replace(config, **tuning.choice))
     with clock("rows"):
-        for block in build(job):
-            assembly.put(block)
-        assembly.draw(config.seed, job.used)
-        if logs is not None:
-            found, counted = logs
-            shifted = shift_unigram(assembly, job.alignment, found, config.unigram_shift)
-            text = config.unigram_text
-            digest = None if text is None else sha256_of(Path(text))
-            posts["unigram_shift"] = {**shifted, "from": counted, "sha256": digest}
-        posts["norm_guard"] = guard_norms(
-            assembly, job.used, config.norm_guard, _words(assembly, job.alignment), bias=logs is None
-        )
-        assembly.pad(job.used)
+        posts = _fill(job, assembly, logs)
     if not config.tune:
         heldout, _ = _self_check(job, clock)
     return Built(job=job, heldout=heldout, tuning=tuning, posts=posts)
+
+
+def _fill(job: Job, assembly: Assembly, logs: tuple[Any, str] | None) -> dict[str, Any]:
+    """Build all open rows, and tell what each step after them did."""
+    config, posts = job.config, {}
+    for block in build(job):
+        assembly.put(block)
+    assembly.draw(config.seed, job.used)
+    if logs is not None:
+        found, counted = logs
+        shifted = shift_unigram(assembly, job.alignment, found, config.unigram_shift)
+        text = config.unigram_text
+        digest = None if text is None else sha256_of(Path(text))
+        posts["unigram_shift"] = {**shifted, "from": counted, "sha256": digest}
+    posts["norm_guard"] = guard_norms(
+        assembly, job.used, config.norm_guard, _words(assembly, job.alignment), bias=logs is None
+    )
+    assembly.pad(job.used)
+    return posts
 
 
 def _self_check(job: Job, clock: Clock) -> tuple[dict[str, Any] | None, Tuning | None]:

@@ -121,7 +121,7 @@ class Cell:
         names = [
             *auxiliary_files(self.auxiliary),
             *auxiliary_files(self.config.source_auxiliary),
-            *([self.config.dictionary] if self.config.dictionary else []),
+            *(name for name in (self.config.dictionary, self.config.unigram_text, self.config.tune_text) if name),
         ]
         return [Path(name) for name in names]
 
@@ -246,5 +246,5 @@ def check_base(base: AdaptConfig) -> None:
 
 def plain_transfer(config: TransferConfig, leave_out: Sequence[str] = ()) -> Mapping[str, object]:
     """Plain values of a transfer's options, those that change no result left out."""
-    names = {*leave_out, "seed", "force", "source_auxiliary", "dictionary"}
+    names = {*leave_out, "seed", "force", "source_auxiliary", "dictionary", "unigram_text", "tune_text"}
     return {name: value for name, value in config.to_json().items() if name not in names}

@@ -112,7 +112,7 @@ def _method(cell: Cell, runs: Sequence[Mapping[str, Any]], level: float) -> dict
     checks = [run["self_check"] for run in runs if run["self_check"]]
     return {
         "method": cell.label, "diverged": [run["seed"] for run in runs if run["diverged"]],
-        "start": _spread([run["bits_per_byte"][0][1] for run in runs]),
+        "tuning": runs[0].get("tuning"), "start": _spread([run["bits_per_byte"][0][1] for run in runs]),
         # A mean over the seeds that did not diverge would flatter.
         "end": _spread([column[-1] for column in columns]) if len(whole) == len(runs) else None,
         "curve": [[step, found["mean"], found["spread"]] for step, found in curve],

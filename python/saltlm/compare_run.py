@@ -15,11 +15,13 @@ import torch
 from .adapt import _streams, _Text
 from .adapt_config import AdaptConfig
 from .compare_config import Cell
-from .corpus import training_documents
+from .config import TransferConfig
+from .corpus import Overlap, training_documents
 from .errors import BackendError, input_error
 from .evaluate import Evaluation, evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
+from .texts import read_documents
 
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"
@@ -120,13 +122,14 @@ def run_cell(
         text: of the probe.
         config: the adaptation that the probe is.
         scratch: an empty folder; what is left in it is the caller's to remove.
-        earlier: runs of this cell with other seeds; step 0 of one with the same rows, bit for bit, is taken over.
+        earlier: runs of this cell with other seeds; step 0 of one with the same rows, bit for bit, is taken over, and so are
+            the options that a text has chosen for the first.
         report: called with (stage, done, total).
 
     Returns:
         Plain values: ``bits_per_byte`` [[step, value]], ``source_bits_per_byte`` likewise for first and last step, costs of
-        the held-out documents at the end, ``rows`` (a hash of those built), ``self_check``, ``training_bytes``, ``seconds``,
-        and what stopped a probe that diverged.
+        the held-out documents at the end, ``rows`` (a hash of those built), ``tuning`` (what a text or the self-check chose),
+        ``self_check``, ``training_bytes``, ``seconds``, and what stopped a probe that diverged.
     """
     from .transfer import transfer
 
@@ -134,20 +137,41 @@ def run_cell(
     folder, rows, summary = original, "", {}
     if cell.config is not None:
         folder = scratch / "model"
-        made = transfer(
-            *inputs, folder, dataclasses.replace(cell.config, seed=seed), progress=lambda *_: report("transfer", 0, 0)
-        )
+        options = dataclasses.replace(_tuned(cell.config, text, earlier, scratch), seed=seed)
+        made = transfer(*inputs, folder, options, progress=lambda *_: report("transfer", 0, 0))
         rows, summary = _hash((made.input_rows, made.output_rows, made.output_bias)), made.summary
         del made  # the matrices need not lie beside the model that is about to be loaded
+    chosen = earlier[0]["tuning"] if earlier else (summary.get("tuning") or {}).get("choice")
     built = time.perf_counter()
     start = next((run for run in earlier if run["rows"] == rows), None)
     found = probe(folder, cell.label, text, config, scratch, start, report)
     return {
-        **found, "rows": rows,
+        **found, "rows": rows, "tuning": chosen,
         **{name: summary.get(key) for name, key in (("self_check", "heldout"), ("counts", "counts"))},
         "warnings": summary.get("warnings", []), "transfer_seconds": round(built - began, 3),
         "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
+
+
+def _tuned(
+    config: TransferConfig, text: _Text, earlier: Sequence[Mapping[str, Any]], scratch: Path
+) -> TransferConfig:
+    """With a text to tune by that holds nothing of what is measured on, or with what the first seed's run has chosen."""
+    if config.tune_text is None:
+        return config
+    if earlier:
+        return dataclasses.replace(config, tune_text=None, **earlier[0]["tuning"])
+    held = Overlap(text.heldout)
+    kept = (document for document in read_documents(config.tune_text) if text.keep[0](document))
+    documents = [document for document in kept if not held(document)]
+    if not documents:
+        raise input_error(
+            "tune_text", f"nothing in {config.tune_text} that is not held out", "text beside the held-out one",
+            "give another file, e.g. the training text",
+        )  # fmt: skip
+    clean = scratch / "tune.txt"
+    clean.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return dataclasses.replace(config, tune_text=str(clean))
 
 
 def _hash(matrices: Sequence[torch.Tensor | None]) -> str:

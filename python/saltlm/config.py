@@ -45,7 +45,10 @@ class TransferConfig:
         blend_with: the regression in ``blend``, one of :data:`REGRESSIONS`; ``None`` is ``ridge-map``.
         blend_weight: share of the subword mean in ``auto`` and ``blend``: a number in [0, 1], or a rule by token: ``pieces``
             (fewer pieces, more of their mean), ``support`` (fewer neighbours, more of the mean) or ``precision`` (the share
-            that fits hidden shared tokens of as many pieces best).
+            that fits hidden shared tokens of as many pieces best). ``None`` is 0.35 for ``auto`` and a half for ``blend``.
+        blend_length: what the average's distance from the mean anchor row is multiplied by in ``auto`` and ``blend``, in
+            (0, 4]; the two sides are nearly at right angles, so that an average is shorter than either. ``None`` is 1.4 for
+            ``auto`` and 1, the plain average, for ``blend``.
         clean_anchors: share of the anchors to leave out, in [0, 0.5]: those whose source row the global ridge map, fitted
             without them, misses by most (false friends); they stay copied.
         unigram_shift: strength in (0, 1] of a shift of built output rows towards the target tokens' log-unigram, for an
@@ -56,6 +59,9 @@ class TransferConfig:
             (count and name them) or ``shrink`` (scale them to that bound as well).
         tune: choose ridge, centring, support cap and blend weight by the self-check, those that the method has and that are
             left at their defaults; takes seconds.
+        tune_text: UTF-8 file with text of the target language: choose them, and the blend length, by the bits per byte that
+            the source model with the new rows needs for 4 kB of it, without any training; loads the whole model. ``None``
+            leaves the choice to ``tune``.
         source_auxiliary: vectors of the source's language, for ``wechsel``: the kinds that ``--auxiliary`` takes but ``plm``.
         dictionary: text file with a source word and its translation a line, for ``wechsel``.
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``
@@ -90,12 +96,14 @@ class TransferConfig:
     support_rule: str | None = None
     map_ridge: float | None = None
     blend_with: str | None = None
-    blend_weight: float | str = 0.5
+    blend_weight: float | str | None = None
+    blend_length: float | None = None
     clean_anchors: float = 0.0
     unigram_shift: float | None = None
     unigram_text: str | None = None
     norm_guard: str = "warn"
     tune: bool = False
+    tune_text: str | None = None
     source_auxiliary: str | None = None
     dictionary: str | None = None
     overlap: str = "exact"
@@ -115,7 +123,7 @@ class TransferConfig:
     force: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("unigram_text", "source_auxiliary", "dictionary", "gguf_file"):
+        for name in ("unigram_text", "tune_text", "source_auxiliary", "dictionary", "gguf_file"):
             # Kept as text: a Path could not be saved into saltlm.json, which is found out after all the work.
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
@@ -144,6 +152,9 @@ class TransferConfig:
             raise input_error("heldout", repr(self.heldout), "a share in [0, 0.5]", "use 0 to skip the self-check")
         if self.tune and not self.heldout:
             raise input_error("tune", "heldout 0", "tokens to tune on", "leave --heldout out, or --tune")
+        if self.tune and self.tune_text is not None:
+            advice = "leave out --tune to choose by the text, or --tune-text to choose by the self-check"
+            raise input_error("tune", "with tune_text", "one of the two", advice)
 
     def _check_rules(self) -> None:
         """The options that are rules or strengths of rules."""
@@ -158,8 +169,10 @@ class TransferConfig:
                 _one_of(name, getattr(self, name), known)
         if isinstance(self.blend_weight, str):
             _one_of("blend_weight", self.blend_weight, ("a share in [0, 1]", *BLEND_RULES))
-        elif not (_number(self.blend_weight) and 0 <= self.blend_weight <= 1):
+        elif self.blend_weight is not None and not (_number(self.blend_weight) and 0 <= self.blend_weight <= 1):
             raise input_error("blend_weight", repr(self.blend_weight), "a share in [0, 1]", "use 0.5 for half of each")
+        if self.blend_length is not None and not (_number(self.blend_length) and 0 < self.blend_length <= 4):
+            raise input_error("blend_length", repr(self.blend_length), "a number in (0, 4]", "use 1 for the plain average")
         if not (_number(self.clean_anchors) and 0 <= self.clean_anchors <= 0.5):
             advice = "use e.g. 0.1, or 0 to keep all anchors"
             raise input_error("clean_anchors", repr(self.clean_anchors), "a share in [0, 0.5]", advice)

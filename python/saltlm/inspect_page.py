@@ -122,7 +122,7 @@ function toggle(line, open, index) {
   cell.colSpan = columns.length;
   if (row[SOURCE] >= 0) cell.append(make("div", `source token ${data.source[row[SOURCE]]} #${row[SOURCE]}`));
   if (row[RANK]) cell.append(make("div", `rank ${row[RANK]}, residual ${row[RESIDUAL]}`));
-  if (row[MAP]) cell.append(make("div", `share of the map of all anchors ${row[MAP]}`));
+  if (row[MAP]) cell.append(make("div", `weight of the map of all anchors ${row[MAP]}`));
   if (row[IDS].length) {
     const table = make("table"), most = Math.max(...row[WEIGHTS].map(Math.abs)) || 1;
     row[IDS].forEach((source, at) => {

@@ -123,6 +123,7 @@ class Rows:
             "norm": _number(self.norms[row]),
             "weight_kept": float(arrays["rule_kept"][row]),
             "map_weight": self.map_weight(row),
+            "mean_weight": self.mean_weight(row),
             "parts": [
                 {"source_id": int(i), "source_token": self.source_text(int(i)), "weight": float(weight)}
                 for i, weight in zip(ids, weights, strict=True)
@@ -130,10 +131,19 @@ class Rows:
         }
 
     def map_weight(self, row: int) -> float:
-        """Share of a map that all anchors made: what the pieces beside it leave, or all; 0 where none can be told."""
+        """Weight of a map that all anchors made: all, or what the pieces beside it leave; 0 where none can be told."""
         rule = self.rule(row)
-        beside = float(self.parts(row)[1].sum()) if rule == "pieces and map" else 0.0
-        return 1.0 - beside if rule in ("map", "pieces and map", "map and anchors") else 0.0
+        if rule == "pieces and map":
+            return self._length - float(self.parts(row)[1].sum())
+        return 1.0 if rule in ("map", "map and anchors") else 0.0
+
+    def mean_weight(self, row: int) -> float:
+        """Weight of the mean anchor row, which a blend of another length than 1 adds to its two sides; else 0."""
+        return 1.0 - self._length if self.rule(row).startswith("pieces") and self.rule(row) != "pieces" else 0.0
+
+    @property
+    def _length(self) -> float:
+        return self.summary["blend"]["length"] if self.summary.get("blend") else 1.0
 
     def overview(self) -> dict[str, Any]:
         """Counts, quantiles and extremes of all rows, plain values."""

@@ -105,7 +105,9 @@ def detail(found: Mapping[str, Any]) -> None:
     if found["status"] != "not_solved":
         facts.append(f"{found['status']}, rank {found['rank']}, residual {found['residual']:.3f}")
     if found["map_weight"]:
-        facts.append(f"share of the map {found['map_weight']:.3f}")
+        facts.append(f"weight of the map {found['map_weight']:.3f}")
+    if found["mean_weight"]:
+        facts.append(f"weight of the mean anchor row {found['mean_weight']:.3f}")
     if found["weight_kept"] < 1:
         facts.append(f"the largest weights only, {found['weight_kept']:.1%} of their sum")
     console.print("  " + escape(", ".join(facts)), highlight=False)

@@ -16,8 +16,8 @@ from .texts import read_documents
 from .tune import free_options
 
 OF_METHODS = (
-    "ridge", "center", "max_support", "support_rule", "map_ridge", "blend_with", "blend_weight", "clean_anchors",
-    "source_auxiliary", "dictionary",
+    "ridge", "center", "max_support", "support_rule", "map_ridge", "blend_with", "blend_weight", "blend_length",
+    "clean_anchors", "source_auxiliary", "dictionary",
 )  # fmt: skip
 
 
@@ -54,11 +54,12 @@ def _unused(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
 
 
 def _contradictions(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
-    if config.tune and not free_options(config):
+    name = "tune" if config.tune_text is None else "tune_text"
+    if (config.tune or config.tune_text is not None) and not free_options(config):
         able = [method for method in METHODS if free_options(TransferConfig(method=method))]
-        yield "tune", input_error(
-            "tune", f"method {config.method!r} with no option left to choose", "one of " + ", ".join(able),
-            "leave --tune out, or leave its options to it",
+        yield name, input_error(
+            name, f"method {config.method!r} with no option left to choose", "one of " + ", ".join(able),
+            f"leave --{name.replace('_', '-')} out, or leave its options to it",
         )  # fmt: skip
     if config.blend_weight == "support" and method_of(config).every:
         yield "blend_weight", input_error(
@@ -70,8 +71,9 @@ def _contradictions(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
             "unigram_shift", "with keep_source_vocabulary, whose old tokens stay as likely as they were",
             "one of the two", "leave --unigram-shift out",
         )  # fmt: skip
-    if config.unigram_text is not None:
-        yield from _raised("unigram_text", read_documents, config.unigram_text)
+    for name in ("unigram_text", "tune_text"):
+        if getattr(config, name) is not None:
+            yield from _raised(name, read_documents, getattr(config, name))
 
 
 def _inputs(config: TransferConfig, auxiliary: str | Path | None) -> Iterator[tuple[str, InputError]]:

@@ -100,7 +100,8 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     if summary["tuning"]:
         tuning = summary["tuning"]
         chosen = ", ".join(f"{name} {value}" for name, value in tuning["choice"].items())
-        console.print(f"tuned on them: {chosen}, the best of {len(tuning['trials'])} trials")
+        by = "on them" if tuning["text"] is None else f"by bits per byte on {tuning['text']['bytes']:,} bytes of text"
+        console.print(f"tuned {by}: {chosen}, the best of {len(tuning['trials'])} trials")
     for warning in summary["warnings"]:
         console.print(f"[yellow]note[/yellow]: {escape(warning)}", highlight=False)
     if done.out is not None:

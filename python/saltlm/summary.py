@@ -14,6 +14,7 @@ from .checkpoint import Donor, Source
 from .config import TransferConfig
 from .expand import Expansion
 from .methods import method_of
+from .methods.blend import UNSET, as_blend
 from .norm_guard import norm_warnings, support_warnings
 from .provenance import FORMAT, counts, licence_of, norms, statuses, support_summary
 from .recipe import RULES
@@ -76,6 +77,9 @@ def summary_of(
         "seconds": dict(seconds),
         "environment": {**versions(), "device": str(job.device), "operators": _operators(job.device)},
     }
+    if config.method in UNSET:
+        blended = as_blend(config)
+        summary["blend"] = {"weight": blended.blend_weight, "length": blended.blend_length}
     summary["expansion"] = None if expansion is None else expansion.counts
     summary |= built.posts
     summary["warnings"] = [
@@ -141,7 +145,7 @@ def _warnings(summary: dict[str, Any], model: Source, config: TransferConfig) ->
     else:
         for origin in ("solved", "composed"):
             found += _norm_warnings(length, origin, method.options)
-    if summary["config"]["tune"] and not held:
+    if config.tune and not held:
         found.append("nothing was tuned: too few shared tokens to hide any")
     if summary["method"] == "subword-asymmetric" and model.output_rows is None:
         found.append(

@@ -184,7 +184,8 @@ def _check_named(**given: str | Path | None) -> None:
 
 
 def _source_files(config: TransferConfig) -> list[str]:
-    return auxiliary_files(config.source_auxiliary) + ([str(config.dictionary)] if config.dictionary else [])
+    named = (config.dictionary, config.unigram_text, config.tune_text)
+    return auxiliary_files(config.source_auxiliary) + [str(name) for name in named if name]
 
 
 def _vectors(

@@ -82,7 +82,7 @@ _ANCHORED = {"anchors": True, "neighbours": "anchors"}
 _PIECES = {"neighbours": "pieces"}
 
 METHODS: dict[str, Method] = {
-    "auto": Method(build=auto.auto, plm=True, alone=True, options=("ridge", "blend_weight"), **_ANCHORED),
+    "auto": Method(build=auto.auto, plm=True, alone=True, options=("ridge", "blend_weight", "blend_length"), **_ANCHORED),
     "salt": Method(
         build=local.salt,
         vectors=True,
@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
         options=("ridge", "map_ridge", "center", "max_support", "support_rule"),
         **_ANCHORED,
     ),
-    "blend": Method(build=blend.blend, plm=True, options=("blend_with", "blend_weight"), **_ANCHORED),
+    "blend": Method(build=blend.blend, plm=True, options=("blend_with", "blend_weight", "blend_length"), **_ANCHORED),
     "wechsel": Method(
         build=words.wechsel,
         vectors=True,

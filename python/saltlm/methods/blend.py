@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..assemble import COMPOSED, SOLVED, Block
+from ..assemble import BLOCK, COMPOSED, SOLVED, Block
+from ..config import TransferConfig
 from . import local, local_map, whole
 from .blend_weight import weigher
 from .job import Job
@@ -25,6 +26,12 @@ REGRESSIONS: dict[str, Callable[[Job], Iterator[Block]]] = {
     "sava-orthogonal": whole.sava_orthogonal,
 }
 DEFAULT = "ridge-map"
+# What holds where the user chooses nothing. The default's are near the best for each of six languages before any training
+# (bench/LOG.md, "weight and length of a blend").
+UNSET: dict[str, dict[str, float]] = {
+    "blend": {"blend_weight": 0.5, "blend_length": 1.0},
+    "auto": {"blend_weight": 0.35, "blend_length": 1.4},
+}
 BESIDE = {
     "map": "pieces and map", "anchors": "pieces and anchors", "all anchors": "pieces and all anchors",
     "map and anchors": "pieces, map and anchors", "none": "none",
@@ -32,22 +39,45 @@ BESIDE = {
 
 
 def blend(job: Job) -> Iterator[Block]:
-    """``w m + (1 - w) g``: m the uniform mean of the source pieces, g the row of the method ``blend_with``.
+    """``y + l (w (m - y) + (1 - w) (g - y))``: m the uniform mean of the source pieces, g the row of ``blend_with``.
 
-    w is ``blend_weight``, or given by that rule for each token. A token with one of the two takes that one whole, so that no
-    row shrinks; with neither it is left.
+    w is ``blend_weight``, or given by that rule for each token; l is ``blend_length``, and y the mean of the anchors' rows,
+    from which the row moves l times as far as the plain average. A token with one of the two takes that one as it is; with
+    neither it is left.
     """
+    job = dataclasses.replace(job, config=as_blend(job.config))
     regression, pieces = REGRESSIONS[job.config.blend_with or DEFAULT], Pieces(job)
-    weight = weigher(job, regression)
+    weight, middle = weigher(job, regression), mean_rows(job)
     for block in regression(job):
         spelled = torch.from_numpy(pieces.spelled(block.ids.numpy()))
         for with_pieces in (True, False):
             part = block.part(spelled == with_pieces)
             if len(part.ids):
-                yield _mixed(job, part, pieces, weight) if with_pieces else part
+                yield _mixed(job, part, pieces, weight, middle) if with_pieces else part
 
 
-def _mixed(job: Job, block: Block, pieces: Pieces, weight: Callable[[Block], torch.Tensor]) -> Block:
+def as_blend(config: TransferConfig) -> TransferConfig:
+    """The blend that a configuration of ``blend`` or ``auto`` is, what the user has left open filled in."""
+    open_ = {name: value for name, value in UNSET[config.method].items() if getattr(config, name) is None}
+    return dataclasses.replace(config, method="blend", **open_)
+
+
+def mean_rows(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Float64 [D] and [D']: means of the anchors' rows, and of their output rows where the head has its own."""
+    ids = torch.from_numpy(job.alignment.source_id[job.anchors].astype("int64"))
+    rows, heads = 0, None
+    for part in ids.split(BLOCK):
+        rows = rows + job.source_rows[part].double().sum(dim=0)
+        head = job.head.gather(part)
+        if head is not None:
+            heads = head.double().sum(dim=0) + (0 if heads is None else heads)
+    return rows / len(ids), None if heads is None else heads / len(ids)
+
+
+def _mixed(
+    job: Job, block: Block, pieces: Pieces, weight: Callable[[Block], torch.Tensor],
+    middle: tuple[torch.Tensor, torch.Tensor | None],
+) -> Block:  # fmt: skip
     """The block with the means of its tokens' pieces in it; where it has no rows, the means alone."""
     ids = block.ids.numpy()
     means, head = piece_means(job, pieces, ids)
@@ -57,16 +87,23 @@ def _mixed(job: Job, block: Block, pieces: Pieces, weight: Callable[[Block], tor
         alone = {"origin": COMPOSED, "rule": "pieces", "recipe": pieces.recipe(ids)}
         return Block(block.ids, means.float(), head, support_size=count, **alone)
     share = weight(block).cpu().double()
-    recipe = pieces.recipe(ids, share)
+    length = job.config.blend_length
+    # What neither side has, (1 - l) y, is the same for every row, and in no recipe.
+    recipe = pieces.recipe(ids, length * share)
     if block.recipe is not None:
-        recipe = recipe.beside(block.recipe, 1 - share)
+        recipe = recipe.beside(block.recipe, length * (1 - share))
     share = share[:, None]
-    rows = share * means + (1 - share) * block.rows.double()
+    rows = _lengthened(share * means + (1 - share) * block.rows.double(), middle[0], length)
     if head is not None:
-        head = (share * head + (1 - share) * block.head.double()).float()
+        head = _lengthened(share * head + (1 - share) * block.head.double(), middle[1], length).float()
     return dataclasses.replace(
         block, rows=rows.float(), head=head, origin=SOLVED, rule=BESIDE[block.rule], recipe=recipe
     )
+
+
+def _lengthened(rows: torch.Tensor, middle: torch.Tensor, length: float) -> torch.Tensor:
+    """Rows ``length`` times as far from the middle."""
+    return rows if length == 1 else middle + length * (rows - middle)
 
 
 def piece_means(job: Job, pieces: Pieces, ids: object) -> tuple[torch.Tensor, torch.Tensor | None]:

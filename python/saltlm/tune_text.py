@@ -1,0 +1,134 @@
+"""Options chosen by a little text: those whose rows let the source model say it in the fewest bits, before any training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .assemble import Assembly
+from .causal_lm import load_causal_lm
+from .errors import InputError, input_error
+from .evaluate import evaluate
+from .methods import Job
+from .texts import read_documents
+from .train_vectors import sha256_of
+from .tune import TEXT_GRID, Tuning, free_options, meant, search
+
+TEXT_BYTES = 4000  # of text a trial scores: options part by .05 to .3 bits per byte, and a trial takes seconds
+LEAST_BYTES = 500
+LONGEST = 1000  # characters of a document: one long one must not be all of the text
+
+
+def tune_by_text(
+    job: Job, assembly: Assembly, tokenizer: Any, fill: Callable[[Job, Assembly], object],
+    report: Callable[[int, int], None],
+) -> Tuning:  # fmt: skip
+    """Choose options by bits per byte.
+
+    The search is that of :func:`~saltlm.tune.tune`; a start whose predictions are not finite loses to any other.
+
+    Args:
+        job: its options are where the search starts, and ``tune_text`` is the text.
+        assembly: rows under construction, which stay as they are; its source model is loaded whole.
+        tokenizer: the new one.
+        fill: finishes an assembly by a job's options.
+        report: called with (trials done, trials foreseen).
+
+    Returns:
+        The choice, and ``bits_per_byte`` of all trials.
+
+    Raises:
+        InputError: the text cannot be read or is too short, or the model cannot be loaded.
+    """
+    config = job.config
+    documents = sample(read_documents(config.tune_text), TEXT_BYTES)
+    lm = load_causal_lm(assembly.source.folder, device=config.device, trust_remote_code=config.trust_remote_code)
+    grid = free_options(config, TEXT_GRID)
+    quiet = dataclasses.replace(job, progress=lambda done, total: None)
+    found: dict[tuple[Any, ...], tuple[Mapping[str, Any], float]] = {}
+    foreseen = 1 + sum(len(values) - 1 for values in grid.values())
+
+    def bits(options: Mapping[str, Any]) -> float:
+        key = meant(config, options)
+        if key not in found:
+            made = assembly.copy()
+            fill(dataclasses.replace(quiet, config=dataclasses.replace(config, **options)), made)
+            put_rows(lm.model, made)
+            try:
+                value = evaluate((lm.model, tokenizer), documents=documents).bits_per_byte
+            except InputError:  # of the text or the tokenizer it would be one for every start, and told below
+                value = float("inf")
+            found[key] = options, value
+            report(len(found), max(foreseen, len(found)))
+        return found[key][1]
+
+    best = search(grid, config, lambda options: -bits(options))
+    if not np.isfinite(bits(best)):
+        raise input_error(
+            "tune_text", "predictions that are not finite for every choice", "a source model that can score text",
+            "check the model with saltlm evaluate",
+        )  # fmt: skip
+    return Tuning(
+        grid=grid,
+        trials=[
+            {"options": dict(tried), "bits_per_byte": value if np.isfinite(value) else None}
+            for tried, value in found.values()
+        ],
+        choice=best,
+        text={
+            "path": str(config.tune_text), "sha256": sha256_of(Path(config.tune_text)), "documents": len(documents),
+            "bytes": size_of(documents),
+        },
+    )  # fmt: skip
+
+
+def sample(documents: Sequence[str], size: int) -> list[str]:
+    """Documents from all over a text, cut to :data:`LONGEST` characters, about ``size`` bytes of them.
+
+    Args:
+        documents: of the text.
+        size: bytes after which no further document is taken.
+
+    Returns:
+        The documents in the text's order; which ones depends on their number alone.
+
+    Raises:
+        InputError: the text is shorter than :data:`LEAST_BYTES`.
+    """
+    chosen, total = [], 0
+    for at in np.random.default_rng(0).permutation(len(documents)).tolist():
+        if total >= size:
+            break
+        chosen.append(at)
+        total += size_of([documents[at][:LONGEST]])
+    if total < LEAST_BYTES:
+        raise input_error(
+            "tune_text", f"{total} bytes of text", f"at least {LEAST_BYTES}, better {TEXT_BYTES:,}", "give more text"
+        )
+    return [documents[at][:LONGEST] for at in sorted(chosen)]
+
+
+def size_of(documents: Sequence[str]) -> int:
+    """Bytes of UTF-8."""
+    return sum(len(document.encode()) for document in documents)
+
+
+def put_rows(model: Any, assembly: Assembly) -> None:
+    """Give a loaded model the rows of an assembly, in the model's dtype and on its device; a tied head stays tied."""
+    made = assembly.matrices()
+    rows, head = model.get_input_embeddings(), model.get_output_embeddings()
+    like = rows.weight
+
+    def placed(matrix: torch.Tensor) -> torch.nn.Parameter:
+        return torch.nn.Parameter(matrix.to(like.device, like.dtype), requires_grad=False)
+
+    rows.weight = placed(made.input_rows)
+    rows.padding_idx = None  # of the old tokenizer, and maybe beyond the new rows
+    head.weight = rows.weight if made.output_rows is None else placed(made.output_rows)
+    if made.output_bias is not None:
+        head.bias = placed(made.output_bias)

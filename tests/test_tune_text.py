@@ -1,0 +1,170 @@
+"""Options chosen by a text: the choice is the trial of fewest bits, and each trial is what a transfer with its options writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from saltlm.adapt_config import AdaptConfig
+from saltlm.cli import main
+from saltlm.compare import compare
+from saltlm.compare_config import CompareConfig
+from saltlm.config import TransferConfig
+from saltlm.errors import InputError
+from saltlm.evaluate import evaluate
+from saltlm.texts import read_documents
+from saltlm.transfer import transfer
+from saltlm.tune import TEXT_GRID, free_options, meant, search
+from saltlm.tune_text import LONGEST, TEXT_BYTES, sample, size_of
+
+WORDS = "kissa istuu puun alla ja katsoo koiraa joka juoksee rannalla hitaasti kotiin päin"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(f"{number} {WORDS}" for number in range(30)) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pair", "untied"])
+def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_written(kind, request, text, tmp_path) -> None:
+    models = request.getfixturevalue(kind)
+
+    def run(out=None, **options):
+        return transfer(models.source, models.target, None, out, TransferConfig(heldout=0.0, **options))
+
+    done = run(tmp_path / "out", tune_text=str(text))
+    saved = json.loads((tmp_path / "out" / "saltlm.json").read_text(encoding="utf-8"))
+    tuning = saved["tuning"]
+    best = min(tuning["trials"], key=lambda trial: trial["bits_per_byte"])
+    assert tuning["choice"] == best["options"] and tuning["text"]["bytes"] <= TEXT_BYTES + LONGEST
+    assert len(tuning["trials"]) > 5 and set(tuning["choice"]) == {"blend_length", "blend_weight", "ridge"}
+    plain = run(tmp_path / "plain", **tuning["choice"])
+    assert torch.equal(plain.input_rows, done.input_rows)
+    documents = sample(read_documents(text), TEXT_BYTES)
+    for trial, folder in ((best, "out"), (tuning["trials"][0], "first"), (tuning["trials"][-1], "last")):
+        if folder != "out":
+            run(tmp_path / folder, **trial["options"])
+        found = evaluate(tmp_path / folder, documents=documents).bits_per_byte
+        assert found == pytest.approx(trial["bits_per_byte"], rel=1e-6)
+    assert {name: saved["config"][name] for name in tuning["choice"]} == tuning["choice"]
+
+
+def test_a_text_chooses_for_other_methods_and_with_an_old_vocabulary_kept(pair, text) -> None:
+    for options in ({"method": "salt"}, {"method": "ridge-map", "keep_source_vocabulary": True}):
+        done = transfer(
+            pair.source, pair.target, pair.vectors, config=TransferConfig(heldout=0.0, tune_text=str(text), **options)
+        )
+        tuning = done.summary["tuning"]
+        assert tuning["choice"] == min(tuning["trials"], key=lambda trial: trial["bits_per_byte"])["options"]
+        assert all(math.isfinite(trial["bits_per_byte"]) for trial in tuning["trials"])
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", categories=["L"]), min_size=1, max_size=40), min_size=1, max_size=60))
+def test_a_sample_is_of_whole_documents_in_order(documents: list[str]) -> None:
+    documents = [document * 30 for document in documents]
+    if size_of([document[:LONGEST] for document in documents]) < 500:
+        with pytest.raises(InputError, match="at least 500"):
+            sample(documents, TEXT_BYTES)
+        return
+    chosen = sample(documents, TEXT_BYTES)
+    assert chosen == sample(documents, TEXT_BYTES)
+    cut = iter(document[:LONGEST] for document in documents)
+    assert all(any(one == other for other in cut) for one in chosen)  # a subsequence
+    whole = size_of([document[:LONGEST] for document in documents])
+    assert min(whole, TEXT_BYTES) <= size_of(chosen) < TEXT_BYTES + 4 * LONGEST
+
+
+@given(st.lists(st.integers(0, 50), min_size=18, max_size=18))
+def test_a_search_ends_with_the_best_it_has_looked_at(values: list[int]) -> None:
+    grid = {"blend_length": (None, 1.2, 2.0), "blend_weight": (None, 0.2, 0.8), "ridge": (None, 0.1)}
+    keys = [(a, b, c) for a in grid["blend_length"] for b in grid["blend_weight"] for c in grid["ridge"]]
+    worth = dict(zip(keys, values, strict=True))
+    seen: dict[tuple, int] = {}
+
+    def merit(options) -> int:
+        return seen.setdefault(tuple(options.values()), worth[tuple(options.values())])
+
+    best = tuple(search(grid, TransferConfig(), merit).values())
+    assert (None, None, None) in seen and worth[best] == max(seen.values())
+
+
+def test_an_option_left_open_and_one_set_alike_are_one_trial() -> None:
+    auto = TransferConfig()
+    assert meant(auto, {"blend_length": None}) == meant(auto, {"blend_length": 1.4}) != meant(auto, {"blend_length": 1.0})
+    blend = TransferConfig(method="blend")
+    assert meant(blend, {"blend_length": None}) == meant(blend, {"blend_length": 1.0})
+    assert set(free_options(TransferConfig(tune_text="x"))) == {"blend_length", "blend_weight", "ridge"}
+    assert free_options(TransferConfig(tune_text="x", blend_length=1.0))["blend_weight"] == TEXT_GRID["blend_weight"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--tune-text no-such.txt", "no such file"),
+        ("--tune-text TEXT --tune", "tune: found with tune_text"),
+        ("--tune-text TEXT --method mean", "tune_text: found method 'mean' with no option left"),
+        ("--tune-text SHORT", "tune_text: found 11 bytes of text; expected at least 500"),
+        ("--blend-length 0", "blend_length: found 0.0; expected a number in (0, 4]"),
+        ("--blend-length nan", "blend_length: found nan"),
+        ("--blend-length 1.2 --method salt", "blend_length: found 1.2 for method 'salt', which has no use for it"),
+    ],
+)
+def test_bad_input_is_one_error_and_writes_nothing(options: str, message: str, pair, text, tmp_path, capsys) -> None:
+    (tmp_path / "short.txt").write_text("kissa istuu\n\n", encoding="utf-8")
+    words = options.replace("TEXT", str(text)).replace("SHORT", str(tmp_path / "short.txt")).split()
+    given_ = ["--source", str(pair.source), "--target", str(pair.target), "--out", str(tmp_path / "out"), *words]
+    if "salt" in words:
+        given_ += ["--auxiliary", str(pair.vectors)]
+    assert main(["transfer", "--quiet", *given_]) == 2
+    assert message in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "out").exists()
+
+
+def test_the_text_is_part_of_what_makes_a_job_done(pair, text, tmp_path, capsys) -> None:
+    own, jobs = tmp_path / "own.txt", tmp_path / "jobs.toml"
+    own.write_bytes(text.read_bytes())
+    jobs.write_text(
+        f'[[job]]\nsource = "{pair.source}"\ntarget = "{pair.target}"\nout = "{tmp_path / "out"}"\ntune_text = "{own}"\n',
+        encoding="utf-8",
+    )
+    assert main(["batch", str(jobs), "--quiet"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["batch", str(jobs), "--dry-run", "--json"]) == 0
+    assert [job["status"] for job in json.loads(capsys.readouterr().out)["jobs"]] == ["skipped"]
+    own.write_text(own.read_text(encoding="utf-8") + "\nlisää\n", encoding="utf-8")
+    assert main(["batch", str(jobs), "--dry-run"]) == 2
+    assert "own.txt has changed" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_path) -> None:
+    heldout, training = tmp_path / "heldout.txt", tmp_path / "training.txt"
+    documents = [f"{number} {WORDS} {number}" for number in range(400)]
+    heldout.write_text("\n\n".join(documents[:40]), encoding="utf-8")
+    training.write_text("\n\n".join(documents[40:]), encoding="utf-8")
+    seen = []
+
+    def run(tuning_text: Path):
+        seen.append(tuning_text)
+        return compare(
+            pair.source, pair.target, None, ["auto", f"auto:tune-text={tuning_text}"], training, tmp_path / str(len(seen)),
+            CompareConfig(probe_steps=2, seeds=2), eval_texts=heldout,
+            adapt_config=AdaptConfig(seq_length=16, drop_overlap=True),
+        ).content["results"]  # fmt: skip
+
+    results = run(training)
+    tuned = [result for result in results if ":tune" in result["method"]]
+    assert len(tuned) == 2 and tuned[0]["tuning"] == tuned[1]["tuning"]
+    assert set(tuned[0]["tuning"]) == {"blend_length", "blend_weight", "ridge"}
+    assert all(result["tuning"] is None for result in results if result["method"] in ("original", "auto"))
+    both = tmp_path / "both.txt"
+    both.write_bytes(heldout.read_bytes() + b"\n\n" + training.read_bytes())
+    again = [result for result in run(both) if ":tune" in result["method"]]
+    assert again[0]["tuning"] == tuned[0]["tuning"]
+    with pytest.raises(InputError, match=r"^method 'auto:tune-text=.*heldout.txt': tune_text: found nothing in .*heldout"):
+        run(heldout)
