@@ -28,6 +28,9 @@ PROCESS = 1_250_000_000
 TOKENIZER = 40
 # GGUF is 4 to 8 bits a weight; the converted model is in memory at two bytes, twice while it is saved.
 GGUF = 8
+# Methods that find coefficients which models with one tokenizer share, and bytes of them a row: some 64 neighbours, 20 bytes each.
+WITH_COEFFICIENTS = ("salt", "focus", "clp-plus", "omp")
+COEFFICIENTS = 1280
 
 
 def with_memory(job: BatchJob) -> BatchJob:
@@ -72,9 +75,13 @@ def with_memory(job: BatchJob) -> BatchJob:
     }
     if job.auxiliary is not None:
         shared[f"vectors {job.auxiliary} {job.target}"] = files + 1
+    coefficients = 0
+    if (config.blend_with or config.method) in WITH_COEFFICIENTS:
+        coefficients = COEFFICIENTS * new_rows
+        shared[f"coefficients {config.method} {job.target} {job.auxiliary}"] = coefficients + 1
     if config.tune_text is not None:  # the whole model in float32, and a second set of new matrices
         working += 4 * _weights(source, f"source {job.source}") + new_rows * 4 * width
-    memory = PROCESS + vocabulary + size + plm_size + files + working
+    memory = PROCESS + vocabulary + size + plm_size + files + working + coefficients
     return dataclasses.replace(job, memory=int(memory), shared=shared, prepares=tuple(prepares))
 
 

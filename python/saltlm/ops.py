@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ __all__ = [
     "backends",
     "combine",
     "forced",
+    "salt_coefficients",
     "salt_rows",
     "sparsemax_support",
     "support_lstsq",
@@ -233,7 +234,6 @@ def salt_rows(
     center: bool = False,
     max_support: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    coefficients: Callable[[Support, Tensor], None] | None = None,
 ) -> SaltRows:
     """Build rows of a source model for new tokens by SALT.
 
@@ -253,7 +253,6 @@ def salt_rows(
         center: as in :func:`support_lstsq`.
         max_support: as in :func:`sparsemax_support`.
         progress: called with (done, total) after each chunk.
-        coefficients: called with each chunk's supports and coefficients, chunk after chunk.
 
     Returns:
         rows, output rows and diagnostics, on the device of the inputs.
@@ -264,20 +263,16 @@ def salt_rows(
     op = "salt_rows"
     new_aux, anchor_aux = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
     new, anchors = check.pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
-    check.some_width(op, "new_plm", new)
     targets = [check.matrix(op, "anchor_lm", anchor_lm)]
     if anchor_output is not None:
         targets.append(check.matrix(op, "anchor_output", anchor_output))
-    check.same_rows(op, "new_plm", new, "new_auxiliary", new_aux)
-    for name, tensor in zip(("anchor_plm", "anchor_lm", "anchor_output"), (anchors, *targets), strict=False):
+    for name, tensor in zip(("anchor_lm", "anchor_output"), targets, strict=False):
         check.same_rows(op, name, tensor, "anchor_auxiliary", anchor_aux)
-    for name, tensor in zip(("new_plm", "anchor_lm", "anchor_output"), (new, *targets), strict=False):
         if tensor.device != new_aux.device:
             raise check.device_error(op, name, tensor, new_aux)
-    cap, strength = check.cap(op, max_support), check.ridge_strength(op, ridge)
+    chunks = salt_coefficients(new_aux, anchor_aux, new, anchors, ridge=ridge, center=center, max_support=max_support)
     # float16 has no kernel of its own: widen once, not in every chunk.
     targets = [target.float() if target.dtype == torch.float16 else target for target in targets]
-
     total, device = new.shape[0], new.device
     made = [
         torch.zeros(total, t.shape[1], dtype=torch.promote_types(t.dtype, torch.float32), device=device)
@@ -286,29 +281,20 @@ def salt_rows(
     size = torch.zeros(total, dtype=torch.int32, device=device)
     rank, status = torch.zeros_like(size), torch.zeros(total, dtype=torch.uint8, device=device)
     residual = torch.zeros(total, dtype=torch.float32, device=device)
-    entries = max(1, min(anchors.shape[0], cap or anchors.shape[0]))
-    most = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (_BYTES_PER_ENTRY * entries)))
-    chunk, begin = min(most, 64 if backend(device).name == "reference" else most), 0
-    while begin < total:
-        end, started = min(total, begin + chunk), time.monotonic()
-        support = sparsemax_support(new_aux[begin:end], anchor_aux, max_support=max_support)
-        solution = support_lstsq(new[begin:end], anchors, support, ridge=strength, center=center)
+    begin = 0
+    for support, solution in chunks:
+        end = begin + len(solution.rank)
         size[begin:end] = support.offsets.diff()
         rank[begin:end], residual[begin:end] = solution.rank, solution.residual
         status[begin:end] = solution.status
-        if coefficients is not None:
-            coefficients(support, solution.coefficients)
         for rows, target in zip(made, targets, strict=True):
             part = combine(support, solution.coefficients, target)
             finite = finite_rows(part)
             rows[begin:end] = part if finite.all() else torch.where(finite[:, None], part, 0.0)
             status[begin:end][~finite] = STATUSES.index("non_finite")
-        if begin == 0 and 4 * int(size[:end].max()) < entries:
-            most = min(_MOST_ROWS, most * _SPARSE_FACTOR)
         begin = end
         if progress is not None:
             progress(end, total)
-        chunk = _next_chunk(chunk, most, time.monotonic() - started)
     if len(made) > 1:  # a row that failed on one side is drawn on both
         for rows in made:
             rows[status == STATUSES.index("non_finite")] = 0
@@ -320,6 +306,57 @@ def salt_rows(
         residual=residual,
         status=status,
     )
+
+
+def salt_coefficients(
+    new_auxiliary: Tensor,
+    anchor_auxiliary: Tensor,
+    new_plm: Tensor,
+    anchor_plm: Tensor,
+    *,
+    ridge: float | None = None,
+    center: bool = False,
+    max_support: int | None = None,
+) -> Iterator[tuple[Support, Solution]]:
+    """The part of :func:`salt_rows` that knows nothing of the source model: supports and coefficients.
+
+    Arguments are those of :func:`salt_rows`, and are checked at once.
+
+    Returns:
+        One chunk of tokens after the other. How many a chunk holds follows from the time that it and what was done with it
+        took; it changes no bit of the result.
+
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit together, or options out of range.
+    """
+    op = "salt_rows"
+    new_aux, anchor_aux = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
+    new, anchors = check.pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
+    check.some_width(op, "new_plm", new)
+    check.same_rows(op, "new_plm", new, "new_auxiliary", new_aux)
+    check.same_rows(op, "anchor_plm", anchors, "anchor_auxiliary", anchor_aux)
+    if new.device != new_aux.device:
+        raise check.device_error(op, "new_plm", new, new_aux)
+    cap, strength = check.cap(op, max_support), check.ridge_strength(op, ridge)
+    return _chunks(new_aux, anchor_aux, new, anchors, strength, center, cap)
+
+
+def _chunks(
+    new_aux: Tensor, anchor_aux: Tensor, new: Tensor, anchors: Tensor, ridge: float, center: bool, cap: int,
+) -> Iterator[tuple[Support, Solution]]:  # fmt: skip
+    total = new.shape[0]
+    entries = max(1, min(anchors.shape[0], cap or anchors.shape[0]))
+    most = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (_BYTES_PER_ENTRY * entries)))
+    chunk, begin = min(most, 64 if backend(new.device).name == "reference" else most), 0
+    while begin < total:
+        end, started = min(total, begin + chunk), time.monotonic()
+        support = sparsemax_support(new_aux[begin:end], anchor_aux, max_support=cap or None)
+        solution = support_lstsq(new[begin:end], anchors, support, ridge=ridge, center=center)
+        if begin == 0 and 4 * int(support.offsets.diff().max()) < entries:
+            most = min(_MOST_ROWS, most * _SPARSE_FACTOR)
+        yield support, solution
+        begin = end
+        chunk = _next_chunk(chunk, most, time.monotonic() - started)
 
 
 def _next_chunk(chunk: int, most: int, seconds: float) -> int:

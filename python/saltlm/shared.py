@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import time
 from collections.abc import Callable, Hashable
@@ -48,26 +49,39 @@ class Shared:
 
     def get(self, key: Hashable, make: Callable[[], Any], size: Callable[[Any], int]) -> Any:
         """The entry under ``key``, made if it is not there; ``size`` estimates its bytes."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            value, _, seconds = self._kept[key]
-            self.hits += 1
-            self.saved += seconds
-            return value
-        start = time.perf_counter()
-        value = make()
-        self.misses += 1
-        taken = size(value)
-        if taken <= self.limit:
-            self._kept[key] = (value, taken, time.perf_counter() - start)
-            self.shrink(self.limit)
+        value = self.find(key)
+        if value is None:
+            start = time.perf_counter()
+            value = make()
+            self.put(key, value, size(value), time.perf_counter() - start)
         return value
+
+    def find(self, key: Hashable) -> Any:
+        """The entry under ``key``, ``None`` where there is none."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        value, _, seconds = self._kept[key]
+        self.hits += 1
+        self.saved += seconds
+        return value
+
+    def put(self, key: Hashable, value: Any, size: int, seconds: float) -> None:
+        """Keep an entry that took ``seconds`` to make, where its bytes fit the limit."""
+        self.misses += 1
+        if size <= self.limit:
+            self.make_room(size)
+            self._kept[key] = (value, size, seconds)
+
+    def make_room(self, size: int) -> None:
+        """Let go what has not been used for longest, until ``size`` bytes more fit the limit."""
+        while self._kept and self.bytes + size > self.limit:
+            self._kept.popitem(last=False)
 
     def shrink(self, limit: int) -> None:
         """Set another limit, and let go what exceeds it."""
         self.limit = limit
-        while self._kept and self.bytes > limit:
-            self._kept.popitem(last=False)
+        self.make_room(0)
 
     def source(self, name: str | Path, config: TransferConfig) -> Source:
         """:func:`~saltlm.checkpoint.load_source`."""
@@ -110,6 +124,13 @@ class Shared:
         added = _tokenizer_key(model) if _template(config) == "source" else None  # it brings tokens along
         key = ("vectors", str(spec), files, _tokenizer_key(donor), _template(config), added)
         return self.get(key, lambda: load_auxiliary(spec, alignment.target.words()), _vector_bytes)
+
+
+def basis_of(donor: Donor, vectors: Auxiliary | None, model: Source, config: TransferConfig) -> Hashable:
+    """Stands for the content of the target's PLM rows and of its tokens' vectors, as far as coefficients hang on them."""
+    added = _tokenizer_key(model) if _template(config) == "source" else None
+    described = None if vectors is None else json.dumps(vectors.description, sort_keys=True, default=str)
+    return (str(donor.folder), tuple(sorted(donor.files.items())), _tokenizer_key(donor), _template(config), added, described)
 
 
 def stamp(name: str | Path) -> tuple[Hashable, ...]:

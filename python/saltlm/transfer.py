@@ -27,7 +27,7 @@ from .output_lock import refuse_written
 from .provenance import model_card, provenance_bytes, summary_bytes
 from .rules import check_method
 from .segmented_vectors import segmented_vectors
-from .shared import Shared
+from .shared import Shared, basis_of
 from .source_vectors import load_source_vectors
 from .summary import summary_of
 from .weights import release_pages
@@ -118,7 +118,8 @@ def transfer(
     rows = -(-size // (config.pad_to_multiple_of or 1)) * (config.pad_to_multiple_of or 1)
     assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None, expansion)
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
-    job = dataclasses.replace(job, source_auxiliary=source_vectors)
+    basis = basis_of(donor, vectors, model, config)
+    job = dataclasses.replace(job, source_auxiliary=source_vectors, shared=shared, basis=basis)
     built = build_rows(job, assembly, tokenizer, clock, dry_run=dry_run)
     if expansion is not None:
         tokenizer = expansion.tokenizer

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from ..auxiliary import Auxiliary
 from ..config import TransferConfig
 from ..ops import Support
 from ..recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..shared import Shared
 
 NO_SUPPORT = STATUSES.index("no_support")
 # Memory that the supports of one chunk of tokens may take if every anchor were in every one of them.
@@ -38,6 +42,8 @@ class Job:
         progress: called with (rows done, rows in all).
         source_auxiliary: vectors of the source tokens in the space of ``auxiliary``; ``None`` where the method needs none.
         hidden: int64, ids of source tokens whose rows must not be looked at; empty but in the self-check.
+        shared: what earlier transfers of this process have computed; ``None`` keeps nothing.
+        basis: stands for the content of PLM rows and vectors, for what is kept there.
     """
 
     alignment: Alignment
@@ -52,6 +58,8 @@ class Job:
     device: torch.device
     progress: Callable[[int, int], None] = lambda done, total: None
     source_auxiliary: Auxiliary | None = None
+    shared: Shared | None = None
+    basis: Hashable = None
     hidden: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
 
-from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, Block, block_rows, gather
-from ..ops import STATUSES, Solution, Support, combine, salt_rows, sparsemax_support, support_lstsq
-from ..recipe import Recipe
+from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block, block_rows, gather
+from ..finite import finite_rows
+from ..ops import combine, salt_coefficients, sparsemax_support, support_lstsq
+from .coefficients import Part, parts
 from .job import (
     NO_SUPPORT,
     Job,
@@ -23,7 +25,8 @@ from .job import (
 )
 from .pursuit import pursue
 
-SOLVABLE = len(STATUSES[: STATUSES.index("no_support")])  # codes below this are rows the solver stands by
+SOLVABLE = NO_SUPPORT - 1  # codes up to this are rows the solver stands by
+NON_FINITE = STATUSES.index("non_finite")
 PURSUED = 64  # anchors that tokensurgeon's pursuit takes
 
 
@@ -36,44 +39,21 @@ def salt(job: Job) -> Iterator[Block]:
     for outcome, ids in ((NO_VECTOR, job.new[~known]), (NO_PLM_ROW, job.new[known & ~reachable])):
         if len(ids):
             yield left(ids, outcome)
-    anchor_lm, anchor_head = _stored_sides(job)
-    anchor_plm = rows_at(plm, job.anchors, job.device)
-    anchor_auxiliary = rows_at(auxiliary.vectors, job.anchors, job.device)
     ids = torch.from_numpy(job.new[reachable])
-    done = 0
-    for block in ids.split(block_rows(job.source_rows.shape[1])):
-        start, recipes = done, []
-        built = salt_rows(
-            auxiliary.vectors[block].to(job.device),
-            anchor_auxiliary,
-            plm[block].to(job.device, torch.float32),
-            anchor_plm,
-            anchor_lm,
-            anchor_output=anchor_head,
-            ridge=job.config.ridge,
-            center=job.config.center,
-            max_support=job.config.max_support,
-            progress=lambda rows, _, start=start: job.progress(start + rows, len(ids)),
-            coefficients=lambda support, weights, to=recipes: to.append(recipe_of(job, support, weights)),
-        )
-        recipe = Recipe.joined(recipes)
-        done += len(block)
-        status = built.status.cpu()
-        for solved in (True, False):
-            at = (status < SOLVABLE) == solved
-            if at.any():
-                yield Block(
-                    ids=block[at],
-                    rows=built.rows.cpu()[at] if solved else None,
-                    head=built.output_rows.cpu()[at] if solved and built.output_rows is not None else None,
-                    origin=SOLVED,
-                    support_size=built.support_size.cpu()[at],
-                    rank=built.rank.cpu()[at],
-                    residual=built.residual.cpu()[at],
-                    status=status[at] + 1,
-                    rule="anchors",
-                    recipe=recipe.pick(at),
-                )
+    config = job.config
+    options = {"ridge": config.ridge, "center": config.center, "max_support": config.max_support}
+
+    def solved() -> Iterator[Part]:
+        anchors = rows_at(auxiliary.vectors, job.anchors, job.device), rows_at(plm, job.anchors, job.device)
+        for block in ids.split(block_rows(job.source_rows.shape[1])):
+            vectors, rows = rows_at(auxiliary.vectors, block, job.device), rows_at(plm, block, job.device)
+            begin = 0
+            for support, solution in salt_coefficients(vectors, anchors[0], rows, anchors[1], **options):
+                end = begin + len(solution.rank)
+                yield Part(ids=block[begin:end], support=support, **vars(solution))
+                begin = end
+
+    yield from _applied(job, parts(job, "salt", tuple(options.values()), solved), _stored_sides(job), len(ids))
 
 
 def _stored_sides(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -102,26 +82,16 @@ def clp_plus(job: Job) -> Iterator[Block]:
 
 def _weighted(job: Job, ids: torch.Tensor, space: torch.Tensor) -> Iterator[Block]:
     """Rows ``sum_j w_j L_j`` with w the sparsemax weights over cosines in ``space`` [T or fewer, any]."""
-    anchors, cap = rows_at(space, job.anchors, job.device), job.config.max_support
-    sides, done = anchor_sides(job), 0
-    for block in ids.split(chunk_rows(min(cap or len(anchors), len(anchors)))):
-        support = sparsemax_support(rows_at(space, block, job.device), anchors, max_support=cap)
-        size = support.offsets.diff().cpu()
-        rows, head = (None if side is None else combine(support, support.weights, side).cpu() for side in sides)
-        found = size > 0
-        if not found.all():
-            yield left(block[~found], NO_SUPPORT)
-        yield Block(
-            ids=block[found],
-            rows=rows[found],
-            head=None if head is None else head[found],
-            origin=COMPOSED,
-            support_size=size[found].int(),
-            rule="anchors",
-            recipe=recipe_of(job, support, support.weights).pick(found),
-        )
-        done += len(block)
-        job.progress(done, len(ids))
+    cap = job.config.max_support
+
+    def found() -> Iterator[Part]:
+        anchors = rows_at(space, job.anchors, job.device)
+        for block in ids.split(chunk_rows(min(cap or len(anchors), len(anchors)))):
+            support = sparsemax_support(rows_at(space, block, job.device), anchors, max_support=cap)
+            yield Part(ids=block, support=support, coefficients=support.weights)
+
+    name = "sparsemax of PLM rows" if space is job.plm_rows else "sparsemax of vectors"
+    yield from _applied(job, parts(job, name, (cap,), found), anchor_sides(job), len(ids))
 
 
 def omp(job: Job) -> Iterator[Block]:
@@ -132,37 +102,46 @@ def omp(job: Job) -> Iterator[Block]:
     """
     ids, without = split_by_plm_row(job)
     yield from without
-    anchors = rows_at(job.plm_rows, job.anchors, job.device)
-    sides, done = anchor_sides(job), 0
-    most = min(job.config.max_support or PURSUED, len(anchors))
-    for block in ids.split(BLOCK):
-        new = rows_at(job.plm_rows, block, job.device)
-        picked = pursue(new, anchors, most, progress=lambda rows, done=done: job.progress(done + rows, len(ids)))
-        done += len(block)
-        solution = support_lstsq(new, anchors, picked, ridge=job.config.ridge, center=job.config.center)
-        yield from _solved(job, block, picked, solution, sides)
+    config = job.config
+    most = min(config.max_support or PURSUED, len(job.anchors))
+
+    def pursued() -> Iterator[Part]:
+        anchors, done = rows_at(job.plm_rows, job.anchors, job.device), 0
+        for block in ids.split(BLOCK):
+            new = rows_at(job.plm_rows, block, job.device)
+            picked = pursue(new, anchors, most, progress=lambda rows, done=done: job.progress(done + rows, len(ids)))
+            done += len(block)
+            solution = support_lstsq(new, anchors, picked, ridge=config.ridge, center=config.center)
+            yield Part(ids=block, support=picked, **vars(solution))
+
+    yield from _applied(
+        job, parts(job, "omp", (most, config.ridge, config.center), pursued), anchor_sides(job), len(ids)
+    )
 
 
-def _solved(
-    job: Job, block: torch.Tensor, support: Support, solution: Solution,
-    sides: tuple[torch.Tensor, torch.Tensor | None],
-) -> Iterator[Block]:  # fmt: skip
-    """Blocks of the rows that a solution gives, and of those it does not."""
-    rows, head = (None if side is None else combine(support, solution.coefficients, side).cpu() for side in sides)
-    status, size = solution.status.cpu(), support.offsets.diff().cpu().int()
-    recipe = recipe_of(job, support, solution.coefficients)
-    for solved in (True, False):
-        at = (status < SOLVABLE) == solved
-        if at.any():
-            yield Block(
-                ids=block[at],
-                rows=rows[at] if solved else None,
-                head=head[at] if solved and head is not None else None,
-                origin=SOLVED,
-                support_size=size[at],
-                rank=solution.rank.cpu()[at],
-                residual=solution.residual.cpu()[at],
-                status=status[at] + 1,
-                rule="anchors",
-                recipe=recipe.pick(at),
-            )
+def _applied(
+    job: Job, found: Iterator[Part], sides: tuple[torch.Tensor, torch.Tensor | None], total: int
+) -> Iterator[Block]:
+    """Blocks of the rows that coefficients give, and of the tokens that they give none."""
+    done = 0
+    for part in found:
+        rows, head = (None if side is None else combine(part.support, part.coefficients, side).cpu() for side in sides)
+        size = part.support.offsets.diff().cpu().int()
+        recipe = recipe_of(job, part.support, part.coefficients)
+        done += len(part.ids)
+        if part.status is None:
+            good, status = size > 0, torch.full((len(size),), 0, dtype=torch.uint8)
+            status[~good] = NO_SUPPORT
+            solution = {"origin": COMPOSED}
+        else:
+            status = part.status.cpu() + 1
+            status[~(finite_rows(rows) & (True if head is None else finite_rows(head)))] = NON_FINITE
+            good = status <= SOLVABLE
+            solution = {"origin": SOLVED, "rank": part.rank.cpu(), "residual": part.residual.cpu()}
+        made = Block(part.ids, rows, head, support_size=size, status=status, rule="anchors", recipe=recipe, **solution)
+        for kept in (True, False):
+            at = good == kept
+            if at.any():
+                block = made.part(at)
+                yield block if kept else dataclasses.replace(block, rows=None, head=None)
+        job.progress(done, total)

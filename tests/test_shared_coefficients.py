@@ -1,0 +1,83 @@
+"""Coefficients kept from one transfer for the next: the same bits, found again only where nothing they hang on differs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from models_tiny import save_llama
+from saltlm.config import TransferConfig
+from saltlm.shared import Shared
+from saltlm.transfer import transfer
+from tokenizers_tiny import tiny
+
+ROOM = 1 << 30
+CASES = {
+    "salt": {"ridge": 0.1, "center": True}, "focus": {}, "clp-plus": {"max_support": 5}, "omp": {"max_support": 4},
+    "blend": {"blend_with": "salt", "ridge": 0.1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Two models of different weights and widths under one tokenizer."""
+    root = tmp_path_factory.mktemp("sources")
+    return [
+        save_llama(root / name, tiny("byte_level_bpe"), width=width, seed=seed)
+        for name, width, seed in (("first", 32, 1), ("second", 48, 2))
+    ]
+
+
+def kept(shared: Shared) -> int:
+    return sum(key[0] == "coefficients" for key in shared._kept)
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_a_second_model_takes_them_over_bit_for_bit(method: str, sources, pair) -> None:
+    config = TransferConfig(method=method, heldout=0.2, **CASES[method])
+    shared = Shared(ROOM)
+    for place, source in enumerate(sources):
+        before = shared.hits
+        done = transfer(source, pair.target, pair.vectors, config=config, shared=shared)
+        alone = transfer(source, pair.target, pair.vectors, config=config)
+        assert torch.equal(done.input_rows, alone.input_rows)
+        seconds = {"seconds": None}
+        assert done.summary | seconds == alone.summary | seconds
+        assert kept(shared) == 2  # of the rows, and of the self-check
+        assert place == 0 or shared.hits - before >= 2
+
+
+def test_what_they_hang_on_is_told_apart(sources, pair, tmp_path) -> None:
+    config = TransferConfig(method="salt", heldout=0.0)
+    shared = Shared(ROOM)
+    transfer(sources[0], pair.target, pair.vectors, config=config, shared=shared)
+    vectors = tmp_path / "other.vec"
+    vectors.write_text(pair.vectors.read_text(encoding="utf-8").replace("0.1", "0.3"), encoding="utf-8")
+    assert vectors.read_text(encoding="utf-8") != pair.vectors.read_text(encoding="utf-8")
+    target = shutil.copytree(pair.target, tmp_path / "target")
+    count = 1
+    for given, options in (
+        ((pair.target, pair.vectors), {"ridge": 0.1}), ((pair.target, pair.vectors), {"center": True}),
+        ((pair.target, pair.vectors), {"max_support": 3}), ((pair.target, pair.vectors), {"overlap": "case"}),
+        ((pair.target, vectors), {}), ((target, pair.vectors), {}), ((pair.target, pair.vectors), {"method": "focus"}),
+    ):  # fmt: skip
+        own = dataclasses.replace(config, **options)
+        done = transfer(sources[0], *given, config=own, shared=shared)
+        count += 1
+        assert kept(shared) == count, (given, options)
+        assert torch.equal(done.input_rows, transfer(sources[0], *given, config=own).input_rows)
+
+
+def test_room_is_kept_to_and_too_little_of_it_keeps_nothing(sources, pair) -> None:
+    config = TransferConfig(method="salt", heldout=0.0)
+    plenty = Shared(ROOM)
+    transfer(sources[0], pair.target, pair.vectors, config=config, shared=plenty)
+    size = next(size for key, (_, size, _) in plenty._kept.items() if key[0] == "coefficients")
+    assert size > 0
+    for limit, expected in ((size, 1), (size - 1, 0), (0, 0)):
+        tight = Shared(limit)
+        done = transfer(sources[0], pair.target, pair.vectors, config=config, shared=tight)
+        assert tight.bytes <= limit and kept(tight) == expected
+        assert torch.equal(done.input_rows, transfer(sources[0], pair.target, pair.vectors, config=config).input_rows)
