@@ -105,7 +105,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=AdaptConfig.learning_rate)
     parser.add_argument("--eval-bytes", type=int, default=AdaptConfig.eval_bytes)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-english", action="store_true", help="leave out what becomes of English, a fourth of the time")
+    parser.add_argument(
+        "--no-english", action="store_true", help="leave out what becomes of English, a fourth of the time"
+    )
     parser.add_argument("--no-record", action="store_true", help="only make what is missing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -137,11 +139,7 @@ def one_pair(name: str, content: dict, options: argparse.Namespace, command: str
         curved = [cell(*curve[step]) if step in curve else "diverged" for step in steps]
         english = f"{kept['before']['mean']:.3f} -> {kept['after']['mean']:.3f}" if kept else "-"
         rows.append((shown(entry["method"]), *curved, difference, english, f"{entry['training_bytes']:,}"))
-    chosen = [
-        f" `{entry['method']}` chose {', '.join(f'{k} {v}' for k, v in entry['tuning'].items() if v is not None) or 'the defaults'}."
-        for entry in content["methods"]
-        if entry["tuning"]
-    ]
+    chosen = [f" `{e['method']}` chose {choice(e['tuning'])}." for e in content["methods"] if e["tuning"]]
     lengths = content["seq_lengths"]
     record(
         f"Starts on {name}, {weights(options)}, held-out bits per byte",
@@ -151,11 +149,17 @@ def one_pair(name: str, content: dict, options: argparse.Namespace, command: str
             f"SmolLM2-135M, {count(options.seeds)}; blocks of {lengths['new']} tokens a step ({lengths['original']} for the"
             f" control: the same bytes), {content['heldout_bytes']:,} held-out bytes, rate {options.learning_rate:g} (rows"
             f" {AdaptConfig.embedding_learning_rate:g}). The original model stands at {content['level']:.3f} untrained."
-            " Intervals over documents; a tie is what neither they nor all seeds tell apart. Nothing here is a time." + "".join(chosen),
+            " Intervals over documents; a tie is what neither they nor all seeds tell apart. Nothing here is a time."
+            + "".join(chosen),
         ],
         headings=("start", *(f"step {step}" for step in steps), "less the best", "English", "bytes"),
         timed=False,
     )
+
+
+def choice(tuning: dict) -> str:
+    """What a text chose, left to right as it was tried."""
+    return ", ".join(f"{name} {value}" for name, value in tuning.items() if value is not None) or "the defaults"
 
 
 def all_pairs(found: dict[str, dict], options: argparse.Namespace, command: str) -> None:
@@ -182,10 +186,25 @@ def all_pairs(found: dict[str, dict], options: argparse.Namespace, command: str)
         f"Starts on {len(found)} pairs, {weights(options)}, held-out bits per byte at step {options.steps}",
         [row for _, row in sorted(rows)],
         command,
-        [f"{count(options.seeds)}; behind: the largest distance to the best start of a pair. Nothing here is a time."],
+        [
+            f"{count(options.seeds)}; behind: the largest distance to the best start of a pair. Nothing here is a time."
+            f" {foretold(found)}"
+        ],
         headings=("start", *found, "mean", "behind"),
         timed=False,
     )
+
+
+def foretold(found: dict[str, dict]) -> str:
+    """How well the figures before training order the starts like those after it."""
+    rhos: dict[str, list[float]] = {}
+    for content in found.values():
+        for entry in content["rank_correlations"]:
+            if entry["rho"] is not None and "end" in (entry["first"], entry["second"]):
+                other = entry["second"] if entry["first"] == "end" else entry["first"]
+                rhos.setdefault(other, []).append(entry["rho"])
+    each = (f"{name} {statistics.fmean(own):.2f} ({min(own):.2f} to {max(own):.2f})" for name, own in rhos.items())
+    return "Rank correlation with the last step, mean over pairs (least to most): " + ", ".join(each) + "."
 
 
 def shown(method: str) -> str:

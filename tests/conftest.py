@@ -7,6 +7,7 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 from pairs import pair, untied
+from planted import bilingual, untied_parts
 
 # Examples take milliseconds but share a machine: a deadline would fail for no fault of ours.
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -18,4 +19,4 @@ settings.load_profile(os.environ.get("SALTLM_HYPOTHESIS") or ("ci" if os.environ
 
 torch.set_num_threads(2)
 
-__all__ = ["pair", "untied"]  # fixtures that several files use
+__all__ = ["bilingual", "pair", "untied", "untied_parts"]  # fixtures that several files use

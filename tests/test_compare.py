@@ -392,7 +392,10 @@ def test_a_single_document_tells_nothing_apart():
 
 
 def test_rank_correlations_compare_what_foretold_with_what_came():
-    checks = [{"relative_error": 0.5 + 0.1 * i, "cosine": 0.9 - 0.1 * i, "rank": 10 * (i + 1)} for i in range(4)]
+    checks = [
+        {"score": 1.0 - i, "relative_error": 0.5 + 0.1 * i, "cosine": 0.9 - 0.1 * i, "rank": 10 * (i + 1)}
+        for i in range(4)
+    ]
     runs = [run("original", 0, [900, 900])]
     runs += [run(f"m{i}", 0, [300 + 10 * i, 310 + 10 * i], self_check=checks[i]) for i in range(4)]
     for i in range(4):
@@ -400,4 +403,5 @@ def test_rank_correlations_compare_what_foretold_with_what_came():
     cells = [Cell("original", None), *(Cell(f"m{i}", None) for i in range(4))]
     found = {(e["first"], e["second"]): e["rho"] for e in summarize(cells, runs, 0.95)["rank_correlations"]}
     assert found["step 0", "end"] == -1 and found["end", "self-check cosine"] == 1
-    assert found["step 0", "self-check relative_error"] == -1 and len(found) == 7
+    assert found["step 0", "self-check relative_error"] == -1 and found["end", "self-check score"] == 1
+    assert len(found) == 9

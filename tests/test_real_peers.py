@@ -24,7 +24,6 @@ from saltlm.checkpoint import load_source
 from saltlm.config import TransferConfig
 from saltlm.inputs import Package, fetch
 from saltlm.transfer import transfer
-from test_methods import bilingual, untied_parts  # noqa: F401 (fixtures)
 from test_real_methods import ENTMAX
 
 pytestmark = pytest.mark.real
@@ -194,7 +193,7 @@ def wechsel(monkeypatch) -> ModuleType:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves the dictionary open
-def test_wechsel_rows_equal_its_authors(wechsel, untied, bilingual, tmp_path) -> None:  # noqa: F811
+def test_wechsel_rows_equal_its_authors(wechsel, untied, bilingual, tmp_path) -> None:
     done = transfer(untied.source, untied.target, untied.vectors, config=TransferConfig(method="wechsel", **bilingual))
     source = load_source(untied.source)
     # It fails on a blank line of the dictionary, which ours passes over.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import built, draw, planted
 from saltlm import reference
 from saltlm.assemble import COMPOSED, SOLVED
 from saltlm.auxiliary import Auxiliary, load_auxiliary
@@ -23,7 +24,6 @@ from saltlm.methods.clean import cleaned, leave_one_out
 from saltlm.methods.local_map import nearest
 from saltlm.methods.whole import ridge_map
 from saltlm.transfer import transfer
-from test_methods import built, draw, planted
 
 # local-map
 

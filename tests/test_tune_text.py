@@ -1,4 +1,4 @@
-"""Options chosen by a text: the choice is the trial of fewest bits, and each trial is what a transfer with its options writes."""
+"""Options chosen by a text: the choice is the trial of fewest bits, and a trial is what a transfer with its options writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def text(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["pair", "untied"])
-def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_written(kind, request, text, tmp_path) -> None:
+def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_written(
+    kind, request, text, tmp_path
+) -> None:
     models = request.getfixturevalue(kind)
 
     def run(out=None, **options):
@@ -66,7 +68,9 @@ def test_a_text_chooses_for_other_methods_and_with_an_old_vocabulary_kept(pair, 
         assert all(math.isfinite(trial["bits_per_byte"]) for trial in tuning["trials"])
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8", categories=["L"]), min_size=1, max_size=40), min_size=1, max_size=60))
+@given(
+    st.lists(st.text(st.characters(codec="utf-8", categories=["L"]), min_size=1, max_size=40), min_size=1, max_size=60)
+)
 def test_a_sample_is_of_whole_documents_in_order(documents: list[str]) -> None:
     documents = [document * 30 for document in documents]
     if size_of([document[:LONGEST] for document in documents]) < 500:
@@ -97,7 +101,9 @@ def test_a_search_ends_with_the_best_it_has_looked_at(values: list[int]) -> None
 
 def test_an_option_left_open_and_one_set_alike_are_one_trial() -> None:
     auto = TransferConfig()
-    assert meant(auto, {"blend_length": None}) == meant(auto, {"blend_length": 1.4}) != meant(auto, {"blend_length": 1.0})
+    assert (
+        meant(auto, {"blend_length": None}) == meant(auto, {"blend_length": 1.4}) != meant(auto, {"blend_length": 1.0})
+    )
     blend = TransferConfig(method="blend")
     assert meant(blend, {"blend_length": None}) == meant(blend, {"blend_length": 1.0})
     assert set(free_options(TransferConfig(tune_text="x"))) == {"blend_length", "blend_weight", "ridge"}
@@ -166,5 +172,7 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
     both.write_bytes(heldout.read_bytes() + b"\n\n" + training.read_bytes())
     again = [result for result in run(both) if ":tune" in result["method"]]
     assert again[0]["tuning"] == tuned[0]["tuning"]
-    with pytest.raises(InputError, match=r"^method 'auto:tune-text=.*heldout.txt': tune_text: found nothing in .*heldout"):
+    with pytest.raises(
+        InputError, match=r"^method 'auto:tune-text=.*heldout.txt': tune_text: found nothing in .*heldout"
+    ):
         run(heldout)

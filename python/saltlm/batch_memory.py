@@ -28,7 +28,7 @@ PROCESS = 1_250_000_000
 TOKENIZER = 40
 # GGUF is 4 to 8 bits a weight; the converted model is in memory at two bytes, twice while it is saved.
 GGUF = 8
-# Methods that find coefficients which models with one tokenizer share, and bytes of them a row: some 64 neighbours, 20 bytes each.
+# Methods whose coefficients models with one tokenizer share, and bytes of them a row: some 64 neighbours, 20 bytes each.
 WITH_COEFFICIENTS = ("salt", "focus", "clp-plus", "omp")
 COEFFICIENTS = 1280
 

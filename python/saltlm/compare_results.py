@@ -13,7 +13,7 @@ from .compare_config import ORIGINAL, Cell
 from .intervals import ratio_intervals
 
 # Figures of the self-check that are compared with what was measured, and the sign that makes less of them better.
-SELF_CHECK = {"relative_error": 1, "cosine": -1, "rank": 1}
+SELF_CHECK = {"score": -1, "relative_error": 1, "cosine": -1, "rank": 1}
 FEWEST_RANKED = 3
 
 

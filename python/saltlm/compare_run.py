@@ -153,9 +153,7 @@ def run_cell(
     }  # fmt: skip
 
 
-def _tuned(
-    config: TransferConfig, text: _Text, earlier: Sequence[Mapping[str, Any]], scratch: Path
-) -> TransferConfig:
+def _tuned(config: TransferConfig, text: _Text, earlier: Sequence[Mapping[str, Any]], scratch: Path) -> TransferConfig:
     """With a text to tune by that holds nothing of what is measured on, or with what the first seed's run has chosen."""
     if config.tune_text is None:
         return config

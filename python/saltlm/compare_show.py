@@ -104,7 +104,7 @@ def _table(content: Mapping[str, Any]) -> Table:
             kept = entry["source"]
             cells.append(f"{kept['before']['mean']:.3f} ->\n{kept['after']['mean']:.3f}" if kept else "-")
         if checked:
-            cells.append(f"{entry['self_check']['cosine']:.3f}" if entry["self_check"] else "-")
+            cells.append(f"{entry['self_check']['score']:.2f}" if entry["self_check"] else "-")
         table.add_row(escape(entry["method"]), *cells)
     return table
 

@@ -172,7 +172,9 @@ class TransferConfig:
         elif self.blend_weight is not None and not (_number(self.blend_weight) and 0 <= self.blend_weight <= 1):
             raise input_error("blend_weight", repr(self.blend_weight), "a share in [0, 1]", "use 0.5 for half of each")
         if self.blend_length is not None and not (_number(self.blend_length) and 0 < self.blend_length <= 4):
-            raise input_error("blend_length", repr(self.blend_length), "a number in (0, 4]", "use 1 for the plain average")
+            raise input_error(
+                "blend_length", repr(self.blend_length), "a number in (0, 4]", "use 1 for the plain average"
+            )
         if not (_number(self.clean_anchors) and 0 <= self.clean_anchors <= 0.5):
             advice = "use e.g. 0.1, or 0 to keep all anchors"
             raise input_error("clean_anchors", repr(self.clean_anchors), "a share in [0, 0.5]", advice)

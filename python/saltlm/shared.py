@@ -130,7 +130,14 @@ def basis_of(donor: Donor, vectors: Auxiliary | None, model: Source, config: Tra
     """Stands for the content of the target's PLM rows and of its tokens' vectors, as far as coefficients hang on them."""
     added = _tokenizer_key(model) if _template(config) == "source" else None
     described = None if vectors is None else json.dumps(vectors.description, sort_keys=True, default=str)
-    return (str(donor.folder), tuple(sorted(donor.files.items())), _tokenizer_key(donor), _template(config), added, described)
+    return (
+        str(donor.folder),
+        tuple(sorted(donor.files.items())),
+        _tokenizer_key(donor),
+        _template(config),
+        added,
+        described,
+    )
 
 
 def stamp(name: str | Path) -> tuple[Hashable, ...]:

@@ -1,6 +1,7 @@
 """Options chosen by the self-check: the ones whose rows score best on hidden shared tokens, without any training.
 
-How they are searched, and what is tried, is the same where a text chooses them (:mod:`.tune_text`)."""
+How they are searched, and what is tried, is the same where a text chooses them (:mod:`.tune_text`).
+"""
 
 from __future__ import annotations
 

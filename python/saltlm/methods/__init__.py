@@ -16,10 +16,11 @@ sava-orthogonal     PLM rows                         all anchors            one 
 ridge-map           PLM rows                         all anchors            one ridge map with intercept, ridge 1
 local-map           PLM rows, or auxiliary vectors   256 nearest, or        the ridge map, and local least squares with a
                                                      sparsemax's support    ridge of what it misses
-auto                as blend                         all anchors, pieces    blend of the two by halves; pieces alone with few
-                                                                            anchors
+auto                as blend                         all anchors, pieces    blend of the two, 1.4 times as long; pieces alone
+                                                                            with few anchors
 blend               as the regression in it          its anchors, pieces    w subword mean, 1 - w a regression; w a number,
-                                                                            or by pieces, support or held-out precision
+                                                                            or by pieces, support or held-out precision;
+                                                                            l times as far from the mean anchor row
 wechsel             vectors of both languages        10 source tokens       softmax of cosines, temperature 0.1
 ofa                 means of multilingual words      10 source tokens       softmax of cosines, temperature 0.1
 subword-mean        -                                source pieces          equal
@@ -82,7 +83,9 @@ _ANCHORED = {"anchors": True, "neighbours": "anchors"}
 _PIECES = {"neighbours": "pieces"}
 
 METHODS: dict[str, Method] = {
-    "auto": Method(build=auto.auto, plm=True, alone=True, options=("ridge", "blend_weight", "blend_length"), **_ANCHORED),
+    "auto": Method(
+        build=auto.auto, plm=True, alone=True, options=("ridge", "blend_weight", "blend_length"), **_ANCHORED
+    ),
     "salt": Method(
         build=local.salt,
         vectors=True,

@@ -21,4 +21,3 @@ def auto(job: Job) -> Iterator[Block]:
         yield from subword_mean(job)
     else:
         yield from blend(job)
-
