@@ -58,13 +58,16 @@ def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_wri
     assert {name: saved["config"][name] for name in tuning["choice"]} == tuning["choice"]
 
 
-def test_a_text_chooses_for_other_methods_and_with_an_old_vocabulary_kept(pair, text) -> None:
-    for options in ({"method": "salt"}, {"method": "ridge-map", "keep_source_vocabulary": True}):
-        done = transfer(
-            pair.source, pair.target, pair.vectors, config=TransferConfig(heldout=0.0, tune_text=str(text), **options)
-        )
+def test_a_text_chooses_for_other_methods_and_with_an_old_vocabulary_kept(pair, text, tmp_path) -> None:
+    documents = sample(read_documents(text), TEXT_BYTES)
+    for options in ({"method": "salt"}, {"method": "ridge-map", "keep_source_vocabulary": True, "pad_to_multiple_of": 64}):
+        config = TransferConfig(heldout=0.0, tune_text=str(text), **options)
+        done = transfer(pair.source, pair.target, pair.vectors, tmp_path / options["method"], config)
         tuning = done.summary["tuning"]
-        assert tuning["choice"] == min(tuning["trials"], key=lambda trial: trial["bits_per_byte"])["options"]
+        best = min(tuning["trials"], key=lambda trial: trial["bits_per_byte"])
+        assert tuning["choice"] == best["options"]
+        found = evaluate(done.out, documents=documents).bits_per_byte
+        assert found == pytest.approx(best["bits_per_byte"], rel=1e-6)
         assert all(math.isfinite(trial["bits_per_byte"]) for trial in tuning["trials"])
 
 

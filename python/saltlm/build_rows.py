@@ -61,7 +61,7 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Any, clock: Clock, *, dr
     Args:
         job: what the method works from.
         assembly: rows under construction; the shared ones are there.
-        tokenizer: the target's, for its unigram scores.
+        tokenizer: as it will be written, for its unigram scores and for a text to tune by.
         clock: told of the stages.
         dry_run: check, and build nothing.
 
