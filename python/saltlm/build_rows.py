@@ -61,7 +61,7 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Any, clock: Clock, *, dr
     Args:
         job: what the method works from.
         assembly: rows under construction; the shared ones are there.
-        tokenizer: the target's, for its unigram scores.
+        tokenizer: the new model's, as it is written: the target's, whose unigram scores are read, or the source's with tokens.
         clock: told of the stages.
         dry_run: check, and build nothing.
 

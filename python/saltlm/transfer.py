@@ -120,9 +120,9 @@ def transfer(
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
     basis = basis_of(donor, vectors, model, config)
     job = dataclasses.replace(job, source_auxiliary=source_vectors, shared=shared, basis=basis)
-    built = build_rows(job, assembly, tokenizer, clock, dry_run=dry_run)
     if expansion is not None:
         tokenizer = expansion.tokenizer
+    built = build_rows(job, assembly, tokenizer, clock, dry_run=dry_run)
     summary = summary_of(built, model, donor, assembly, tokenizer, expansion, auxiliary, clock.seconds)
     if not dry_run and destination is not None:
         # With the source's tokens every id means what it meant.
