@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from models_tiny import save
 from saltlm.adapt_config import AdaptConfig
 from saltlm.cli import main
 from saltlm.compare import compare
-from saltlm.compare_config import CompareConfig
+from saltlm.compare_config import CompareConfig, parse_cells, plain_transfer
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.evaluate import evaluate
@@ -21,6 +23,7 @@ from saltlm.texts import read_documents
 from saltlm.transfer import transfer
 from saltlm.tune import TEXT_GRID, free_options, meant, search
 from saltlm.tune_text import LONGEST, TEXT_BYTES, sample, size_of
+from tokenizers_tiny import tiny
 
 WORDS = "kissa istuu puun alla ja katsoo koiraa joka juoksee rannalla hitaasti kotiin päin"
 
@@ -76,15 +79,17 @@ def test_a_text_chooses_for_other_methods_and_with_an_old_vocabulary_kept(pair, 
 )
 def test_a_sample_is_of_whole_documents_in_order(documents: list[str]) -> None:
     documents = [document * 30 for document in documents]
-    if size_of([document[:LONGEST] for document in documents]) < 500:
+    if size_of(documents) < 500:
         with pytest.raises(InputError, match="at least 500"):
             sample(documents, TEXT_BYTES)
         return
     chosen = sample(documents, TEXT_BYTES)
     assert chosen == sample(documents, TEXT_BYTES)
+    whole = size_of([document[:LONGEST] for document in documents])
+    if whole < TEXT_BYTES:  # what follows counts too
+        documents = [document[at : at + LONGEST] for document in documents for at in range(0, len(document), LONGEST)]
     cut = iter(document[:LONGEST] for document in documents)
     assert all(any(one == other for other in cut) for one in chosen)  # a subsequence
-    whole = size_of([document[:LONGEST] for document in documents])
     assert min(whole, TEXT_BYTES) <= size_of(chosen) < TEXT_BYTES + 4 * LONGEST
 
 
@@ -179,3 +184,89 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
         InputError, match=r"^method 'auto:tune-text=.*heldout.txt': tune_text: found nothing in .*heldout"
     ):
         run(heldout)
+
+
+def test_with_an_old_vocabulary_kept_trials_are_scored_by_the_tokenizer_that_is_written(pair, text, tmp_path) -> None:
+    config = TransferConfig(heldout=0.0, tune_text=str(text), method="ridge-map", keep_source_vocabulary=True)
+    transfer(pair.source, pair.target, None, tmp_path / "out", config)
+    tuning = json.loads((tmp_path / "out" / "saltlm.json").read_text(encoding="utf-8"))["tuning"]
+    best = min(trial["bits_per_byte"] for trial in tuning["trials"])
+    found = evaluate(tmp_path / "out", documents=sample(read_documents(text), TEXT_BYTES)).bits_per_byte
+    assert found == pytest.approx(best, rel=1e-6)
+
+
+def test_a_text_without_blank_lines_is_more_than_its_beginning() -> None:
+    document = "".join(f"{number:05}" for number in range(4 * LONGEST))
+    chosen = sample([document], TEXT_BYTES)
+    assert size_of(chosen) == TEXT_BYTES and len(set(chosen)) == TEXT_BYTES // LONGEST
+    assert all(part in document for part in chosen) and chosen == sorted(chosen)
+    assert sample(["", document[:600], ""], TEXT_BYTES) == [document[:600]]
+
+
+def test_a_fault_that_every_trial_has_is_told_as_it_is(pair, text, monkeypatch) -> None:
+    from saltlm import tune_text
+
+    def broken(*_, **__):
+        raise InputError("model 'x': found no token for the whole text")
+
+    monkeypatch.setattr(tune_text, "evaluate", broken)
+    with pytest.raises(InputError, match=r"^tune_text: no choice can score it: model 'x': found no token"):
+        transfer(pair.source, pair.target, config=TransferConfig(heldout=0.0, tune_text=str(text)))
+
+
+def test_a_short_text_is_found_before_anything_is_loaded(pair, tmp_path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("kissa istuu\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"^tune_text: found 11 bytes"):
+        transfer(tmp_path / "no-source", pair.target, config=TransferConfig(tune_text=str(short)))
+
+
+def test_no_job_of_a_batch_replaces_a_text_that_another_tunes_by(pair, text, tmp_path, capsys) -> None:
+    held, jobs = tmp_path / "model", tmp_path / "jobs.toml"
+    held.mkdir()
+    (held / "saltlm.json").write_text("{}", encoding="utf-8")
+    (held / "text.txt").write_bytes(text.read_bytes())
+    common = f'source = "{pair.source}"\ntarget = "{pair.target}"\n'
+    jobs.write_text(
+        f'[[job]]\n{common}out = "{tmp_path / "new"}"\ntune_text = "{held / "text.txt"}"\n'
+        f'[[job]]\n{common}out = "{held}"\nforce = true\n',
+        encoding="utf-8",
+    )
+    assert main(["batch", str(jobs), "--dry-run"]) == 2
+    assert "that it holds the input file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_card_says_who_chose_and_what_a_blend_was(pair, text, tmp_path) -> None:
+    config = TransferConfig(method="blend", heldout=0.2, tune_text=str(text), blend_weight=0.2)
+    done = transfer(pair.source, pair.target, None, tmp_path / "out", config)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    length = done.summary["blend"]["length"]
+    assert f"by 0.2, and a regression, by the rest, brought {length:g} times as far" in card
+    size = done.summary["tuning"]["text"]["bytes"]
+    assert f"Options chosen by bits per byte on {size:,} bytes" in card
+    assert "Options chosen so" not in card and "None" not in card.partition("## Rows")[2]
+
+
+def test_few_anchors_leave_no_blend_to_speak_of(pair, tmp_path) -> None:
+    donor = tiny("sentencepiece_unigram")
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=len(donor), pad_token_id=None, **sizes)
+    wide = save(tmp_path / "wide", "BertModel", config, donor, dtype=torch.float32)
+    done = transfer(pair.source, wide, config=TransferConfig(heldout=0.0))
+    assert done.summary["anchors"] < 1024 and done.summary["counts"]["solved"] == 0
+    assert "blend" not in done.summary
+    assert transfer(pair.source, pair.target, config=TransferConfig(method="blend")).summary["blend"]["length"] == 1
+
+
+def test_a_comparisons_cells_with_nothing_to_choose_go_without() -> None:
+    cells = parse_cells(["auto", "mean", "mean:tune-text=b"], TransferConfig(tune_text="a"))
+    assert [cell.config.tune_text for cell in cells[1:]] == ["a", None, "b"]
+    assert [cell.config.tune for cell in parse_cells(["auto", "mean"], TransferConfig(tune=True))[1:]] == [True, False]
+
+
+def test_cells_with_one_file_for_two_uses_are_not_one_run() -> None:
+    counted, tuned = parse_cells(
+        ["auto:unigram-shift=1:unigram-text=a", "auto:unigram-shift=1:tune-text=a"], TransferConfig()
+    )[1:]
+    assert plain_transfer(counted.config) == plain_transfer(tuned.config) and counted.files() == tuned.files()
+    assert counted.reads() != tuned.reads()

@@ -119,7 +119,7 @@ def input_paths(job: BatchJob) -> list[str]:
     """The local files and folders that a job reads."""
     config = job.config
     named = [job.source, job.target, *auxiliary_files(job.auxiliary), *auxiliary_files(config.source_auxiliary)]
-    named += [name for name in (config.dictionary, config.unigram_text) if name is not None]
+    named += [name for name in (config.dictionary, config.unigram_text, config.tune_text) if name is not None]
     return [name for name in named if os.path.exists(name)]
 
 

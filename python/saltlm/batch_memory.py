@@ -79,8 +79,8 @@ def with_memory(job: BatchJob) -> BatchJob:
     if (config.blend_with or config.method) in WITH_COEFFICIENTS:
         coefficients = COEFFICIENTS * new_rows
         shared[f"coefficients {config.method} {job.target} {job.auxiliary}"] = coefficients + 1
-    if config.tune_text is not None:  # the whole model in float32, and a second set of new matrices
-        working += 4 * _weights(source, f"source {job.source}") + new_rows * 4 * width
+    if config.tune_text is not None:  # the model in float32, matrices of a trial and of the one before
+        working += 4 * _weights(source, f"source {job.source}") + 2 * new_rows * 4 * width
     memory = PROCESS + vocabulary + size + plm_size + files + working + coefficients
     return dataclasses.replace(job, memory=int(memory), shared=shared, prepares=tuple(prepares))
 

@@ -137,7 +137,7 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
         stage = f"{number} of {len(plan.cells) * count}: {cell.label}, seed {seed}"
         content = {"identity": plan.identity, "seed": seed, "cell": None, "files": [hash_path(p) for p in cell.files()]}
         if cell.config is not None:
-            content["cell"] = {**plain_transfer(cell.config), **cell.own()}
+            content["cell"] = {**plain_transfer(cell.config), **cell.own(), "reads": cell.reads()}
         key = folder.key(content)
         run = folder.load(key)
         if run is None:
@@ -165,7 +165,7 @@ def _plan(
 ) -> _Plan:  # fmt: skip
     """Check everything that can be checked before the first run, the cheap before the slow."""
     from .checkpoint import _resolve
-    from .compare_run import measure_blocks
+    from .compare_run import measure_blocks, tuning_documents
     from .gguf import convert
     from .rules import check_method
     from .transfer import transfer
@@ -190,6 +190,12 @@ def _plan(
     text = _read_text(texts, *held_out, None, adaptation)
     if not text.heldout:
         raise input_error("held-out text", "none", "text to measure on", "give --eval-text, or a larger --heldout")
+    for cell in cells[1:]:
+        if cell.config.tune_text is not None:
+            try:
+                tuning_documents(cell.config.tune_text, text)
+            except InputError as error:
+                raise InputError(f"method {cell.label!r}: {error}") from None
     report("inputs", 0, 0)
     dry = transfer(
         *cells[1].inputs(inputs), config=dataclasses.replace(cells[1].config, seed=config.seed), dry_run=True

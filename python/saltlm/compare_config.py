@@ -22,6 +22,8 @@ SHARED = (
     "seed", "chat_template", "special_overrides", "pad_to_multiple_of", "keep_source_vocabulary", "device", "dtype",
     "gguf_file", "source_revision", "target_revision", "trust_remote_code", "force", "heldout", "method",
 )  # fmt: skip
+# Options that name files, which count by their content.
+READ = ("source_auxiliary", "dictionary", "unigram_text", "tune_text")
 # Options of a transfer and of an adaptation that a comparison sets itself.
 OWN_TRANSFER = ("method", "seed", "heldout", "device", "trust_remote_code", "force")
 OWN_ADAPT = (
@@ -112,6 +114,10 @@ class Cell:
         changed = {name: value for name, value in plain.items() if name == "method" or value != default[name]}
         return {**changed, **self.own()}
 
+    def reads(self) -> list[str]:
+        """Names of the options that are files: what is in them tells cells apart, but not what it is for."""
+        return [name for name in READ if getattr(self.config, name) is not None]
+
     def files(self) -> list[Path]:
         """The files that this cell alone may read."""
         from .auxiliary import auxiliary_files  # with torch, which the command's help does without
@@ -149,6 +155,7 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
     """
     from .methods import METHODS as BUILDERS
     from .methods import method_of
+    from .tune import free_options
 
     optional = {name for method in BUILDERS for name in method_of(TransferConfig(method=method)).options}
     cells = [Cell(ORIGINAL, None)]
@@ -168,6 +175,9 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
             taken = method_of(alone).options if name in BUILDERS else optional
             unused = {option: value for option, value in defaults.items() if option not in taken}
             config = dataclasses.replace(base, method=name, **{**unused, **own})
+            for option, off in (("tune", False), ("tune_text", None)):  # with nothing to choose, there is no use for it
+                if option not in own and not free_options(config):
+                    config = dataclasses.replace(config, **{option: off})
             if auxiliary is not None and not method_of(config).vectors:
                 raise input_error(
                     AUXILIARY, repr(auxiliary), "a method that looks at vectors", "leave it out for this method"
@@ -246,5 +256,5 @@ def check_base(base: AdaptConfig) -> None:
 
 def plain_transfer(config: TransferConfig, leave_out: Sequence[str] = ()) -> Mapping[str, object]:
     """Plain values of a transfer's options, those that change no result left out."""
-    names = {*leave_out, "seed", "force", "source_auxiliary", "dictionary", "unigram_text", "tune_text"}
+    names = {*leave_out, "seed", "force", *READ}
     return {name: value for name, value in config.to_json().items() if name not in names}

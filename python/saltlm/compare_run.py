@@ -22,6 +22,7 @@ from .evaluate import Evaluation, evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
 from .texts import read_documents
+from .tune_text import TEXT_BYTES, sample
 
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"
@@ -141,7 +142,9 @@ def run_cell(
         made = transfer(*inputs, folder, options, progress=lambda *_: report("transfer", 0, 0))
         rows, summary = _hash((made.input_rows, made.output_rows, made.output_bias)), made.summary
         del made  # the matrices need not lie beside the model that is about to be loaded
-    chosen = earlier[0]["tuning"] if earlier else (summary.get("tuning") or {}).get("choice")
+    chosen = (summary.get("tuning") or {}).get("choice")
+    if earlier and cell.config is not None and cell.config.tune_text is not None:
+        chosen = earlier[0]["tuning"]
     built = time.perf_counter()
     start = next((run for run in earlier if run["rows"] == rows), None)
     found = probe(folder, cell.label, text, config, scratch, start, report)
@@ -159,17 +162,28 @@ def _tuned(config: TransferConfig, text: _Text, earlier: Sequence[Mapping[str, A
         return config
     if earlier:
         return dataclasses.replace(config, tune_text=None, **earlier[0]["tuning"])
-    held = Overlap(text.heldout)
-    kept = (document for document in read_documents(config.tune_text) if text.keep[0](document))
-    documents = [document for document in kept if not held(document)]
-    if not documents:
-        raise input_error(
-            "tune_text", f"nothing in {config.tune_text} that is not held out", "text beside the held-out one",
-            "give another file, e.g. the training text",
-        )  # fmt: skip
+    documents = tuning_documents(config.tune_text, text)
     clean = scratch / "tune.txt"
     clean.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     return dataclasses.replace(config, tune_text=str(clean))
+
+
+def tuning_documents(path: str, text: _Text) -> list[str]:
+    """The documents of a text to tune by that are not held out.
+
+    Raises:
+        InputError: too little of it is left.
+    """
+    held = Overlap(text.heldout)
+    kept = (document for document in read_documents(path) if text.keep[0](document))
+    documents = [document for document in kept if not held(document)]
+    if not documents:
+        raise input_error(
+            "tune_text", f"nothing in {path} that is not held out", "text beside the held-out one",
+            "give another file, e.g. the training text",
+        )  # fmt: skip
+    sample(documents, TEXT_BYTES)
+    return documents
 
 
 def _hash(matrices: Sequence[torch.Tensor | None]) -> str:

@@ -283,6 +283,7 @@ def _check(summary: Any, arrays: dict[str, np.ndarray]) -> None:
         if len(arrays[name]) and int(arrays[name].max()) >= len(codes):
             raise ValueError(f"{name} has a code that saltlm.json does not name")
     [entry["name"] for entry in summary["statuses"]]
+    float((summary.get("blend") or {"length": 1.0})["length"])
 
 
 def _texts(tokens: Any, rows: int) -> list[str]:

@@ -117,10 +117,8 @@ def _self_check(summary: Mapping[str, Any]) -> str:
     if not held:
         return ""
     chosen = ""
-    if tuning:
-        chosen = (
-            " Options chosen so: " + ", ".join(f"`{name}` {value}" for name, value in tuning["choice"].items()) + "."
-        )
+    if tuning and not tuning["text"]:
+        chosen = f" Options chosen so: {_chosen(tuning)}."
     rows = "\n".join(
         f"| {name} | {group['tokens']} | {group['relative_error']:.2f} | {group['cosine']:.2f} | {group['rank']:,} |"
         for name, group in (("all", held), *held["scripts"].items())
@@ -135,6 +133,26 @@ Medians; the place is the true row's among {held["candidates"]:,}.{chosen}
 | --- | --- | --- | --- | --- |
 {rows}
 """
+
+
+def _chosen(tuning: Mapping[str, Any]) -> str:
+    """The options that were chosen, in a line."""
+    return ", ".join(f"`{name}` {'default' if value is None else value}" for name, value in tuning["choice"].items())
+
+
+def _made(summary: Mapping[str, Any]) -> str:
+    """The card's sentences on how new rows came about: what a blend was, and what a text has chosen."""
+    said, tuning = [], summary.get("tuning")
+    if blend := summary.get("blend"):
+        weight = f"the rule `{blend['weight']}`" if isinstance(blend["weight"], str) else f"{blend['weight']:g}"
+        said.append(
+            f"New rows: the mean of their source pieces, by {weight}, and a regression, by the rest, brought"
+            f" {blend['length']:g} times as far from the mean shared row."
+        )
+    if tuning and tuning["text"]:
+        size = tuning["text"]["bytes"]
+        said.append(f"Options chosen by bits per byte on {size:,} bytes of text, untrained: {_chosen(tuning)}.")
+    return "".join(f"\n{sentence}\n" for sentence in said)
 
 
 def model_card(summary: Mapping[str, Any]) -> bytes:
@@ -182,7 +200,7 @@ A derived model carries the licences of its parts: look at each before sharing i
 | origin | rows | share |
 | --- | --- | --- |
 {rows}
-{_self_check(summary)}
+{_made(summary)}{_self_check(summary)}
 `saltlm.json` holds every setting, hash and count; `provenance.safetensors` says for each row where it came from.
 """
     return text.encode()

@@ -14,6 +14,7 @@ from .segmented_vectors import check_words
 from .source_vectors import check_dictionary, check_source_vectors
 from .texts import read_documents
 from .tune import free_options
+from .tune_text import check_text
 
 OF_METHODS = (
     "ridge", "center", "max_support", "support_rule", "map_ridge", "blend_with", "blend_weight", "blend_length",
@@ -71,9 +72,9 @@ def _contradictions(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
             "unigram_shift", "with keep_source_vocabulary, whose old tokens stay as likely as they were",
             "one of the two", "leave --unigram-shift out",
         )  # fmt: skip
-    for name in ("unigram_text", "tune_text"):
+    for name, check in (("unigram_text", read_documents), ("tune_text", check_text)):
         if getattr(config, name) is not None:
-            yield from _raised(name, read_documents, getattr(config, name))
+            yield from _raised(name, check, getattr(config, name))
 
 
 def _inputs(config: TransferConfig, auxiliary: str | Path | None) -> Iterator[tuple[str, InputError]]:

@@ -99,7 +99,9 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
         )
     if summary["tuning"]:
         tuning = summary["tuning"]
-        chosen = ", ".join(f"{name} {value}" for name, value in tuning["choice"].items())
+        chosen = ", ".join(
+            f"{name} {'default' if value is None else value}" for name, value in tuning["choice"].items()
+        )
         by = "on them" if tuning["text"] is None else f"by bits per byte on {tuning['text']['bytes']:,} bytes of text"
         console.print(f"tuned {by}: {chosen}, the best of {len(tuning['trials'])} trials")
     for warning in summary["warnings"]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .assemble import ORIGINS, Assembly
@@ -14,7 +15,7 @@ from .checkpoint import Donor, Source
 from .config import TransferConfig
 from .expand import Expansion
 from .methods import method_of
-from .methods.blend import UNSET, as_blend
+from .methods.blend import BESIDE, UNSET, as_blend
 from .norm_guard import norm_warnings, support_warnings
 from .provenance import FORMAT, counts, licence_of, norms, statuses, support_summary
 from .recipe import RULES
@@ -77,7 +78,9 @@ def summary_of(
         "seconds": dict(seconds),
         "environment": {**versions(), "device": str(job.device), "operators": _operators(job.device)},
     }
-    if config.method in UNSET:
+    mixed = [RULES.index(rule) for rule in BESIDE.values() if rule != "none"]
+    # With few anchors auto is no blend, which shows once rows are built.
+    if config.method in UNSET and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
         blended = as_blend(config)
         summary["blend"] = {"weight": blended.blend_weight, "length": blended.blend_length}
     summary["expansion"] = None if expansion is None else expansion.counts

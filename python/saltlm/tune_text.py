@@ -46,11 +46,12 @@ def tune_by_text(
         InputError: the text cannot be read or is too short, or the model cannot be loaded.
     """
     config = job.config
-    documents = sample(read_documents(config.tune_text), TEXT_BYTES)
+    documents = check_text(config.tune_text)
     lm = load_causal_lm(assembly.source.folder, device=config.device, trust_remote_code=config.trust_remote_code)
     grid = free_options(config, TEXT_GRID)
     quiet = dataclasses.replace(job, progress=lambda done, total: None)
     found: dict[tuple[Any, ...], tuple[Mapping[str, Any], float]] = {}
+    faults: list[InputError] = []
     foreseen = 1 + sum(len(values) - 1 for values in grid.values())
 
     def bits(options: Mapping[str, Any]) -> float:
@@ -61,7 +62,8 @@ def tune_by_text(
             put_rows(lm.model, made)
             try:
                 value = evaluate((lm.model, tokenizer), documents=documents).bits_per_byte
-            except InputError:  # of the text or the tokenizer it would be one for every start, and told below
+            except InputError as error:  # of the text or the tokenizer it is one for every start, and told below
+                faults.append(error)
                 value = float("inf")
             found[key] = options, value
             report(len(found), max(foreseen, len(found)))
@@ -69,10 +71,7 @@ def tune_by_text(
 
     best = search(grid, config, lambda options: -bits(options))
     if not np.isfinite(bits(best)):
-        raise input_error(
-            "tune_text", "predictions that are not finite for every choice", "a source model that can score text",
-            "check the model with saltlm evaluate",
-        )  # fmt: skip
+        raise InputError(f"tune_text: no choice can score it: {faults[0]}")
     return Tuning(
         grid=grid,
         trials=[
@@ -87,30 +86,44 @@ def tune_by_text(
     )  # fmt: skip
 
 
+def check_text(path: str) -> list[str]:
+    """The documents of a file that a trial scores, as :func:`sample` takes them.
+
+    Raises:
+        InputError: it cannot be read or is too short.
+    """
+    return sample(read_documents(path), TEXT_BYTES)
+
+
 def sample(documents: Sequence[str], size: int) -> list[str]:
     """Documents from all over a text, cut to :data:`LONGEST` characters, about ``size`` bytes of them.
+
+    Where that is all too little, what follows in long documents counts as documents too: a text without blank lines is one.
 
     Args:
         documents: of the text.
         size: bytes after which no further document is taken.
 
     Returns:
-        The documents in the text's order; which ones depends on their number alone.
+        The documents in the text's order; which ones depends on their number and sizes alone.
 
     Raises:
         InputError: the text is shorter than :data:`LEAST_BYTES`.
     """
+    parts = [document[:LONGEST] for document in documents]
+    if size_of(parts) < size:  # few documents: of the long ones more than their beginning
+        parts = [document[at : at + LONGEST] for document in documents for at in range(0, len(document), LONGEST)]
     chosen, total = [], 0
-    for at in np.random.default_rng(0).permutation(len(documents)).tolist():
+    for at in np.random.default_rng(0).permutation(len(parts)).tolist():
         if total >= size:
             break
         chosen.append(at)
-        total += size_of([documents[at][:LONGEST]])
+        total += size_of([parts[at]])
     if total < LEAST_BYTES:
         raise input_error(
             "tune_text", f"{total} bytes of text", f"at least {LEAST_BYTES}, better {TEXT_BYTES:,}", "give more text"
         )
-    return [documents[at][:LONGEST] for at in sorted(chosen)]
+    return [parts[at] for at in sorted(chosen)]
 
 
 def size_of(documents: Sequence[str]) -> int:
