@@ -63,7 +63,10 @@ def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_wri
 
 def test_a_text_chooses_for_other_methods_and_with_an_old_vocabulary_kept(pair, text, tmp_path) -> None:
     documents = sample(read_documents(text), TEXT_BYTES)
-    for options in ({"method": "salt"}, {"method": "ridge-map", "keep_source_vocabulary": True, "pad_to_multiple_of": 64}):
+    for options in (
+        {"method": "salt"},
+        {"method": "ridge-map", "keep_source_vocabulary": True, "pad_to_multiple_of": 64},
+    ):
         config = TransferConfig(heldout=0.0, tune_text=str(text), **options)
         done = transfer(pair.source, pair.target, pair.vectors, tmp_path / options["method"], config)
         tuning = done.summary["tuning"]
