@@ -6,6 +6,7 @@ How they are searched, and what is tried, is the same where a text chooses them 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,21 +92,24 @@ def meant(config: TransferConfig, options: Mapping[str, Any]) -> tuple[Any, ...]
 
 
 def search(
-    grid: Mapping[str, tuple[Any, ...]], config: TransferConfig, merit: Callable[[Mapping[str, Any]], Any]
-) -> dict[str, Any]:
+    grid: Mapping[str, tuple[Any, ...]], config: TransferConfig, merit: Callable[[Mapping[str, Any]], Any],
+    worth: Callable[[Any, Any], bool] = operator.gt,
+) -> dict[str, Any]:  # fmt: skip
     """One option after the other takes the value of most merit with the others as they are, again until none changes.
 
     Args:
         grid: the values to try.
         config: where the search starts.
-        merit: of a set of options; of equals the one tried first stays.
+        merit: of a set of options; of equals the one tried first counts.
+        worth: whether the merit of another value is worth leaving that of the present one.
     """
     best = {name: getattr(config, name) for name in grid}
     for _ in range(SWEEPS):
         before = dict(best)
         for name, values in grid.items():
-            for value in values:
-                best = max(best, {**best, name: value}, key=merit)  # of equals the first
+            tried = max(({**best, name: value} for value in values), key=merit)  # of equals the first
+            if worth(merit(tried), merit(best)):
+                best = tried
         if best == before:
             break
     return best

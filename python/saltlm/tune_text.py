@@ -21,6 +21,9 @@ from .tune import TEXT_GRID, Tuning, free_options, meant, search
 
 TEXT_BYTES = 4000  # of text a trial scores: options part by .05 to .3 bits per byte, and a trial takes seconds
 LEAST_BYTES = 500
+# Bits per byte that an option must gain to leave its default: 4 kB cannot tell less, and a start that was less than this ahead
+# before training was behind after it (bench/LOG.md).
+GAIN = 0.02
 LONGEST = 1000  # characters of a document: one long one must not be all of the text
 
 
@@ -30,7 +33,8 @@ def tune_by_text(
 ) -> Tuning:  # fmt: skip
     """Choose options by bits per byte.
 
-    The search is that of :func:`~saltlm.tune.tune`; a start whose predictions are not finite loses to any other.
+    The search is that of :func:`~saltlm.tune.tune`, but an option stays as it is unless another value gains :data:`GAIN`. A start
+    whose predictions are not finite loses to any other.
 
     Args:
         job: its options are where the search starts, and ``tune_text`` is the text.
@@ -69,7 +73,7 @@ def tune_by_text(
             report(len(found), max(foreseen, len(found)))
         return found[key][1]
 
-    best = search(grid, config, lambda options: -bits(options))
+    best = search(grid, config, lambda options: -bits(options), lambda tried, present: tried > present + GAIN)
     if not np.isfinite(bits(best)):
         raise InputError(f"tune_text: no choice can score it: {faults[0]}")
     return Tuning(
