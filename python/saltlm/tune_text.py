@@ -33,8 +33,8 @@ def tune_by_text(
 ) -> Tuning:  # fmt: skip
     """Choose options by bits per byte.
 
-    The search is that of :func:`~saltlm.tune.tune`, but an option stays as it is unless another value gains :data:`GAIN`. A start
-    whose predictions are not finite loses to any other.
+    The search is that of :func:`~saltlm.tune.tune`, but an option stays as it is unless another value gains :data:`GAIN`. A
+    start whose predictions are not finite loses to any other.
 
     Args:
         job: its options are where the search starts, and ``tune_text`` is the text.
