@@ -85,6 +85,27 @@ def test_the_length_of_a_blend_counts_from_the_mean_anchor_row(other: str, untie
         assert torch.equal(far[~both], one[~both])
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_a_token_whose_regression_overflows_takes_its_pieces(head: bool) -> None:
+    plm = draw(30, 4, seed=0)
+    plm[25] = 3e38
+    other = draw(25, 6, seed=2) if head else None
+    case = planted(plm, draw(25, 6, seed=1), 20, method="blend", blend_with="sava-affine", ridge=0.0, head=other)
+    ids = case.job.alignment
+    ids.cover_offsets = np.arange(31, dtype=np.int64) * 2
+    ids.cover_ids = np.tile([21, 24], 30).astype(np.int32)
+    (mapped,) = [block for block in METHODS["sava-affine"].build(case.job) if 25 in block.ids]
+    assert not mapped.rows[mapped.ids.tolist().index(25)].isfinite().all()
+    built = {
+        int(token): (block, at) for block in METHODS["blend"].build(case.job) for at, token in enumerate(block.ids)
+    }
+    block, at = built[25]
+    torch.testing.assert_close(block.rows[at], case.job.source_rows[[21, 24]].mean(dim=0))
+    assert block.origin == COMPOSED and built[24][0].origin == SOLVED
+    if head:
+        torch.testing.assert_close(block.head[at], other[[21, 24]].mean(dim=0))
+
+
 def test_a_blend_takes_whole_what_it_has() -> None:
     """A token beyond the PLM's rows takes the pieces alone, one without pieces the map alone, one with neither is drawn."""
     case = planted(draw(30, 4, seed=0), draw(25, 6, seed=1), 20, method="blend", ridge=0.0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 
 from ..assemble import BLOCK, COMPOSED, SOLVED, Block
 from ..config import TransferConfig
+from ..finite import finite_rows
 from . import local, local_map, whole
 from .blend_weight import weigher
 from .job import Job
@@ -42,16 +44,21 @@ def blend(job: Job) -> Iterator[Block]:
     """``y + l (w (m - y) + (1 - w) (g - y))``: m the uniform mean of the source pieces, g the row of ``blend_with``.
 
     w is ``blend_weight``, or given by that rule for each token; l is ``blend_length``, and y the mean of the anchors' rows,
-    from which the row moves l times as far as the plain average. A token with one of the two takes that one as it is; with
-    neither it is left.
+    from which the row moves l times as far as the plain average. A token with one of the two takes that one as it is, as does
+    one whose g is not finite; with neither it is left.
     """
     job = dataclasses.replace(job, config=as_blend(job.config))
     regression, pieces = REGRESSIONS[job.config.blend_with or DEFAULT], Pieces(job)
     weight, middle = weigher(job, regression), mean_rows(job)
     for block in regression(job):
         spelled = torch.from_numpy(pieces.spelled(block.ids.numpy()))
-        for with_pieces in (True, False):
-            part = block.part(spelled == with_pieces)
+        usable = torch.zeros_like(spelled) if block.rows is None else finite_rows(block.rows)
+        if block.head is not None:
+            usable &= finite_rows(block.head)
+        for with_pieces, with_rows in itertools.product((True, False), repeat=2):
+            part = block.part((spelled == with_pieces) & (usable == with_rows))
+            if with_pieces and not with_rows:
+                part = dataclasses.replace(part, rows=None, head=None)
             if len(part.ids):
                 yield _mixed(job, part, pieces, weight, middle) if with_pieces else part
 
