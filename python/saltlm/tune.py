@@ -40,8 +40,8 @@ class Tuning:
         grid: the values of each option that was free.
         trials: for each set of options tried, in order, ``options`` and the figures named in :data:`SHOWN`, or
             ``bits_per_byte``.
-        choice: the options of the best trial.
-        check: all figures of the best trial, where the self-check chose.
+        choice: the options chosen: those of the best trial, or by a text of one that no other option betters by enough.
+        check: all figures of that trial, where the self-check chose.
         text: path, sha256, and the size of what was scored, where a text chose.
     """
 
@@ -61,17 +61,9 @@ class Tuning:
         }
 
 
-def free_options(
-    config: TransferConfig, grid: Mapping[str, tuple[Any, ...]] | None = None
-) -> dict[str, tuple[Any, ...]]:
-    """The part of a grid that the method knows and that the user has left at its default.
-
-    Args:
-        config: the options.
-        grid: ``None`` is the one that fits: :data:`TEXT_GRID` where there is a text to tune by, else :data:`GRID`.
-    """
-    if grid is None:
-        grid = GRID if config.tune_text is None else TEXT_GRID
+def free_options(config: TransferConfig) -> dict[str, tuple[Any, ...]]:
+    """The part of :data:`GRID`, or :data:`TEXT_GRID` with a text, that the method knows and the user has left at its default."""
+    grid = GRID if config.tune_text is None else TEXT_GRID
     from .methods import method_of
 
     default, known = TransferConfig(), method_of(config).options
@@ -128,7 +120,7 @@ def tune(hidden: Hidden) -> Tuning:
         The choice and all trials.
     """
     config = hidden.job.config
-    grid = free_options(config, GRID)
+    grid = free_options(config)
     found: dict[tuple[Any, ...], tuple[Mapping[str, Any], dict[str, Any]]] = {}
 
     def figures(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .evaluate import evaluate
 from .methods import Job
 from .texts import read_documents
 from .train_vectors import sha256_of
-from .tune import TEXT_GRID, Tuning, free_options, meant, search
+from .tune import Tuning, free_options, meant, search
 
 TEXT_BYTES = 4000  # of text a trial scores: options part by .05 to .3 bits per byte, and a trial takes seconds
 LEAST_BYTES = 500
@@ -33,7 +33,7 @@ def tune_by_text(
 ) -> Tuning:  # fmt: skip
     """Choose options by bits per byte.
 
-    The search is that of :func:`~saltlm.tune.tune`, but an option stays as it is unless another value gains :data:`GAIN`. A
+    The search is :func:`~saltlm.tune.search`, but an option stays as it is unless another value gains :data:`GAIN`. A
     start whose predictions are not finite loses to any other.
 
     Args:
@@ -52,7 +52,7 @@ def tune_by_text(
     config = job.config
     documents = check_text(config.tune_text)
     lm = load_causal_lm(assembly.source.folder, device=config.device, trust_remote_code=config.trust_remote_code)
-    grid = free_options(config, TEXT_GRID)
+    grid = free_options(config)
     quiet = dataclasses.replace(job, progress=lambda done, total: None)
     found: dict[tuple[Any, ...], tuple[Mapping[str, Any], float]] = {}
     faults: list[InputError] = []
