@@ -62,7 +62,7 @@ class Tuning:
 
 
 def free_options(config: TransferConfig) -> dict[str, tuple[Any, ...]]:
-    """The part of :data:`GRID`, or :data:`TEXT_GRID` with a text, that the method knows and the user has left at its default."""
+    """What of :data:`GRID`, or with a text of :data:`TEXT_GRID`, the method knows and the user has left at its default."""
     grid = GRID if config.tune_text is None else TEXT_GRID
     from .methods import method_of
 
