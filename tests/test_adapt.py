@@ -277,6 +277,15 @@ def test_other_kinds_of_text_give_the_same_blocks(tmp_path, place):
             list(Corpus(tmp_path / name))
 
 
+def test_a_streamed_dataset_that_breaks_off_is_one_error(tmp_path, place):
+    pytest.importorskip("datasets")
+    texts = list(Corpus(place / "text.txt"))
+    for name, more in (("a", ""), ("b", '{"content": "cut o')):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"content": t}) + "\n" for t in texts) + more)
+    with pytest.raises(InputError, match=r"^text 'dataset:.*; try again, or download it first"):
+        list(Corpus(f"dataset:{tmp_path},train", column="content"))
+
+
 def test_nothing_that_is_held_out_is_trained_on(place):
     from saltlm.adapt import _read_text
 

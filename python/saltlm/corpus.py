@@ -19,6 +19,7 @@ LONGEST_DOCUMENT = 1 << 20
 # Files beyond this are told apart by their size and a sample of their bytes.
 HASHED_WHOLE = 1 << 30
 UNIT = 64  # characters: shorter lines and documents repeat by chance
+END = object()
 
 
 class Corpus:
@@ -130,18 +131,22 @@ class Corpus:
                 config, split = [*rest, None, None][:2] if len(rest) != 1 else (None, rest[0])
                 rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
         except Exception as error:  # whatever a loader raises, it is the name that has to be mended
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise input_error(
-                f"text {source!r}", first[:300], "a dataset that can be loaded", "check its name"
-            ) from error
+            raise _unread(source, error, "check its name") from error
         if isinstance(rows, dict):
             raise input_error(
                 f"text {source!r}", f"splits {', '.join(rows)}", "one dataset", "name the folder of one split"
             )
         if rows.column_names is not None and self.column not in rows.column_names:
             raise self._no_column(source, ", ".join(rows.column_names))
-        for row in rows.select_columns([self.column]):
-            yield from self._strings(source, [row[self.column]])
+        texts = (row[self.column] for row in rows.select_columns([self.column]))
+        while True:
+            try:
+                text = next(texts, END)
+            except Exception as error:  # a streamed one is fetched while it is read, by whatever its loader is made of
+                raise _unread(source, error, "try again, or download it first") from error
+            if text is END:
+                return
+            yield from self._strings(source, [text])
 
     def _strings(self, source: str, texts: Sequence[Any]) -> Iterator[str]:
         for text in texts:
@@ -160,6 +165,11 @@ class Corpus:
         return input_error(
             f"text {source!r}", f"columns {columns}", f"a column {self.column!r} of strings", "name it by --text-column"
         )
+
+
+def _unread(source: str, error: Exception, remedy: str) -> Exception:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return input_error(f"text {source!r}", first[:300], "a dataset that can be loaded", remedy)
 
 
 def _checked(document: str, source: str) -> str:
