@@ -2,7 +2,8 @@
 
 Bar: 80 % of cp's speed, under 3 GB of memory.
 
-Usage: python bench/outofcore.py [--layouts sparse dense] [--link copy hard] [--folder DIR] [--runs 3] [--cold]
+Usage: python bench/outofcore.py [--layouts sparse dense] [--link copy hard] [--methods salt auto] [--folder DIR] [--runs 3]
+           [--cold]
 
 Two made-up models with the tensor names of a Llama, their tokenizers and a donor of 32,000 tokens of which 12,000 are shared:
 
@@ -10,12 +11,13 @@ Two made-up models with the tensor names of a Llama, their tokenizers and a dono
   hole, so about 10 GB of disk are needed. What is timed is the work around the copying.
 - ``dense``: 6 GB of drawn bytes, 64,000 x 4096 with its own head; needs 13 GB of disk.
 
-Each run of ours is a process of its own, from reading the folder to the renamed result, method ``salt`` over the donor's own
-vectors. cp does not bring its copy to the disk; both figures, with and without, are given. ``--cold`` drops the system's
+Each run of ours is a process of its own, from reading the folder to the renamed result, without the self-check; vectors are the
+donor's own. cp does not bring its copy to the disk; both figures, with and without, are given. ``--cold`` drops the system's
 caches before each run (root only). The folder must not lie in memory (tmpfs).
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -161,8 +163,8 @@ def timed(folder):
 output_folder._sync = timed
 def progress(stage, done, total):
     stages.setdefault(stage, time.perf_counter())
-source, target, out, link = sys.argv[1:]
-done = transfer(source, target, "plm", out, TransferConfig(method="salt", heldout=0, link=link), progress=progress)
+source, target, out, link, method = sys.argv[1:]
+done = transfer(source, target, "plm", out, TransferConfig(method=method, heldout=0, link=link), progress=progress)
 end = time.perf_counter()
 with open("/proc/self/status") as status:
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e6
@@ -173,9 +175,9 @@ print(json.dumps({**found, "support": done.summary["support"]}))
 """
 
 
-def ours(source: Path, target: Path, out: Path, link: str) -> dict:
+def ours(source: Path, target: Path, out: Path, link: str, method: str) -> dict:
     done = subprocess.run(
-        [sys.executable, "-c", OURS, *map(str, (source, target, out)), link],
+        [sys.executable, "-c", OURS, *map(str, (source, target, out)), link, method],
         capture_output=True,
         text=True,
         check=False,
@@ -235,7 +237,7 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
-def measure(layout: str, link: str, root: Path, runs: int, cold: bool) -> None:
+def measure(layout: str, link: str, method: str, root: Path, runs: int, cold: bool) -> None:
     source, target = root / layout, root / "donor"
     theirs, mine = [], []
     for number in range(runs):
@@ -246,7 +248,7 @@ def measure(layout: str, link: str, root: Path, runs: int, cold: bool) -> None:
             if side == "cp":
                 theirs.append(copy(source, out))
             else:
-                mine.append(ours(source, target, out, link))
+                mine.append(ours(source, target, out, link, method))
                 if number == 0:
                     sampled, copied = check(source, out)
             shutil.rmtree(out)
@@ -261,8 +263,8 @@ def measure(layout: str, link: str, root: Path, runs: int, cold: bool) -> None:
     size = sum(path.stat().st_size for path in source.iterdir())
     stages = ", ".join(f"{name} {figure(seconds)}" for name, seconds in mine[-1]["stages"].items())
     record(
-        f"Out of core, {layout} layout, --link {link}: {size / 1e9:.0f} GB in {len(list(source.glob('*.safetensors')))} shards,"
-        f" {taken / 1e9:.1f} GB of them no holes",
+        f"Out of core, {layout} layout, {method}, --link {link}: {size / 1e9:.0f} GB in"
+        f" {len(list(source.glob('*.safetensors')))} shards, {taken / 1e9:.1f} GB of them no holes",
         [
             ("cp -r --sparse=auto", f"{figure(plain)} s"),
             ("the same, and brought to the disk", f"{figure(synced)} s"),
@@ -280,7 +282,8 @@ def measure(layout: str, link: str, root: Path, runs: int, cold: bool) -> None:
             ),
             ("support sizes", json.dumps(mine[-1]["support"])),
         ],
-        f"python bench/outofcore.py --layouts {layout} --link {link} --runs {runs}{' --cold' if cold else ''}",
+        f"python bench/outofcore.py --layouts {layout} --link {link} --methods {method} --runs {runs}"
+        + (" --cold" if cold else ""),
         [
             f"Medians of {runs} runs in turn, caches {'dropped before each' if cold else 'warm'}. Before: {sampled:,} samples"
             f" of kept tensors and {copied:,} copied rows of both matrices equal bit for bit, sizes and index right."
@@ -299,6 +302,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where the models are made (default: the system's temporary folder)"
     )
+    parser.add_argument("--methods", nargs="+", default=["salt"], help="of saltlm transfer (default: salt)")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()
@@ -312,8 +316,8 @@ def main() -> None:
             save_model(root / layout, layout)
             save_tokenizers(root / layout, root / "donor", LAYOUTS[layout][0])
             os.sync()
-            for link in arguments.link:
-                measure(layout, link, root, arguments.runs, arguments.cold)
+            for link, method in itertools.product(arguments.link, arguments.methods):
+                measure(layout, link, method, root, arguments.runs, arguments.cold)
             shutil.rmtree(root / layout)
 
 

@@ -16,7 +16,7 @@ from .expand import Expansion
 from .finite import all_finite, finite_rows
 from .ops import STATUSES as SOLVER_STATUSES
 from .recipe import RULES, Recipe
-from .weights import release_pages
+from .stored_rows import block_rows, blocks_of, gather
 from .write_folder import NewMatrices
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
@@ -24,23 +24,6 @@ COPIED, ROLE, SOLVED, COMPOSED, DRAWN, PADDING = range(len(ORIGINS))
 # The solver's outcomes keep their order behind "not_solved"; the last ones are found outside it.
 STATUSES = ("not_solved", *SOLVER_STATUSES, "no_vector", "no_plm_row", "out_of_range")
 NOT_SOLVED, NO_VECTOR, NO_PLM_ROW, OUT_OF_RANGE = 0, *range(len(SOLVER_STATUSES) + 1, len(STATUSES))
-BLOCK = 8192
-BLOCK_BYTES = 64 << 20  # of one block of rows in float64; wide models get fewer rows a block
-
-
-def block_rows(width: int) -> int:
-    """How many rows of this width are worked on at once: few enough that their copies in float64 stay small."""
-    return max(1, min(BLOCK, BLOCK_BYTES // (8 * max(1, width))))
-
-
-def gather(matrix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Rows of a matrix mapped from a file, whose pages are given back on the way: each row brings its neighbours' along."""
-    rows = torch.empty(len(ids), *matrix.shape[1:], dtype=matrix.dtype)
-    step = block_rows(matrix[:1].numel())
-    for start in range(0, len(ids), step):
-        rows[start : start + step] = matrix[ids[start : start + step]]
-        release_pages()
-    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +70,11 @@ class Head:
     def present(self) -> bool:
         """Whether there is anything but a tied head without bias."""
         return self.rows is not None or self.bias is not None
+
+    @property
+    def width(self) -> int:
+        """D', the bias counted; 0 where nothing is present."""
+        return (0 if self.rows is None else self.rows.shape[1]) + (self.bias is not None)
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor | None:
         """Float32 [n, D'] of source ids; ``None`` where nothing is present."""
@@ -164,13 +152,12 @@ class Assembly:
         for block in np.array_split(ids, max(1, -(-len(ids) // step))):
             at, wanted = torch.from_numpy(block), torch.from_numpy(self.source_id[block].astype(np.int64))
             for matrix, copied in self.sides():
-                copied[at] = matrix[wanted].to(copied.dtype)
+                copied[at] = gather(matrix, wanted).to(copied.dtype)
                 if copied.dtype != matrix.dtype and not all_finite(copied[at]):
                     raise input_error(
                         "dtype", str(copied.dtype).removeprefix("torch."), "one that holds the source's rows",
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
                     )  # fmt: skip
-            release_pages()
 
     def copy(self) -> Assembly:
         """An assembly of its own that stands where this one does."""
@@ -278,9 +265,7 @@ def moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch
     ids = torch.from_numpy(used)
 
     def blocks() -> Iterator[torch.Tensor]:
-        for block in ids.split(block_rows(matrix[:1].numel())):
-            yield matrix[block].double().reshape(len(block), -1)
-            release_pages()
+        return (block.reshape(len(block), -1) for block in blocks_of(matrix, ids))
 
     mean = sum(block.sum(dim=0) for block in blocks()) / len(ids)
     squares = sum(((block - mean) ** 2).sum(dim=0) for block in blocks())

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from . import _rust
-from .assemble import BLOCK, moments
+from .assemble import moments
 from .heldout_figures import Spread, compared, grouped, score
 from .scripts import bands, script_of
+from .stored_rows import blocks_of, gather
 from .tokens import HOLE, SPECIAL
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def hide_in(job: Job, share: float, seed: int) -> Hidden | None:
     return Hidden(
         tokens=tokens,
         new=np.sort(new),
-        true=job.source_rows[torch.from_numpy(own)].float(),
+        true=gather(job.source_rows, torch.from_numpy(own)).float(),
         # New rows will stand beside shared ones, so these set the scale, if there are enough to tell.
         spread=Spread.of(job.source_rows, shared if len(shared) >= 4 * job.source_rows.shape[1] else job.used),
         job=dataclasses.replace(
@@ -194,7 +195,7 @@ def check(hidden: Hidden, **options: Any) -> dict[str, Any]:
     figures, each = compared(rows, hidden.true, job.source_rows, source)
     parts = score(rows, hidden.true, new, hidden.spread)
     lengths = torch.cat([rows, new]).norm(dim=1)
-    longest = max(float(job.source_rows[part].double().norm(dim=1).max()) for part in source.split(BLOCK))
+    longest = max(float(block.norm(dim=1).max()) for block in blocks_of(job.source_rows, source))
     return {
         **figures,
         **parts,

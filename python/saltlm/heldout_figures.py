@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .assemble import BLOCK
+from .stored_rows import block_rows, blocks_of, gather
 
 # Share of the mean variance that is added in every direction: rows of few directions stay measurable.
 RIDGE = 1e-3
@@ -39,8 +39,10 @@ def compared(
     unit = torch.nn.functional.normalize(predicted, dim=1)
     cosine = (unit * torch.nn.functional.normalize(true, dim=1)).sum(dim=1)
     rank = torch.ones(len(true), dtype=torch.int64)
-    for part in candidates.split(BLOCK):  # all candidates at once would be the shared rows once more in float32
-        others = torch.nn.functional.normalize(rows[part].float(), dim=1)
+    for part in candidates.split(
+        block_rows(rows.shape[1])
+    ):  # all candidates at once would be the shared rows once more in float32
+        others = torch.nn.functional.normalize(gather(rows, part).float(), dim=1)
         rank += (unit.float() @ others.T > cosine.float()[:, None] + 1e-6).sum(dim=1)
     rank[predicted.norm(dim=1) == 0] = len(candidates)  # a row of zeros is as near to one as to another
     each = {"relative_error": error.numpy(), "cosine": cosine.numpy(), "rank": rank.numpy()}
@@ -76,10 +78,11 @@ class Spread:
         """From up to ``max(8192, 4 D)`` rows, evenly spaced among ``used``."""
         most = max(ROWS, 4 * rows.shape[1])
         chosen = torch.from_numpy(used[np.linspace(0, len(used) - 1, min(most, len(used))).astype(np.int64)])
-        sample = rows[chosen].double()  # squares of the largest bfloat16 fit into no float32
-        mean = sample.mean(dim=0)
-        centred = sample - mean
-        covariance = centred.T @ centred / len(sample)
+        mean = sum(block.sum(dim=0) for block in blocks_of(rows, chosen)) / len(chosen)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for block in blocks_of(rows, chosen):  # squares of the largest bfloat16 fit into no float32
+            covariance.addmm_((block - mean).T, block - mean)
+        covariance /= len(chosen)
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean().clamp_min(1e-30))
         return cls(mean, torch.linalg.cholesky(covariance))
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .assemble import BLOCK, COMPOSED, DRAWN, SOLVED, Assembly
+from .assemble import COMPOSED, DRAWN, SOLVED, Assembly
 from .methods import Method
+from .stored_rows import blocks_of
 
 # A built row is far out beyond TIMES the QUANTILE of the source rows' norms. A quantile rather than the largest: one broken
 # row of the source must not excuse a thousand broken ones. Real sources have their largest row at 1.2 to 1.6 times it.
@@ -65,7 +66,7 @@ def _names(assembly: Assembly) -> list[str]:
 
 def _lengths(matrix: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
     """Float64 [n]: norms of the rows ``ids``; a bias counts as rows of one value."""
-    parts = [matrix[block].double().reshape(len(block), -1).norm(dim=1) for block in ids.split(BLOCK) if len(block)]
+    parts = [block.reshape(len(block), -1).norm(dim=1) for block in blocks_of(matrix, ids) if len(block)]
     return torch.cat(parts).numpy() if parts else np.zeros(0)
 
 

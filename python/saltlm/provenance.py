@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ._rust import Vocabulary
-from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly, block_rows
+from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
+from .stored_rows import block_rows
 
 FORMAT = 1
 

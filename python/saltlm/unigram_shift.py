@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from .align import HOLE, SPECIAL, Alignment
-from .assemble import BLOCK, COMPOSED, DRAWN, ROLE, SOLVED, Assembly
+from .assemble import COMPOSED, DRAWN, ROLE, SOLVED, Assembly
 from .errors import input_error
+from .stored_rows import block_rows
 from .texts import read_documents
 
 FEWEST = 8  # shared tokens of known frequency to learn from
@@ -101,17 +102,17 @@ def shift_unigram(assembly: Assembly, alignment: Alignment, logs: np.ndarray, st
             rows if assembly.output_bias is None else torch.cat([rows, assembly.output_bias[ids].double()[:, None]], 1)
         )
 
-    z = torch.from_numpy(logs)
-    mean, middle = sum(said(part).sum(dim=0) for part in shared.split(BLOCK)) / len(shared), z[shared].mean()
+    z, most = torch.from_numpy(logs), block_rows(heads.shape[1])
+    mean, middle = sum(said(part).sum(dim=0) for part in shared.split(most)) / len(shared), z[shared].mean()
     gram, cross = 0, 0
-    for part in shared.split(BLOCK):
+    for part in shared.split(most):
         centred = said(part) - mean
         gram, cross = gram + centred.T @ centred, cross + centred.T @ (z[part] - middle)
     penalty = RIDGE * gram.trace() / len(shared) * torch.eye(len(mean), dtype=torch.float64)
     reading = torch.linalg.pinv(gram + penalty, hermitian=True) @ cross
     slope = cross / (z[shared] - middle).square().sum().clamp_min(1e-12)
     shifts = []
-    for part in built.split(BLOCK):
+    for part in built.split(most):
         shift = strength * (z[part] - middle - (said(part) - mean) @ reading)
         if assembly.output_bias is not None:
             assembly.output_bias[part] = (assembly.output_bias[part].double() + shift).to(assembly.output_bias.dtype)

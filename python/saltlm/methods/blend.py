@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..assemble import BLOCK, COMPOSED, SOLVED, Block
+from ..assemble import COMPOSED, SOLVED, Block
 from ..config import TransferConfig
 from ..finite import finite_rows
+from ..stored_rows import gather
 from . import local, local_map, whole
 from .blend_weight import weigher
-from .job import Job
+from .job import Job, row_blocks
 from .pieces import Pieces
 
 REGRESSIONS: dict[str, Callable[[Job], Iterator[Block]]] = {
@@ -73,8 +74,8 @@ def mean_rows(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Float64 [D] and [D']: means of the anchors' rows, and of their output rows where the head has its own."""
     ids = torch.from_numpy(job.alignment.source_id[job.anchors].astype("int64"))
     rows, heads = 0, None
-    for part in ids.split(BLOCK):
-        rows = rows + job.source_rows[part].double().sum(dim=0)
+    for part in row_blocks(job, ids):
+        rows = rows + gather(job.source_rows, part).double().sum(dim=0)
         head = job.head.gather(part)
         if head is not None:
             heads = head.double().sum(dim=0) + (0 if heads is None else heads)
@@ -117,4 +118,4 @@ def piece_means(job: Job, pieces: Pieces, ids: object) -> tuple[torch.Tensor, to
     """Float64 [n, D] and [n, D']: mean input and output rows of the pieces of target ``ids``, all of which have some."""
     flat = pieces.flat(ids)
     head = job.head.gather(flat)
-    return pieces.mean(ids, job.source_rows[flat]), None if head is None else pieces.mean(ids, head)
+    return pieces.mean(ids, gather(job.source_rows, flat)), None if head is None else pieces.mean(ids, head)

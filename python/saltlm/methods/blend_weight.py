@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..assemble import Block
+from ..stored_rows import gather
 from .job import Job
 from .pieces import Pieces
 
@@ -76,8 +77,8 @@ def _sums(job: Job, blocks: Iterator[Block]) -> torch.Tensor:
         ids = block.ids[at].numpy()
         source = torch.from_numpy(job.alignment.source_id[ids].astype(np.int64))
         built = block.rows[at].double()
-        apart = pieces.mean(ids, job.source_rows[pieces.flat(ids)]) - built
-        true = job.source_rows[source].double() - built
+        apart = pieces.mean(ids, gather(job.source_rows, pieces.flat(ids))) - built
+        true = gather(job.source_rows, source).double() - built
         found = torch.stack(
             [(apart * true).sum(dim=1), apart.square().sum(dim=1), torch.ones(len(ids)).double()], dim=1
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..assemble import BLOCK
+from ..stored_rows import block_rows
 from .job import Job, have_row, rows_at
 from .whole import RIDGE
 
@@ -40,16 +40,17 @@ def leave_one_out(plm: torch.Tensor, lm: torch.Tensor, ridge: float) -> torch.Te
         ridge: fraction of the mean squared norm of the centred ``plm``; the penalty is the one of the fit to all rows.
     """
     count, width = plm.shape
-    mean, offset = (sum(part.double().sum(dim=0) for part in rows.split(BLOCK)) / count for rows in (plm, lm))
+    block = block_rows(max(width, lm.shape[1]))
+    mean, offset = (sum(part.double().sum(dim=0) for part in rows.split(block)) / count for rows in (plm, lm))
     gram = torch.zeros(width, width, dtype=torch.float64, device=plm.device)
     cross = torch.zeros(width, lm.shape[1], dtype=torch.float64, device=plm.device)
-    for rows, wanted in zip(plm.split(BLOCK), lm.split(BLOCK), strict=True):
+    for rows, wanted in zip(plm.split(block), lm.split(block), strict=True):
         gram.addmm_((rows.double() - mean).T, rows.double() - mean)
         cross.addmm_((rows.double() - mean).T, wanted.double() - offset)
     penalty = ridge * gram.trace() / count
     inverse = torch.linalg.pinv(gram + penalty * torch.eye(width, dtype=gram.dtype, device=gram.device), hermitian=True)
     fitted, errors = inverse @ cross, []
-    for rows, wanted in zip(plm.split(BLOCK), lm.split(BLOCK), strict=True):
+    for rows, wanted in zip(plm.split(block), lm.split(block), strict=True):
         centred, wanted = rows.double() - mean, wanted.double()
         leverage = 1 / count + ((centred @ inverse) * centred).sum(dim=1)
         missed = (wanted - offset - centred @ fitted).norm(dim=1) / (1 - leverage).clamp_min(1e-9)

@@ -46,6 +46,29 @@ class Part:
         }  # fmt: skip
         return dataclasses.replace(self, support=support, **moved)
 
+    def split(self, most: int) -> Iterator[Part]:
+        """The tokens in parts of so many at most."""
+        if len(self.ids) <= most:
+            yield self
+            return
+        support = self.support
+        for begin in range(0, len(self.ids), most):
+            rows = slice(begin, min(len(self.ids), begin + most))
+            offsets = support.offsets[rows.start : rows.stop + 1]
+            entries = slice(int(offsets[0]), int(offsets[-1]))
+            solved = {
+                name: None if (value := getattr(self, name)) is None else value[rows]
+                for name in ("rank", "residual", "status")
+            }
+            yield Part(
+                ids=self.ids[rows],
+                support=Support(
+                    offsets=offsets - offsets[0], ids=support.ids[entries], weights=support.weights[entries]
+                ),
+                coefficients=self.coefficients[entries],
+                **solved,
+            )
+
     @property
     def bytes(self) -> int:
         """What its tensors take."""

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import BLOCK, COMPOSED, DRAWN, Block, moments
-from .job import Job
+from ..assemble import COMPOSED, DRAWN, Block, moments
+from ..stored_rows import blocks_of
+from .job import Job, row_blocks
 
 
 def mean(job: Job) -> Iterator[Block]:
@@ -31,7 +32,7 @@ def normal(job: Job) -> Iterator[Block]:
 
 
 def _same(job: Job, row: torch.Tensor, head: torch.Tensor | None, rule: str) -> Iterator[Block]:
-    for block in torch.from_numpy(job.new).split(BLOCK):
+    for block in row_blocks(job, torch.from_numpy(job.new)):
         shared = None if head is None else head.expand(len(block), -1)
         yield Block(block, row.expand(len(block), -1), shared, origin=COMPOSED, rule=rule)
 
@@ -51,7 +52,7 @@ def multivariate(job: Job) -> Iterator[Block]:
         return (mean + torch.randn(count, len(mean), generator=generator, dtype=torch.float64) @ root).float()
 
     done = 0
-    for block in torch.from_numpy(job.new).split(BLOCK):
+    for block in row_blocks(job, torch.from_numpy(job.new)):
         rows = draw(len(block), mean, root)
         drawn = None if head is None else draw(len(block), *head)
         yield Block(block, rows, drawn, origin=DRAWN, rule="random")
@@ -61,11 +62,10 @@ def multivariate(job: Job) -> Iterator[Block]:
 
 def _spread(matrix: torch.Tensor, used: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean [D] of the rows ``used`` and a root R [D, D] of their covariance, R^T R, in float64."""
-    blocks = used.split(BLOCK)
-    mean = sum(matrix[block].double().sum(dim=0) for block in blocks) / len(used)
+    mean = sum(block.sum(dim=0) for block in blocks_of(matrix, used)) / len(used)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-    for block in blocks:
-        centred = matrix[block].double() - mean
+    for block in blocks_of(matrix, used):
+        centred = block - mean
         covariance.addmm_(centred.T, centred)
     # Eigenvectors rather than Cholesky: fewer rows than dimensions make the covariance singular.
     values, vectors = torch.linalg.eigh(covariance / max(1, len(used) - 1))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..align import Alignment, MatchKind
-from ..assemble import BLOCK, NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head, gather
+from ..assemble import NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head
 from ..auxiliary import Auxiliary
 from ..config import TransferConfig
 from ..ops import Support
 from ..recipe import Recipe
+from ..stored_rows import BLOCK, block_rows, gather
 
 if TYPE_CHECKING:
     from ..shared import Shared
@@ -62,6 +63,11 @@ class Job:
     basis: Hashable = None
     hidden: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
+    @property
+    def width(self) -> int:
+        """D + D': of an input row and an output row beside it, the bias counted."""
+        return self.source_rows.shape[1] + self.head.width
+
 
 def anchors_of(
     assembly: Assembly, alignment: Alignment, auxiliary: Auxiliary | None, plm_rows: torch.Tensor | None
@@ -85,7 +91,8 @@ def have_row(plm_rows: torch.Tensor, ids: np.ndarray) -> np.ndarray:
     found = ids < len(plm_rows)
     within = torch.from_numpy(ids[found])
     good = [
-        rows.isfinite().all(dim=1) & (rows != 0).any(dim=1) for rows in (plm_rows[part] for part in within.split(BLOCK))
+        rows.isfinite().all(dim=1) & (rows != 0).any(dim=1)
+        for rows in (gather(plm_rows, part) for part in within.split(BLOCK))
     ]
     found[found] = torch.cat(good).numpy() if good else False
     return found
@@ -124,9 +131,22 @@ def recipe_of(job: Job, support: Support, weights: torch.Tensor) -> Recipe:
 
 def rows_at(matrix: torch.Tensor, ids: torch.Tensor | np.ndarray, device: torch.device) -> torch.Tensor:
     """Float32 rows of a stored matrix, on the device."""
-    return matrix[torch.as_tensor(ids)].to(device, torch.float32)
+    return gather(matrix, torch.as_tensor(ids)).to(device, torch.float32)
 
 
-def chunk_rows(entries: int) -> int:
-    """How many tokens with up to ``entries`` neighbours each are worked on at once."""
-    return max(1, min(BLOCK, CHUNK_BYTES // (24 * max(1, entries))))
+def row_blocks(job: Job, ids: torch.Tensor, entries: int = 1) -> tuple[torch.Tensor, ...]:
+    """Target ids in parts whose rows, input and output, and up to ``entries`` neighbours a token stay small."""
+    return ids.split(max(1, min(block_rows(job.width), CHUNK_BYTES // (24 * max(1, entries)))))
+
+
+def side_blocks(job: Job) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Block by block, on the device: the anchors' PLM rows, float32 [n, E], and input and output rows, float64 [n, D + D'].
+
+    Whole, the latter would be the largest thing in memory.
+    """
+    for ids in row_blocks(job, torch.from_numpy(job.anchors)):
+        source = torch.from_numpy(job.alignment.source_id[ids.numpy()].astype(np.int64))
+        head = job.head.gather(source)
+        rows = gather(job.source_rows, source).float()
+        both = rows if head is None else torch.cat([rows, head], dim=1)
+        yield rows_at(job.plm_rows, ids, job.device), both.to(job.device).double()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import torch
 
-from ..assemble import BLOCK, COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block, block_rows, gather
+from ..assemble import COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block
 from ..finite import finite_rows
 from ..ops import combine, salt_coefficients, sparsemax_support, support_lstsq
+from ..stored_rows import block_rows, gather
 from .coefficients import Part, parts
 from .job import (
     NO_SUPPORT,
     Job,
     anchor_sides,
-    chunk_rows,
     have_row,
     left,
     recipe_of,
+    row_blocks,
     rows_at,
     split_by_plm_row,
     split_by_vector,
@@ -45,7 +47,7 @@ def salt(job: Job) -> Iterator[Block]:
 
     def solved() -> Iterator[Part]:
         anchors = rows_at(auxiliary.vectors, job.anchors, job.device), rows_at(plm, job.anchors, job.device)
-        for block in ids.split(block_rows(job.source_rows.shape[1])):
+        for block in row_blocks(job, ids):
             vectors, rows = rows_at(auxiliary.vectors, block, job.device), rows_at(plm, block, job.device)
             begin = 0
             for support, solution in salt_coefficients(vectors, anchors[0], rows, anchors[1], **options):
@@ -86,7 +88,7 @@ def _weighted(job: Job, ids: torch.Tensor, space: torch.Tensor) -> Iterator[Bloc
 
     def found() -> Iterator[Part]:
         anchors = rows_at(space, job.anchors, job.device)
-        for block in ids.split(chunk_rows(min(cap or len(anchors), len(anchors)))):
+        for block in row_blocks(job, ids, min(cap or len(anchors), len(anchors))):
             support = sparsemax_support(rows_at(space, block, job.device), anchors, max_support=cap)
             yield Part(ids=block, support=support, coefficients=support.weights)
 
@@ -107,7 +109,7 @@ def omp(job: Job) -> Iterator[Block]:
 
     def pursued() -> Iterator[Part]:
         anchors, done = rows_at(job.plm_rows, job.anchors, job.device), 0
-        for block in ids.split(BLOCK):
+        for block in row_blocks(job, ids):
             new = rows_at(job.plm_rows, block, job.device)
             picked = pursue(new, anchors, most, progress=lambda rows, done=done: job.progress(done + rows, len(ids)))
             done += len(block)
@@ -124,7 +126,10 @@ def _applied(
 ) -> Iterator[Block]:
     """Blocks of the rows that coefficients give, and of the tokens that they give none."""
     done = 0
-    for part in found:
+    most = block_rows(job.width)
+    for part in itertools.chain.from_iterable(
+        part.split(most) for part in found
+    ):  # kept ones may be a narrower model's
         rows, head = (None if side is None else combine(part.support, part.coefficients, side).cpu() for side in sides)
         size = part.support.offsets.diff().cpu().int()
         recipe = recipe_of(job, part.support, part.coefficients)

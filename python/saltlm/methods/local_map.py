@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import BLOCK, SOLVED, Block
+from ..assemble import SOLVED, Block
 from ..ops import Support, combine, sparsemax_support, support_lstsq
-from .job import Job, chunk_rows, recipe_of, rows_at, split_by_plm_row
-from .whole import RIDGE, AffineMap, block_of, joined
+from .job import Job, recipe_of, row_blocks, rows_at, side_blocks, split_by_plm_row
+from .whole import RIDGE, AffineMap, block_of
 
 NEAREST = 256  # anchors that the rule ``nearest`` takes
 
@@ -27,14 +27,11 @@ def local_map(job: Job) -> Iterator[Block]:
     yield from without
     fitted = AffineMap.fit(job, RIDGE if config.map_ridge is None else config.map_ridge)
     plain = rows_at(job.plm_rows, job.anchors, job.device)
-    missed = torch.cat([
-        (side.double() - fitted(rows)[0].to(job.device)).float()
-        for rows, side in zip(plain.split(BLOCK), joined(job).split(BLOCK), strict=True)
-    ])  # fmt: skip
+    missed = torch.cat([(side - fitted(rows)[0].to(job.device)).float() for rows, side in side_blocks(job)])
     mean = fitted.mean.float()
     centred, ridge = plain - mean, RIDGE if config.ridge is None else config.ridge
     supports, done = Neighbours(job, plain), 0
-    for block in ids.split(chunk_rows(supports.most)):
+    for block in row_blocks(job, ids, supports.most):
         new = rows_at(job.plm_rows, block, job.device)
         support = supports(block, new)
         solution = support_lstsq(new - mean, centred, support, ridge=ridge, center=config.center)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ..align import Alignment
-from ..assemble import BLOCK, COMPOSED, Block, block_rows
+from ..assemble import COMPOSED, Block
 from ..recipe import Recipe
+from ..stored_rows import block_rows, blocks_of, gather
 from .job import Job
 
 
@@ -91,9 +92,9 @@ def subword_asymmetric(job: Job) -> Iterator[Block]:
 def _composed(job: Job, pieces: Pieces, output: Pieces, norm: float | None = None) -> Iterator[Block]:
     spelled = job.new[pieces.spelled(job.new)]
     done = 0
-    for block in np.array_split(spelled, max(1, -(-len(spelled) // block_rows(job.source_rows.shape[1])))):
+    for block in np.array_split(spelled, max(1, -(-len(spelled) // block_rows(job.width)))):
         flat = pieces.flat(block)
-        rows, head, scale = pieces.mean(block, job.source_rows[flat]), job.head.gather(flat), 1.0
+        rows, head, scale = pieces.mean(block, gather(job.source_rows, flat)), job.head.gather(flat), 1.0
         if norm is not None:
             length = rows.norm(dim=1, keepdim=True)
             scale = torch.where(length > 0, norm / length, 1.0)
@@ -113,4 +114,4 @@ def _composed(job: Job, pieces: Pieces, output: Pieces, norm: float | None = Non
 
 def _typical_norm(job: Job) -> float:
     used = torch.from_numpy(job.used)
-    return float(torch.cat([job.source_rows[part].double().norm(dim=1) for part in used.split(BLOCK)]).median())
+    return float(torch.cat([block.norm(dim=1) for block in blocks_of(job.source_rows, used)]).median())

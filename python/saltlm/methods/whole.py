@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import BLOCK, COMPOSED, SOLVED, STATUSES, Block
-from .job import Job, anchor_sides, rows_at, split_by_plm_row
+from ..assemble import COMPOSED, SOLVED, STATUSES, Block
+from ..stored_rows import block_rows
+from .job import Job, anchor_sides, row_blocks, rows_at, side_blocks, split_by_plm_row
 
 FULL_RANK, RANK_DEFICIENT = STATUSES.index("full_rank"), STATUSES.index("rank_deficient")
 
@@ -24,13 +25,12 @@ def clp(job: Job) -> Iterator[Block]:
     """
     ids, without = split_by_plm_row(job)
     yield from without
-    sides = joined(job)
-    total = torch.zeros(job.plm_rows.shape[1], sides.shape[1] + 1, dtype=torch.float64, device=job.device)
-    for part, side in zip(torch.from_numpy(job.anchors).split(BLOCK), sides.split(BLOCK), strict=True):
-        weighed = torch.cat([side.double(), torch.ones(len(side), 1, dtype=torch.float64, device=job.device)], dim=1)
-        total.addmm_(_unit(rows_at(job.plm_rows, part, job.device)).T, weighed)
+    total = torch.zeros(job.plm_rows.shape[1], job.width + 1, dtype=torch.float64, device=job.device)
+    for plm, side in side_blocks(job):
+        weighed = torch.cat([side, torch.ones(len(side), 1, dtype=torch.float64, device=job.device)], dim=1)
+        total.addmm_(_unit(plm).T, weighed)
     done = 0
-    for block in ids.split(BLOCK):
+    for block in row_blocks(job, ids):
         sums = _unit(rows_at(job.plm_rows, block, job.device)) @ total
         yield block_of(job, block, (sums[:, :-1] / sums[:, -1:]).cpu(), COMPOSED, rule="all anchors")
         done += len(block)
@@ -52,7 +52,7 @@ def _mapped(job: Job, ridge: float) -> Iterator[Block]:
     yield from without
     fitted = AffineMap.fit(job, ridge)
     done = 0
-    for block in ids.split(BLOCK):
+    for block in row_blocks(job, ids):
         rows, residual = fitted(rows_at(job.plm_rows, block, job.device))
         yield block_of(job, block, rows, SOLVED, fitted, residual)
         done += len(block)
@@ -69,7 +69,7 @@ def sava_orthogonal(job: Job) -> Iterator[Block]:
     anchors = rows_at(job.plm_rows, job.anchors, job.device)
     maps = [OrthogonalMap.fit(anchors, side) for side in anchor_sides(job) if side is not None]
     done = 0
-    for block in ids.split(BLOCK):
+    for block in row_blocks(job, ids):
         new = rows_at(job.plm_rows, block, job.device).double()
         yield block_of(job, block, torch.cat([one(new).cpu() for one in maps], dim=1), SOLVED)
         done += len(block)
@@ -95,16 +95,18 @@ class AffineMap:
     @classmethod
     def fit(cls, job: Job, ridge: float) -> AffineMap:
         """Fit the map from the job's anchors to their rows, output rows beside them."""
-        anchors, sides = rows_at(job.plm_rows, job.anchors, job.device), joined(job)
-        count, width = anchors.shape
-        mean = sum(part.double().sum(dim=0) for part in anchors.split(BLOCK)) / count
-        offset = sum(part.double().sum(dim=0) for part in sides.split(BLOCK)) / count
+        count, width = len(job.anchors), job.plm_rows.shape[1]
+        mean, offset = (torch.zeros(size, dtype=torch.float64, device=job.device) for size in (width, job.width))
+        for part, side in side_blocks(job):
+            mean += part.double().sum(dim=0)
+            offset += side.sum(dim=0)
+        mean, offset = mean / count, offset / count
         gram = torch.zeros(width, width, dtype=torch.float64, device=job.device)
-        cross = torch.zeros(width, sides.shape[1], dtype=torch.float64, device=job.device)
-        for part, side in zip(anchors.split(BLOCK), sides.split(BLOCK), strict=True):
+        cross = torch.zeros(width, job.width, dtype=torch.float64, device=job.device)
+        for part, side in side_blocks(job):
             centred = part.double() - mean
             gram.addmm_(centred.T, centred)
-            cross.addmm_(centred.T, side.double() - offset)
+            cross.addmm_(centred.T, side - offset)
         values, vectors = torch.linalg.eigh(gram)
         regularised = values.clamp_min(0) + ridge * gram.trace() / count
         # Eigenvalues are squares of singular values: rounding leaves some E eps of the largest where there is none.
@@ -140,7 +142,8 @@ class OrthogonalMap:
         source, target = _scaling(anchors), _scaling(sides)
         width = max(anchors.shape[1], sides.shape[1])
         cross = torch.zeros(width, width, dtype=torch.float64, device=anchors.device)
-        for one, other in zip(anchors.split(BLOCK), sides.split(BLOCK), strict=True):
+        rows = block_rows(width)
+        for one, other in zip(anchors.split(rows), sides.split(rows), strict=True):
             cross[: one.shape[1], : other.shape[1]].addmm_(
                 _scaled(one.double(), source).T, _scaled(other.double(), target)
             )
@@ -154,7 +157,7 @@ class OrthogonalMap:
 
 def _scaling(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean, and what to divide by for deviation 1 in each dimension and then a mean norm of 1, in float64."""
-    blocks, count = rows.split(BLOCK), len(rows)
+    blocks, count = rows.split(block_rows(rows.shape[1])), len(rows)
     mean = sum(block.double().sum(dim=0) for block in blocks) / count
     deviation = (sum((block.double() - mean).square().sum(dim=0) for block in blocks) / max(1, count - 1)).sqrt()
     deviation = torch.where(deviation > 0, deviation, 1.0)
@@ -168,11 +171,6 @@ def _scaled(rows: torch.Tensor, scaling: tuple[torch.Tensor, torch.Tensor]) -> t
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(rows.double(), dim=1)
-
-
-def joined(job: Job) -> torch.Tensor:
-    """Float32 [A, D + D']: the anchors' input rows and, where the head has its own, their output rows: both take one map."""
-    return torch.cat([side for side in anchor_sides(job) if side is not None], dim=1)
 
 
 def block_of(

@@ -9,6 +9,7 @@ import torch
 
 from ..assemble import COMPOSED, NO_VECTOR, Block
 from ..recipe import Recipe
+from ..stored_rows import gather
 from .job import Job, left, rows_at, split_by_vector
 
 NEIGHBOURS, TEMPERATURE = 10, 0.1
@@ -38,7 +39,7 @@ def wechsel(job: Job) -> Iterator[Block]:
         head = job.head.gather(source.flatten())
         yield Block(
             ids=block,
-            rows=(weight @ job.source_rows[source].double())[:, 0].float(),
+            rows=(weight @ gather(job.source_rows, source.flatten()).view(*source.shape, -1).double())[:, 0].float(),
             head=None if head is None else (weight @ head.view(*source.shape, -1).double())[:, 0].float(),
             origin=COMPOSED,
             support_size=torch.full((len(block),), source.shape[1], dtype=torch.int32),
