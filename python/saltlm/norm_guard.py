@@ -66,8 +66,12 @@ def _names(assembly: Assembly) -> list[str]:
 
 def _lengths(matrix: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
     """Float64 [n]: norms of the rows ``ids``; a bias counts as rows of one value."""
-    parts = [block.reshape(len(block), -1).norm(dim=1) for block in blocks_of(matrix, ids) if len(block)]
-    return torch.cat(parts).numpy() if parts else np.zeros(0)
+    # Filled in place: lengths that stay between the blocks would keep the room of each block from the next one.
+    lengths, begin = np.zeros(len(ids)), 0
+    for block in blocks_of(matrix, ids):
+        lengths[begin : begin + len(block)] = block.reshape(len(block), -1).norm(dim=1).numpy()
+        begin += len(block)
+    return lengths
 
 
 def _shrink(matrix: torch.Tensor, ids: torch.Tensor, factor: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from .weights import release_pages
 BLOCK = 8192
 BLOCK_BYTES = 64 << 20  # of one block of rows in float64; wide models get fewer rows a block
 # What is read of a mapped file at once. A row alone may bring a page of 2 MB along, where the system's cache is made of such.
-NEAR_BYTES, FAR_ROWS = 128 << 20, 64
+NEAR_BYTES, FAR_ROWS = 256 << 20, 128
 
 
 def block_rows(width: int) -> int:
