@@ -67,6 +67,7 @@ def test_models_lose_nothing_by_chunks(tmp_path):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+        model.double()  # or rounding in the body, where a key bias's gradients cancel, would be all that is seen
         other = copy.deepcopy(model)
         ids, places, labels = packed(model.get_input_embeddings().weight.shape[0])
         stock = model(input_ids=ids, position_ids=places, labels=labels, use_cache=False).loss
@@ -78,7 +79,7 @@ def test_models_lose_nothing_by_chunks(tmp_path):
         assert loss.item() == pytest.approx(stock.item(), rel=1e-6), kind
         for (name, expected), found in zip(model.named_parameters(), other.parameters(), strict=True):
             scale = max(float(expected.grad.abs().max()), 1e-6)
-            assert float((found.grad - expected.grad).abs().max()) < 1e-5 * scale, (kind, name)
+            assert float((found.grad - expected.grad).abs().max()) < 2e-6 * scale, (kind, name)
 
 
 def test_a_document_behind_another_is_as_if_alone(tmp_path):

@@ -35,7 +35,9 @@ def test_rows_are_the_matrixs(seed: int, block: int, count: int, dtype: torch.dt
         for chosen in (ids, ids.sort().values, ids[:0]):
             rows = gather(matrix, chosen)
             assert rows.dtype == dtype and torch.equal(rows, matrix[chosen])
-            assert torch.equal(torch.cat(list(blocks_of(matrix, chosen))), matrix[chosen].double())
+            blocks = list(blocks_of(matrix, chosen))
+            assert torch.equal(torch.cat([matrix[:0].double(), *blocks]), matrix[chosen].double())
+            assert all(len(one) for one in blocks)
 
 
 @settings(max_examples=10)

@@ -41,6 +41,6 @@ def gather(matrix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def blocks_of(matrix: torch.Tensor, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The same rows in float64, block by block."""
-    for part in ids.split(block_rows(matrix[:1].numel())):
+    """The same rows in float64, block by block; none of no ids."""
+    for part in ids.split(block_rows(matrix[:1].numel())) if len(ids) else ():
         yield gather(matrix, part).double()
