@@ -122,7 +122,11 @@ typedef __m512i Whole;
 constexpr int64_t kSide = 16, kRowsAtOnce = 8, kPanels = 3;
 inline Whole load_whole(const int16_t* p) { return _mm512_loadu_si512(p); }
 inline Whole repeat(int32_t x) { return _mm512_set1_epi32(x); }
-inline Whole add_pairs(Whole sum, Whole a, Whole b) { return _mm512_dpwssd_epi32(sum, a, b); }
+// In place by name, as below.
+inline Whole add_pairs(Whole sum, Whole a, Whole b) {
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+}
 inline void store_scaled(float* p, Whole v, float scale) {
   _mm512_storeu_ps(p, _mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_set1_ps(scale)));
 }
@@ -171,7 +175,8 @@ void product(const int16_t* rows, const int16_t* panels, int64_t count, int64_t 
           memcpy(&pair, row + (i * pairs + p) * 2, sizeof pair);
           const Whole left = repeat(pair);
           for (int64_t j = 0; j < kPanels; ++j) sums[i][j] = add_pairs(sums[i][j], left, right[j]);
-          __asm__ volatile("" ::: "memory");  // keeps the next row's load here: hoisted, the sums spill
+          // Keeps the next row's load here: hoisted, the sums spill. Of all memory it must not speak, or they are stored each time.
+          __asm__ volatile("" : "+r"(row));
         }
       }
       for (int64_t i = 0; i < kRowsAtOnce; ++i)
