@@ -39,9 +39,8 @@ def compared(
     unit = torch.nn.functional.normalize(predicted, dim=1)
     cosine = (unit * torch.nn.functional.normalize(true, dim=1)).sum(dim=1)
     rank = torch.ones(len(true), dtype=torch.int64)
-    for part in candidates.split(
-        block_rows(rows.shape[1])
-    ):  # all candidates at once would be the shared rows once more in float32
+    most = block_rows(rows.shape[1])  # all candidates at once would be the shared rows once more in float32
+    for part in candidates.split(most):
         others = torch.nn.functional.normalize(gather(rows, part).float(), dim=1)
         rank += (unit.float() @ others.T > cosine.float()[:, None] + 1e-6).sum(dim=1)
     rank[predicted.norm(dim=1) == 0] = len(candidates)  # a row of zeros is as near to one as to another

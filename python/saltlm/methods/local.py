@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -127,9 +126,8 @@ def _applied(
     """Blocks of the rows that coefficients give, and of the tokens that they give none."""
     done = 0
     most = block_rows(job.width)
-    for part in itertools.chain.from_iterable(
-        part.split(most) for part in found
-    ):  # kept ones may be a narrower model's
+    narrow = (piece for part in found for piece in part.split(most))  # kept parts may be those of a narrower model
+    for part in narrow:
         rows, head = (None if side is None else combine(part.support, part.coefficients, side).cpu() for side in sides)
         size = part.support.offsets.diff().cpu().int()
         recipe = recipe_of(job, part.support, part.coefficients)
