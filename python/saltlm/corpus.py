@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import input_error
+from .errors import InputError, input_error
 
 TEXT, LINES, PARQUET, FOLDER, DATASET = "text", "jsonl", "parquet", "dataset folder", "dataset"
 # A document is cut at a line end beyond this: a file without any blank line must not become one document.
@@ -19,7 +19,6 @@ LONGEST_DOCUMENT = 1 << 20
 # Files beyond this are told apart by their size and a sample of their bytes.
 HASHED_WHOLE = 1 << 30
 UNIT = 64  # characters: shorter lines and documents repeat by chance
-END = object()
 
 
 class Corpus:
@@ -138,15 +137,13 @@ class Corpus:
             )
         if rows.column_names is not None and self.column not in rows.column_names:
             raise self._no_column(source, ", ".join(rows.column_names))
-        texts = (row[self.column] for row in rows.select_columns([self.column]))
-        while True:
-            try:
-                text = next(texts, END)
-            except Exception as error:  # a streamed one is fetched while it is read, by whatever its loader is made of
-                raise _unread(source, error, "try again, or download it first") from error
-            if text is END:
-                return
-            yield from self._strings(source, [text])
+        try:
+            for row in rows.select_columns([self.column]):
+                yield from self._strings(source, [row[self.column]])
+        except InputError:
+            raise
+        except Exception as error:  # a streamed one is fetched while it is read, by whatever its loader is made of
+            raise _unread(source, error, "try again, or download it first") from error
 
     def _strings(self, source: str, texts: Sequence[Any]) -> Iterator[str]:
         for text in texts:

@@ -116,9 +116,15 @@ def split_by_plm_row(job: Job) -> tuple[torch.Tensor, list[Block]]:
     return torch.from_numpy(job.new[have]), [left(job.new[~have], NO_PLM_ROW)] if not have.all() else []
 
 
-def anchor_sides(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The anchors' rows in the source model, float32 [A, D], and their output rows [A, D'] where the head has its own."""
-    source = torch.from_numpy(job.alignment.source_id[job.anchors].astype(np.int64))
+def anchor_sides(job: Job, anchors: np.ndarray | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The anchors' rows in the source model, float32 [A, D], and their output rows [A, D'] where the head has its own.
+
+    Args:
+        job: whose anchors are meant.
+        anchors: some of them alone, target ids.
+    """
+    chosen = job.anchors if anchors is None else anchors
+    source = torch.from_numpy(job.alignment.source_id[chosen].astype(np.int64))
     head = job.head.gather(source)
     return gather(job.source_rows, source).to(job.device, torch.float32), None if head is None else head.to(job.device)
 
@@ -145,8 +151,5 @@ def side_blocks(job: Job) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     Whole, the latter would be the largest thing in memory.
     """
     for ids in row_blocks(job, torch.from_numpy(job.anchors)):
-        source = torch.from_numpy(job.alignment.source_id[ids.numpy()].astype(np.int64))
-        head = job.head.gather(source)
-        rows = gather(job.source_rows, source).float()
-        both = rows if head is None else torch.cat([rows, head], dim=1)
-        yield rows_at(job.plm_rows, ids, job.device), both.to(job.device).double()
+        sides = [side for side in anchor_sides(job, ids.numpy()) if side is not None]
+        yield rows_at(job.plm_rows, ids, job.device), torch.cat(sides, dim=1).double()
