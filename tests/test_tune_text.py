@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save
+from safetensors.torch import load_file, save_file
 from saltlm import tune_text
 from saltlm.adapt_config import AdaptConfig
 from saltlm.cli import main
@@ -99,11 +101,22 @@ def test_a_sample_is_of_whole_documents_in_order(documents: list[str]) -> None:
     assert min(whole, TEXT_BYTES) <= size_of(chosen) < TEXT_BYTES + 4 * LONGEST
 
 
-def test_an_option_stays_unless_another_value_gains_enough(pair, text, monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def loud(untied, tmp_path_factory) -> Path:
+    """A source model so sure of what it does not know that shorter head rows are surely better, whatever was drawn."""
+    folder = tmp_path_factory.mktemp("loud") / "source"
+    shutil.copytree(untied.source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] *= 8
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_an_option_stays_unless_another_value_gains_enough(untied, loud, text, monkeypatch) -> None:
     def tuning(gain: float):
         monkeypatch.setattr(tune_text, "GAIN", gain)
         config = TransferConfig(heldout=0.0, tune_text=str(text))
-        return transfer(pair.source, pair.target, config=config).summary["tuning"]
+        return transfer(loud, untied.target, config=config).summary["tuning"]
 
     free = tuning(0.0)
     worst, least = (choose(trial["bits_per_byte"] for trial in free["trials"]) for choose in (max, min))
