@@ -58,9 +58,22 @@ class Finder {
   // Every one of `values`, float32 or the bits of bfloat16, is within `slack` of its cosine.
   template <class T>
   void find(int64_t row, double inverse, const T* values, double slack, RowSupport& support) {
-    const SimilarityKernels& kernels = similarity_kernels();
+    settle_survivors(row, inverse, filter(values, static_cast<int64_t>(anchors_.usable.size()), slack), support);
+  }
+
+  // The same from a row of the integer product with its maxima.
+  void find_sieved(int64_t row, double inverse, const float* values, float* maxima, double slack, RowSupport& support) {
     const int64_t count = static_cast<int64_t>(anchors_.usable.size());
-    const int64_t kept = filter(values, count, slack);
+    settle_survivors(row, inverse, similarity_kernels().sieve(values, count, slack, survivors_.data(), candidates_.data(), maxima),
+                     support);
+  }
+
+  Laps* laps() const { return laps_.get(); }
+
+ private:
+  // The exact support among the `kept` first of survivors_.
+  void settle_survivors(int64_t row, double inverse, int64_t kept, RowSupport& support) {
+    const SimilarityKernels& kernels = similarity_kernels();
     lap(laps(), kFilter);
     for (int64_t k = 0; k < kept; ++k) survivors_[k] = anchors_.usable[survivors_[k]];
     kernels.cosines(rows_, row, inverse, anchors_.matrix, anchors_.inverse.data(), survivors_.data(), kept, exact_.data(),
@@ -74,9 +87,6 @@ class Finder {
     lap(laps(), kSettle);
   }
 
-  Laps* laps() const { return laps_.get(); }
-
- private:
   int64_t filter(const float* values, int64_t count, double slack) {
     return similarity_kernels().survivors(values, count, slack, survivors_.data(), candidates_.data(), maxima_.data());
   }

@@ -43,8 +43,11 @@ struct SimilarityKernels {
   // panel P / 2 (rounded up) pairs deep. errors[i] is the length of what the rounding took away.
   void (*quantize)(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end, const double* inverse, int64_t side,
                    int16_t* out, double* errors);
-  // values[r * stride + a] = product of kTile rows (side 1) with `count` anchors (side `lanes`, count a multiple of it).
-  void (*product)(const int16_t* rows, const int16_t* panels, int64_t count, int64_t pairs, float* values, int64_t stride);
+  // values[r * stride + a] = product of kTile rows (side 1) with `count` anchors (side `lanes`, count a multiple of it), and
+  // maxima[r * sifted + ...], the largest of every few of them; `sifted` is `sieve_size(count)`.
+  void (*product)(const int16_t* rows, const int16_t* panels, int64_t count, int64_t pairs, float* values, int64_t stride,
+                  float* maxima, int64_t sifted);
+  int64_t (*sieve_size)(int64_t count);
   // Directions of the same rows in bfloat16, `stride` elements apart and padded with zeros up to it; errors as above.
   void (*narrow)(const Matrix& rows, const int32_t* ids, int64_t begin, int64_t end, const double* inverse, int64_t stride,
                  uint16_t* out, double* errors);
@@ -52,7 +55,9 @@ struct SimilarityKernels {
   // its cosine. `survivors` and `candidates` hold `count` values, `maxima` count / 64 + 1. Returns how many survive.
   int64_t (*survivors)(const float* values, int64_t count, double slack, int32_t* survivors, float* candidates,
                        float* maxima);
-  // The same from values in bfloat16.
+  // The same in no order from one row of `product`, of whose values the first `count` are anchors'; `maxima` is its row.
+  int64_t (*sieve)(const float* values, int64_t count, double slack, int32_t* survivors, float* candidates, float* maxima);
+  // `survivors` from values in bfloat16.
   int64_t (*narrow_survivors)(const uint16_t* values, int64_t count, double slack, int32_t* survivors, float* candidates,
                               float* maxima);
   // cosines[i] = <row, anchors[ids[i]]> * inverse[ids[i]] * row_inverse in float64, in an order that depends on the width
@@ -103,13 +108,13 @@ struct RowKernels {
                   int64_t count, double* sums, void* out);
 };
 
-constexpr int64_t kPursuitMost = 256, kPursuitPanel = 16, kPursuitCandidates = 192;
+constexpr int64_t kPursuitMost = 256, kPursuitPanel = 32, kPursuitCandidates = 192, kPursuitGuesses = 8;
 
 struct PursuitKernels {
   // Picks of one row, at most `most` (up to kPursuitMost), and how many: -1 where float32 cannot tell how to go on. `gram` is
   // anchors x anchors, `products` holds the row's with all anchors and zeros up to a multiple of kPursuitPanel, and is
-  // used up; `square` is the row's squared norm. `scratch` holds (most + 1) x padded anchors + (most + 10) x
-  // kPursuitCandidates floats.
+  // used up; `square` is the row's squared norm. `scratch` holds (most + 1) x padded anchors + (most +
+  // kPursuitGuesses + 2) x kPursuitCandidates floats.
   int64_t (*pursue)(const float* gram, int64_t anchors, double square, int64_t most, float* products, float* scratch,
                     int32_t* picks);
 };

@@ -13,11 +13,18 @@
 namespace saltlm::cpu {
 namespace {
 
-typedef float Wide __attribute__((vector_size(32)));
-typedef int32_t WideBits __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+constexpr int kWide = 16;
+constexpr int kGuesses = 8;
+#else
+constexpr int kWide = 8;
+constexpr int kGuesses = 6;  // 6 x 2 sums, 2 loads and a factor fill the 16 registers of AVX2
+#endif
+typedef float Wide __attribute__((vector_size(kWide * 4)));
+typedef int32_t WideBits __attribute__((vector_size(kWide * 4)));
 
-constexpr int64_t kPanel = kPursuitPanel;  // anchors whose columns lie together: two vectors
-constexpr int kGuesses = 6;                // 6 x 2 sums, 2 loads and a factor fill the 16 registers of AVX2
+constexpr int64_t kPanel = 2 * kWide;  // anchors whose columns lie together
+static_assert(kPursuitPanel % kPanel == 0 && kGuesses <= kPursuitGuesses);
 constexpr int64_t kCandidates = kPursuitCandidates;
 // An anchor is a candidate if its product is at least this share of the largest; the next ones if those are too many.
 constexpr float kShares[] = {0.55f, 0.7f, 0.85f, 1.0f};
@@ -27,18 +34,18 @@ constexpr double kLeft = 1e-5;
 // Products that differ by less are equal to rounding, and either may be picked.
 constexpr float kEqual = 1 + 1e-5f;
 
-inline Wide load8(const float* p) {
+inline Wide load(const float* p) {
   Wide v;
   memcpy(&v, p, sizeof v);
   return v;
 }
-inline void store8(float* p, Wide v) { memcpy(p, &v, sizeof v); }
+inline void store(float* p, Wide v) { memcpy(p, &v, sizeof v); }
 inline Wide magnitude(Wide v) { return (Wide)((WideBits)v & 0x7fffffff); }
 inline Wide larger(Wide a, Wide b) { return a > b ? a : b; }
 inline float magnitude(float x) { return x < 0 ? -x : x; }
 inline float largest(Wide v) {
   float m = v[0];
-  for (int i = 1; i < 8; ++i) m = v[i] > m ? v[i] : m;
+  for (int i = 1; i < kWide; ++i) m = v[i] > m ? v[i] : m;
   return m;
 }
 
@@ -61,23 +68,23 @@ void sweep(const Guess& guess, int64_t anchors, int64_t most, int64_t k, const f
     float* panel = columns + at * most;
     Wide low[W], high[W];
     if (at + kPanel <= anchors) {
-      for (int s = 0; s < W; ++s) low[s] = load8(guess.gram[s] + at), high[s] = load8(guess.gram[s] + at + 8);
+      for (int s = 0; s < W; ++s) low[s] = load(guess.gram[s] + at), high[s] = load(guess.gram[s] + at + kWide);
     } else {
       for (int s = 0; s < W; ++s) {
         float tail[kPanel] = {};
         memcpy(tail, guess.gram[s] + at, static_cast<size_t>(anchors - at) * sizeof(float));
-        low[s] = load8(tail), high[s] = load8(tail + 8);
+        low[s] = load(tail), high[s] = load(tail + kWide);
       }
     }
     for (int64_t i = 0; i < k; ++i) {
-      const Wide left = load8(panel + i * kPanel), right = load8(panel + i * kPanel + 8);
+      const Wide left = load(panel + i * kPanel), right = load(panel + i * kPanel + kWide);
       for (int s = 0; s < W; ++s) {
         const float h = guess.earlier[i * kGuesses + s];
         low[s] -= h * left;
         high[s] -= h * right;
       }
     }
-    Wide p0 = load8(products + at), p1 = load8(products + at + 8);
+    Wide p0 = load(products + at), p1 = load(products + at + kWide);
     for (int s = 0; s < W; ++s) {
       for (int r = 0; r < s; ++r) {
         low[s] -= guess.inside[s][r] * low[r];
@@ -85,30 +92,36 @@ void sweep(const Guess& guess, int64_t anchors, int64_t most, int64_t k, const f
       }
       low[s] *= guess.inverse[s];
       high[s] *= guess.inverse[s];
-      store8(panel + (k + s) * kPanel, low[s]);
-      store8(panel + (k + s) * kPanel + 8, high[s]);
+      store(panel + (k + s) * kPanel, low[s]);
+      store(panel + (k + s) * kPanel + kWide, high[s]);
       p0 -= guess.step[s] * low[s];
       p1 -= guess.step[s] * high[s];
       best[s] = larger(best[s], larger(magnitude(p0), magnitude(p1)));
     }
-    store8(after + at, p0);
-    store8(after + at + 8, p1);
+    store(after + at, p0);
+    store(after + at + kWide, p1);
   }
   for (int s = 0; s < W; ++s) seen[s] = largest(best[s]);
 }
 
 using Sweep = void (*)(const Guess&, int64_t, int64_t, int64_t, const float*, float*, float*, float*);
-constexpr Sweep kSweeps[] = {nullptr, sweep<1>, sweep<2>, sweep<3>, sweep<4>, sweep<5>, sweep<6>};
+constexpr Sweep kSweeps[] = {nullptr, sweep<1>, sweep<2>, sweep<3>, sweep<4>, sweep<5>, sweep<6>,
+#if defined(__AVX512F__)
+                            sweep<7>, sweep<8>,
+#endif
+};
+static_assert(sizeof kSweeps / sizeof *kSweeps == kGuesses + 1);
 
 // Anchors whose product reaches `least`, ascending, at most kCandidates; returns how many there are, one more for too many.
 int64_t collect(const float* products, int64_t padded, float least, int32_t* ids) {
   int64_t count = 0;
-  for (int64_t at = 0; at < padded; at += 8) {
-    const WideBits reach = magnitude(load8(products + at)) >= least - Wide{};
-    int64_t any[4];
-    memcpy(any, &reach, sizeof any);
-    if ((any[0] | any[1] | any[2] | any[3]) == 0) continue;
-    for (int64_t lane = 0; lane < 8; ++lane)
+  for (int64_t at = 0; at < padded; at += kWide) {
+    const WideBits reach = magnitude(load(products + at)) >= least - Wide{};
+    int64_t parts[kWide / 2], any = 0;
+    memcpy(parts, &reach, sizeof parts);
+    for (const int64_t part : parts) any |= part;
+    if (any == 0) continue;
+    for (int64_t lane = 0; lane < kWide; ++lane)
       if (reach[lane]) {
         if (count == kCandidates) return count + 1;
         ids[count++] = static_cast<int32_t>(at + lane);
@@ -192,10 +205,10 @@ int64_t pursue(const float* gram, int64_t anchors, double square, int64_t most, 
       memcpy(products, after, static_cast<size_t>(padded) * sizeof(float));
     } else {
       for (int64_t at = 0; at < padded; at += kPanel)
-        for (int64_t lane = 0; lane < kPanel; lane += 8) {
-          Wide p = load8(products + at + lane);
-          for (int s = 0; s < right; ++s) p -= guess.step[s] * load8(columns + at * most + (k + s) * kPanel + lane);
-          store8(products + at + lane, p);
+        for (int64_t lane = 0; lane < kPanel; lane += kWide) {
+          Wide p = load(products + at + lane);
+          for (int s = 0; s < right; ++s) p -= guess.step[s] * load(columns + at * most + (k + s) * kPanel + lane);
+          store(products + at + lane, p);
         }
       for (int s = right; s < guessed; ++s) rest += static_cast<double>(guess.step[s]) * guess.step[s];
     }

@@ -36,9 +36,14 @@ void combine_as(const void* data, int64_t width, const int32_t* ids, const doubl
     const T *a = rows + ids[k] * width, *b = rows + ids[k + 1] * width, *c = rows + ids[k + 2] * width,
             *d = rows + ids[k + 3] * width;
     const double f0 = coefficients[k], f1 = coefficients[k + 1], f2 = coefficients[k + 2], f3 = coefficients[k + 3];
+    // The next four rows lie anywhere: they are asked for while these are added.
+    const T* next[4];
+    for (int64_t u = 0; u < 4; ++u) next[u] = rows + ids[k + 4 + u < count ? k + 4 + u : k] * width;
     int64_t e = 0;
-    for (; e + kLanes <= width; e += kLanes)
+    for (; e + kLanes <= width; e += kLanes) {
+      for (int64_t u = 0; u < 4; ++u) __builtin_prefetch(next[u] + e);
       store(sums + e, load(sums + e) + f0 * load(a + e) + f1 * load(b + e) + f2 * load(c + e) + f3 * load(d + e));
+    }
     for (; e < width; ++e) sums[e] = sums[e] + f0 * value(a[e]) + f1 * value(b[e]) + f2 * value(c[e]) + f3 * value(d[e]);
   }
   for (; k < count; ++k) axpy(coefficients[k], rows + ids[k] * width, sums, width);

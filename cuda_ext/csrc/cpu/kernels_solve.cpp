@@ -1,5 +1,6 @@
 // One row's least squares (see kernels.h and ../solve.h). The fast path factorises the Gram matrix of the smaller side and
 // refines with residuals taken from the rows themselves; when its checks fail, the careful path of ../solve.h decides.
+// Rows of float32 get a Gram matrix in float32 first: where the refinement converges from it, it ends at the same solution.
 //
 //   wide, K <= E:  c = (P P^T + lambda)^-1 P e       tall, K > E:  c = P (P^T P + lambda)^-1 e
 //
@@ -11,6 +12,7 @@
 #include "../solve.h"
 #include "dense.h"
 #include "kernels.h"
+#include "narrow.h"
 
 namespace saltlm::cpu {
 namespace {
@@ -18,6 +20,9 @@ namespace {
 constexpr double kEpsilon = 2.220446049250313e-16, kPivot = 1e-8, kNormRatio = 1e-6, kIllCondition = 1e4;
 constexpr double kFirstCorrection = 1e-4, kConverged = 1e-10, kNoise = 1e-14, kSafePivot = 1e-5;
 constexpr int kRefinements = 4;
+// Of a Gram matrix in float32: pivots that its rounding cannot have made, and how slowly its refinement may converge.
+constexpr double kNarrowPivot = 1e-4, kNarrowCorrection = 1e-2;
+constexpr int kNarrowRefinements = 6;
 constexpr int64_t kBlock = 128, kBlockStride = kBlock + kPad;  // the odd stride keeps columns out of one cache set
 enum : uint8_t { kFull, kIll, kDeficient, kNone, kNotFinite };
 
@@ -75,7 +80,7 @@ struct Problem {
 
 // Columns of G scaled to a unit diagonal, factorised. `scaling` gets 1 / sqrt(diagonal), `size` real columns.
 template <class T>
-bool prepare(const Problem<T>& p, Factor& f, int64_t size, double* scaling) {
+bool prepare(const Problem<T>& p, Factor& f, int64_t size, double* scaling, double least_pivot) {
   double largest = 0, smallest = 0;
   for (int64_t i = 0; i < size; ++i) {
     const double d = f.matrix[i * f.ld + i] + p.ridge;
@@ -93,7 +98,7 @@ bool prepare(const Problem<T>& p, Factor& f, int64_t size, double* scaling) {
     clear(f.matrix + i * f.ld, i);
     f.matrix[i * f.ld + i] = scaling[i] = 1;
   }
-  return factorize(f, kPivot);
+  return factorize(f, least_pivot);
 }
 
 inline void solve_scaled(const Factor& f, const double* scaling, double* x) {
@@ -161,8 +166,129 @@ void careful(Problem<T>& p, double* X, int64_t n, int64_t len, int64_t ld, bool 
 
 inline int64_t careful_doubles(int64_t n, int64_t len) { return 7 * n + (n > len ? n : len) + n * n + 8; }
 
+// The same for a step from a Gram matrix in float32, after one of size `before`: their ratio tells what is left.
+inline int judge_narrow(int round, double step, double before, double size, double noise) {
+  if (!(step <= kNarrowCorrection * before + noise)) return -1;
+  if (step * step <= kConverged * size * before + noise * before) return 1;
+  return round + 1 == kNarrowRefinements ? -1 : 0;
+}
+
+// What takes the first axis out of the centred rows: row k of the reflected ones is row k + 1 plus this.
+template <class T>
+void reflection(const Problem<T>& p, double* shift) {
+  const double factor = 1 / (__builtin_sqrt(static_cast<double>(p.count)) - 1);
+  const T* first = p.anchor(0);
+  for (int64_t e = 0; e < p.width; ++e) shift[e] = (first[e] * p.scale - p.mean[e]) * factor - p.mean[e];
+}
+
+// The coefficients of the `m` reflected rows are those of the rows themselves, or become them.
+template <class T>
+void unreflect(Problem<T>& p, const double* c, int64_t m) {
+  if (!p.input.center) {
+    memcpy(p.c, c, static_cast<size_t>(m) * sizeof(double));
+    return;
+  }
+  double sum = 0;
+  for (int64_t k = 0; k < m; ++k) sum += c[k];
+  const double root = __builtin_sqrt(static_cast<double>(p.count));
+  p.c[0] = sum / root;
+  for (int64_t k = 0; k < m; ++k) p.c[k + 1] = c[k] - sum / (root * (root - 1));
+}
+
+// Solves with the Gram matrix of rows X (of `ld` numbers, each plus `shift` where there is one) in `f`, and refines until the
+// steps say that it is right; false where they do not.
+template <class T, class X>
+bool refine(Problem<T>& p, const Factor& f, const X* rows, int64_t ld, int64_t m, const double* shift,
+            const double* scaling, double* c, double* step) {
+  constexpr bool narrow = sizeof(X) == sizeof(float);
+  const auto products = [&](const double* y, double* out) {
+    multiply(rows, ld, p.span, f.n, y, out);
+    if (shift == nullptr) return;
+    const double more = dot(shift, y, p.span);
+    for (int64_t k = 0; k < m; ++k) out[k] += more;
+  };
+  products(p.wanted, c);
+  solve_scaled(f, scaling, c);
+  const double noise = kNoise * __builtin_sqrt(dot(p.wanted, p.wanted, p.span));
+  double before = scaled_norm(c, scaling, m);
+  for (int round = 0;; ++round) {
+    memcpy(p.rest, p.wanted, static_cast<size_t>(p.span) * sizeof(double));
+    add_rows(rows, ld, p.span, c, m, -1, p.rest);
+    if (shift != nullptr) {
+      double sum = 0;
+      for (int64_t k = 0; k < m; ++k) sum += c[k];
+      axpy(-sum, shift, p.rest, p.span);
+    }
+    products(p.rest, step);
+    if (p.ridge > 0) axpy(-p.ridge, c, step, f.n);
+    solve_scaled(f, scaling, step);
+    const double moved = scaled_norm(step, scaling, m), size = scaled_norm(c, scaling, m);
+    const int verdict = narrow ? judge_narrow(round, moved, before, size, noise) : judge(round, moved, size, noise);
+    if (verdict < 0) return false;
+    axpy(1, step, c, f.n);
+    if (verdict > 0) return true;
+    before = moved;
+  }
+}
+
+// The wide case from a Gram matrix in float32; false where that is not enough, and nothing is settled.
+bool solve_wide_narrow(Problem<float>& p) {
+  const int64_t skip = p.input.center ? 1 : 0, m = p.count - skip, n = padded(m),
+                ld = (p.width + kNarrow - 1) / kNarrow * kNarrow, half = n * ld / 2;
+  double* work = reserve(p.arena, 1, (1 + skip) * half + n * n + n * kPanel + 3 * n + p.span);
+  if (work == nullptr) {
+    p.result.out_of_memory = true;
+    return true;
+  }
+  float *rows = reinterpret_cast<float*>(work), *reflected = reinterpret_cast<float*>(work + skip * half);
+  Factor f{work + (1 + skip) * half, nullptr, n, n, 1};
+  f.inverse = f.matrix + n * n;
+  double *scaling = f.inverse + n * kPanel, *c = scaling + n, *step = c + n, *shift = skip ? step + n : nullptr;
+  if (skip) {
+    reflection(p, shift);
+    clear(shift + p.width, p.span - p.width);
+  }
+  for (int64_t k = 0; k < n; ++k) {
+    float* row = rows + k * ld;
+    const int64_t some = k < m ? p.width : 0;
+    if (k + 2 < m)  // rows lie anywhere in memory
+      for (int64_t e = 0; e < p.width; e += 16) __builtin_prefetch(p.anchor(k + skip + 2) + e);
+    if (k < m) memcpy(row, p.anchor(k + skip), static_cast<size_t>(some) * sizeof(float));
+    memset(row + some, 0, static_cast<size_t>(ld - some) * sizeof(float));
+    if (!skip) continue;
+    float* other = reflected + k * ld;
+    for (int64_t e = 0; e < some; ++e) other[e] = static_cast<float>(row[e] + shift[e]);
+    memset(other + some, 0, static_cast<size_t>(ld - some) * sizeof(float));
+  }
+  lap(p.arena.laps, kGather);
+  narrow_products(reflected, n, ld, ld, f.matrix, n);
+  if (p.input.ridge > 0) {  // it is part of the solution, so float32 will not do
+    double trace = 0;
+    for (int64_t k = 0; k < m; ++k) {
+      const float* row = rows + k * ld;
+      trace += dot(row, row, p.width);
+      if (skip) trace += 2 * dot(row, shift, p.width);
+    }
+    if (skip) trace += static_cast<double>(m) * dot(shift, shift, p.width);
+    p.ridge = p.input.ridge * trace / static_cast<double>(p.count);
+  }
+  lap(p.arena.laps, kGram);
+  const bool factorized = prepare(p, f, m, scaling, kNarrowPivot);
+  lap(p.arena.laps, kFactor);
+  const bool accepted = factorized && refine(p, f, rows, ld, m, shift, scaling, c, step);
+  if (accepted) {
+    p.result.rank = static_cast<int32_t>(m);
+    p.result.status = kFull;  // such pivots leave no doubt
+    unreflect(p, c, m);
+  }
+  lap(p.arena.laps, kSolve);
+  return accepted;
+}
+bool solve_wide_narrow(Problem<double>&) { return false; }
+
 template <class T>
 void solve_wide(Problem<T>& p) {
+  if (solve_wide_narrow(p)) return;
   const int64_t skip = p.input.center ? 1 : 0, m = p.count - skip, n = padded(m), span = p.span;
   // Region 0 already holds the vectors; everything of this size comes from region 1.
   double* X = reserve(p.arena, 1, n * span + n * n + n * kPanel + 6 * n + careful_doubles(m, p.width));
@@ -178,10 +304,8 @@ void solve_wide(Problem<T>& p) {
   double* work = step + 4 * n;
 
   if (skip) {
-    const double factor = 1 / (__builtin_sqrt(static_cast<double>(p.count)) - 1);
-    const T* first = p.anchor(0);
     double* shift = p.rest;
-    for (int64_t e = 0; e < p.width; ++e) shift[e] = (first[e] * p.scale - p.mean[e]) * factor - p.mean[e];
+    reflection(p, shift);
     for (int64_t k = 0; k < m; ++k) {
       const T* source = p.anchor(k + 1);
       double* row = X + k * span;
@@ -205,41 +329,16 @@ void solve_wide(Problem<T>& p) {
   p.ridge = p.input.ridge * trace / static_cast<double>(p.count);
   lap(p.arena.laps, kGram);
 
-  bool accepted = prepare(p, f, m, scaling);
+  const bool factorized = prepare(p, f, m, scaling, kPivot);
   lap(p.arena.laps, kFactor);
-  if (accepted) {
-    multiply(X, span, span, n, p.wanted, c);
-    solve_scaled(f, scaling, c);
-    const double noise = kNoise * __builtin_sqrt(dot(p.wanted, p.wanted, span));
-    for (int round = 0;; ++round) {
-      memcpy(p.rest, p.wanted, static_cast<size_t>(span) * sizeof(double));
-      add_rows(X, span, span, c, m, -1, p.rest);
-      multiply(X, span, span, n, p.rest, step);
-      if (p.ridge > 0) axpy(-p.ridge, c, step, n);
-      solve_scaled(f, scaling, step);
-      const int verdict = judge(round, scaled_norm(step, scaling, m), scaled_norm(c, scaling, m), noise);
-      if (verdict < 0) accepted = false;
-      if (verdict < 0) break;
-      axpy(1, step, c, n);
-      if (verdict > 0) break;
-    }
-  }
-  if (accepted) {
+  if (factorized && refine(p, f, X, span, m, nullptr, scaling, c, step)) {
     p.result.rank = static_cast<int32_t>(m);
     p.result.status = grade(f, m, scaling, step, step + n, step + 2 * n);
   } else {
     careful(p, X, m, p.width, span, true, work, c);
   }
   lap(p.arena.laps, kSolve);
-  if (!skip) {
-    memcpy(p.c, c, static_cast<size_t>(m) * sizeof(double));
-    return;
-  }
-  double sum = 0;
-  for (int64_t k = 0; k < m; ++k) sum += c[k];
-  const double root = __builtin_sqrt(static_cast<double>(p.count));
-  p.c[0] = sum / root;
-  for (int64_t k = 0; k < m; ++k) p.c[k + 1] = c[k] - sum / (root * (root - 1));
+  unreflect(p, c, m);
 }
 
 // Rows ids[begin ..] (or begin .. themselves without ids), less the mean, as the columns of a block E x kBlock.
@@ -299,7 +398,7 @@ bool solve_tall_with(Problem<T>& p, Factor& f, double* vectors) {
   for (int64_t i = 0; i < p.width; ++i) trace += f.matrix[i * n + i];
   p.ridge = p.input.ridge * trace / static_cast<double>(p.count);
   lap(p.arena.laps, kGram);
-  const bool factorized = prepare(p, f, p.width, scaling);
+  const bool factorized = prepare(p, f, p.width, scaling, kPivot);
   lap(p.arena.laps, kFactor);
   if (!factorized) return false;
   clear(y, n);

@@ -118,7 +118,7 @@ Tensor combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficie
   const bool narrow = anchor_lm.scalar_type() == ScalarType::BFloat16;
   const Tensor source = narrow ? torch::stable::contiguous(anchor_lm) : prepared(anchor_lm);
   const bool wide = source.scalar_type() == ScalarType::Double;
-  Tensor out = zeros_on(anchor_lm, {N, D}, wide ? ScalarType::Double : ScalarType::Float);
+  Tensor out = empty_on(anchor_lm, {N, D}, wide ? ScalarType::Double : ScalarType::Float);
   if (N == 0 || D == 0) return out;
   char* out_data = static_cast<char*>(out.mutable_data_ptr());
   const void* data = source.const_data_ptr();

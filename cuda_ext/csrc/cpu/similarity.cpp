@@ -35,7 +35,7 @@ Tensor tamed(const Tensor& rows) {
 void find_by_integers(const Matrix& rows, const Anchors& anchors, int64_t most, std::vector<RowSupport>& found) {
   const SimilarityKernels& kernels = similarity_kernels();
   const int64_t count = static_cast<int64_t>(anchors.usable.size()), pairs = (rows.width + 1) / 2, lanes = kernels.lanes;
-  const int64_t padded = (count + lanes - 1) / lanes * lanes;
+  const int64_t padded = (count + lanes - 1) / lanes * lanes, sifted = kernels.sieve_size(padded);
   std::vector<int16_t> panels(static_cast<size_t>(padded * pairs * 2), 0);
   std::vector<double> errors(static_cast<size_t>(count));
   for_rows((count + lanes - 1) / lanes, 16, "sparsemax_support", [&] {
@@ -49,7 +49,8 @@ void find_by_integers(const Matrix& rows, const Anchors& anchors, int64_t most, 
   const double anchor_error = *std::max_element(errors.begin(), errors.end());
   for_rows((rows.rows + kTile - 1) / kTile, 1, "sparsemax_support", [&] {
     return [&, finder = Finder(rows, anchors, most), tile = std::vector<int16_t>(static_cast<size_t>(kTile * pairs * 2), 0),
-            values = std::vector<float>(static_cast<size_t>(kTile * padded))](int64_t begin, int64_t end) mutable {
+            values = std::vector<float>(static_cast<size_t>(kTile * padded)),
+            maxima = std::vector<float>(static_cast<size_t>(kTile * sifted))](int64_t begin, int64_t end) mutable {
       for (int64_t first = begin * kTile; first < std::min(end * kTile, rows.rows); first += kTile) {
         const int64_t some = std::min(kTile, rows.rows - first);
         double inverse[kTile], error[kTile];
@@ -58,13 +59,14 @@ void find_by_integers(const Matrix& rows, const Anchors& anchors, int64_t most, 
         kernels.measure(part, 0, some, inverse, nullptr);
         kernels.quantize(part, nullptr, 0, some, inverse, 1, tile.data(), error);
         lap(finder.laps(), kPrepare);
-        kernels.product(tile.data(), panels.data(), padded, pairs, values.data(), padded);
+        kernels.product(tile.data(), panels.data(), padded, pairs, values.data(), padded, maxima.data(), sifted);
         lap(finder.laps(), kProduct);
         for (int64_t i = 0; i < some; ++i) {
           if (inverse[i] == 0) continue;
           // What each side's rounding took away, and 1e-6 for float64's and float32's roundings on the way.
           const double slack = error[i] + (1 + error[i]) * anchor_error + 1e-6;
-          finder.find(first + i, inverse[i], values.data() + i * padded, slack, found[first + i]);
+          finder.find_sieved(first + i, inverse[i], values.data() + i * padded, maxima.data() + i * sifted, slack,
+                             found[first + i]);
         }
       }
       return true;
