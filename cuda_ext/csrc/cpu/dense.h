@@ -124,11 +124,10 @@ void solve(const Factor& f, double* x) {
 }
 
 // y += sum_k factor_k row_k over `count` rows in their order, four at a time; n a multiple of kLanes.
-template <class X>
-void add_rows(const X* rows, int64_t ld, int64_t n, const double* factors, int64_t count, double sign, double* y) {
+void add_rows(const double* rows, int64_t ld, int64_t n, const double* factors, int64_t count, double sign, double* y) {
   int64_t k = 0;
   for (; k + 4 <= count; k += 4) {
-    const X* row = rows + k * ld;
+    const double* row = rows + k * ld;
     const double f0 = sign * factors[k], f1 = sign * factors[k + 1], f2 = sign * factors[k + 2], f3 = sign * factors[k + 3];
     for (int64_t e = 0; e < n; e += kLanes)
       store(y + e, load(y + e) + f0 * load(row + e) + f1 * load(row + ld + e) + f2 * load(row + 2 * ld + e) +
@@ -138,8 +137,7 @@ void add_rows(const X* rows, int64_t ld, int64_t n, const double* factors, int64
 }
 
 // out_k = <row_k, y> for `count` rows, a multiple of 4.
-template <class X>
-void multiply(const X* rows, int64_t ld, int64_t n, int64_t count, const double* y, double* out) {
+void multiply(const double* rows, int64_t ld, int64_t n, int64_t count, const double* y, double* out) {
   for (int64_t k = 0; k < count; k += 4) {
     double sums[4][1];
     dots<4, 1>(rows + k * ld, ld, y, 0, n, sums);

@@ -74,6 +74,7 @@ struct Problem {
   double* rest;    // span: e - c P
   double* c;       // count + 8
   LstsqRow result;
+  bool explained = false;  // `rest` is final
 
   const T* anchor(int64_t k) const { return static_cast<const T*>(input.anchors.data) + ids[k] * width; }
 };
@@ -195,103 +196,64 @@ void unreflect(Problem<T>& p, const double* c, int64_t m) {
   for (int64_t k = 0; k < m; ++k) p.c[k + 1] = c[k] - sum / (root * (root - 1));
 }
 
-// Solves with the Gram matrix of rows X (of `ld` numbers, each plus `shift` where there is one) in `f`, and refines until the
-// steps say that it is right; false where they do not.
-template <class T, class X>
-bool refine(Problem<T>& p, const Factor& f, const X* rows, int64_t ld, int64_t m, const double* shift,
-            const double* scaling, double* c, double* step) {
-  constexpr bool narrow = sizeof(X) == sizeof(float);
-  const auto products = [&](const double* y, double* out) {
-    multiply(rows, ld, p.span, f.n, y, out);
-    if (shift == nullptr) return;
-    const double more = dot(shift, y, p.span);
-    for (int64_t k = 0; k < m; ++k) out[k] += more;
-  };
-  products(p.wanted, c);
-  solve_scaled(f, scaling, c);
+// Goes on from c, a solution by the Gram matrix of rows X (`span` numbers each) in `f`, until the steps say that it is right;
+// false where they do not. Leaves in `rest` what of the row is not explained.
+template <class T>
+bool refine(Problem<T>& p, const Factor& f, const double* X, int64_t m, const double* scaling, double* c, double* step,
+            bool narrow) {
   const double noise = kNoise * __builtin_sqrt(dot(p.wanted, p.wanted, p.span));
   double before = scaled_norm(c, scaling, m);
   for (int round = 0;; ++round) {
     memcpy(p.rest, p.wanted, static_cast<size_t>(p.span) * sizeof(double));
-    add_rows(rows, ld, p.span, c, m, -1, p.rest);
-    if (shift != nullptr) {
-      double sum = 0;
-      for (int64_t k = 0; k < m; ++k) sum += c[k];
-      axpy(-sum, shift, p.rest, p.span);
-    }
-    products(p.rest, step);
+    add_rows(X, p.span, p.span, c, m, -1, p.rest);
+    multiply(X, p.span, p.span, f.n, p.rest, step);
     if (p.ridge > 0) axpy(-p.ridge, c, step, f.n);
     solve_scaled(f, scaling, step);
     const double moved = scaled_norm(step, scaling, m), size = scaled_norm(c, scaling, m);
     const int verdict = narrow ? judge_narrow(round, moved, before, size, noise) : judge(round, moved, size, noise);
     if (verdict < 0) return false;
     axpy(1, step, c, f.n);
-    if (verdict > 0) return true;
+    if (verdict > 0) break;
     before = moved;
   }
+  add_rows(X, p.span, p.span, step, m, -1, p.rest);
+  p.explained = true;
+  return true;
 }
 
-// The wide case from a Gram matrix in float32; false where that is not enough, and nothing is settled.
-bool solve_wide_narrow(Problem<float>& p) {
-  const int64_t skip = p.input.center ? 1 : 0, m = p.count - skip, n = padded(m),
-                ld = (p.width + kNarrow - 1) / kNarrow * kNarrow, half = n * ld / 2;
-  double* work = reserve(p.arena, 1, (1 + skip) * half + n * n + n * kPanel + 3 * n + p.span);
-  if (work == nullptr) {
-    p.result.out_of_memory = true;
-    return true;
-  }
-  float *rows = reinterpret_cast<float*>(work), *reflected = reinterpret_cast<float*>(work + skip * half);
-  Factor f{work + (1 + skip) * half, nullptr, n, n, 1};
-  f.inverse = f.matrix + n * n;
-  double *scaling = f.inverse + n * kPanel, *c = scaling + n, *step = c + n, *shift = skip ? step + n : nullptr;
-  if (skip) {
-    reflection(p, shift);
-    clear(shift + p.width, p.span - p.width);
-  }
-  for (int64_t k = 0; k < n; ++k) {
-    float* row = rows + k * ld;
-    const int64_t some = k < m ? p.width : 0;
+// The rows of the wide case (n of `span` numbers, those from m on zeros), and the same in float32 where asked for.
+template <class T>
+void gather_wide(const Problem<T>& p, double* X, float* narrow, int64_t ld) {
+  const int64_t skip = p.input.center ? 1 : 0, m = p.count - skip, n = padded(m);
+  double* shift = p.rest;
+  if (skip) reflection(p, shift);
+  for (int64_t k = 0; k < m; ++k) {
+    const T* source = p.anchor(k + skip);
+    double* row = X + k * p.span;
     if (k + 2 < m)  // rows lie anywhere in memory
-      for (int64_t e = 0; e < p.width; e += 16) __builtin_prefetch(p.anchor(k + skip + 2) + e);
-    if (k < m) memcpy(row, p.anchor(k + skip), static_cast<size_t>(some) * sizeof(float));
-    memset(row + some, 0, static_cast<size_t>(ld - some) * sizeof(float));
-    if (!skip) continue;
-    float* other = reflected + k * ld;
-    for (int64_t e = 0; e < some; ++e) other[e] = static_cast<float>(row[e] + shift[e]);
-    memset(other + some, 0, static_cast<size_t>(ld - some) * sizeof(float));
-  }
-  lap(p.arena.laps, kGather);
-  narrow_products(reflected, n, ld, ld, f.matrix, n);
-  if (p.input.ridge > 0) {  // it is part of the solution, so float32 will not do
-    double trace = 0;
-    for (int64_t k = 0; k < m; ++k) {
-      const float* row = rows + k * ld;
-      trace += dot(row, row, p.width);
-      if (skip) trace += 2 * dot(row, shift, p.width);
+      for (int64_t e = 0; e < p.width; e += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p.anchor(k + skip + 2) + e);
+    if (skip) {
+      for (int64_t e = 0; e < p.width; ++e) row[e] = source[e] * p.scale + shift[e];
+    } else {
+      for (int64_t e = 0; e < p.width; ++e) row[e] = source[e] * p.scale;
     }
-    if (skip) trace += static_cast<double>(m) * dot(shift, shift, p.width);
-    p.ridge = p.input.ridge * trace / static_cast<double>(p.count);
+    clear(row + p.width, p.span - p.width);
+    if (narrow == nullptr) continue;
+    float* other = narrow + k * ld;
+    for (int64_t e = 0; e < p.width; ++e) other[e] = static_cast<float>(row[e]);
+    memset(other + p.width, 0, static_cast<size_t>(ld - p.width) * sizeof(float));
   }
-  lap(p.arena.laps, kGram);
-  const bool factorized = prepare(p, f, m, scaling, kNarrowPivot);
-  lap(p.arena.laps, kFactor);
-  const bool accepted = factorized && refine(p, f, rows, ld, m, shift, scaling, c, step);
-  if (accepted) {
-    p.result.rank = static_cast<int32_t>(m);
-    p.result.status = kFull;  // such pivots leave no doubt
-    unreflect(p, c, m);
-  }
-  lap(p.arena.laps, kSolve);
-  return accepted;
+  clear(X + m * p.span, (n - m) * p.span);
+  if (narrow != nullptr) memset(narrow + m * ld, 0, static_cast<size_t>((n - m) * ld) * sizeof(float));
 }
-bool solve_wide_narrow(Problem<double>&) { return false; }
 
 template <class T>
 void solve_wide(Problem<T>& p) {
-  if (solve_wide_narrow(p)) return;
-  const int64_t skip = p.input.center ? 1 : 0, m = p.count - skip, n = padded(m), span = p.span;
+  const int64_t m = p.count - (p.input.center ? 1 : 0), n = padded(m), span = p.span;
+  const bool narrow = sizeof(T) == sizeof(float);
+  const int64_t ld = (p.width + kNarrow - 1) / kNarrow * kNarrow, floats = narrow ? (n + 1) * ld / 2 + 8 : 0;
   // Region 0 already holds the vectors; everything of this size comes from region 1.
-  double* X = reserve(p.arena, 1, n * span + n * n + n * kPanel + 6 * n + careful_doubles(m, p.width));
+  double* X = reserve(p.arena, 1, n * span + n * n + n * kPanel + 6 * n + floats + careful_doubles(m, p.width));
   if (X == nullptr) {
     p.result.out_of_memory = true;
     return;
@@ -302,36 +264,35 @@ void solve_wide(Problem<T>& p) {
   double* c = scaling + n;
   double* step = c + n;
   double* work = step + 4 * n;
-
-  if (skip) {
-    double* shift = p.rest;
-    reflection(p, shift);
-    for (int64_t k = 0; k < m; ++k) {
-      const T* source = p.anchor(k + 1);
-      double* row = X + k * span;
-      for (int64_t e = 0; e < p.width; ++e) row[e] = source[e] * p.scale + shift[e];
-    }
-  } else {
-    for (int64_t k = 0; k < m; ++k) {
-      const T* source = p.anchor(k);
-      double* row = X + k * span;
-      if (k + 2 < m) __builtin_prefetch(p.anchor(k + 2));
-      for (int64_t e = 0; e < p.width; ++e) row[e] = source[e] * p.scale;
-    }
-  }
-  for (int64_t k = 0; k < m; ++k) clear(X + k * span + p.width, span - p.width);
-  clear(X + m * span, (n - m) * span);
+  float* rows = narrow ? reinterpret_cast<float*>(work) : nullptr;
+  gather_wide(p, X, rows, ld);
   lap(p.arena.laps, kGather);
-  clear(f.matrix, n * n);
-  add_products(X, n, span, span, f.matrix, n);
-  double trace = 0;
-  for (int64_t i = 0; i < m; ++i) trace += f.matrix[i * n + i];
-  p.ridge = p.input.ridge * trace / static_cast<double>(p.count);
-  lap(p.arena.laps, kGram);
 
-  const bool factorized = prepare(p, f, m, scaling, kPivot);
-  lap(p.arena.laps, kFactor);
-  if (factorized && refine(p, f, X, span, m, nullptr, scaling, c, step)) {
+  bool accepted = false;
+  for (int attempt = narrow ? 0 : 1; attempt < 2 && !accepted; ++attempt) {
+    if (attempt == 0) {
+      narrow_products(rows, n, ld, ld, f.matrix, n);
+    } else {
+      clear(f.matrix, n * n);
+      add_products(X, n, span, span, f.matrix, n);
+    }
+    double trace = 0;
+    if (attempt == 1)
+      for (int64_t i = 0; i < m; ++i) trace += f.matrix[i * n + i];
+    else if (p.input.ridge > 0)  // it is part of the solution, so float32 will not do
+      trace = dot(X, X, m * span);
+    p.ridge = p.input.ridge * trace / static_cast<double>(p.count);
+    lap(p.arena.laps, kGram);
+    f.smallest_pivot = 1;
+    accepted = prepare(p, f, m, scaling, attempt == 0 ? kNarrowPivot : kPivot);
+    lap(p.arena.laps, kFactor);
+    if (!accepted) continue;
+    multiply(X, span, span, n, p.wanted, c);
+    solve_scaled(f, scaling, c);
+    accepted = refine(p, f, X, m, scaling, c, step, attempt == 0);
+    lap(p.arena.laps, kSolve);
+  }
+  if (accepted) {
     p.result.rank = static_cast<int32_t>(m);
     p.result.status = grade(f, m, scaling, step, step + n, step + 2 * n);
   } else {
@@ -530,11 +491,11 @@ LstsqRow solve_as(const LstsqInput& input, int64_t row, const int32_t* ids, int6
     return not_finite;
   }
   double norm = 0;
-  for (int64_t i = 0; i < width; ++i) {
-    p.rest[i] = e[i] * p.scale;
-    norm += p.rest[i] * p.rest[i];
+  for (int64_t i = 0; i < width; ++i) norm += e[i] * p.scale * (e[i] * p.scale);
+  if (!p.explained) {
+    for (int64_t i = 0; i < width; ++i) p.rest[i] = e[i] * p.scale;
+    for (int64_t k = 0; k < count; ++k) axpy(-coefficients[k] * p.scale, p.anchor(k), p.rest, width);
   }
-  for (int64_t k = 0; k < count; ++k) axpy(-coefficients[k] * p.scale, p.anchor(k), p.rest, width);
   p.result.residual = norm > 0 ? static_cast<float>(__builtin_sqrt(dot(p.rest, p.rest, width) / norm)) : 0.0f;
   lap(arena.laps, kResidual);
   return p.result;

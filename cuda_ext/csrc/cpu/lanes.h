@@ -99,8 +99,8 @@ inline void axpy(double factor, const X* x, double* y, int64_t n) {
 }
 
 // out[i][j] = <a_i, b_j> for I rows of a and J rows of b; `length` is a multiple of kLanes.
-template <int I, int J, class A>
-inline void dots(const A* a, int64_t lda, const double* b, int64_t ldb, int64_t length, double (&out)[I][J]) {
+template <int I, int J>
+inline void dots(const double* a, int64_t lda, const double* b, int64_t ldb, int64_t length, double (&out)[I][J]) {
   Lanes sum[I][J] = {};
   for (int64_t e = 0; e < length; e += kLanes) {
     Lanes right[J];
