@@ -44,7 +44,7 @@ STATUSES = ("full_rank", "ill_conditioned", "rank_deficient", "no_support", "non
 _CHUNK_BYTES = 384 << 20
 # While supports stay under a quarter of the anchors, chunks may be this many times larger: the anchors are prepared anew
 # in each, which costs a few percent.
-_SPARSE_FACTOR = 3
+_SPARSE_FACTOR = 5
 _BYTES_PER_ENTRY = 32
 _MOST_ROWS = 8192
 # A chunk should take about this long, so that progress moves and an interrupt is heard.
