@@ -15,7 +15,7 @@ from harness import fetching, figure, record
 from saltlm.e5 import language_donor
 from saltlm.inputs import source_lm
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before this folder, which has a module of that name too
 from pairs import make_pair
 
 LANGUAGES = ("fi", "de", "fr", "ar", "vi", "pt")
