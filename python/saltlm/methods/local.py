@@ -24,7 +24,7 @@ from .job import (
     split_by_plm_row,
     split_by_vector,
 )
-from .pursuit import pursue
+from .pursuit import gram_of, pursue
 
 SOLVABLE = NO_SUPPORT - 1  # codes up to this are rows the solver stands by
 NON_FINITE = STATUSES.index("non_finite")
@@ -108,9 +108,12 @@ def omp(job: Job) -> Iterator[Block]:
 
     def pursued() -> Iterator[Part]:
         anchors, done = rows_at(job.plm_rows, job.anchors, job.device), 0
+        gram = gram_of(anchors, most) if len(ids) else None
         for block in row_blocks(job, ids):
             new = rows_at(job.plm_rows, block, job.device)
-            picked = pursue(new, anchors, most, progress=lambda rows, done=done: job.progress(done + rows, len(ids)))
+            picked = pursue(
+                new, anchors, most, gram=gram, progress=lambda rows, done=done: job.progress(done + rows, len(ids))
+            )
             done += len(block)
             solution = support_lstsq(new, anchors, picked, ridge=config.ridge, center=config.center)
             yield Part(ids=block, support=picked, **vars(solution))

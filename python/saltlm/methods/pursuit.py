@@ -18,8 +18,9 @@ CHUNK_VALUES = 1 << 22  # products of a chunk of rows with all anchors (16 MB): 
 
 
 def pursue(
-    new: torch.Tensor, anchors: torch.Tensor, most: int, *, progress: Callable[[int], None] = lambda done: None
-) -> Support:
+    new: torch.Tensor, anchors: torch.Tensor, most: int, *, gram: torch.Tensor | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Support:  # fmt: skip
     """Pick anchors for each row, one after the other: the one with the largest absolute product with the residual.
 
     The residual is what of the row lies outside the span of the anchors picked so far. A row stops early when nothing is
@@ -30,6 +31,7 @@ def pursue(
         new: float32 or float64 [N, E].
         anchors: likewise [A, E].
         most: picks per row, in [1, A].
+        gram: of :func:`gram_of` for the same anchors and ``most``, where they are used more than once.
         progress: called with the rows done.
 
     Returns:
@@ -37,7 +39,8 @@ def pursue(
     """
     rows_each = max(1, min(1024, CHUNK_VALUES // max(1, len(anchors))))
     sizes, picks, done = [], [], 0
-    gram = anchors @ anchors.T if len(new) and _by_gram(anchors, most) else None
+    if gram is None and len(new):
+        gram = gram_of(anchors, most)
     for block in new.split(rows_each) if len(new) else ():
         size, picked = _pursue(block, anchors, most) if gram is None else _pursue_by_gram(block, anchors, gram, most)
         inside = torch.arange(most, device=new.device) < size[:, None]
@@ -50,6 +53,11 @@ def pursue(
     ids = torch.cat(picks) if picks else size
     weights = (1 / size.double()).repeat_interleave(size)
     return Support(offsets=offsets, ids=ids.int(), weights=weights)
+
+
+def gram_of(anchors: torch.Tensor, most: int) -> torch.Tensor | None:
+    """The products [A, A] of the anchors for the compiled pursuit; ``None`` where it does not take the problem."""
+    return anchors @ anchors.T if _by_gram(anchors, most) else None
 
 
 def _by_gram(anchors: torch.Tensor, most: int) -> bool:
