@@ -58,6 +58,29 @@ def test_equal_to_the_reference(place: Place, problem, center: bool, ridge: floa
     torch.testing.assert_close(found.residual, expected.residual, rtol=1e-5, atol=1e-6)
 
 
+@given(st.integers(0, 10**6), st.floats(0, 7), st.integers(1, 90), st.booleans(), st.sampled_from([None, 1e-3]))
+@LAWS
+def test_float32_rows_get_what_float64_ones_do(
+    place: Place, seed: int, digits: float, size: int, center: bool, ridge: float | None
+) -> None:
+    # Whatever precision a kernel begins with for float32, and however far the condition lets it get with that.
+    width = 96
+    left, right = (torch.linalg.qr(normal(seed + i, width, size, dtype=torch.float64)).Q for i in range(2))
+    values = torch.logspace(0, -digits, size, dtype=torch.float64)
+    anchors = (left[:size] @ torch.diag(values) @ right.T).float()
+    new, support = normal(seed + 2, 2, width), full_support(list(range(size)), list(range(size))[::-1])
+    single = place.lstsq(new, anchors, support, ridge=ridge, center=center)
+    double = place.lstsq(new.double(), anchors.double(), support, ridge=ridge, center=center)
+    assert torch.equal(single.rank, double.rank)
+    condition = _condition(anchors, support, 0, center)
+    if not 1e4 / 3 < condition < 3e4:
+        assert torch.equal(single.status, double.status)
+    for row in range(2):
+        a, b = entries(support, single.coefficients, row), entries(support, double.coefficients, row)
+        assert (a - b).norm() <= max(1e-9, 1e-14 * condition**2) * (1 + b.norm())
+    torch.testing.assert_close(single.residual, double.residual, rtol=1e-5, atol=1e-6)
+
+
 @given(regressions())
 @LAWS
 def test_the_residual_is_orthogonal_to_the_support(place: Place, problem) -> None:
