@@ -9,7 +9,9 @@ import torch
 from .weights import release_pages
 
 BLOCK = 8192
-BLOCK_BYTES = 64 << 20  # of one block of rows in float64; wide models get fewer rows a block
+# Of one block of rows in float64; wide models get fewer rows a block. What is this small stays in the processor's cache from
+# one step to the next, and the allocator hands its memory on; larger blocks come anew from the system each time.
+BLOCK_BYTES = 8 << 20
 # What is read of a mapped file at once. A row alone may bring a page of 2 MB along, where the system's cache is made of such.
 NEAR_BYTES, FAR_ROWS = 256 << 20, 128
 

@@ -8,6 +8,7 @@ import json
 import mmap
 import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -194,15 +195,18 @@ def check_rows(tensor: torch.Tensor, name: str, side: str, token: Mapping[int, s
     bad: list[int] = []
     count = 0
     rows = max(1, BLOCK // max(1, tensor[:1].numel() * tensor.element_size()))
-    for start in range(0, len(tensor), rows):
-        block = tensor[start : start + rows]
-        digest.update(memoryview(block.contiguous().view(-1).view(torch.uint8).numpy()))
-        finite = finite_rows(block)
-        if not finite.all():
-            found = (start + torch.nonzero(~finite).flatten()).tolist()
-            count += len(found)
-            bad += found[: 5 - len(bad)]
-        release_pages()
+    with ThreadPoolExecutor(1) as beside:  # the digest takes longer than reading, and holds no interpreter lock
+        for start in range(0, len(tensor), rows):
+            block = tensor[start : start + rows]
+            content = memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())
+            hashed = beside.submit(digest.update, content)
+            finite = finite_rows(block)
+            if not finite.all():
+                found = (start + torch.nonzero(~finite).flatten()).tolist()
+                count += len(found)
+                bad += found[: 5 - len(bad)]
+            hashed.result()
+            release_pages()
     if bad:
         named = ", ".join(f"{row} ({token[row]!r})" if row in token else f"{row} (no token)" for row in bad)
         more = f" and {count - len(bad)} more" if count > len(bad) else ""

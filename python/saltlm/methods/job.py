@@ -140,9 +140,17 @@ def rows_at(matrix: torch.Tensor, ids: torch.Tensor | np.ndarray, device: torch.
     return gather(matrix, torch.as_tensor(ids)).to(device, torch.float32)
 
 
-def row_blocks(job: Job, ids: torch.Tensor, entries: int = 1) -> tuple[torch.Tensor, ...]:
-    """Target ids in parts whose rows, input and output, and up to ``entries`` neighbours a token stay small."""
-    return ids.split(max(1, min(block_rows(job.width), CHUNK_BYTES // (24 * max(1, entries)))))
+def row_blocks(job: Job, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Target ids in parts whose rows, input and output, stay small."""
+    return ids.split(block_rows(job.width))
+
+
+def support_blocks(ids: torch.Tensor, entries: int = 1, most: int = BLOCK) -> tuple[torch.Tensor, ...]:
+    """Target ids in parts whose supports, up to ``entries`` neighbours a token, stay small.
+
+    Else as large as may be, at most ``most``, for the anchors are prepared anew for each.
+    """
+    return ids.split(max(1, min(most, CHUNK_BYTES // (24 * max(1, entries)))))
 
 
 def side_blocks(job: Job) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -19,10 +19,10 @@ from .job import (
     have_row,
     left,
     recipe_of,
-    row_blocks,
     rows_at,
     split_by_plm_row,
     split_by_vector,
+    support_blocks,
 )
 from .pursuit import gram_of, pursue
 
@@ -46,7 +46,7 @@ def salt(job: Job) -> Iterator[Block]:
 
     def solved() -> Iterator[Part]:
         anchors = rows_at(auxiliary.vectors, job.anchors, job.device), rows_at(plm, job.anchors, job.device)
-        for block in row_blocks(job, ids):
+        for block in support_blocks(ids):
             vectors, rows = rows_at(auxiliary.vectors, block, job.device), rows_at(plm, block, job.device)
             begin = 0
             for support, solution in salt_coefficients(vectors, anchors[0], rows, anchors[1], **options):
@@ -87,7 +87,7 @@ def _weighted(job: Job, ids: torch.Tensor, space: torch.Tensor) -> Iterator[Bloc
 
     def found() -> Iterator[Part]:
         anchors = rows_at(space, job.anchors, job.device)
-        for block in row_blocks(job, ids, min(cap or len(anchors), len(anchors))):
+        for block in support_blocks(ids, min(cap or len(anchors), len(anchors))):
             support = sparsemax_support(rows_at(space, block, job.device), anchors, max_support=cap)
             yield Part(ids=block, support=support, coefficients=support.weights)
 
@@ -109,7 +109,7 @@ def omp(job: Job) -> Iterator[Block]:
     def pursued() -> Iterator[Part]:
         anchors, done = rows_at(job.plm_rows, job.anchors, job.device), 0
         gram = gram_of(anchors, most) if len(ids) else None
-        for block in row_blocks(job, ids):
+        for block in support_blocks(ids):
             new = rows_at(job.plm_rows, block, job.device)
             picked = pursue(
                 new, anchors, most, gram=gram, progress=lambda rows, done=done: job.progress(done + rows, len(ids))

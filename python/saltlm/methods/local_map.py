@@ -9,7 +9,8 @@ import torch
 
 from ..assemble import SOLVED, Block
 from ..ops import Support, combine, sparsemax_support, support_lstsq
-from .job import Job, recipe_of, row_blocks, rows_at, side_blocks, split_by_plm_row
+from ..stored_rows import block_rows
+from .job import Job, recipe_of, rows_at, side_blocks, split_by_plm_row, support_blocks
 from .whole import RIDGE, AffineMap, block_of
 
 NEAREST = 256  # anchors that the rule ``nearest`` takes
@@ -31,7 +32,7 @@ def local_map(job: Job) -> Iterator[Block]:
     mean = fitted.mean.float()
     centred, ridge = plain - mean, RIDGE if config.ridge is None else config.ridge
     supports, done = Neighbours(job, plain), 0
-    for block in row_blocks(job, ids, supports.most):
+    for block in support_blocks(ids, supports.most, block_rows(job.width)):
         new = rows_at(job.plm_rows, block, job.device)
         support = supports(block, new)
         solution = support_lstsq(new - mean, centred, support, ridge=ridge, center=config.center)
