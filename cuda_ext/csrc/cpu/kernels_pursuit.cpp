@@ -27,7 +27,7 @@ constexpr int64_t kPanel = 2 * kWide;  // anchors whose columns lie together
 static_assert(kPursuitPanel % kPanel == 0 && kGuesses <= kPursuitGuesses);
 constexpr int64_t kCandidates = kPursuitCandidates;
 // An anchor is a candidate if its product is at least this share of the largest; the next ones if those are too many.
-constexpr float kShares[] = {0.55f, 0.7f, 0.85f, 1.0f};
+constexpr float kShares[] = {0.65f, 0.75f, 0.85f, 1.0f};
 // Float32 sums cannot tell what is left of a row below this share of its squared norm, or what is left of a pick outside
 // the earlier ones: such a row is left to the careful way.
 constexpr double kLeft = 1e-5;
@@ -77,6 +77,9 @@ void sweep(const Guess& guess, int64_t anchors, int64_t most, int64_t k, const f
       }
     }
     for (int64_t i = 0; i < k; ++i) {
+      // The next panel's columns: each is too short for the machine to fetch ahead.
+      __builtin_prefetch(panel + (most + i) * kPanel);
+      __builtin_prefetch(panel + (most + i) * kPanel + kWide);
       const Wide left = load(panel + i * kPanel), right = load(panel + i * kPanel + kWide);
       for (int s = 0; s < W; ++s) {
         const float h = guess.earlier[i * kGuesses + s];
