@@ -13,6 +13,7 @@ from .stored_rows import block_rows, blocks_of, gather
 
 # Share of the mean variance that is added in every direction: rows of few directions stay measurable.
 RIDGE = 1e-3
+DIGITS = 9  # after the point, of a score and its parts
 ROWS = 8192  # source rows at least that the covariance is taken from, and four for each dimension
 
 Each = dict[str, np.ndarray]
@@ -114,7 +115,7 @@ def score(predicted: torch.Tensor, true: torch.Tensor, new: torch.Tensor, spread
         spread: of the source's rows.
 
     Returns:
-        ``score`` and its parts ``signal``, ``noise`` and ``offset``.
+        ``score`` and its parts ``signal``, ``noise`` and ``offset``, to nine digits after the point.
     """
     p, t = spread.whiten(predicted), spread.whiten(true)
     x = spread.whiten(new) if len(new) else p
@@ -123,4 +124,6 @@ def score(predicted: torch.Tensor, true: torch.Tensor, new: torch.Tensor, spread
     signal = float((p * t).sum(dim=1).mean() / unit)
     noise = float((x - x.mean(dim=0)).square().sum(dim=1).mean() / unit)
     offset = float(x.mean(dim=0).square().sum() / unit)
-    return {"score": 2 * signal - noise / 2 - offset, "signal": signal, "noise": noise, "offset": offset}
+    figures = {"score": 2 * signal - noise / 2 - offset, "signal": signal, "noise": noise, "offset": offset}
+    # Products of matrices round by the number of threads; what is told must not depend on it.
+    return {name: round(value, DIGITS) for name, value in figures.items()}
