@@ -3,7 +3,7 @@ use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
 use crate::cover::{Coverer, Scratch};
-use crate::index::Index;
+use crate::index::{Index, Tables};
 use crate::token::{Vocabulary, BYTE_PIECE, SPECIAL};
 
 /// Verdict on a target token.
@@ -77,7 +77,7 @@ pub fn align(
     roles: &[(u32, u32)],
     covers: bool,
 ) -> Alignment {
-    let index = Index::new(source);
+    let (index, tables) = rayon::join(|| Index::new(source), || covers.then(|| Tables::new(source)));
     let folded = (overlap == Overlap::Case).then(|| fold_index(source));
     let specials: FxHashMap<&[u8], u32> = (0..source.size())
         .rev()
@@ -105,8 +105,10 @@ pub fn align(
     let verdicts: Vec<(MatchKind, i32)> = (0..target.size()).into_par_iter().map(verdict).collect();
     let kind: Vec<u8> = verdicts.iter().map(|v| v.0 as u8).collect();
     let source_id: Vec<i32> = verdicts.iter().map(|v| v.1).collect();
-    let (cover_offsets, cover_ids) =
-        if covers { cover_all(&index, target, &source_id) } else { (vec![0; target.size() + 1], Vec::new()) };
+    let (cover_offsets, cover_ids) = match tables {
+        Some(tables) => cover_all(&Coverer::new(&index, tables), target, &source_id),
+        None => (vec![0; target.size() + 1], Vec::new()),
+    };
     Alignment { kind, source_id, cover_offsets, cover_ids }
 }
 
@@ -161,8 +163,7 @@ fn fold_index(source: &Vocabulary) -> FxHashMap<Vec<u8>, u32> {
 }
 
 /// Covers of all unmatched text tokens.
-fn cover_all(index: &Index<'_>, target: &Vocabulary, source_id: &[i32]) -> (Vec<i64>, Vec<i32>) {
-    let coverer = Coverer::new(index);
+fn cover_all(coverer: &Coverer<'_>, target: &Vocabulary, source_id: &[i32]) -> (Vec<i64>, Vec<i32>) {
     in_blocks(target.size(), |token, scratch, ids| {
         if source_id[token] < 0 && target.is_text(token) {
             coverer.cover(target.canonical.get(token), scratch, ids);
@@ -182,7 +183,7 @@ pub fn covers_without(
     forbidden: &[u32],
 ) -> (Vec<i64>, Vec<i32>) {
     let index = Index::new(source);
-    let coverer = Coverer::new(&index);
+    let coverer = Coverer::new(&index, Tables::new(source));
     in_blocks(tokens.len(), |place, scratch, ids| {
         let token = tokens[place] as usize;
         if target.is_text(token) {
@@ -287,7 +288,7 @@ mod tests {
             let vocabulary = ranks(&tokens);
             let index = Index::new(&vocabulary);
             let mut out = Vec::new();
-            Coverer::new(&index).cover(&text, &mut Scratch::default(), &mut out);
+            Coverer::new(&index, Tables::new(&vocabulary)).cover(&text, &mut Scratch::default(), &mut out);
             prop_assert_eq!(out, expected);
         }
 

@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
-use crate::index::{Index, Pieces, NONE};
+use crate::index::{Index, Pieces, Tables, NONE};
 use crate::token::{Vocabulary, BYTE_PIECE};
 
 /// What a tokenizer's own segmentation needs beside its tokens.
@@ -62,8 +62,8 @@ struct Symbol {
 const FEW: usize = 96;
 
 impl<'a> Coverer<'a> {
-    /// Prepares the lookups over the vocabulary of `index`.
-    pub fn new(index: &'a Index<'a>) -> Self {
+    /// Prepares the lookups over the vocabulary of `index`, from which `tables` are.
+    pub fn new(index: &'a Index<'a>, tables: Tables) -> Self {
         let vocabulary = index.vocabulary;
         let mut bytes = Box::new([NONE; 256]);
         for (id, flag) in vocabulary.flags.iter().enumerate().rev() {
@@ -88,7 +88,7 @@ impl<'a> Coverer<'a> {
             Segmenter::Unigram(scores) => scores.iter().copied().fold(f64::INFINITY, f64::min) - 10.0,
             _ => 0.0,
         };
-        Coverer { vocabulary, pieces: Pieces::new(index), merges, bytes, unknown_score }
+        Coverer { vocabulary, pieces: Pieces::new(index, tables), merges, bytes, unknown_score }
     }
 
     /// Appends the cover of `text` to `out`; nothing is appended where the pieces cannot spell it.

@@ -82,6 +82,11 @@ impl<'a> Index<'a> {
 /// Byte pieces and added tokens are not among them: the model does not build text from those.
 pub struct Pieces<'a> {
     index: &'a Index<'a>,
+    tables: Tables,
+}
+
+/// What [`Pieces`] looks in first; made from the vocabulary alone, so that it can be while the index is.
+pub struct Tables {
     one: Box<[u32; 256]>,
     two: Vec<u32>,
     few: Few,
@@ -89,18 +94,16 @@ pub struct Pieces<'a> {
     /// `text`. Small enough to stay in the cache, where four times the bits would not.
     lengths: Vec<u16>,
     /// Bytes of the longest piece.
-    pub longest: usize,
+    longest: usize,
 }
 
 const KEYS: usize = 1 << 16;
 
-impl<'a> Pieces<'a> {
+impl Tables {
     /// Prepares the lookups.
-    pub fn new(index: &'a Index<'a>) -> Self {
-        let vocabulary = index.vocabulary;
+    pub fn new(vocabulary: &Vocabulary) -> Self {
         let is_piece = |id: &usize| vocabulary.is_text(*id) && vocabulary.flags[*id] & (BYTE_PIECE | ADDED) == 0;
-        let mut pieces = Pieces {
-            index,
+        let mut pieces = Tables {
             one: Box::new([NONE; 256]),
             two: vec![NONE; 1 << 16],
             few: Few::with_capacity(
@@ -126,15 +129,22 @@ impl<'a> Pieces<'a> {
         }
         pieces
     }
+}
+
+impl<'a> Pieces<'a> {
+    /// The pieces of the index's vocabulary, from which the tables are, too.
+    pub fn new(index: &'a Index<'a>, tables: Tables) -> Self {
+        Pieces { index, tables }
+    }
 
     /// The piece of exactly these bytes.
     pub fn get(&self, bytes: &[u8]) -> Option<u32> {
         let id = match *bytes {
             [] => NONE,
-            [a] => self.one[a as usize],
-            [a, b] => self.two[usize::from(u16::from_le_bytes([a, b]))],
-            [_, _, _] => self.few.get(bytes),
-            _ if self.lengths[key(bytes)] & bit(bytes.len()) == 0 => NONE,
+            [a] => self.tables.one[a as usize],
+            [a, b] => self.tables.two[usize::from(u16::from_le_bytes([a, b]))],
+            [_, _, _] => self.tables.few.get(bytes),
+            _ if self.tables.lengths[key(bytes)] & bit(bytes.len()) == 0 => NONE,
             _ => return self.probe(bytes),
         };
         (id != NONE).then_some(id)
@@ -143,7 +153,7 @@ impl<'a> Pieces<'a> {
     /// The piece of these bytes, at least four.
     fn probe(&self, bytes: &[u8]) -> Option<u32> {
         if Few::takes(bytes) {
-            return Some(self.few.get(bytes)).filter(|&id| id != NONE);
+            return Some(self.tables.few.get(bytes)).filter(|&id| id != NONE);
         }
         self.index.without(BYTE_PIECE | ADDED, bytes)
     }
@@ -173,11 +183,11 @@ impl<'a> Pieces<'a> {
         if text.len() < 4 {
             return;
         }
-        let mut lengths = self.lengths[key(text)];
+        let mut lengths = self.tables.lengths[key(text)];
         while lengths != 0 {
             let length = lengths.trailing_zeros() as usize + 4;
             lengths &= lengths - 1;
-            let last = if length == MANY { self.longest } else { length };
+            let last = if length == MANY { self.tables.longest } else { length };
             for length in length..=last.min(text.len()) {
                 if let Some(id) = self.probe(&text[..length]) {
                     found(length, id);
