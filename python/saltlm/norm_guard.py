@@ -9,7 +9,7 @@ import torch
 
 from .assemble import COMPOSED, DRAWN, SOLVED, Assembly
 from .methods import Method
-from .stored_rows import blocks_of
+from .stored_rows import lengths_of
 
 # A built row is far out beyond TIMES the QUANTILE of the source rows' norms. A quantile rather than the largest: one broken
 # row of the source must not excuse a thousand broken ones. Real sources have their largest row at 1.2 to 1.6 times it.
@@ -43,8 +43,8 @@ def guard_norms(
     for (source, made), name in zip(assembly.sides(), _names(assembly), strict=True):
         if name == "bias" and not bias:
             continue
-        bound = TIMES * float(np.quantile(_lengths(source, torch.from_numpy(used)), QUANTILE))
-        lengths = _lengths(made, built)
+        bound = TIMES * float(np.quantile(lengths_of(source, torch.from_numpy(used)), QUANTILE))
+        lengths = lengths_of(made, built)
         far = np.flatnonzero(lengths > bound)
         far = far[np.argsort(-lengths[far], kind="stable")]
         if mode == "shrink" and len(far):
@@ -62,16 +62,6 @@ def guard_norms(
 def _names(assembly: Assembly) -> list[str]:
     present = {"input": True, "output": assembly.output_rows is not None, "bias": assembly.output_bias is not None}
     return [name for name, there in present.items() if there]
-
-
-def _lengths(matrix: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
-    """Float64 [n]: norms of the rows ``ids``; a bias counts as rows of one value."""
-    # Filled in place: lengths that stay between the blocks would keep the room of each block from the next one.
-    lengths, begin = np.zeros(len(ids)), 0
-    for block in blocks_of(matrix, ids):
-        lengths[begin : begin + len(block)] = block.reshape(len(block), -1).norm(dim=1).numpy()
-        begin += len(block)
-    return lengths
 
 
 def _shrink(matrix: torch.Tensor, ids: torch.Tensor, factor: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ._rust import Vocabulary
 from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
-from .stored_rows import block_rows
+from .stored_rows import lengths_of
 
 FORMAT = 1
 
@@ -57,8 +57,7 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
     """Median and largest Euclidean norm of the input rows by origin: a start with norms far from the source's is a bad one."""
     import torch
 
-    blocks = assembly.input_rows.split(block_rows(assembly.input_rows.shape[1]))
-    lengths = torch.cat([block.double().norm(dim=1) for block in blocks]).numpy()
+    lengths = lengths_of(assembly.input_rows, torch.arange(len(assembly.input_rows)))
     result = {}
     for code, name in enumerate(ORIGINS):
         own = lengths[(assembly.origin == code) & ~assembly.open]

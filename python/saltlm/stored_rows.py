@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from .weights import release_pages
@@ -46,3 +47,13 @@ def blocks_of(matrix: torch.Tensor, ids: torch.Tensor) -> Iterator[torch.Tensor]
     """The same rows in float64, block by block; none of no ids."""
     for part in ids.split(block_rows(matrix[:1].numel())) if len(ids) else ():
         yield gather(matrix, part).double()
+
+
+def lengths_of(matrix: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
+    """Float64 [n]: norms of the rows ``ids``; a bias counts as rows of one value."""
+    # Filled in place: lengths that stay between the blocks would keep the room of each block from the next one.
+    lengths, begin = np.zeros(len(ids)), 0
+    for block in blocks_of(matrix, ids):
+        lengths[begin : begin + len(block)] = block.reshape(len(block), -1).norm(dim=1).numpy()
+        begin += len(block)
+    return lengths

@@ -10,7 +10,7 @@ import torch
 from ..align import Alignment
 from ..assemble import COMPOSED, Block
 from ..recipe import Recipe
-from ..stored_rows import block_rows, blocks_of, gather
+from ..stored_rows import block_rows, gather, lengths_of
 from .job import Job
 
 
@@ -114,4 +114,4 @@ def _composed(job: Job, pieces: Pieces, output: Pieces, norm: float | None = Non
 
 def _typical_norm(job: Job) -> float:
     used = torch.from_numpy(job.used)
-    return float(torch.cat([block.norm(dim=1) for block in blocks_of(job.source_rows, used)]).median())
+    return float(torch.from_numpy(lengths_of(job.source_rows, used)).median())
