@@ -108,13 +108,14 @@ struct RowKernels {
                   int64_t count, double* sums, void* out);
 };
 
-constexpr int64_t kPursuitMost = 256, kPursuitPanel = 32, kPursuitCandidates = 192, kPursuitGuesses = 8;
+constexpr int64_t kPursuitMost = 256, kPursuitPanel = 32, kPursuitCandidates = 192, kPursuitGuesses = 8,
+                  kPursuitTogether = 8;
 
 struct PursuitKernels {
   // Picks of one row, at most `most` (up to kPursuitMost), and how many: -1 where float32 cannot tell how to go on. `gram` is
   // anchors x anchors, `products` holds the row's with all anchors and zeros up to a multiple of kPursuitPanel, and is
-  // used up; `square` is the row's squared norm. `scratch` holds (most + 1) x padded anchors + (most +
-  // kPursuitGuesses + 2) x kPursuitCandidates floats.
+  // used up; `square` is the row's squared norm. `scratch` holds (most + kPursuitTogether) x padded anchors +
+  // (most + kPursuitGuesses + 2) x kPursuitCandidates floats.
   int64_t (*pursue)(const float* gram, int64_t anchors, double square, int64_t most, float* products, float* scratch,
                     int32_t* picks);
 };

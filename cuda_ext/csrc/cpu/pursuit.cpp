@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> pursue(const Tensor& products, const Tensor& gram, co
   int32_t* all_picks = picks.mutable_data_ptr<int32_t>();
   int32_t* sizes = size.mutable_data_ptr<int32_t>();
   const int64_t padded = (A + kPursuitPanel - 1) / kPursuitPanel * kPursuitPanel;
-  const int64_t scratch = padded * (most + 1) + (most + kPursuitGuesses + 2) * kPursuitCandidates;
+  const int64_t scratch = padded * (most + kPursuitTogether) + (most + kPursuitGuesses + 2) * kPursuitCandidates;
   for_rows(N, 4, "pursue", [&] {
     return [&, own = std::vector<float>(static_cast<size_t>(padded)),
             work = std::vector<float>(static_cast<size_t>(scratch))](int64_t begin, int64_t end) mutable {
