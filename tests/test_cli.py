@@ -85,6 +85,16 @@ def test_evaluate_refuses_bad_windows_and_files(pair, tmp_path, capsys, words: l
     assert message in refused(capsys, "evaluate", pair.source, "--text", tmp_path / "text.txt", *words)
 
 
+def test_a_fault_without_a_name_is_not_blamed_on_stdout(monkeypatch, capsys) -> None:
+    def lost(arguments) -> int:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("saltlm.cli.run_status", lost)
+    assert main(["status"]) == 1
+    said = capsys.readouterr().err
+    assert said == "saltlm: a connection: Connection reset by peer; mend that and run it again\n"
+
+
 @pytest.mark.parametrize(("form", "buffered"), [([], "1"), (["--json"], "")])
 def test_a_stdout_that_cannot_be_written(form: list[str], buffered: str) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": buffered}

@@ -219,13 +219,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = EXIT_DONE
     except OSError as error:
         _drop_stdout()
-        where = "standard output" if error.filename is None else repr(error.filename)
-        return _fail(f"{where}: {error.strerror or error}; mend that and run it again", EXIT_UNFORESEEN)
+        return _fail(f"{_at_fault(error)}: {error.strerror or error}; mend that and run it again", EXIT_UNFORESEEN)
     return code
 
 
 def _interrupted(how: str = "") -> int:
     return _fail(f"interrupted; {how or 'nothing half-written was left behind'}", EXIT_INTERRUPTED)
+
+
+def _at_fault(error: OSError) -> str:
+    """The file of an error; without one it is a connection's, or standard output's."""
+    if error.filename is not None:
+        return repr(error.filename)
+    return "a connection" if isinstance(error, ConnectionError) or error.errno is None else "standard output"
 
 
 def _drop_stdout() -> None:
