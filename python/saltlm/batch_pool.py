@@ -97,19 +97,17 @@ class Pool:
         ]
         if not ready:
             return None
+        held = set().union(*(worker.holds for worker in self.workers))
         if idle:
             # What other workers hold is better left to them.
             pairs = [
-                (_common(job, worker.holds), -_common(job, self._held()), -place, job, worker)
+                (_common(job, worker.holds), -_common(job, held), -place, job, worker)
                 for place, job in enumerate(ready)
                 for worker in idle
             ]
             *_, job, worker = max(pairs, key=lambda pair: pair[:3])
             return job, worker
-        return min(ready, key=lambda job: _common(job, self._held())), None
-
-    def _held(self) -> set[str]:
-        return set().union(*(worker.holds for worker in self.workers))
+        return min(ready, key=lambda job: _common(job, held)), None
 
     def _make_room(self, need: int, worker: _Worker | None) -> bool:
         """Whether the budget has ``need`` bytes, for ``worker`` if it is one that is there; idle ones may go for it."""
