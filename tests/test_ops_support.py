@@ -44,12 +44,16 @@ def test_weights_are_the_exact_sparsemax(place: Place, problem) -> None:
 @given(auxiliaries())
 @LAWS
 def test_nearest_come_first_and_ties_by_position(place: Place, problem) -> None:
-    support = place.support(*problem)
-    for row in range(len(problem[0])):
-        weights, ids = entries(support, support.weights, row), entries(support, support.ids, row)
+    new, anchors = problem
+    anchors = torch.cat([anchors, anchors])  # ties to the last bit; other equal weights may hide different cosines
+    support = place.support(new, anchors)
+    for row in range(len(new)):
+        weights, ids = entries(support, support.weights, row), entries(support, support.ids, row).tolist()
         assert (weights.diff() <= 0).all()
-        assert ids.unique().numel() == ids.numel()
-        assert (ids.diff()[weights.diff() == 0] > 0).all()
+        assert len(set(ids)) == len(ids)
+        for at, twin in enumerate(ids):
+            first = twin - len(anchors) // 2
+            assert first < 0 or first in ids[:at], (row, ids)
 
 
 @given(auxiliaries(), st.integers(0, 10**6))

@@ -157,6 +157,8 @@ inline void store_scaled(float* p, Whole v, float scale) {
 
 #if defined(__SSE2__)
 constexpr int64_t kGroup = kSide * kPanels;
+// Numbers in a line of the cache, and lines of a group's numbers for one pair.
+constexpr int64_t kLine = 64 / sizeof(int16_t), kLines = (kGroup * 2 + kLine - 1) / kLine;
 // A maximum is of one lane of this many groups' panels: twelve values.
 constexpr int64_t kTogether = 12 / kPanels, kSpan = kGroup * kTogether;
 
@@ -187,10 +189,12 @@ void product(const int16_t* rows, const int16_t* panels, int64_t count, int64_t 
     for (int64_t r = 0; r < kTile; r += kRowsAtOnce) {
       Whole sums[kRowsAtOnce][kPanels] = {};
       const int16_t* row = rows + r * pairs * 2;
-      // The next group comes from the outer cache: it is asked for while this one is used for the second time.
-      const int16_t* ahead = panel + (r == kRowsAtOnce ? kGroup * pairs * 2 : 0);
+      // The next group comes from the outer cache. It is asked for into the one before, which has room, line by line of each
+      // pair while this group is used for the second time, the third and so on.
+      const int64_t line = r / kRowsAtOnce - 1;
+      const int16_t* ahead = panel + (line >= 0 && line < kLines ? kGroup * pairs * 2 + line * kLine : 0);
       for (int64_t p = 0; p < pairs; ++p) {
-        __builtin_prefetch(ahead + p * kGroup * 2);
+        __builtin_prefetch(ahead + p * kGroup * 2, 0, 2);
         Whole right[kPanels];
         for (int64_t j = 0; j < kPanels; ++j) right[j] = load_whole(panel + (p * kGroup + j * kSide) * 2);
         for (int64_t i = 0; i < kRowsAtOnce; ++i) {

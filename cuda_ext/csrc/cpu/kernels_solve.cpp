@@ -221,10 +221,12 @@ bool refine(Problem<T>& p, const Factor& f, const double* X, int64_t m, const do
   return true;
 }
 
-// The rows of the wide case (n of `span` numbers, those from m on zeros), and the same in float32 where asked for.
+// The rows of the wide case, n of `span` numbers, those from m on zeros; and where they are in float32, for a Gram matrix in
+// that: `ld` numbers each. Where nothing is taken off them the anchors' own rows serve, else copies in `narrow` do.
 template <class T>
-void gather_wide(const Problem<T>& p, double* X, float* narrow, int64_t ld) {
+void gather_wide(const Problem<T>& p, double* X, const float** places, float* narrow, int64_t ld) {
   const int64_t skip = p.input.center ? 1 : 0, m = p.count - skip, n = padded(m);
+  const bool copied = skip || ld != p.width;
   double* shift = p.rest;
   if (skip) reflection(p, shift);
   for (int64_t k = 0; k < m; ++k) {
@@ -238,20 +240,24 @@ void gather_wide(const Problem<T>& p, double* X, float* narrow, int64_t ld) {
       for (int64_t e = 0; e < p.width; ++e) row[e] = source[e] * p.scale;
     }
     clear(row + p.width, p.span - p.width);
-    if (narrow == nullptr) continue;
+    if (places == nullptr) continue;
     float* other = narrow + k * ld;
+    places[k] = copied ? other : static_cast<const float*>(static_cast<const void*>(source));
+    if (!copied) continue;
     for (int64_t e = 0; e < p.width; ++e) other[e] = static_cast<float>(row[e]);
     memset(other + p.width, 0, static_cast<size_t>(ld - p.width) * sizeof(float));
   }
   clear(X + m * p.span, (n - m) * p.span);
-  if (narrow != nullptr) memset(narrow + m * ld, 0, static_cast<size_t>((n - m) * ld) * sizeof(float));
+  if (places == nullptr) return;
+  memset(narrow + m * ld, 0, static_cast<size_t>(ld) * sizeof(float));
+  for (int64_t k = m; k < n; ++k) places[k] = narrow + m * ld;
 }
 
 template <class T>
 void solve_wide(Problem<T>& p) {
   const int64_t m = p.count - (p.input.center ? 1 : 0), n = padded(m), span = p.span;
   const bool narrow = sizeof(T) == sizeof(float);
-  const int64_t ld = (p.width + kNarrow - 1) / kNarrow * kNarrow, floats = narrow ? (n + 1) * ld / 2 + 8 : 0;
+  const int64_t ld = (p.width + kNarrow - 1) / kNarrow * kNarrow, floats = narrow ? n + (n + 1) * ld / 2 + 8 : 0;
   // Region 0 already holds the vectors; everything of this size comes from region 1.
   double* X = reserve(p.arena, 1, n * span + n * n + n * kPanel + 6 * n + floats + careful_doubles(m, p.width));
   if (X == nullptr) {
@@ -264,14 +270,14 @@ void solve_wide(Problem<T>& p) {
   double* c = scaling + n;
   double* step = c + n;
   double* work = step + 4 * n;
-  float* rows = narrow ? reinterpret_cast<float*>(work) : nullptr;
-  gather_wide(p, X, rows, ld);
+  const float** places = narrow ? reinterpret_cast<const float**>(work) : nullptr;
+  gather_wide(p, X, places, reinterpret_cast<float*>(work + n), ld);
   lap(p.arena.laps, kGather);
 
   bool accepted = false;
   for (int attempt = narrow ? 0 : 1; attempt < 2 && !accepted; ++attempt) {
     if (attempt == 0) {
-      narrow_products(rows, n, ld, ld, f.matrix, n);
+      narrow_products(places, n, ld, f.matrix, n);
     } else {
       clear(f.matrix, n * n);
       add_products(X, n, span, span, f.matrix, n);

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "order.h"
 #include "parallel.h"
 #include "stages.h"
 
@@ -89,9 +90,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> support_lstsq(const Tensor& new_plm, 
   int32_t* ranks = rank.mutable_data_ptr<int32_t>();
   float* residuals = residual.mutable_data_ptr<float>();
   uint8_t* statuses = status.mutable_data_ptr<uint8_t>();
+  const std::vector<int64_t> order = order_by_anchors(bounds, all_ids, N, A);
   for_rows(N, 8, "support_lstsq", [&] {
     return [&, owned = OwnedArena()](int64_t begin, int64_t end) mutable {
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t i = order[static_cast<size_t>(at)];
         const LstsqRow row = kernels.solve(input, i, all_ids + bounds[i], bounds[i + 1] - bounds[i], c + bounds[i], owned.arena);
         if (row.out_of_memory) return false;
         ranks[i] = row.rank;
@@ -123,11 +126,14 @@ Tensor combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficie
   char* out_data = static_cast<char*>(out.mutable_data_ptr());
   const void* data = source.const_data_ptr();
   const int type = narrow ? 2 : wide ? 1 : 0;
+  const std::vector<int64_t> order = order_by_anchors(bounds, all_ids, N, A);
   for_rows(N, 16, "combine", [&] {
     return [&, laps = start_laps(), sums = std::vector<double>(static_cast<size_t>(D + 64))](int64_t begin, int64_t end) mutable {
-      for (int64_t i = begin; i < end; ++i)
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t i = order[static_cast<size_t>(at)];
         kernels.combine(data, type, D, all_ids + bounds[i], c + bounds[i], bounds[i + 1] - bounds[i], sums.data(),
                         out_data + i * D * (wide ? 8 : 4));
+      }
       lap(laps.get(), kApply);
       return true;
     };

@@ -42,14 +42,16 @@ inline void totals(Narrow a, Narrow b, Narrow c, Narrow d, float* out) {
 }
 
 template <int J>
-inline void narrow_tile(const float* X, int64_t ldx, int64_t length, int64_t i, int64_t j, double* G, int64_t ldg) {
+inline void narrow_tile(const float* const* rows, int64_t length, int64_t i, int64_t j, double* G, int64_t ldg) {
   Narrow sum[4][J] = {};
-  const float *left = X + i * ldx, *right = X + j * ldx;
+  const float *left[4], *right[J];
+  for (int u = 0; u < 4; ++u) left[u] = rows[i + u];
+  for (int v = 0; v < J; ++v) right[v] = rows[j + v];
   for (int64_t e = 0; e < length; e += kNarrow) {
     Narrow b[J];
-    for (int v = 0; v < J; ++v) b[v] = load_narrow(right + v * ldx + e);
+    for (int v = 0; v < J; ++v) b[v] = load_narrow(right[v] + e);
     for (int u = 0; u < 4; ++u) {
-      const Narrow a = load_narrow(left + u * ldx + e);
+      const Narrow a = load_narrow(left[u] + e);
       for (int v = 0; v < J; ++v) sum[u][v] += a * b[v];
     }
   }
@@ -60,8 +62,8 @@ inline void narrow_tile(const float* X, int64_t ldx, int64_t length, int64_t i, 
   }
 }
 
-// Lower triangle of G = X X^T for n rows (a multiple of 4) of `length` numbers (a multiple of kNarrow).
-void narrow_products(const float* X, int64_t n, int64_t ldx, int64_t length, double* G, int64_t ldg) {
+// Lower triangle of G, the products of n rows (a multiple of 4) of `length` numbers (a multiple of kNarrow).
+void narrow_products(const float* const* rows, int64_t n, int64_t length, double* G, int64_t ldg) {
 #if defined(__AVX512F__)
   constexpr int kSide = 6;  // 24 sums, 6 rows and one stay in the 32 registers
 #else
@@ -70,13 +72,13 @@ void narrow_products(const float* X, int64_t n, int64_t ldx, int64_t length, dou
   for (int64_t i = 0; i < n; i += 4) {
     const int64_t end = i + 4;
     int64_t j = 0;
-    for (; j + kSide <= end; j += kSide) narrow_tile<kSide>(X, ldx, length, i, j, G, ldg);
+    for (; j + kSide <= end; j += kSide) narrow_tile<kSide>(rows, length, i, j, G, ldg);
     switch (end - j) {
-      case 5: narrow_tile<5>(X, ldx, length, i, j, G, ldg); break;
-      case 4: narrow_tile<4>(X, ldx, length, i, j, G, ldg); break;
-      case 3: narrow_tile<3>(X, ldx, length, i, j, G, ldg); break;
-      case 2: narrow_tile<2>(X, ldx, length, i, j, G, ldg); break;
-      case 1: narrow_tile<1>(X, ldx, length, i, j, G, ldg); break;
+      case 5: narrow_tile<5>(rows, length, i, j, G, ldg); break;
+      case 4: narrow_tile<4>(rows, length, i, j, G, ldg); break;
+      case 3: narrow_tile<3>(rows, length, i, j, G, ldg); break;
+      case 2: narrow_tile<2>(rows, length, i, j, G, ldg); break;
+      case 1: narrow_tile<1>(rows, length, i, j, G, ldg); break;
       default: break;
     }
   }
