@@ -275,7 +275,7 @@ def salt_rows(
     targets = [target.float() if target.dtype == torch.float16 else target for target in targets]
     total, device = new.shape[0], new.device
     made = [
-        torch.zeros(total, t.shape[1], dtype=torch.promote_types(t.dtype, torch.float32), device=device)
+        torch.empty(total, t.shape[1], dtype=torch.promote_types(t.dtype, torch.float32), device=device)
         for t in targets
     ]
     size = torch.zeros(total, dtype=torch.int32, device=device)
