@@ -129,6 +129,10 @@ def test_opcheck() -> None:
     coefficients = operators.support_lstsq(new, anchors, offsets, ids, 0.0, False)[0]
     torch.library.opcheck(operators.combine.default, (offsets, ids, coefficients, lm))
     torch.library.opcheck(operators.combine.default, (offsets, ids, coefficients, lm.double()))
+    into = torch.empty(len(new), lm.shape[1])
+    torch.library.opcheck(operators.combine_into.default, (offsets, ids, coefficients, lm, into))  # on copies
+    operators.combine_into(offsets, ids, coefficients, lm, into)
+    assert torch.equal(into, operators.combine(offsets, ids, coefficients, lm))
 
 
 @compiled
@@ -152,6 +156,9 @@ def test_the_compiled_operators_check_by_themselves() -> None:
         operators.sparsemax_support(new, lm, 0, 1e-5)
     with pytest.raises(RuntimeError, match=r"positions in \[0, 50\)"):
         operators.combine(offsets, ids + 50, ids.double(), lm)
+    for rows in (torch.empty(len(new), 4), torch.empty(5, len(new)).T, torch.empty(len(new), 5).double()):
+        with pytest.raises(RuntimeError, match="combine_into, rows: expected a contiguous"):
+            operators.combine_into(offsets, ids, ids.double(), lm, rows)
     with pytest.raises(RuntimeError, match="ascending"):
         operators.support_lstsq(new, anchors, offsets.flip(0), ids, 0.0, False)
 

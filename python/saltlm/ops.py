@@ -222,6 +222,14 @@ def combine(support: Support, coefficients: Tensor, anchor_lm: Tensor) -> Tensor
     return torch.ops.saltlm.combine(*arguments)
 
 
+def _combine_into(support: Support, coefficients: Tensor, anchor_lm: Tensor, rows: Tensor) -> None:
+    """:func:`combine` of arguments that fit, into ``rows``."""
+    if anchor_lm.device.type == "cpu" and backend("cpu").name == "compiled":
+        torch.ops.saltlm.combine_into(support.offsets, support.ids, coefficients, anchor_lm, rows)
+    else:
+        rows.copy_(combine(support, coefficients, anchor_lm))
+
+
 def salt_rows(
     new_auxiliary: Tensor,
     anchor_auxiliary: Tensor,
@@ -288,10 +296,12 @@ def salt_rows(
         rank[begin:end], residual[begin:end] = solution.rank, solution.residual
         status[begin:end] = solution.status
         for rows, target in zip(made, targets, strict=True):
-            part = combine(support, solution.coefficients, target)
-            finite = finite_rows(part)
-            rows[begin:end] = part if finite.all() else torch.where(finite[:, None], part, 0.0)
-            status[begin:end][~finite] = STATUSES.index("non_finite")
+            part = rows[begin:end]
+            _combine_into(support, solution.coefficients, target, part)
+            broken = ~finite_rows(part)
+            if broken.any():
+                part[broken] = 0
+                status[begin:end][broken] = STATUSES.index("non_finite")
         begin = end
         if progress is not None:
             progress(end, total)

@@ -129,6 +129,16 @@ def _register_fakes() -> None:
         dtype = torch.float64 if anchor_lm.dtype == torch.float64 else torch.float32
         return anchor_lm.new_empty((offsets.shape[0] - 1, anchor_lm.shape[1]), dtype=dtype)
 
+    @torch.library.register_fake("saltlm::combine_into")
+    def _(
+        offsets: torch.Tensor,
+        ids: torch.Tensor,
+        coefficients: torch.Tensor,
+        anchor_lm: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> None:
+        return None
+
 
 def _found(kind: str) -> _Library:
     found = _cpu_library() if kind == "cpu" else _cuda_library()

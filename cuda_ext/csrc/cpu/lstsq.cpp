@@ -107,38 +107,51 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> support_lstsq(const Tensor& new_plm, 
   return {coefficients, rank, residual, status};
 }
 
-Tensor combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficients, const Tensor& anchor_lm) {
+ScalarType combined_type(const Tensor& anchor_lm) {
+  return anchor_lm.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+void combine_into(const Tensor& offsets, const Tensor& ids, const Tensor& coefficients, const Tensor& anchor_lm, Tensor rows) {
   check_combine(offsets, ids, coefficients, anchor_lm);
   const RowKernels& kernels = row_kernels();
   const int64_t N = offsets.size(0) - 1, A = anchor_lm.size(0), D = anchor_lm.size(1);
+  check_matrix("combine_into, rows", rows);
+  check_same_device("combine_into, rows", rows, anchor_lm);
+  const ScalarType type = combined_type(anchor_lm);
+  STD_TORCH_CHECK(rows.size(0) == N && rows.size(1) == D && rows.is_contiguous() && rows.scalar_type() == type,
+                  "combine_into, rows: expected a contiguous [", N, ", ", D, "] of the dtype that combine gives");
   const Tensor offsets_tensor = torch::stable::contiguous(offsets), ids_tensor = torch::stable::contiguous(ids),
                coefficients_tensor = torch::stable::contiguous(coefficients);
   const int64_t* bounds = offsets_tensor.const_data_ptr<int64_t>();
   const int32_t* all_ids = ids_tensor.const_data_ptr<int32_t>();
   const double* c = coefficients_tensor.const_data_ptr<double>();
   check_values("combine", bounds, N, all_ids, ids.size(0), A);
+  if (N == 0 || D == 0) return;
   // bfloat16 is widened on the way in the kernel, so that no copy of a large matrix is made; float16 is rare enough.
-  const bool narrow = anchor_lm.scalar_type() == ScalarType::BFloat16;
+  const bool narrow = anchor_lm.scalar_type() == ScalarType::BFloat16, wide = type == ScalarType::Double;
   const Tensor source = narrow ? torch::stable::contiguous(anchor_lm) : prepared(anchor_lm);
-  const bool wide = source.scalar_type() == ScalarType::Double;
-  Tensor out = empty_on(anchor_lm, {N, D}, wide ? ScalarType::Double : ScalarType::Float);
-  if (N == 0 || D == 0) return out;
-  char* out_data = static_cast<char*>(out.mutable_data_ptr());
+  char* out = static_cast<char*>(rows.mutable_data_ptr());
   const void* data = source.const_data_ptr();
-  const int type = narrow ? 2 : wide ? 1 : 0;
+  const int kind = narrow ? 2 : wide ? 1 : 0;
   const std::vector<int64_t> order = order_by_anchors(bounds, all_ids, N, A);
   for_rows(N, 16, "combine", [&] {
     return [&, laps = start_laps(), sums = std::vector<double>(static_cast<size_t>(D + 64))](int64_t begin, int64_t end) mutable {
       for (int64_t at = begin; at < end; ++at) {
         const int64_t i = order[static_cast<size_t>(at)];
-        kernels.combine(data, type, D, all_ids + bounds[i], c + bounds[i], bounds[i + 1] - bounds[i], sums.data(),
-                        out_data + i * D * (wide ? 8 : 4));
+        kernels.combine(data, kind, D, all_ids + bounds[i], c + bounds[i], bounds[i + 1] - bounds[i], sums.data(),
+                        out + i * D * (wide ? 8 : 4));
       }
       lap(laps.get(), kApply);
       return true;
     };
   });
-  return out;
+}
+
+Tensor combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficients, const Tensor& anchor_lm) {
+  check_combine(offsets, ids, coefficients, anchor_lm);
+  Tensor rows = empty_on(anchor_lm, {offsets.size(0) - 1, anchor_lm.size(1)}, combined_type(anchor_lm));
+  combine_into(offsets, ids, coefficients, anchor_lm, rows);
+  return rows;
 }
 
 }  // namespace
@@ -147,4 +160,5 @@ Tensor combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficie
 STABLE_TORCH_LIBRARY_IMPL(saltlm, CPU, m) {
   m.impl("support_lstsq", TORCH_BOX(&saltlm::cpu::support_lstsq));
   m.impl("combine", TORCH_BOX(&saltlm::cpu::combine));
+  m.impl("combine_into", TORCH_BOX(&saltlm::cpu::combine_into));
 }
