@@ -226,28 +226,30 @@ bool refine(Problem<T>& p, const Factor& f, const double* X, int64_t m, const do
 template <class T>
 void gather_wide(const Problem<T>& p, double* X, const float** places, float* narrow, int64_t ld) {
   const int64_t skip = p.input.center ? 1 : 0, m = p.count - skip, n = padded(m);
-  const bool copied = skip || ld != p.width;
-  double* shift = p.rest;
-  if (skip) reflection(p, shift);
+  const int64_t width = p.width, span = p.span;
+  const double scale = p.scale;  // of its own: as a member it could change with every number that is written
+  const bool copied = skip || ld != width;
+  const double* __restrict shift = p.rest;
+  if (skip) reflection(p, p.rest);
   for (int64_t k = 0; k < m; ++k) {
     const T* source = p.anchor(k + skip);
-    double* row = X + k * p.span;
+    double* __restrict row = X + k * span;
     if (k + 2 < m)  // rows lie anywhere in memory
-      for (int64_t e = 0; e < p.width; e += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p.anchor(k + skip + 2) + e);
+      for (int64_t e = 0; e < width; e += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p.anchor(k + skip + 2) + e);
     if (skip) {
-      for (int64_t e = 0; e < p.width; ++e) row[e] = source[e] * p.scale + shift[e];
+      for (int64_t e = 0; e < width; ++e) row[e] = source[e] * scale + shift[e];
     } else {
-      for (int64_t e = 0; e < p.width; ++e) row[e] = source[e] * p.scale;
+      for (int64_t e = 0; e < width; ++e) row[e] = source[e] * scale;
     }
-    clear(row + p.width, p.span - p.width);
+    clear(row + width, span - width);
     if (places == nullptr) continue;
     float* other = narrow + k * ld;
     places[k] = copied ? other : static_cast<const float*>(static_cast<const void*>(source));
     if (!copied) continue;
-    for (int64_t e = 0; e < p.width; ++e) other[e] = static_cast<float>(row[e]);
-    memset(other + p.width, 0, static_cast<size_t>(ld - p.width) * sizeof(float));
+    for (int64_t e = 0; e < width; ++e) other[e] = static_cast<float>(row[e]);
+    memset(other + width, 0, static_cast<size_t>(ld - width) * sizeof(float));
   }
-  clear(X + m * p.span, (n - m) * p.span);
+  clear(X + m * span, (n - m) * span);
   if (places == nullptr) return;
   memset(narrow + m * ld, 0, static_cast<size_t>(ld) * sizeof(float));
   for (int64_t k = m; k < n; ++k) places[k] = narrow + m * ld;
