@@ -205,12 +205,16 @@ def lines(title: str, ours: Timing, grown: float, peer: Timing, grown_peer: floa
 def main() -> None:
     benches = {"focus": focus, "omp": omp, "subword": subword}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", choices=[[], *benches], default=list(benches))
+    parser.add_argument("methods", nargs="*", metavar="method", help=f"{', '.join(benches)}; default: all")
     parser.add_argument("--peers", type=Path, default=Path(__file__).parent.parent / "build" / "peers")
     parser.add_argument("--sample", type=int, default=512, help="tokens of the pursuit")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    arguments.methods = arguments.methods or list(benches)
+    for name in arguments.methods:
+        if name not in benches:
+            parser.error(f"{name}: expected {', '.join(benches)}")
     if not (arguments.peers / "deepfocus").is_dir() and "focus" in arguments.methods:
         raise SystemExit(f"no packages in {arguments.peers}: the first line of this file's description installs them")
     sys.path.append(str(arguments.peers))  # last: torch and transformers stay those of this environment
