@@ -4,8 +4,8 @@ Usage: python bench/starts.py [--pairs fi,fr] [--methods salt,blend,...] [--prob
 
 The control ``original`` keeps its own tokenizer, whose tokens hold less: its blocks have more of them, so that a step holds
 the same bytes. A finished run is kept in the cache, by its options and by the code of the installed package, and not repeated.
-``wechsel`` gets English vectors and a dictionary, ``ofa`` vectors of its own; a pair that has none goes without them. A method
-with the option ``tune-text`` is tuned on the training text.
+``wechsel`` gets English vectors and a dictionary, ``ofa`` vectors of its own; a pair that has none goes without them. ``auto``
+is tuned by the training text, as ``compare`` does; ``auto:tune-text=none`` is what a transfer without a text makes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from harness import record
 from pair_words import ofa_options, wechsel_options
 from pairs import NAMES, research_pair
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, compare
-from saltlm.compare_show import in_order
+from saltlm.compare_show import chosen, in_order
 from saltlm.train_vectors import cache_folder
 
 
@@ -35,7 +35,7 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-def cells_of(name: str, methods: list[str], training: Path) -> tuple[dict[str, str], TransferConfig]:
+def cells_of(name: str, methods: list[str]) -> tuple[dict[str, str], TransferConfig]:
     """Cells of a pair by the methods as given, and what their transfers share; the files that they need are added."""
     cells, base = {}, TransferConfig()
     for method in methods:
@@ -49,7 +49,7 @@ def cells_of(name: str, methods: list[str], training: Path) -> tuple[dict[str, s
                 base = dataclasses.replace(base, **more)
             else:
                 cell = f"{method}:auxiliary={more['auxiliary']}"
-        cells[method] = cell.replace(":tune-text", f":tune-text={training}")
+        cells[method] = cell
     return cells, base
 
 
@@ -78,7 +78,7 @@ def compared(name: str, options: argparse.Namespace) -> dict:
             last = stage
             print(f"{name}: {stage} {f'{done}/{total}' if total else ''}", file=sys.stderr, flush=True)
 
-    cells, base = cells_of(name, options.methods.split(","), files["training"])
+    cells, base = cells_of(name, options.methods.split(","))
     done = compare(
         pair.source, pair.donor, pair.auxiliary, list(cells.values()), files["training"], folder / "compared",
         CompareConfig(seeds=options.seeds, **probe), eval_texts=files["heldout"],
@@ -139,7 +139,7 @@ def one_pair(name: str, content: dict, options: argparse.Namespace, command: str
         curved = [cell(*curve[step]) if step in curve else "diverged" for step in steps]
         english = f"{kept['before']['mean']:.3f} -> {kept['after']['mean']:.3f}" if kept else "-"
         rows.append((shown(entry["method"]), *curved, difference, english, f"{entry['training_bytes']:,}"))
-    chosen = [f" `{e['method']}` chose {choice(e['tuning'])}." for e in content["methods"] if e["tuning"]]
+    choices = [f" `{e['method']}` chose {chosen(e['tuning'])}." for e in content["methods"] if e["tuning"]]
     lengths = content["seq_lengths"]
     record(
         f"Starts on {name}, {weights(options)}, held-out bits per byte",
@@ -150,16 +150,11 @@ def one_pair(name: str, content: dict, options: argparse.Namespace, command: str
             f" control: the same bytes), {content['heldout_bytes']:,} held-out bytes, rate {options.learning_rate:g} (rows"
             f" {AdaptConfig.embedding_learning_rate:g}). The original model stands at {content['level']:.3f} untrained."
             " Intervals over documents; a tie is what neither they nor all seeds tell apart. Nothing here is a time."
-            + "".join(chosen),
+            + "".join(choices),
         ],
         headings=("start", *(f"step {step}" for step in steps), "less the best", "English", "bytes"),
         timed=False,
     )
-
-
-def choice(tuning: dict) -> str:
-    """What a text chose, left to right as it was tried."""
-    return ", ".join(f"{name} {value}" for name, value in tuning.items() if value is not None) or "the defaults"
 
 
 def all_pairs(found: dict[str, dict], options: argparse.Namespace, command: str) -> None:

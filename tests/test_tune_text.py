@@ -206,19 +206,28 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
     def run(tuning_text: Path):
         seen.append(tuning_text)
         return compare(
-            pair.source, pair.target, None, ["auto", f"auto:tune-text={tuning_text}"], training, tmp_path / str(len(seen)),
+            pair.source, pair.target, None, ["auto", "auto:tune-text=none", f"auto:tune-text={tuning_text}"], training,
+            tmp_path / str(len(seen)),
             CompareConfig(probe_steps=2, seeds=2), eval_texts=heldout,
             adapt_config=AdaptConfig(seq_length=16, drop_overlap=True),
         ).content["results"]  # fmt: skip
 
     results = run(training)
-    tuned = [result for result in results if ":tune" in result["method"]]
+    tuned = [result for result in results if "txt" in result["method"]]
     assert len(tuned) == 2 and tuned[0]["tuning"] == tuned[1]["tuning"]
     assert set(tuned[0]["tuning"]) == {"blend_length", "blend_weight", "ridge"}
-    assert all(result["tuning"] is None for result in results if result["method"] in ("original", "auto"))
+    assert all(
+        result["tuning"] is None for result in results if result["method"] in ("original", "auto:tune-text=none")
+    )
+    by_text = [
+        result for result in results if result["method"] == "auto"
+    ]  # which is tuned by the training text as well
+    assert [result["tuning"] for result in by_text] == [result["tuning"] for result in tuned]
+    assert [result["bits_per_byte"] for result in by_text] == [result["bits_per_byte"] for result in tuned]
+    assert [result["same_as"] for result in tuned] == ["auto", "auto"]
     both = tmp_path / "both.txt"
     both.write_bytes(heldout.read_bytes() + b"\n\n" + training.read_bytes())
-    again = [result for result in run(both) if ":tune" in result["method"]]
+    again = [result for result in run(both) if "txt" in result["method"]]
     assert again[0]["tuning"] == tuned[0]["tuning"]
     with pytest.raises(
         InputError, match=r"^method 'auto:tune-text=.*heldout.txt': tune_text: found nothing in .*heldout"
@@ -292,6 +301,32 @@ def test_a_comparisons_cells_with_nothing_to_choose_go_without() -> None:
     cells = parse_cells(["auto", "mean", "mean:tune-text=b"], TransferConfig(tune_text="a"))
     assert [cell.config.tune_text for cell in cells[1:]] == ["a", None, "b"]
     assert [cell.config.tune for cell in parse_cells(["auto", "mean"], TransferConfig(tune=True))[1:]] == [True, False]
+
+
+def test_auto_left_to_itself_is_tuned_by_the_text_at_hand() -> None:
+
+    def tunes(*labels: str, **base: object) -> list[bool]:
+        return [cell.tunes for cell in parse_cells(labels, TransferConfig(**base))[1:]]
+
+    assert tunes("auto", "auto:unigram-shift=1", "auto:tune-text=none", "auto:tune-text=a", "auto:tune", "blend") == [
+        True, True, False, False, False, False
+    ]  # fmt: skip
+    assert tunes("auto:blend-length=1.2", "auto:ridge=1", "auto:blend-weight=0.5") == [False] * 3
+    for base in ({"tune": True}, {"tune_text": "a"}, {"ridge": 0.1}):
+        assert tunes("auto", **base) == [False]
+    (cell,) = parse_cells(["auto"], TransferConfig())[1:]
+    assert cell.to_json() == {"method": "auto", "tune_text": "the probes' text"}
+
+
+def test_a_text_that_is_too_short_to_tune_by_leaves_auto_as_it_is(pair, tmp_path) -> None:
+    short, heldout = tmp_path / "short.txt", tmp_path / "heldout.txt"
+    short.write_text(WORDS[:300], encoding="utf-8")
+    heldout.write_text(f"0 {WORDS}", encoding="utf-8")
+    found = compare(
+        pair.source, pair.target, None, ["auto"], short, tmp_path / "out", CompareConfig(probe_steps=1, seeds=1),
+        eval_texts=heldout, adapt_config=AdaptConfig(seq_length=8),
+    )  # fmt: skip
+    assert found.content["results"][1]["tuning"] is None and found.content["cells"]["auto"] == {"method": "auto"}
 
 
 def test_cells_with_one_file_for_two_uses_are_not_one_run() -> None:

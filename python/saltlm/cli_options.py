@@ -186,7 +186,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--methods", nargs="+", required=True, metavar="METHOD[:OPTION=VALUE...]",
         help="ways to start, parted by commas or blanks, each with options of its own, e.g. salt:center=true:ridge=0.01, or "
-        "focus:auxiliary=PATH with vectors of its own; the original model with its own tokenizer is always compared too",
+        "focus:auxiliary=PATH with vectors of its own; auto is tuned by the probes' text, auto:tune-text=none is not; the "
+        "original model with its own tokenizer is always compared too",
     )  # fmt: skip
     compare.add_argument(
         "--text", nargs="+", required=True, metavar="FILE", help=f"what the probes train on: {sources}"

@@ -77,8 +77,9 @@ def compare(
     A probe is what :func:`~saltlm.transfer` and :func:`~saltlm.adapt` with the same options do, figure for figure; it only
     keeps no weights. The control ``original`` is the source model with its own tokenizer: since that makes more tokens of a
     byte, its blocks are longer by the ratio of tokens per byte, so that a step holds the same number of bytes on average.
-    No probe sees a text twice. Finished runs are kept in ``out``: the same call goes on after an interruption, and further
-    methods or seeds can be added later.
+    No probe sees a text twice. ``auto`` has its options chosen by the probes' text, as ``tune_text`` does, unless some are
+    given; ``auto:tune-text=none`` does without. Two cells with the same rows, bit for bit, are probed once. Finished runs are
+    kept in ``out``: the same call goes on after an interruption, and further methods or seeds can be added later.
 
     Args:
         source: as for :func:`~saltlm.transfer`.
@@ -115,7 +116,9 @@ def compare(
 
     with folder.opened(plan.identity, force=plan.config.force):
         try:
-            results = [result for cell in plan.cells for result in _runs(plan, cell, folder, report)]
+            results: list[dict[str, Any]] = []
+            for cell in plan.cells:
+                results += _runs(plan, cell, folder, results, report)
         except KeyboardInterrupt:
             kept = f"finished runs are kept in {folder.out}; the same command goes on" if folder.runs else ""
             raise KeyboardInterrupt(kept or "no run was finished, and nothing was left behind") from None
@@ -127,7 +130,9 @@ def compare(
     return Comparison(folder.out, content)
 
 
-def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> list[dict[str, Any]]:
+def _runs(
+    plan: _Plan, cell: Cell, folder: CompareFolder, others: Sequence[Mapping[str, Any]], report: Report
+) -> list[dict[str, Any]]:  # fmt: skip
     """The runs of a cell by seed, those that an earlier call finished taken from the folder."""
     from .compare_run import run_cell
 
@@ -146,7 +151,7 @@ def _runs(plan: _Plan, cell: Cell, folder: CompareFolder, report: Report) -> lis
                 try:
                     run = run_cell(
                         cell, seed, inputs=cell.inputs(plan.inputs), original=plan.original, text=plan.text, scratch=scratch,
-                        earlier=found,
+                        earlier=found, others=others,
                         config=plan.config.adaptation(plan.adaptation, seed, length),
                         report=lambda part, done, total, stage=stage: report(f"{stage}, {part}", done, total),
                     )  # fmt: skip
@@ -165,7 +170,7 @@ def _plan(
 ) -> _Plan:  # fmt: skip
     """Check everything that can be checked before the first run, the cheap before the slow."""
     from .checkpoint import _resolve
-    from .compare_run import measure_blocks, tuning_documents
+    from .compare_run import measure_blocks, text_at_hand, tuning_documents
     from .gguf import convert
     from .rules import check_method
     from .transfer import transfer
@@ -196,6 +201,8 @@ def _plan(
                 tuning_documents(cell.config.tune_text, text)
             except InputError as error:
                 raise InputError(f"method {cell.label!r}: {error}") from None
+    if any(cell.tunes for cell in cells) and not text_at_hand(text):
+        cells = [dataclasses.replace(cell, tunes=False) for cell in cells]
     report("inputs", 0, 0)
     dry = transfer(
         *cells[1].inputs(inputs), config=dataclasses.replace(cells[1].config, seed=config.seed), dry_run=True

@@ -17,6 +17,8 @@ from .intervals import check_numbers
 PROBES = ("embeddings", "all")
 ORIGINAL = "original"
 AUXILIARY = "auxiliary"
+TEXT_AT_HAND = "the probes' text"  # what tunes ``auto`` where nothing else is said
+NO_TEXT = "none"
 # What a cell cannot have for itself: all cells share inputs, tokenizer and seeds, or they could not be compared.
 SHARED = (
     "seed", "chat_template", "special_overrides", "pad_to_multiple_of", "keep_source_vocabulary", "device", "dtype",
@@ -94,11 +96,13 @@ class Cell:
         label: as given.
         config: of its transfer, the seed apart; ``None`` for the original model with its own tokenizer.
         auxiliary: vectors of its own; ``None`` is those of the comparison.
+        tunes: the probes' text chooses its options, as ``tune_text`` would.
     """
 
     label: str
     config: TransferConfig | None
     auxiliary: str | None = None
+    tunes: bool = False
 
     def inputs(self, common: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         """Source, target and auxiliary vectors of its transfer, from those of the comparison."""
@@ -106,7 +110,8 @@ class Cell:
 
     def own(self) -> dict[str, str]:
         """What it has beside its transfer's options."""
-        return {} if self.auxiliary is None else {AUXILIARY: self.auxiliary}
+        vectors = {} if self.auxiliary is None else {AUXILIARY: self.auxiliary}
+        return {**vectors, "tune_text": TEXT_AT_HAND} if self.tunes else vectors
 
     def to_json(self) -> dict[str, object]:
         """The options that are not at their defaults, and the method."""
@@ -137,6 +142,9 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
 
     Options of methods that ``base`` sets hold for the cells whose method takes them and that do not set them themselves.
     ``auxiliary`` is an option too, of cells whose method looks at vectors: those that it names stand for the comparison's.
+
+    A comparison has a text at hand, and ``auto`` uses it: left to itself, without any of the options that a text chooses, it
+    has them chosen by what the probes train on. ``auto:tune-text=none`` is ``auto`` without a text.
 
     Args:
         methods: at least one; ``original`` may be among them.
@@ -182,7 +190,7 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
                 raise input_error(
                     AUXILIARY, repr(auxiliary), "a method that looks at vectors", "leave it out for this method"
                 )
-            cells.append(Cell(label, config, auxiliary))
+            cells.append(Cell(label, config, auxiliary, "tune_text" not in own and _left_to_itself(config)))
         except InputError as error:
             raise InputError(f"method {label!r}: {error}") from None
     if len(cells) == 1:
@@ -190,6 +198,17 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
             "methods", "none", "at least one beside the original model", "name some, e.g. salt,subword-mean"
         )
     return cells
+
+
+def _left_to_itself(config: TransferConfig) -> bool:
+    """Whether it is ``auto`` with neither a way to choose its options nor one of those that a text could choose."""
+    from .methods import method_of
+    from .tune import TEXT_GRID, free_options
+
+    if config.method != "auto" or config.tune or config.tune_text is not None:
+        return False
+    config = dataclasses.replace(config, tune_text=TEXT_AT_HAND)
+    return len(free_options(config)) == sum(option in method_of(config).options for option in TEXT_GRID)
 
 
 def _default(field: dataclasses.Field) -> object:
@@ -211,6 +230,8 @@ def _option(label: str, part: str) -> tuple[str, object]:
         hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
         raise input_error("option", repr(part), "one of " + ", ".join(known), hint)
     kind = known[name]
+    if name == "tune_text" and text == NO_TEXT:
+        return name, None
     try:
         return name, _value(kind, text if mark else "true" if kind == "bool" else "")
     except ValueError:

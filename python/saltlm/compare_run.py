@@ -16,16 +16,21 @@ from .adapt import _streams, _Text
 from .adapt_config import AdaptConfig
 from .compare_config import Cell
 from .config import TransferConfig
-from .corpus import Overlap, training_documents
+from .corpus import Overlap, take_bytes, training_documents
 from .errors import BackendError, input_error
 from .evaluate import Evaluation, evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
 from .texts import read_documents
-from .tune_text import TEXT_BYTES, sample
+from .tune_text import LEAST_BYTES, TEXT_BYTES, sample, size_of
 
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"
+AT_HAND_BYTES = 1 << 22  # of the probes' text, from which a sample is taken to tune by
+PROBED = (
+    "bits_per_byte", "source_bits_per_byte", "document_nats", "document_bytes", "tokens_per_byte", "notes", "diverged",
+    "seq_length", "training_bytes", "training_tokens", "step_seconds",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +116,7 @@ class _Recorder(Recorder):
 
 def run_cell(
     cell: Cell, seed: int, *, inputs: tuple[Any, Any, Any], original: Path, text: _Text, config: AdaptConfig, scratch: Path,
-    earlier: Sequence[Mapping[str, Any]], report: Report,
+    earlier: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Transfer and probe.
 
@@ -125,12 +130,14 @@ def run_cell(
         scratch: an empty folder; what is left in it is the caller's to remove.
         earlier: runs of this cell with other seeds; step 0 of one with the same rows, bit for bit, is taken over, and so are
             the options that a text has chosen for the first.
+        others: runs of other cells; the probe of one with the same seed and the same rows, bit for bit, is taken over.
         report: called with (stage, done, total).
 
     Returns:
         Plain values: ``bits_per_byte`` [[step, value]], ``source_bits_per_byte`` likewise for first and last step, costs of
         the held-out documents at the end, ``rows`` (a hash of those built), ``tuning`` (what a text or the self-check chose),
-        ``self_check``, ``training_bytes``, ``seconds``, and what stopped a probe that diverged.
+        ``self_check``, ``training_bytes``, ``seconds``, what stopped a probe that diverged, and ``same_as``, the other cell
+        whose probe this one is.
     """
     from .transfer import transfer
 
@@ -138,34 +145,51 @@ def run_cell(
     folder, rows, summary = original, "", {}
     if cell.config is not None:
         folder = scratch / "model"
-        options = dataclasses.replace(_tuned(cell.config, text, earlier, scratch), seed=seed)
+        options = dataclasses.replace(_tuned(cell, text, earlier, scratch), seed=seed)
         made = transfer(*inputs, folder, options, progress=lambda *_: report("transfer", 0, 0))
         rows, summary = _hash((made.input_rows, made.output_rows, made.output_bias)), made.summary
         del made  # the matrices need not lie beside the model that is about to be loaded
     chosen = (summary.get("tuning") or {}).get("choice")
-    if earlier and cell.config is not None and cell.config.tune_text is not None:
+    if earlier and cell.config is not None and _reads_text(cell):
         chosen = earlier[0]["tuning"]
     built = time.perf_counter()
     start = next((run for run in earlier if run["rows"] == rows), None)
-    found = probe(folder, cell.label, text, config, scratch, start, report)
+    same = next((run for run in others if rows and (run["rows"], run["seed"]) == (rows, seed)), None)
+    if same is None:
+        found = probe(folder, cell.label, text, config, scratch, start, report)
+    else:
+        found = {name: same[name] for name in PROBED}
     return {
-        **found, "rows": rows, "tuning": chosen,
+        **found, "rows": rows, "tuning": chosen, "same_as": None if same is None else same["method"],
         **{name: summary.get(key) for name, key in (("self_check", "heldout"), ("counts", "counts"))},
         "warnings": summary.get("warnings", []), "transfer_seconds": round(built - began, 3),
         "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
 
 
-def _tuned(config: TransferConfig, text: _Text, earlier: Sequence[Mapping[str, Any]], scratch: Path) -> TransferConfig:
+def _reads_text(cell: Cell) -> bool:
+    return cell.tunes or cell.config.tune_text is not None
+
+
+def _tuned(cell: Cell, text: _Text, earlier: Sequence[Mapping[str, Any]], scratch: Path) -> TransferConfig:
     """With a text to tune by that holds nothing of what is measured on, or with what the first seed's run has chosen."""
-    if config.tune_text is None:
+    config = cell.config
+    if not _reads_text(cell):
         return config
     if earlier:
         return dataclasses.replace(config, tune_text=None, **earlier[0]["tuning"])
-    documents = tuning_documents(config.tune_text, text)
+    documents = text_at_hand(text) if cell.tunes else tuning_documents(config.tune_text, text)
     clean = scratch / "tune.txt"
     clean.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     return dataclasses.replace(config, tune_text=str(clean))
+
+
+def text_at_hand(text: _Text) -> list[str]:
+    """The documents that the probes train on, those at the beginning of a large text; none where they are too little."""
+    held = Overlap(text.heldout)
+    first = take_bytes(training_documents(text.corpora[0], text.keep[0])(), AT_HAND_BYTES)
+    documents = [document for document in first if not held(document)]
+    return documents if size_of(documents) >= LEAST_BYTES else []
 
 
 def tuning_documents(path: str, text: _Text) -> list[str]:

@@ -61,6 +61,9 @@ def comparison(done: Comparison) -> None:
             console.print(
                 f"[yellow]note[/yellow]: {escape(entry['method'])} diverged with seed {seeds}", highlight=False
             )
+    for entry in content["methods"]:
+        if entry["tuning"]:
+            console.print(f"{escape(entry['method'])}: chose {escape(chosen(entry['tuning']))}", highlight=False)
     for note, labels in _notes(content["results"]).items():
         console.print(f"[yellow]note[/yellow]: {escape(', '.join(labels))}: {escape(note)}", highlight=False)
     found = [entry for entry in content["rank_correlations"] if entry["rho"] is not None]
@@ -107,6 +110,12 @@ def _table(content: Mapping[str, Any]) -> Table:
             cells.append(f"{entry['self_check']['score']:.2f}" if entry["self_check"] else "-")
         table.add_row(escape(entry["method"]), *cells)
     return table
+
+
+def chosen(tuning: Mapping[str, Any]) -> str:
+    """What a text or the self-check chose, in the order in which it was tried."""
+    changed = [f"{name.replace('_', '-')} {value}" for name, value in tuning.items() if value not in (None, False)]
+    return ", ".join(changed) or "the defaults"
 
 
 def in_order(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
