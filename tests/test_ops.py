@@ -131,8 +131,12 @@ def test_opcheck() -> None:
     torch.library.opcheck(operators.combine.default, (offsets, ids, coefficients, lm.double()))
     into = torch.empty(len(new), lm.shape[1])
     torch.library.opcheck(operators.combine_into.default, (offsets, ids, coefficients, lm, into))  # on copies
-    operators.combine_into(offsets, ids, coefficients, lm, into)
+    assert operators.combine_into(offsets, ids, coefficients, lm, into).all()
     assert torch.equal(into, operators.combine(offsets, ids, coefficients, lm))
+    lm[ids[offsets[2]]] = 3e38  # finite in float64's sums, not in float32
+    lm[ids[offsets[4]], 3] = float("nan")
+    finite = operators.combine_into(offsets, ids, 2 + coefficients.abs(), lm, into)
+    assert torch.equal(finite, into.isfinite().all(dim=1)) and not finite[2] and not finite[4]
 
 
 @compiled

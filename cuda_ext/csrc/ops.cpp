@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY(saltlm, m) {
       " -> (Tensor coefficients, Tensor rank, Tensor residual, Tensor status)");
   m.def("combine(Tensor offsets, Tensor ids, Tensor coefficients, Tensor anchor_lm) -> Tensor");
   // The same into `rows`, contiguous and of combine's dtype. On CPUs alone: fresh memory costs a third of the sums there.
-  m.def("combine_into(Tensor offsets, Tensor ids, Tensor coefficients, Tensor anchor_lm, Tensor(a!) rows) -> ()");
+  m.def("combine_into(Tensor offsets, Tensor ids, Tensor coefficients, Tensor anchor_lm, Tensor(a!) rows) -> Tensor");
   // Orthogonal matching pursuit from the products of N rows with A anchors, the anchors' Gram matrix and the rows' squared
   // norms. size -1 leaves a row to a more careful way.
   m.def("pursue(Tensor products, Tensor gram, Tensor squares, int most) -> (Tensor picks, Tensor size)");

@@ -222,12 +222,12 @@ def combine(support: Support, coefficients: Tensor, anchor_lm: Tensor) -> Tensor
     return torch.ops.saltlm.combine(*arguments)
 
 
-def _combine_into(support: Support, coefficients: Tensor, anchor_lm: Tensor, rows: Tensor) -> None:
-    """:func:`combine` of arguments that fit, into ``rows``."""
+def _combine_into(support: Support, coefficients: Tensor, anchor_lm: Tensor, rows: Tensor) -> Tensor:
+    """:func:`combine` of arguments that fit, into ``rows`` [N, D]; bool [N], which of them are finite."""
     if anchor_lm.device.type == "cpu" and backend("cpu").name == "compiled":
-        torch.ops.saltlm.combine_into(support.offsets, support.ids, coefficients, anchor_lm, rows)
-    else:
-        rows.copy_(combine(support, coefficients, anchor_lm))
+        return torch.ops.saltlm.combine_into(support.offsets, support.ids, coefficients, anchor_lm, rows)
+    rows.copy_(combine(support, coefficients, anchor_lm))
+    return finite_rows(rows)
 
 
 def salt_rows(
@@ -297,11 +297,10 @@ def salt_rows(
         status[begin:end] = solution.status
         for rows, target in zip(made, targets, strict=True):
             part = rows[begin:end]
-            _combine_into(support, solution.coefficients, target, part)
-            broken = ~finite_rows(part)
-            if broken.any():
-                part[broken] = 0
-                status[begin:end][broken] = STATUSES.index("non_finite")
+            finite = _combine_into(support, solution.coefficients, target, part)
+            if not finite.all():
+                part[~finite] = 0
+                status[begin:end][~finite] = STATUSES.index("non_finite")
         begin = end
         if progress is not None:
             progress(end, total)

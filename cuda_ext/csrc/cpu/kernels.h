@@ -103,8 +103,8 @@ struct RowKernels {
   // Largest magnitude of each row in [begin, end), infinity where one is not finite.
   void (*peaks)(const Matrix& rows, int64_t begin, int64_t end, double* peaks);
   // out = sum_k coefficients[k] rows[ids[k]], accumulated in float64 in the order of k; type 0 float32, 1 float64,
-  // 2 bfloat16. `sums` holds width + 64 doubles; `out` is float32, or float64 for type 1.
-  void (*combine)(const void* rows, int type, int64_t width, const int32_t* ids, const double* coefficients,
+  // 2 bfloat16. `sums` holds width + 64 doubles; `out` is float32, or float64 for type 1. Whether all of it is finite.
+  bool (*combine)(const void* rows, int type, int64_t width, const int32_t* ids, const double* coefficients,
                   int64_t count, double* sums, void* out);
 };
 

@@ -23,6 +23,8 @@ constexpr int kRefinements = 4;
 // Of a Gram matrix in float32: pivots that its rounding cannot have made, and how slowly its refinement may converge.
 constexpr double kNarrowPivot = 1e-4, kNarrowCorrection = 1e-2;
 constexpr int kNarrowRefinements = 6;
+// Of a difference of squares that has lost no more than this factor all but a digit is right.
+constexpr double kMildLoss = 0.1;
 constexpr int64_t kBlock = 128, kBlockStride = kBlock + kPad;  // the odd stride keeps columns out of one cache set
 enum : uint8_t { kFull, kIll, kDeficient, kNone, kNotFinite };
 
@@ -71,10 +73,10 @@ struct Problem {
   double ridge;    // lambda
   double* wanted;  // span: e, centred
   double* mean;    // span
-  double* rest;    // span: e - c P
+  double* rest;    // span: e - c P, or what it was before the last step of a refinement
   double* c;       // count + 8
   LstsqRow result;
-  bool explained = false;  // `rest` is final
+  double left = -1;  // squared length of e - c P, where it is known
 
   const T* anchor(int64_t k) const { return static_cast<const T*>(input.anchors.data) + ids[k] * width; }
 };
@@ -197,34 +199,42 @@ void unreflect(Problem<T>& p, const double* c, int64_t m) {
 }
 
 // Goes on from c, a solution by the Gram matrix of rows X (`span` numbers each) in `f`, until the steps say that it is right;
-// false where they do not. Leaves in `rest` what of the row is not explained.
+// false where they do not. Leaves in `left` how much of the row is not explained. `step` holds 2 n numbers.
 template <class T>
 bool refine(Problem<T>& p, const Factor& f, const double* X, int64_t m, const double* scaling, double* c, double* step,
             bool narrow) {
   const double noise = kNoise * __builtin_sqrt(dot(p.wanted, p.wanted, p.span));
-  double before = scaled_norm(c, scaling, m);
+  double before = scaled_norm(c, scaling, m), *gradient = step + f.n;
   for (int round = 0;; ++round) {
     memcpy(p.rest, p.wanted, static_cast<size_t>(p.span) * sizeof(double));
     add_rows(X, p.span, p.span, c, m, -1, p.rest);
     multiply(X, p.span, p.span, f.n, p.rest, step);
     if (p.ridge > 0) axpy(-p.ridge, c, step, f.n);
+    memcpy(gradient, step, static_cast<size_t>(f.n) * sizeof(double));
     solve_scaled(f, scaling, step);
     const double moved = scaled_norm(step, scaling, m), size = scaled_norm(c, scaling, m);
     const int verdict = narrow ? judge_narrow(round, moved, before, size, noise) : judge(round, moved, size, noise);
     if (verdict < 0) return false;
+    if (verdict > 0) {
+      // |rest - step X|^2 without another pass over X: (G + lambda) step = gradient = X rest - lambda c.
+      const double square = dot(p.rest, p.rest, p.span);
+      p.left = square - dot(step, gradient, m) - p.ridge * (2 * dot(step, c, m) + dot(step, step, m));
+      if (!(p.left > kMildLoss * square)) {
+        add_rows(X, p.span, p.span, step, m, -1, p.rest);
+        p.left = dot(p.rest, p.rest, p.span);
+      }
+    }
     axpy(1, step, c, f.n);
-    if (verdict > 0) break;
+    if (verdict > 0) return true;
     before = moved;
   }
-  add_rows(X, p.span, p.span, step, m, -1, p.rest);
-  p.explained = true;
-  return true;
 }
 
 // The rows of the wide case, n of `span` numbers, those from m on zeros; and where they are in float32, for a Gram matrix in
-// that: `ld` numbers each. Where nothing is taken off them the anchors' own rows serve, else copies in `narrow` do.
+// that: `ld` numbers each. Where nothing is taken off them the anchors' own rows serve, else copies in `narrow` do. c gets the
+// products with e, while a row is at hand.
 template <class T>
-void gather_wide(const Problem<T>& p, double* X, const float** places, float* narrow, int64_t ld) {
+void gather_wide(const Problem<T>& p, double* X, double* c, const float** places, float* narrow, int64_t ld) {
   const int64_t skip = p.input.center ? 1 : 0, m = p.count - skip, n = padded(m);
   const int64_t width = p.width, span = p.span;
   const double scale = p.scale;  // of its own: as a member it could change with every number that is written
@@ -242,6 +252,7 @@ void gather_wide(const Problem<T>& p, double* X, const float** places, float* na
       for (int64_t e = 0; e < width; ++e) row[e] = source[e] * scale;
     }
     clear(row + width, span - width);
+    c[k] = dot(row, p.wanted, span);
     if (places == nullptr) continue;
     float* other = narrow + k * ld;
     places[k] = copied ? other : static_cast<const float*>(static_cast<const void*>(source));
@@ -250,6 +261,7 @@ void gather_wide(const Problem<T>& p, double* X, const float** places, float* na
     memset(other + width, 0, static_cast<size_t>(ld - width) * sizeof(float));
   }
   clear(X + m * span, (n - m) * span);
+  clear(c + m, n - m);
   if (places == nullptr) return;
   memset(narrow + m * ld, 0, static_cast<size_t>(ld) * sizeof(float));
   for (int64_t k = m; k < n; ++k) places[k] = narrow + m * ld;
@@ -273,7 +285,7 @@ void solve_wide(Problem<T>& p) {
   double* step = c + n;
   double* work = step + 4 * n;
   const float** places = narrow ? reinterpret_cast<const float**>(work) : nullptr;
-  gather_wide(p, X, places, reinterpret_cast<float*>(work + n), ld);
+  gather_wide(p, X, c, places, reinterpret_cast<float*>(work + n), ld);
   lap(p.arena.laps, kGather);
 
   bool accepted = false;
@@ -295,7 +307,7 @@ void solve_wide(Problem<T>& p) {
     accepted = prepare(p, f, m, scaling, attempt == 0 ? kNarrowPivot : kPivot);
     lap(p.arena.laps, kFactor);
     if (!accepted) continue;
-    multiply(X, span, span, n, p.wanted, c);
+    if (attempt == 1) multiply(X, span, span, n, p.wanted, c);  // the first attempt may have used them up
     solve_scaled(f, scaling, c);
     accepted = refine(p, f, X, m, scaling, c, step, attempt == 0);
     lap(p.arena.laps, kSolve);
@@ -450,13 +462,12 @@ LstsqRow solve_as(const LstsqInput& input, int64_t row, const int32_t* ids, int6
   LstsqRow not_finite = nothing;
   not_finite.status = kNotFinite;
   clear(coefficients, count);
-  double peak = 0, zero = 0;
+  double peak = 0;
   for (int64_t k = 0; k < count; ++k) {
     const double one = input.anchor_peak[ids[k]];
     if (one > peak) peak = one;
   }
-  for (int64_t i = 0; i < width; ++i) zero += e[i] * 0.0;
-  if (zero != 0 || peak * 0 != 0) return not_finite;
+  if (peak * 0 != 0 || !all_finite(e, width)) return not_finite;
   if (peak == 0) return nothing;
 
   double* vectors = reserve(arena, 0, 3 * span + count + 16);
@@ -489,22 +500,21 @@ LstsqRow solve_as(const LstsqInput& input, int64_t row, const int32_t* ids, int6
   double sum = 0;
   for (int64_t k = 0; k < count; ++k) sum += p.c[k];
   const double correction = input.center ? -sum / static_cast<double>(count) : 0;  // the sum is 0 but for rounding
-  zero = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    coefficients[k] = p.c[k] + correction + fold;
-    zero += coefficients[k] * 0.0;
-  }
-  if (zero != 0) {
+  for (int64_t k = 0; k < count; ++k) coefficients[k] = p.c[k] + correction + fold;
+  if (!all_finite(coefficients, count)) {
     clear(coefficients, count);
     return not_finite;
   }
-  double norm = 0;
-  for (int64_t i = 0; i < width; ++i) norm += e[i] * p.scale * (e[i] * p.scale);
-  if (!p.explained) {
-    for (int64_t i = 0; i < width; ++i) p.rest[i] = e[i] * p.scale;
+  double* whole = p.wanted;  // with its mean again
+  if (input.center)
+    for (int64_t i = 0; i < width; ++i) whole[i] = e[i] * p.scale;
+  const double norm = dot(whole, whole, width);
+  if (p.left < 0) {
+    memcpy(p.rest, whole, static_cast<size_t>(width) * sizeof(double));
     for (int64_t k = 0; k < count; ++k) axpy(-coefficients[k] * p.scale, p.anchor(k), p.rest, width);
+    p.left = dot(p.rest, p.rest, width);
   }
-  p.result.residual = norm > 0 ? static_cast<float>(__builtin_sqrt(dot(p.rest, p.rest, width) / norm)) : 0.0f;
+  p.result.residual = norm > 0 ? static_cast<float>(__builtin_sqrt(p.left / norm)) : 0.0f;
   lap(arena.laps, kResidual);
   return p.result;
 }

@@ -98,6 +98,20 @@ inline void axpy(double factor, const X* x, double* y, int64_t n) {
   for (; i < n; ++i) y[i] += factor * value(x[i]);
 }
 
+// Whether all n numbers are finite.
+template <class A>
+inline bool all_finite(const A* a, int64_t n) {
+  Lanes s0{}, s1{};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    s0 += load(a + i) * 0.0;
+    s1 += load(a + i + kLanes) * 0.0;
+  }
+  double sum = total(s0 + s1);
+  for (; i < n; ++i) sum += value(a[i]) * 0.0;
+  return sum == 0;
+}
+
 // out[i][j] = <a_i, b_j> for I rows of a and J rows of b; `length` is a multiple of kLanes.
 template <int I, int J>
 inline void dots(const double* a, int64_t lda, const double* b, int64_t ldb, int64_t length, double (&out)[I][J]) {

@@ -111,7 +111,7 @@ ScalarType combined_type(const Tensor& anchor_lm) {
   return anchor_lm.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-void combine_into(const Tensor& offsets, const Tensor& ids, const Tensor& coefficients, const Tensor& anchor_lm, Tensor rows) {
+Tensor combine_into(const Tensor& offsets, const Tensor& ids, const Tensor& coefficients, const Tensor& anchor_lm, Tensor rows) {
   check_combine(offsets, ids, coefficients, anchor_lm);
   const RowKernels& kernels = row_kernels();
   const int64_t N = offsets.size(0) - 1, A = anchor_lm.size(0), D = anchor_lm.size(1);
@@ -126,7 +126,10 @@ void combine_into(const Tensor& offsets, const Tensor& ids, const Tensor& coeffi
   const int32_t* all_ids = ids_tensor.const_data_ptr<int32_t>();
   const double* c = coefficients_tensor.const_data_ptr<double>();
   check_values("combine", bounds, N, all_ids, ids.size(0), A);
-  if (N == 0 || D == 0) return;
+  Tensor finite = empty_on(anchor_lm, {N}, ScalarType::Bool);
+  bool* fine = finite.mutable_data_ptr<bool>();
+  std::fill(fine, fine + N, true);
+  if (N == 0 || D == 0) return finite;
   // bfloat16 is widened on the way in the kernel, so that no copy of a large matrix is made; float16 is rare enough.
   const bool narrow = anchor_lm.scalar_type() == ScalarType::BFloat16, wide = type == ScalarType::Double;
   const Tensor source = narrow ? torch::stable::contiguous(anchor_lm) : prepared(anchor_lm);
@@ -138,13 +141,14 @@ void combine_into(const Tensor& offsets, const Tensor& ids, const Tensor& coeffi
     return [&, laps = start_laps(), sums = std::vector<double>(static_cast<size_t>(D + 64))](int64_t begin, int64_t end) mutable {
       for (int64_t at = begin; at < end; ++at) {
         const int64_t i = order[static_cast<size_t>(at)];
-        kernels.combine(data, kind, D, all_ids + bounds[i], c + bounds[i], bounds[i + 1] - bounds[i], sums.data(),
-                        out + i * D * (wide ? 8 : 4));
+        fine[i] = kernels.combine(data, kind, D, all_ids + bounds[i], c + bounds[i], bounds[i + 1] - bounds[i], sums.data(),
+                                  out + i * D * (wide ? 8 : 4));
       }
       lap(laps.get(), kApply);
       return true;
     };
   });
+  return finite;
 }
 
 Tensor combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficients, const Tensor& anchor_lm) {
