@@ -18,7 +18,9 @@ def native(qwen: bytes, unigram: bytes, covers: bool) -> tuple:
     """The job as saltlm.align does it: both files are read at once."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         later = pool.submit(_rust.Vocabulary.from_tokenizer_json, unigram, [], "e5")
-        source, target = _rust.Vocabulary.from_tiktoken(qwen, [], "qwen"), later.result()
+        source = _rust.Vocabulary.from_tiktoken(qwen, [], "qwen")
+        source.prepare()
+        target = later.result()
     return source, target, _rust.align(source, target, "exact", [], covers)
 
 

@@ -184,7 +184,9 @@ def _load_both(source: Any, target: Any) -> tuple[Tokens, Tokens]:
         return load_tokens(source, "source"), load_tokens(target, "target")
     with ThreadPoolExecutor(max_workers=1) as pool:
         later = pool.submit(load_tokens, target, "target")
-        return load_tokens(source, "source"), later.result()
+        loaded = load_tokens(source, "source")
+        loaded.vocabulary.prepare()
+        return loaded, later.result()
 
 
 def _id(tokens: Tokens, spelling: str, side: str) -> int:

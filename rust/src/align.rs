@@ -66,6 +66,11 @@ pub struct Alignment {
     pub cover_ids: Vec<i32>,
 }
 
+/// Makes the lookups that [`align`] needs of its `source`, unless they are there: they can be while the target is still read.
+pub fn prepare(source: &Vocabulary, covers: bool) {
+    rayon::join(|| Index::new(source), || covers.then(|| Tables::of(source)));
+}
+
 /// Aligns `target` to `source`.
 ///
 /// `roles` are pairs (target id, source id) that match whatever their text; ids outside the vocabularies are ignored.
@@ -77,7 +82,8 @@ pub fn align(
     roles: &[(u32, u32)],
     covers: bool,
 ) -> Alignment {
-    let (index, tables) = rayon::join(|| Index::new(source), || covers.then(|| Tables::new(source)));
+    prepare(source, covers);
+    let index = Index::new(source);
     let folded = (overlap == Overlap::Case).then(|| fold_index(source));
     let specials: FxHashMap<&[u8], u32> = (0..source.size())
         .rev()
@@ -105,9 +111,9 @@ pub fn align(
     let verdicts: Vec<(MatchKind, i32)> = (0..target.size()).into_par_iter().map(verdict).collect();
     let kind: Vec<u8> = verdicts.iter().map(|v| v.0 as u8).collect();
     let source_id: Vec<i32> = verdicts.iter().map(|v| v.1).collect();
-    let (cover_offsets, cover_ids) = match tables {
-        Some(tables) => cover_all(&Coverer::new(&index, tables), target, &source_id),
-        None => (vec![0; target.size() + 1], Vec::new()),
+    let (cover_offsets, cover_ids) = match covers {
+        true => cover_all(&Coverer::new(index), target, &source_id),
+        false => (vec![0; target.size() + 1], Vec::new()),
     };
     Alignment { kind, source_id, cover_offsets, cover_ids }
 }
@@ -182,8 +188,8 @@ pub fn covers_without(
     offsets: &[usize],
     forbidden: &[u32],
 ) -> (Vec<i64>, Vec<i32>) {
-    let index = Index::new(source);
-    let coverer = Coverer::new(&index, Tables::new(source));
+    prepare(source, true);
+    let coverer = Coverer::new(Index::new(source));
     in_blocks(tokens.len(), |place, scratch, ids| {
         let token = tokens[place] as usize;
         if target.is_text(token) {
@@ -286,9 +292,8 @@ mod tests {
             }
             let expected: Vec<u32> = parts.iter().map(|p| rank(p).unwrap() as u32).collect();
             let vocabulary = ranks(&tokens);
-            let index = Index::new(&vocabulary);
             let mut out = Vec::new();
-            Coverer::new(&index, Tables::new(&vocabulary)).cover(&text, &mut Scratch::default(), &mut out);
+            Coverer::new(Index::new(&vocabulary)).cover(&text, &mut Scratch::default(), &mut out);
             prop_assert_eq!(out, expected);
         }
 

@@ -5,10 +5,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use rustc_hash::FxHashMap;
-
-use crate::index::{Index, Pieces, Tables, NONE};
-use crate::token::{Vocabulary, BYTE_PIECE};
+use crate::index::{Index, Pieces, NONE};
+use crate::token::Vocabulary;
 
 /// What a tokenizer's own segmentation needs beside its tokens.
 #[derive(Debug, Default)]
@@ -28,9 +26,6 @@ pub enum Segmenter {
 pub struct Coverer<'a> {
     vocabulary: &'a Vocabulary,
     pieces: Pieces<'a>,
-    merges: FxHashMap<(u32, u32), (u32, u32)>,
-    bytes: Box<[u32; 256]>,
-    unknown_score: f64,
 }
 
 /// Buffers of one thread, used again for every token.
@@ -62,33 +57,9 @@ struct Symbol {
 const FEW: usize = 96;
 
 impl<'a> Coverer<'a> {
-    /// Prepares the lookups over the vocabulary of `index`, from which `tables` are.
-    pub fn new(index: &'a Index<'a>, tables: Tables) -> Self {
-        let vocabulary = index.vocabulary;
-        let mut bytes = Box::new([NONE; 256]);
-        for (id, flag) in vocabulary.flags.iter().enumerate().rev() {
-            if flag & BYTE_PIECE != 0 {
-                if let [byte] = vocabulary.canonical.get(id) {
-                    bytes[*byte as usize] = id as u32;
-                }
-            }
-        }
-        let merges = match &vocabulary.segmenter {
-            Segmenter::Bpe(list) => {
-                let mut map = FxHashMap::with_capacity_and_hasher(list.len(), Default::default());
-                for (rank, &[left, right, made]) in list.iter().enumerate() {
-                    map.entry((left, right)).or_insert((rank as u32, made));
-                }
-                map
-            }
-            _ => FxHashMap::default(),
-        };
-        let unknown_score = match &vocabulary.segmenter {
-            // SentencePiece's own penalty for what has no piece: ten below the least likely one.
-            Segmenter::Unigram(scores) => scores.iter().copied().fold(f64::INFINITY, f64::min) - 10.0,
-            _ => 0.0,
-        };
-        Coverer { vocabulary, pieces: Pieces::new(index, tables), merges, bytes, unknown_score }
+    /// Over the vocabulary of `index`.
+    pub fn new(index: Index<'a>) -> Self {
+        Coverer { vocabulary: index.vocabulary, pieces: Pieces::new(index) }
     }
 
     /// Appends the cover of `text` to `out`; nothing is appended where the pieces cannot spell it.
@@ -128,7 +99,7 @@ impl<'a> Coverer<'a> {
 
     /// The token of one byte: a byte piece, else the model's own.
     fn byte(&self, byte: u8, may: &impl Fn(u32) -> bool) -> Option<u32> {
-        let id = self.bytes[byte as usize];
+        let id = self.pieces.tables.bytes[byte as usize];
         if id != NONE {
             if may(id) {
                 return Some(id);
@@ -229,7 +200,7 @@ impl<'a> Coverer<'a> {
         let found = if matches!(self.vocabulary.segmenter, Segmenter::Ranks) {
             self.piece(&text[symbols[left].start as usize..right.end as usize], may).map(|made| (made, made))
         } else {
-            self.merges.get(&(symbols[left].id, right.id)).copied().filter(|&(_, made)| may(made))
+            self.pieces.tables.merges.get(&(symbols[left].id, right.id)).copied().filter(|&(_, made)| may(made))
         };
         (ranks[left], symbols[left].made) = found.unwrap_or((NONE, NONE));
     }
@@ -263,8 +234,8 @@ impl<'a> Coverer<'a> {
                     best[start + length] = (score, start as u32, id);
                 }
             });
-            if !has_single && self.unknown_score + reached > best[start + width].0 {
-                best[start + width] = (self.unknown_score + reached, start as u32, NONE);
+            if !has_single && self.pieces.tables.unknown_score + reached > best[start + width].0 {
+                best[start + width] = (self.pieces.tables.unknown_score + reached, start as u32, NONE);
             }
         }
         spans.clear();

@@ -1,19 +1,46 @@
-//! Tokens by their canonical bytes: one table for matching, one made ready for segmenting.
+//! Tokens by their canonical bytes: one table for matching, one made ready for segmenting; each is made once a vocabulary.
 use std::hash::Hasher;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
-use rustc_hash::FxHasher;
+use rustc_hash::{FxHashMap, FxHasher};
 
+use crate::cover::Segmenter;
 use crate::token::{Vocabulary, ADDED, BYTE_PIECE};
 
 /// No id.
 pub(crate) const NONE: u32 = u32::MAX;
 
+/// What has been made of a vocabulary for lookups, kept with it for the next alignment.
+#[derive(Debug, Default)]
+pub struct Lookups {
+    slots: OnceLock<Slots>,
+    tables: OnceLock<Tables>,
+}
+
+/// What is there, or else what `make` gives. Two threads may both make it: were one to wait for the other, it might be inside
+/// a job that the other one took up while it waited itself.
+fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
+    match cell.get() {
+        Some(there) => there,
+        None => {
+            let made = make();
+            cell.get_or_init(|| made)
+        }
+    }
+}
+
 /// Ids of a vocabulary by canonical bytes; ids of equal bytes are chained in ascending order.
+#[derive(Clone, Copy)]
 pub struct Index<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
-    /// Open addressing by hash: seven bits of it (0 is an empty slot), so that most strangers are told apart without
-    /// leaving this small table, and the first id of each slot's chain. A general hash map of slices took twice the time.
+    slots: &'a Slots,
+}
+
+/// Open addressing by hash: seven bits of it (0 is an empty slot), so that most strangers are told apart without leaving this
+/// small table, and the first id of each slot's chain. A general hash map of slices took twice the time.
+#[derive(Debug)]
+struct Slots {
     tags: Vec<u8>,
     first: Vec<u32>,
     next: Vec<u32>,
@@ -29,43 +56,50 @@ fn tag(hash: u64) -> u8 {
     (hash >> 57) as u8 | 0x80
 }
 
-impl<'a> Index<'a> {
-    /// Indexes all tokens that stand for text.
-    pub fn new(vocabulary: &'a Vocabulary) -> Self {
+impl Slots {
+    fn new(vocabulary: &Vocabulary) -> Self {
         let size = vocabulary.size();
         let hashes: Vec<u64> = (0..size).into_par_iter().map(|id| hash(vocabulary.canonical.get(id))).collect();
-        let slots = (size * 2).next_power_of_two().max(2);
-        let mut index = Index { vocabulary, tags: vec![0; slots], first: vec![NONE; slots], next: vec![NONE; size] };
+        let count = (size * 2).next_power_of_two().max(2);
+        let mut slots = Slots { tags: vec![0; count], first: vec![NONE; count], next: vec![NONE; size] };
         for id in (0..size).rev().filter(|&id| vocabulary.is_text(id)) {
-            let slot = index.slot(hashes[id], vocabulary.canonical.get(id));
-            index.next[id] = index.first[slot];
-            index.first[slot] = id as u32;
-            index.tags[slot] = tag(hashes[id]);
+            let slot = slots.slot(vocabulary, hashes[id], vocabulary.canonical.get(id));
+            slots.next[id] = slots.first[slot];
+            slots.first[slot] = id as u32;
+            slots.tags[slot] = tag(hashes[id]);
         }
-        index
+        slots
     }
 
     /// The slot of these bytes: the one that has them, else the empty one where they would go.
-    fn slot(&self, hash: u64, bytes: &[u8]) -> usize {
+    fn slot(&self, vocabulary: &Vocabulary, hash: u64, bytes: &[u8]) -> usize {
         let mask = self.tags.len() - 1;
         let mut slot = hash as usize & mask;
         loop {
             let found = self.tags[slot];
-            let same = |id: u32| self.vocabulary.canonical.get(id as usize) == bytes;
+            let same = |id: u32| vocabulary.canonical.get(id as usize) == bytes;
             if found == 0 || (found == tag(hash) && same(self.first[slot])) {
                 return slot;
             }
             slot = (slot + 1) & mask;
         }
     }
+}
+
+impl<'a> Index<'a> {
+    /// Indexes all tokens that stand for text.
+    pub fn new(vocabulary: &'a Vocabulary) -> Self {
+        Index { vocabulary, slots: once(&vocabulary.lookups.slots, || Slots::new(vocabulary)) }
+    }
 
     /// Ids with these bytes, ascending.
     pub fn ids(&self, bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
-        let mut at = self.first[self.slot(hash(bytes), bytes)];
+        let slots = self.slots;
+        let mut at = slots.first[slots.slot(self.vocabulary, hash(bytes), bytes)];
         std::iter::from_fn(move || {
             let id = at;
             (id != NONE).then(|| {
-                at = self.next[id as usize];
+                at = slots.next[id as usize];
                 id
             })
         })
@@ -81,37 +115,74 @@ impl<'a> Index<'a> {
 ///
 /// Byte pieces and added tokens are not among them: the model does not build text from those.
 pub struct Pieces<'a> {
-    index: &'a Index<'a>,
-    tables: Tables,
+    index: Index<'a>,
+    pub(crate) tables: &'a Tables,
 }
 
 /// What [`Pieces`] looks in first; made from the vocabulary alone, so that it can be while the index is.
+#[derive(Debug)]
 pub struct Tables {
     one: Box<[u32; 256]>,
     two: Vec<u32>,
     few: Few,
+    middle: Middle,
     /// Bit `n - 4` of entry `key(text)`: a piece of `n` bytes (bit 15: 19 or more) may begin with the first four bytes of
     /// `text`. Small enough to stay in the cache, where four times the bits would not.
     lengths: Vec<u16>,
     /// Bytes of the longest piece.
     longest: usize,
+    /// The byte piece of each byte.
+    pub(crate) bytes: Box<[u32; 256]>,
+    /// Of byte-pair merging: ids of two neighbours -> rank and what they make.
+    pub(crate) merges: FxHashMap<(u32, u32), (u32, u32)>,
+    /// Log-probability of a character that has no piece, of a Unigram.
+    pub(crate) unknown_score: f64,
 }
 
 const KEYS: usize = 1 << 16;
 
 impl Tables {
-    /// Prepares the lookups.
-    pub fn new(vocabulary: &Vocabulary) -> Self {
+    /// Those of a vocabulary.
+    pub fn of(vocabulary: &Vocabulary) -> &Self {
+        once(&vocabulary.lookups.tables, || Tables::new(vocabulary))
+    }
+
+    fn new(vocabulary: &Vocabulary) -> Self {
         let is_piece = |id: &usize| vocabulary.is_text(*id) && vocabulary.flags[*id] & (BYTE_PIECE | ADDED) == 0;
+        let count = |takes: fn(&[u8]) -> bool| {
+            (0..vocabulary.size()).filter(|id| is_piece(id) && takes(vocabulary.canonical.get(*id))).count()
+        };
         let mut pieces = Tables {
             one: Box::new([NONE; 256]),
             two: vec![NONE; 1 << 16],
-            few: Few::with_capacity(
-                (0..vocabulary.size()).filter(|id| is_piece(id) && Few::takes(vocabulary.canonical.get(*id))).count(),
-            ),
+            few: Few { packed: Packed::with_capacity(count(Few::takes)), threes: Box::new([0; THREES / 64]) },
+            middle: Middle { packed: Packed::with_capacity(count(Middle::takes)) },
             lengths: vec![0; KEYS],
             longest: 0,
+            bytes: Box::new([NONE; 256]),
+            merges: FxHashMap::default(),
+            unknown_score: 0.0,
         };
+        match &vocabulary.segmenter {
+            Segmenter::Bpe(list) => {
+                pieces.merges.reserve(list.len());
+                for (rank, &[left, right, made]) in list.iter().enumerate() {
+                    pieces.merges.entry((left, right)).or_insert((rank as u32, made));
+                }
+            }
+            // SentencePiece's own penalty for what has no piece: ten below the least likely one.
+            Segmenter::Unigram(scores) => {
+                pieces.unknown_score = scores.iter().copied().fold(f64::INFINITY, f64::min) - 10.0;
+            }
+            _ => {}
+        }
+        for (id, flag) in vocabulary.flags.iter().enumerate().rev() {
+            if flag & BYTE_PIECE != 0 {
+                if let [byte] = vocabulary.canonical.get(id) {
+                    pieces.bytes[*byte as usize] = id as u32;
+                }
+            }
+        }
         // Descending, so that the smallest of equal pieces stays.
         for id in (0..vocabulary.size()).rev().filter(is_piece) {
             let bytes = vocabulary.canonical.get(id);
@@ -121,6 +192,7 @@ impl Tables {
                 [a] => pieces.one[a as usize] = id as u32,
                 [a, b] => pieces.two[usize::from(u16::from_le_bytes([a, b]))] = id as u32,
                 _ if Few::takes(bytes) => pieces.few.insert(bytes, id as u32),
+                _ if Middle::takes(bytes) => pieces.middle.insert(bytes, id as u32),
                 _ => {}
             }
             if bytes.len() > 3 {
@@ -132,9 +204,9 @@ impl Tables {
 }
 
 impl<'a> Pieces<'a> {
-    /// The pieces of the index's vocabulary, from which the tables are, too.
-    pub fn new(index: &'a Index<'a>, tables: Tables) -> Self {
-        Pieces { index, tables }
+    /// The pieces of the index's vocabulary.
+    pub fn new(index: Index<'a>) -> Self {
+        Pieces { index, tables: Tables::of(index.vocabulary) }
     }
 
     /// The piece of exactly these bytes.
@@ -143,7 +215,7 @@ impl<'a> Pieces<'a> {
             [] => NONE,
             [a] => self.tables.one[a as usize],
             [a, b] => self.tables.two[usize::from(u16::from_le_bytes([a, b]))],
-            [_, _, _] => self.tables.few.get(bytes),
+            [a, b, c] => self.tables.few.three([a, b, c]),
             _ if self.tables.lengths[key(bytes)] & bit(bytes.len()) == 0 => NONE,
             _ => return self.probe(bytes),
         };
@@ -152,8 +224,9 @@ impl<'a> Pieces<'a> {
 
     /// The piece of these bytes, at least four.
     fn probe(&self, bytes: &[u8]) -> Option<u32> {
-        if Few::takes(bytes) {
-            return Some(self.tables.few.get(bytes)).filter(|&id| id != NONE);
+        if bytes.len() < 16 {
+            let id = if Few::takes(bytes) { self.tables.few.get(bytes) } else { self.tables.middle.get(bytes) };
+            return (id != NONE).then_some(id);
         }
         self.index.without(BYTE_PIECE | ADDED, bytes)
     }
@@ -207,52 +280,154 @@ fn bit(length: usize) -> u16 {
 
 /// The place of the first four bytes of `bytes` in a table of [`KEYS`] entries.
 fn key(bytes: &[u8]) -> usize {
-    let four = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    (four.wrapping_mul(0x9e37_79b1) >> 16) as usize
+    (four(bytes, 0).wrapping_mul(0x9e37_79b1) >> 16) as usize
 }
 
-/// Pieces of 3 to 7 bytes, most of a vocabulary, by their bytes in one number: one look at memory where the general table
-/// takes five. It shortened covers by a third.
-struct Few {
-    keys: Vec<u64>,
-    ids: Vec<u32>,
+/// Ids by short texts, each text in one number that is never 0: one look at memory where the general table takes five.
+#[derive(Debug)]
+struct Packed<K> {
+    /// Key and id side by side, so that a look is at one line of the cache.
+    entries: Vec<(K, u32)>,
 }
+
+impl<K: Copy + Default + PartialEq> Packed<K> {
+    fn with_capacity(pieces: usize) -> Self {
+        Packed { entries: vec![(K::default(), NONE); (pieces + pieces / 2).next_power_of_two().max(2)] }
+    }
+
+    /// The slot of a key: the one that has it, else the empty one where it would go.
+    fn slot(&self, key: K, hash: u64) -> usize {
+        let mask = self.entries.len() - 1;
+        let mut slot = (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
+        while self.entries[slot].0 != K::default() && self.entries[slot].0 != key {
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+
+    fn insert(&mut self, key: K, hash: u64, id: u32) {
+        let slot = self.slot(key, hash);
+        self.entries[slot] = (key, id);
+    }
+
+    /// The id of a key, or [`NONE`].
+    fn get(&self, key: K, hash: u64) -> u32 {
+        self.entries[self.slot(key, hash)].1
+    }
+}
+
+/// Pieces of 3 to 7 bytes, most of a vocabulary. It shortened covers by a third.
+#[derive(Debug)]
+struct Few {
+    packed: Packed<u64>,
+    /// Which pieces of three bytes there may be, by [`Few::bit`]: most that are asked for are none.
+    threes: Box<[u64; THREES / 64]>,
+}
+
+const THREES: usize = 1 << 18;
 
 impl Few {
     fn takes(bytes: &[u8]) -> bool {
         (3..=7).contains(&bytes.len())
     }
 
-    fn with_capacity(pieces: usize) -> Self {
-        let slots = (pieces + pieces / 2).next_power_of_two().max(2);
-        Few { keys: vec![0; slots], ids: vec![NONE; slots] }
-    }
-
-    /// The bytes and, so that no two strings share a number, their count; never 0.
+    /// The bytes and, so that no two texts share a number, their count.
     fn pack(bytes: &[u8]) -> u64 {
-        let low = bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
+        let low = match *bytes {
+            [a, b, c] => u64::from(u32::from_le_bytes([a, b, c, 0])),
+            // The first four and the last four bytes, which overlap.
+            _ => u64::from(four(bytes, 0)) | u64::from(four(bytes, bytes.len() - 4)) >> (8 * (8 - bytes.len())) << 32,
+        };
         low | (bytes.len() as u64) << 56
     }
 
-    /// The slot of a packed key: the one that has it, else the empty one where it would go.
-    fn slot(&self, packed: u64) -> usize {
-        let mask = self.keys.len() - 1;
-        let mut slot = (packed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
-        while self.keys[slot] != 0 && self.keys[slot] != packed {
-            slot = (slot + 1) & mask;
-        }
-        slot
+    /// The place of three bytes among [`THREES`] bits.
+    fn bit(bytes: [u8; 3]) -> usize {
+        let three = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
+        (three.wrapping_mul(0x9e37_79b1) >> 14) as usize
     }
 
     fn insert(&mut self, bytes: &[u8], id: u32) {
-        let packed = Few::pack(bytes);
-        let slot = self.slot(packed);
-        self.keys[slot] = packed;
-        self.ids[slot] = id;
+        let key = Few::pack(bytes);
+        self.packed.insert(key, key, id);
+        if let [a, b, c] = *bytes {
+            let bit = Few::bit([a, b, c]);
+            self.threes[bit / 64] |= 1 << (bit % 64);
+        }
     }
 
     /// The id of these bytes, or [`NONE`].
     fn get(&self, bytes: &[u8]) -> u32 {
-        self.ids[self.slot(Few::pack(bytes))]
+        let key = Few::pack(bytes);
+        self.packed.get(key, key)
+    }
+
+    /// The same of three bytes.
+    fn three(&self, bytes: [u8; 3]) -> u32 {
+        let bit = Few::bit(bytes);
+        if self.threes[bit / 64] >> (bit % 64) & 1 == 0 {
+            return NONE;
+        }
+        self.get(&bytes)
+    }
+}
+
+/// Pieces of 8 to 15 bytes, nearly all the others.
+#[derive(Debug)]
+struct Middle {
+    packed: Packed<[u64; 2]>,
+}
+
+impl Middle {
+    fn takes(bytes: &[u8]) -> bool {
+        (8..=15).contains(&bytes.len())
+    }
+
+    /// The bytes and their count, and a hash.
+    fn pack(bytes: &[u8]) -> ([u64; 2], u64) {
+        let last = bytes.len() - 8;
+        let low = u64::from(four(bytes, 0)) | u64::from(four(bytes, 4)) << 32;
+        let end = u64::from(four(bytes, last)) | u64::from(four(bytes, last + 4)) << 32;
+        // Of the last eight bytes those that are not among the first; none where there are just eight.
+        let high = end.checked_shr(8 * (16 - bytes.len()) as u32).unwrap_or(0) | (bytes.len() as u64) << 56;
+        ([low, high], low.rotate_left(23) ^ high.wrapping_mul(0xc2b2_ae3d_27d4_eb4f))
+    }
+
+    fn insert(&mut self, bytes: &[u8], id: u32) {
+        let (key, hash) = Middle::pack(bytes);
+        self.packed.insert(key, hash, id);
+    }
+
+    /// The id of these bytes, or [`NONE`].
+    fn get(&self, bytes: &[u8]) -> u32 {
+        let (key, hash) = Middle::pack(bytes);
+        self.packed.get(key, hash)
+    }
+}
+
+/// Four bytes as a number.
+fn four(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Texts of the same number are the same text.
+        #[test]
+        fn packing_loses_nothing(text in prop::collection::vec(any::<u8>(), 3..16)) {
+            let (number, count) = if Few::takes(&text) {
+                (u128::from(Few::pack(&text) & !(0xff << 56)), Few::pack(&text) >> 56)
+            } else {
+                let ([low, high], _) = Middle::pack(&text);
+                (u128::from(low) | u128::from(high & !(0xff << 56)) << 64, high >> 56)
+            };
+            prop_assert_eq!(count as usize, text.len());
+            prop_assert_eq!(&number.to_le_bytes()[..text.len()], &text[..]);
+            prop_assert!(number.to_le_bytes()[text.len()..].iter().all(|&byte| byte == 0));
+        }
     }
 }

@@ -74,6 +74,11 @@ impl Vocabulary {
         self.0.size()
     }
 
+    /// Makes the lookups of a source, those of covers too: while the target is still read they cost nothing.
+    fn prepare(&self, py: Python<'_>) -> PyResult<()> {
+        work(py, || align::prepare(&self.0, true))
+    }
+
     /// How tokens are spelled.
     #[getter]
     fn kind(&self) -> &'static str {

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::cover::Segmenter;
 use crate::error::{Error, Result};
+use crate::index::Lookups;
 use crate::token::{lay_out, Entry, Kind, Vocabulary, SPECIAL};
 use crate::tokenizer_json::MAX_SIZE;
 
@@ -56,7 +57,14 @@ pub fn read(data: &[u8], name: &str, specials: &[(String, u32)]) -> Result<Vocab
         let found = format!("two tokens of rank {}", entries[one].id);
         Error::input(name, found, "one token for each rank", "fetch the file again; it may be damaged")
     })?;
-    Ok(Vocabulary { kind: Kind::Tiktoken, canonical, spelling, flags, segmenter: Segmenter::Ranks })
+    Ok(Vocabulary {
+        kind: Kind::Tiktoken,
+        canonical,
+        spelling,
+        flags,
+        segmenter: Segmenter::Ranks,
+        lookups: Lookups::default(),
+    })
 }
 
 /// Stretches of whole lines, about 256 KiB each.

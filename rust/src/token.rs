@@ -2,6 +2,7 @@
 //!
 //! A word start is a leading space (0x20) of the canonical bytes, whatever mark the tokenizer spells it with.
 use crate::cover::Segmenter;
+use crate::index::Lookups;
 
 /// Flag of a token whose canonical bytes begin with a space: it starts a word.
 pub const WORD_START: u8 = 1;
@@ -101,6 +102,8 @@ pub struct Vocabulary {
     pub flags: Vec<u8>,
     /// What the tokenizer's own segmentation needs.
     pub segmenter: Segmenter,
+    /// What has been made of all that for lookups.
+    pub lookups: Lookups,
 }
 
 impl Vocabulary {

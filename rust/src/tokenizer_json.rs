@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::cover::Segmenter;
 use crate::error::{Error, Result};
+use crate::index::Lookups;
 use crate::token::{byte_piece, lay_out, Alphabet, Entry, Kind, Spelling, Vocabulary, ADDED, BYTE_PIECE, SPECIAL};
 
 /// A vocabulary's ids end below this: beyond it a file is broken rather than large.
@@ -228,7 +229,7 @@ pub fn read(data: &[u8], name: &str, special_ids: &[u32]) -> Result<Vocabulary> 
         Error::input(name, found, "one token for each id", advice)
     })?;
     let segmenter = segmenter(&file, &pieces, flags.len());
-    Ok(Vocabulary { kind, canonical, spelling, flags, segmenter })
+    Ok(Vocabulary { kind, canonical, spelling, flags, segmenter, lookups: Lookups::default() })
 }
 
 /// The kind, from the model's type and the pipeline's components.
