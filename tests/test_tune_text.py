@@ -335,3 +335,21 @@ def test_cells_with_one_file_for_two_uses_are_not_one_run() -> None:
     )[1:]
     assert plain_transfer(counted.config) == plain_transfer(tuned.config) and counted.files() == tuned.files()
     assert counted.reads() != tuned.reads()
+
+
+def test_the_default_without_a_text_says_what_one_could_do(pair, text, tmp_path, capsys) -> None:
+    seen = {}
+    for name, more in {"alone": [], "chosen": ["--blend-length", "1.2"], "text": ["--tune-text", str(text)]}.items():
+        arguments = [
+            "transfer",
+            "--source",
+            str(pair.source),
+            "--target",
+            str(pair.target),
+            "--out",
+            str(tmp_path / name),
+        ]
+        assert main([*arguments, *more]) == 0
+        seen[name] = " ".join(capsys.readouterr().out.split())
+    assert "blend: weight 0.35, length 1.4, the best on average; --tune-text FILE chooses" in seen["alone"]
+    assert "the best on average" not in seen["chosen"] + seen["text"] and "tuned by bits per byte" in seen["text"]

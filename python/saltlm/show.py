@@ -104,11 +104,25 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
         )
         by = "on them" if tuning["text"] is None else f"by bits per byte on {tuning['text']['bytes']:,} bytes of text"
         console.print(f"tuned {by}: {chosen}, the best of {len(tuning['trials'])} trials")
+    elif summary["method"] == "auto" and summary.get("blend") == _usual_blend():
+        weight, length = summary["blend"].values()
+        console.print(
+            f"blend: weight {weight:g}, length {length:g}, the best on average; --tune-text FILE chooses for this language"
+        )
     for warning in summary["warnings"]:
         console.print(f"[yellow]note[/yellow]: {escape(warning)}", highlight=False)
     if done.out is not None:
         # One line, however long: it is there to be copied.
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
+
+
+def _usual_blend() -> dict[str, object]:
+    """Weight and length of the default that nobody and nothing has chosen."""
+    from .config import TransferConfig
+    from .methods.blend import as_blend
+
+    usual = as_blend(TransferConfig())
+    return {"weight": usual.blend_weight, "length": usual.blend_length}
 
 
 def _rows(summary: Mapping[str, Any], rows: int, dry_run: bool) -> Table:
