@@ -2,6 +2,11 @@
 
 Run by gpu.sh, which finds or builds the operators. It needs torch and numpy alone: only the operator modules of the
 package are loaded. ``--cpu`` does the same on the CPU in small, so that the script itself is tried where no GPU is.
+
+Bars, of the large size: 60 % of the roofline and 10 times stock torch. The roofline is the larger of two times, as if each could
+hide the other whole: all similarities at the rate of the device's bfloat16 product, and every input, neighbour's row and
+result once at the rate at which it copies memory; both rates are measured in the same run. ``gpu.md`` is the table for
+RESULTS.md.
 """
 
 import argparse
@@ -25,6 +30,7 @@ SIZES = {
     "large": (256_000, 100_000, 300, 768, 4096),
 }
 STOCK_TOKENS = 4096  # stock torch is timed on so many and scaled up
+ROOFLINE, STOCK = 0.6, 10
 
 
 def operators(package: Path) -> tuple[types.ModuleType, types.ModuleType]:
@@ -69,12 +75,32 @@ def timed(work, device: str, runs: int = 5) -> float:
     return statistics.median(once() for _ in range(runs))
 
 
+def ceilings(device: str) -> dict[str, float]:
+    """What the machine gives: multiply-adds (counted twice) a second in bfloat16 and float32, bytes a second copied."""
+    side, room = (8192, 1 << 30) if device == "cuda" else (512, 1 << 24)
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        found[f"{str(dtype)[6:]}_flops"] = 2 * side**3 / timed(lambda a=left, b=right: a @ b, device)
+    source = torch.zeros(room // 4, device=device)
+    target = torch.empty_like(source)
+    found["bytes"] = 2 * room / timed(lambda: target.copy_(source), device)
+    return found
+
+
+def roofline(size: tuple[int, ...], neighbours: float, ceiling: dict[str, float]) -> dict[str, float]:
+    """The two times of the roofline in seconds; ``neighbours`` is the mean support size."""
+    new, anchors, P, E, D = size
+    numbers = new * (P + E + D) + anchors * (P + E + D) + new * neighbours * (E + D)
+    return {"product_s": 2 * new * anchors * P / ceiling["bfloat16_flops"], "memory_s": 4 * numbers / ceiling["bytes"]}
+
+
 def wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def measure(ops, size: tuple[int, ...], device: str, runs: int) -> dict[str, object]:
+def measure(ops, size: tuple[int, ...], device: str, runs: int, ceiling: dict[str, float]) -> dict[str, object]:
     """Seconds of the whole and of its parts, of the bare product, and of stock torch."""
     tensors = problem(size, device)
     new = size[0]
@@ -89,6 +115,8 @@ def measure(ops, size: tuple[int, ...], device: str, runs: int) -> dict[str, obj
     result["support_size"] = {q: kept.quantile(float(q)).item() for q in ("0.0", "0.5", "0.95", "1.0")}
     result["statuses"] = {name: int((whole.status == code).sum()) for code, name in enumerate(ops.STATUSES)}
     result["salt_rows_s"] = timed(lambda: ops.salt_rows(**tensors), device, runs)
+    result["roofline"] = roofline(size, kept.mean().item(), ceiling)
+    result["share_of_roofline"] = max(result["roofline"].values()) / result["salt_rows_s"]
 
     block = slice(0, min(new, 8192))
     auxiliary, plm = tensors["new_auxiliary"][block], tensors["new_plm"][block]
@@ -113,6 +141,28 @@ def measure(ops, size: tuple[int, ...], device: str, runs: int) -> dict[str, obj
     result["stock_scaled_s"] = timed(lambda: stock_rows(**sample), device, max(1, runs // 2)) * new / count
     result["stock_over_saltlm"] = result["stock_scaled_s"] / result["salt_rows_s"]
     return result
+
+
+def table(report: dict) -> str:
+    """What RESULTS.md keeps: each size beside its bars."""
+    ceiling = report["ceilings"]
+    lines = [
+        f"## Operators on {report['machine']}\n",
+        f"torch {report['torch']}, Python {report['python']}; `bash bench/gpu.sh`. Measured ceilings: bfloat16"
+        f" {ceiling['bfloat16_flops'] / 1e12:.3g} TFLOP/s, float32 {ceiling['float32_flops'] / 1e12:.3g} TFLOP/s, copies"
+        f" {ceiling['bytes'] / 1e9:.3g} GB/s. {len(report['checks'])} checks passed.\n",
+        f"| N, A, P, E, D | SALT's rows | share of the roofline (bar {ROOFLINE:.0%}) | stock torch / saltlm (bar {STOCK})"
+        " | device memory beyond inputs |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for found in report["timings"].values():
+        memory = found.get("device_memory_beyond_inputs_mb")
+        lines.append(
+            f"| {', '.join(f'{n:,}' for n in found['size'].values())} | {found['salt_rows_s']:.3g} s |"
+            f" {found['share_of_roofline']:.1%} | {found['stock_over_saltlm']:.3g} |"
+            f" {'-' if memory is None else f'{memory:,.0f} MB'} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -141,14 +191,18 @@ def main() -> None:
     failed = [name for name, fault in report["checks"].items() if fault]
     if not arguments.checks_only and not failed:
         sizes = arguments.sizes or (["small"] if arguments.cpu else list(SIZES))
-        report["timings"] = {}
+        report["ceilings"], report["timings"] = ceilings(device), {}
         for name in sizes:
-            report["timings"][name] = measure(ops, SIZES[name], device, runs=3 if arguments.cpu else 5)
+            runs = 3 if arguments.cpu else 5
+            report["timings"][name] = measure(ops, SIZES[name], device, runs, report["ceilings"])
             print(f"{name}: {json.dumps(report['timings'][name])}", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / ("checks.json" if arguments.checks_only else "gpu.json")
     file.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
     print(f"written: {file}")
+    if "timings" in report:
+        (arguments.out / "gpu.md").write_text(table(report), encoding="utf-8")
+        print(table(report))
     if failed:
         raise SystemExit(f"{len(failed)} of {len(report['checks'])} checks failed: {', '.join(failed)}")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 
 import torch
 from torch import Tensor
@@ -143,8 +144,19 @@ def run_checks(ops, reference, device: str) -> dict[str, str | None]:
     work["the same bits"] = lambda: check_bits(ops, big, device)
     work["refusals"] = lambda: check_refusals(device)
     if device == "cuda":
-        work["with TF32 allowed"] = lambda: _with_tf32(lambda: check_problem(ops, reference, big))
+        work["a float32 product"] = lambda: _with_float32(lambda: check_problem(ops, reference, big))
+        work["with TF32 allowed"] = lambda: _with_float32(
+            lambda: _with_tf32(lambda: check_problem(ops, reference, big))
+        )
     return {name: _caught(name, check) for name, check in work.items()}
+
+
+def _with_float32(check) -> str | None:
+    os.environ["SALTLM_CUDA_PRODUCT"] = "float32"
+    try:
+        return check()
+    finally:
+        del os.environ["SALTLM_CUDA_PRODUCT"]
 
 
 def _with_tf32(check) -> str | None:

@@ -94,6 +94,13 @@ extern "C" int sparsemax_row(int threads, const float* s, const uint8_t* valid, 
   return support;
 }
 
+// A direction in bfloat16 [stride] by one group; returns what the rounding took away.
+extern "C" double narrow_row(const double* row, double factor, int64_t W, int64_t stride, uint16_t* out) {
+  return saltlm::cuda::narrow_row(saltlm::cuda::SerialTeam{}, row, factor, W, stride, out);
+}
+
+extern "C" double narrow_slack(double x, double y, int64_t P) { return saltlm::cuda::narrow_slack(x, y, P); }
+
 extern "C" void sort_row(int threads, double* values, int32_t* ids, int n) {
   by_team(threads, [&](const auto& team) { saltlm::cuda::sort_row(team, values, ids, n); });
 }

@@ -101,6 +101,44 @@ def test_cap_keeps_the_nearest_and_weighs_them_anew(maths, team):
     np.testing.assert_allclose(weights, sparsemax(exact[ids]), atol=1e-14)
 
 
+def narrowed(maths, row, factor=None):
+    """A row's direction in bfloat16 as float32, padded, and what the rounding took away."""
+    stride = len(row) + 3
+    bits = np.full(stride, 7, np.uint16)
+    maths.narrow_row.restype = ctypes.c_double
+    factor = 1 / np.sqrt((row**2).sum()) if factor is None else factor
+    lost = maths.narrow_row(
+        pointer(row), ctypes.c_double(factor), ctypes.c_int64(len(row)), ctypes.c_int64(stride), pointer(bits)
+    )
+    return (bits.astype(np.uint32) << 16).view(np.float32), lost
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), P=st.integers(1, 400), alike=st.sampled_from([0.0, 1.0, 100.0]))
+def test_a_product_of_bfloat16_is_within_its_bound(maths, seed, P, alike):
+    random = np.random.default_rng(seed)
+    r = random.standard_normal(P) * 10.0 ** random.integers(-3, 4, P)
+    a = random.standard_normal(P) + alike * r
+    (R, x), (A, y) = narrowed(maths, r), narrowed(maths, a)
+    for rounded, row, lost in ((R, r, x), (A, a, y)):
+        direction = row / np.sqrt((row**2).sum())
+        assert not rounded[P:].any() and abs(np.linalg.norm(rounded[:P] - direction) - lost) < 1e-12 and lost < 2**-8
+    total = np.float32(0)
+    for group in range(0, P, 4):  # cut off at the bits of the largest, as tensor cores add
+        terms = [float(total), *(R[group : group + 4].astype(float) * A[group : group + 4])]
+        unit = 2.0 ** (np.frexp(max(map(abs, terms)))[1] - 24)
+        total = np.float32(sum(np.trunc(term / unit) * unit for term in terms))
+    maths.narrow_slack.restype = ctypes.c_double
+    bound = maths.narrow_slack(ctypes.c_double(x), ctypes.c_double(y), ctypes.c_int64(P))
+    cosine = (r @ a) / np.sqrt((r**2).sum() * (a**2).sum())
+    assert abs(float(total) - cosine) <= bound and bound < 2**-7 + 1e-3
+
+
+def test_a_row_without_a_direction_is_zeros(maths):
+    rounded, lost = narrowed(maths, np.array([np.nan, 1.0, np.inf]), factor=0.0)
+    assert not rounded.any() and lost == 0
+
+
 @pytest.mark.parametrize("team", TEAMS)
 def test_no_valid_anchor_gives_no_support(maths, team):
     ids, *_ = sparsemax_row(maths, team, np.ones(3), np.zeros((5, 3)))

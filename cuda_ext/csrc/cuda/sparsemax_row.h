@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "team.h"
@@ -15,6 +16,43 @@ namespace saltlm::cuda {
 
 // Added to the filter for the rounding of the thresholds themselves (float64 sums of numbers of size 1).
 constexpr double kThresholdRounding = 1e-12;
+
+// To the nearest bfloat16, ties to even, and back. A number that is not finite has no use here.
+SALTLM_BOTH uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+SALTLM_BOTH float from_bfloat16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float whole;
+  memcpy(&whole, &bits, sizeof whole);
+  return whole;
+}
+
+// The row times `factor` in bfloat16, `stride` of them, zeros behind the W of the row; zeros alone for a factor of 0. By one
+// group. Returns the length of what the rounding took away.
+template <class Team, class X>
+SALTLM_BOTH double narrow_row(const Team& team, const X* row, double factor, int64_t W, int64_t stride, uint16_t* out) {
+  double lost = 0.0;
+  for (int64_t w = team.lane(); w < stride; w += team.lanes()) {
+    const double exact = w < W && factor != 0.0 ? static_cast<double>(row[w]) * factor : 0.0;
+    out[w] = to_bfloat16(static_cast<float>(exact));
+    const double rest = exact - static_cast<double>(from_bfloat16(out[w]));
+    lost += rest * rest;
+  }
+  return sqrt(team.lane_sum(lost));
+}
+
+// How far a value of the product of directions in bfloat16, summed in float32, can be from the true cosine of r and a. Rounded
+// they are R and A, and x = |R - r|, y = |A - a| were measured. The inputs' errors add x (1 + y) + y, for |r| = |a| = 1. The
+// products are exact in float32, but tensor cores add them by groups that are cut off at the bits of the largest, not
+// rounded: each of P products and of P / 4 sums at most loses 2^-23 of the largest number at hand, which sum |R_i A_i| <=
+// (1 + x) (1 + y) bounds; (P + 1) 2^-21 leaves three times that for other ways to add. 1e-6 covers what is below float32's
+// normal numbers and float64's roundings.
+SALTLM_BOTH double narrow_slack(double x, double y, int64_t P) {
+  return x * (1.0 + y) + y + static_cast<double>(P + 1) * 4.76837158203125e-07 * (1.0 + x) * (1.0 + y) + 1e-6;
+}
 
 // One more step of Michelot's iteration from `tau`, a lower bound of the threshold: the mean excess of what lies above.
 // Returns true while the bound rises. `value(i)` for i in [0, n); the set {value > tau} must not be empty.

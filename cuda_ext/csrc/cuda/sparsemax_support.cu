@@ -1,6 +1,9 @@
 // sparsemax_support on CUDA. Rows are taken in blocks whose approximate cosines fit a bounded buffer (one matrix product
-// each); then one thread block per row filters, recomputes the survivors' cosines in float64, sorts and weighs them
-// (sparsemax_row.h). Device memory is the buffer, at most three times as much for the survivors, and the result.
+// each, of bfloat16 on tensor cores where the device has them, else of float32); then one thread block per row filters,
+// recomputes the survivors' cosines in float64, sorts and weighs them (sparsemax_row.h). Device memory is the buffer, at most three times as much for the survivors, and the result.
+#include <array>
+#include <cstdlib>
+#include <cstring>
 #include <tuple>
 
 #include "launch.cuh"
@@ -13,6 +16,7 @@ namespace {
 constexpr int64_t kSimilarityBuffer = 128 * kMegabyte;
 constexpr int64_t kMostRows = 1 << 16;  // of a block
 constexpr int kListed = 4096;           // values that may be above the first bound before the row is read again
+constexpr int64_t kAligned = 8;         // tensor cores want widths and strides that are multiples of this
 
 // Each row of a float64 matrix times a power of two, so that squares neither overflow nor vanish; cosines stay as they
 // are, and a NaN stays in its row. One warp per row.
@@ -31,22 +35,27 @@ __global__ void tame_kernel(double* matrix, int64_t rows, int64_t W) {
   }
 }
 
-// directions [rows, W] = unit rows in float32 (zero for a row that is zero or not finite), inverse [rows] = 1 / length
-// (zero likewise), usable [rows] = 0 or 1. One warp per row.
+// Unit rows (zero for a row that is zero or not finite): directions [rows, W] in float32, or narrow [rows, stride] in bfloat16
+// with errors [rows]; inverse [rows] = 1 / length (zero likewise), usable [rows] = 0 or 1. One warp per row.
 template <class T>
-__global__ void measure_kernel(const T* matrix, int64_t rows, int64_t W, float* directions, double* inverse,
-                               uint8_t* usable) {
+__global__ void measure_kernel(const T* matrix, int64_t rows, int64_t W, float* directions, uint16_t* narrow, int64_t stride,
+                               double* errors, double* inverse, uint8_t* usable) {
   const BlockTeam team{nullptr};
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * team.groups();
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * team.groups() + team.group(); i < rows; i += stride) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * team.groups();
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * team.groups() + team.group(); i < rows; i += step) {
     const T* row = matrix + i * W;
     double square = 0.0;
     for (int64_t w = team.lane(); w < W; w += 32) square += static_cast<double>(row[w]) * static_cast<double>(row[w]);
     square = team.lane_sum(square);
     const bool good = square > 0.0 && square < HUGE_VAL;
     const double factor = good ? 1.0 / sqrt(square) : 0.0;
-    for (int64_t w = team.lane(); w < W; w += 32)
-      directions[i * W + w] = good ? static_cast<float>(static_cast<double>(row[w]) * factor) : 0.0f;
+    if (narrow != nullptr) {
+      const double error = narrow_row(team, row, factor, W, stride, narrow + i * stride);
+      if (team.lane() == 0) errors[i] = error;
+    } else {
+      for (int64_t w = team.lane(); w < W; w += 32)
+        directions[i * W + w] = good ? static_cast<float>(static_cast<double>(row[w]) * factor) : 0.0f;
+    }
     if (team.lane() == 0) {
       inverse[i] = factor;
       usable[i] = good;
@@ -54,9 +63,21 @@ __global__ void measure_kernel(const T* matrix, int64_t rows, int64_t W, float* 
   }
 }
 
+// The largest of `count` numbers that are not negative, by one block.
+__global__ void __launch_bounds__(kThreads) largest_kernel(const double* values, int64_t count, double* largest) {
+  __shared__ double scratch[32];
+  const BlockTeam team{scratch};
+  double found = 0.0;
+  for (int64_t i = team.rank(); i < count; i += team.size()) found = fmax(found, values[i]);
+  found = team.max(found);
+  if (team.rank() == 0) *largest = found;
+}
+
+// `errors` [rows] and `anchor_error` [1] of directions in bfloat16 say how far the cosines are off, else `slack` does. Cosines of
+// a row begin `stride` after those of the row before.
 __global__ void __launch_bounds__(kThreads)
-    filter_kernel(const float* similarity, const uint8_t* row_usable, const uint8_t* usable, int64_t A, double slack,
-                  double* cuts, int32_t* counts) {
+    filter_kernel(const float* similarity, int64_t stride, const uint8_t* row_usable, const uint8_t* usable, int64_t A,
+                  double slack, const double* errors, const double* anchor_error, int64_t P, double* cuts, int32_t* counts) {
   __shared__ double scratch[32];
   __shared__ float peaks[kThreads];
   __shared__ float list[kListed];
@@ -64,8 +85,10 @@ __global__ void __launch_bounds__(kThreads)
   const BlockTeam team{scratch};
   const int64_t row = blockIdx.x;
   RowFilter found{0.0, 0};
-  if (row_usable[row])
-    found = filter_row(team, similarity + row * A, usable, A, slack, peaks, list, kListed, &counter);
+  if (row_usable[row]) {
+    const double off = errors == nullptr ? slack : narrow_slack(errors[row], *anchor_error, P);
+    found = filter_row(team, similarity + row * stride, usable, A, off, peaks, list, kListed, &counter);
+  }
   if (team.rank() == 0) {
     cuts[row] = found.cut;
     counts[row] = found.survivors;
@@ -95,9 +118,9 @@ __global__ void __launch_bounds__(1024) scan_kernel(const int32_t* counts, int64
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    settle_kernel(const float* similarity, const uint8_t* usable, int64_t A, const double* cuts, const int64_t* starts,
-                  const T* rows, const double* row_inverse, const T* anchors, const double* inverse, int64_t W,
-                  int64_t max_support, int32_t* ids, double* cosines, int32_t* kept) {
+    settle_kernel(const float* similarity, int64_t stride, const uint8_t* usable, int64_t A, const double* cuts,
+                  const int64_t* starts, const T* rows, const double* row_inverse, const T* anchors, const double* inverse,
+                  int64_t W, int64_t max_support, int32_t* ids, double* cosines, int32_t* kept) {
   __shared__ double scratch[32];
   __shared__ int counter;
   const BlockTeam team{scratch};
@@ -105,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
   const int n = static_cast<int>(starts[row + 1] - start);
   int support = 0;
   if (n > 0) {
-    collect_row(team, similarity + row * A, usable, A, cuts[row], &counter, ids + start, n);
+    collect_row(team, similarity + row * stride, usable, A, cuts[row], &counter, ids + start, n);
     cosines_row(team, rows + row * W, row_inverse[row], anchors, inverse, W, ids + start, n, cosines + start);
     sort_row(team, cosines + start, ids + start, n);
     support = weigh_row(team, cosines + start, n, max_support);
@@ -123,11 +146,22 @@ __global__ void pack_kernel(const int64_t* from, const int64_t* to, const int32_
   }
 }
 
+// Whether the filter's product is of bfloat16: on every device with tensor cores for it, unless SALTLM_CUDA_PRODUCT says float32.
+bool by_tensor_cores(const Launch& launch) {
+  const char* asked = std::getenv("SALTLM_CUDA_PRODUCT");
+  const bool named = asked != nullptr && *asked != 0, narrow = named && std::strcmp(asked, "bfloat16") == 0;
+  STD_TORCH_CHECK(!named || narrow || std::strcmp(asked, "float32") == 0, "SALTLM_CUDA_PRODUCT: found ", named ? asked : "",
+                  "; expected bfloat16 or float32");
+  return named ? narrow : launch.attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
+}
+
 struct Measured {
-  Tensor rows, directions, inverse, usable;
+  Tensor rows, directions, inverse, usable, errors;
+  bool narrow;
 };
 
-Measured measure(const Launch& launch, const Tensor& matrix) {
+// `more` rows of zeros follow the directions.
+Measured measure(const Launch& launch, const Tensor& matrix, bool narrow, int64_t more) {
   const bool wide = matrix.scalar_type() == ScalarType::Double;
   Tensor rows = widened(launch, matrix);
   const int64_t count = rows.size(0), W = rows.size(1);
@@ -137,13 +171,23 @@ Measured measure(const Launch& launch, const Tensor& matrix) {
     tame_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<double>(rows), count, W);
     Launch::check("tame_kernel");
   }
-  Measured result{rows, empty_on(rows, {count, W}, ScalarType::Float), empty_on(rows, {count}, ScalarType::Double),
-                  empty_on(rows, {count}, ScalarType::Byte)};
+  const int64_t stride = narrow ? (W + kAligned - 1) / kAligned * kAligned : W;
+  Measured result{rows, empty_on(rows, {count + more, stride}, narrow ? ScalarType::BFloat16 : ScalarType::Float),
+                  empty_on(rows, {count}, ScalarType::Double), empty_on(rows, {count}, ScalarType::Byte),
+                  empty_on(rows, {narrow ? count : 0}, ScalarType::Double), narrow};
   if (count == 0) return result;
+  if (more > 0) {
+    const auto size = static_cast<size_t>(stride) * (narrow ? sizeof(uint16_t) : sizeof(float));
+    check_cuda(cudaMemsetAsync(data<char>(result.directions) + static_cast<size_t>(count) * size, 0,
+                               static_cast<size_t>(more) * size, launch.stream()),
+               "padding of the anchors");
+  }
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    measure_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<const T>(rows), count, W, data<float>(result.directions),
-                                                             data<double>(result.inverse), data<uint8_t>(result.usable));
+    measure_kernel<<<blocks, kThreads, 0, launch.stream()>>>(
+        data<const T>(rows), count, W, narrow ? nullptr : data<float>(result.directions),
+        narrow ? data<uint16_t>(result.directions) : nullptr, stride, narrow ? data<double>(result.errors) : nullptr,
+        data<double>(result.inverse), data<uint8_t>(result.usable));
   };
   wide ? run(double{}) : run(float{});
   Launch::check("measure_kernel");
@@ -159,18 +203,29 @@ int64_t scan(const Launch& launch, const Tensor& counts, const Tensor& starts) {
   return total;
 }
 
+// Cosines of directions in float32, whose sums are float32's in either case: torch may round the partial sums of a bfloat16
+// product to bfloat16 where the result is.
+Tensor product_of(const Tensor& directions, const Tensor& columns, bool narrow) {
+  if (!narrow) return torch::stable::matmul(directions, columns);
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(directions), torch::stable::detail::from(columns),
+                                    torch::stable::detail::from(ScalarType::Float)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 struct Part {
   Tensor ids, weights;
 };
 
-// Supports of the rows [begin, begin + count); their sizes go to kept [count].
-Part support_of_block(const Launch& launch, const Measured& wanted, const Measured& anchors, int64_t begin,
-                      int64_t count, int64_t max_support, double slack, int32_t* all_kept) {
+// Supports of the rows [begin, begin + count); their sizes go to kept [count]. `anchor_error` [1] is the largest of the anchors'.
+Part support_of_block(const Launch& launch, const Measured& wanted, const Measured& anchors, const Tensor& anchor_error,
+                      int64_t begin, int64_t count, int64_t max_support, double slack, int32_t* all_kept) {
   const int64_t A = anchors.rows.size(0), W = anchors.rows.size(1);
   Tensor directions = wanted.directions;
   directions = torch::stable::narrow(directions, 0, begin, count);
   const Tensor similarity = torch::stable::contiguous(
-      torch::stable::matmul(directions, torch::stable::transpose(anchors.directions, 0, 1)));
+      product_of(directions, torch::stable::transpose(anchors.directions, 0, 1), wanted.narrow));
+  const int64_t stride = similarity.size(1);
   // Under autocast the product comes in another type, with an error that `slack` does not cover.
   STD_TORCH_CHECK(similarity.scalar_type() == ScalarType::Float,
                   "sparsemax_support: expected a float32 product; turn autocast off around this operator");
@@ -179,9 +234,11 @@ Part support_of_block(const Launch& launch, const Measured& wanted, const Measur
   const Tensor starts = empty_on(similarity, {count + 1}, ScalarType::Long);
   const auto blocks = static_cast<unsigned>(count);
   const float* s = data<const float>(similarity);
-  filter_kernel<<<blocks, kThreads, 0, launch.stream()>>>(s, data<const uint8_t>(wanted.usable) + begin,
-                                                          data<const uint8_t>(anchors.usable), A, slack,
-                                                          data<double>(cuts), data<int32_t>(counts));
+  filter_kernel<<<blocks, kThreads, 0, launch.stream()>>>(
+      s, stride, data<const uint8_t>(wanted.usable) + begin, data<const uint8_t>(anchors.usable), A, slack,
+      wanted.narrow ? data<const double>(wanted.errors) + begin : nullptr,
+      wanted.narrow ? data<const double>(anchor_error) : nullptr, wanted.directions.size(1), data<double>(cuts),
+      data<int32_t>(counts));
   Launch::check("filter_kernel");
   const int64_t survivors = scan(launch, counts, starts);
   const Tensor ids = empty_on(similarity, {survivors}, ScalarType::Int);
@@ -189,7 +246,7 @@ Part support_of_block(const Launch& launch, const Measured& wanted, const Measur
   const auto settle = [&](auto zero) {
     using T = decltype(zero);
     settle_kernel<<<blocks, kThreads, 0, launch.stream()>>>(
-        s, data<const uint8_t>(anchors.usable), A, data<const double>(cuts), data<const int64_t>(starts),
+        s, stride, data<const uint8_t>(anchors.usable), A, data<const double>(cuts), data<const int64_t>(starts),
         data<const T>(wanted.rows) + begin * W, data<const double>(wanted.inverse) + begin, data<const T>(anchors.rows),
         data<const double>(anchors.inverse), W, max_support, data<int32_t>(ids), data<double>(cosines),
         data<int32_t>(counts));
@@ -227,12 +284,21 @@ std::tuple<Tensor, Tensor, Tensor> sparsemax_support(const Tensor& new_auxiliary
   std::vector<Part> parts;
   int64_t total = 0;
   if (N > 0 && A > 0 && new_auxiliary.size(1) > 0) {
-    const Measured wanted = measure(launch, new_auxiliary), anchors = measure(launch, anchor_auxiliary);
+    const bool narrow = by_tensor_cores(launch);
+    const int64_t more = narrow ? (kAligned - A % kAligned) % kAligned : 0;
+    const Measured wanted = measure(launch, new_auxiliary, narrow, 0),
+                   anchors = measure(launch, anchor_auxiliary, narrow, more);
+    const Tensor anchor_error = empty_on(new_auxiliary, {1}, ScalarType::Double);
+    if (narrow) {
+      largest_kernel<<<1, kThreads, 0, launch.stream()>>>(data<const double>(anchors.errors), A, data<double>(anchor_error));
+      Launch::check("largest_kernel");
+    }
     const Tensor kept = empty_on(new_auxiliary, {N}, ScalarType::Int);
     const int64_t rows = std::clamp<int64_t>(kSimilarityBuffer / (4 * A), 1, kMostRows);
     for (int64_t begin = 0; begin < N; begin += rows) {
       const int64_t count = std::min(rows, N - begin);
-      parts.push_back(support_of_block(launch, wanted, anchors, begin, count, max_support, slack, data<int32_t>(kept)));
+      parts.push_back(
+          support_of_block(launch, wanted, anchors, anchor_error, begin, count, max_support, slack, data<int32_t>(kept)));
     }
     total = scan(launch, kept, offsets);
   }
