@@ -3,8 +3,8 @@
 Run by gpu.sh, which finds or builds the operators. It needs torch and numpy alone: only the operator modules of the
 package are loaded. ``--cpu`` does the same on the CPU in small, so that the script itself is tried where no GPU is.
 
-Bars, of the large size: 60 % of the roofline and 10 times stock torch. The roofline is the larger of two times, as if each could
-hide the other whole: all similarities at the rate of the device's bfloat16 product, and every input, neighbour's row and
+Bars, of the large size: 60 % of the roofline and 10 times stock torch. The roofline is the larger of two times, as if each
+could hide the other whole: all similarities at the rate of the device's bfloat16 product, and every input, neighbour's row and
 result once at the rate at which it copies memory; both rates are measured in the same run. ``gpu.md`` is the table for
 RESULTS.md.
 """
