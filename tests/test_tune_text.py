@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ from saltlm.compare_config import CompareConfig, parse_cells, plain_transfer
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.evaluate import evaluate
-from saltlm.texts import read_documents
+from saltlm.texts import read_documents, read_text
 from saltlm.transfer import transfer
 from saltlm.tune import TEXT_GRID, free_options, meant, search
-from saltlm.tune_text import LONGEST, TEXT_BYTES, sample, size_of
+from saltlm.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of
 from tokenizers_tiny import tiny
 
 WORDS = "kissa istuu puun alla ja katsoo koiraa joka juoksee rannalla hitaasti kotiin päin"
@@ -233,6 +234,32 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
         InputError, match=r"^method 'auto:tune-text=.*heldout.txt': tune_text: found nothing in .*heldout"
     ):
         run(heldout)
+
+
+def test_of_a_large_text_the_beginning_is_read_and_counts(text, tmp_path, monkeypatch) -> None:
+    """What follows may change without another choice, and without the job of a batch being done again."""
+    size = len(text.read_bytes())
+    monkeypatch.setattr(tune_text, "READ_BYTES", size)
+    longer = tmp_path / "longer.txt"
+    longer.write_bytes(text.read_bytes() + b"\n\n" + b"something else\n\n" * 9)
+    assert tune_text.digest_of(longer) == tune_text.digest_of(text) == sha256(text.read_bytes()).hexdigest()
+    assert check_text(str(longer)) == check_text(str(text))
+
+
+@given(st.text(max_size=40), st.integers(0, 60))
+def test_a_limit_cuts_at_a_line_or_a_character(tmp_path_factory, whole, limit) -> None:
+    whole = whole.replace("\0", "").removeprefix("\ufeff")
+    path = tmp_path_factory.mktemp("limit") / "text.txt"
+    data = whole.encode(errors="ignore")
+    path.write_bytes(data)
+    whole, found = data.decode(), read_text(path, limit)
+    assert whole.startswith(found) and len(found.encode()) <= limit
+    if len(data) <= limit:
+        assert found == whole
+    elif b"\n" in data[:limit]:
+        assert found.encode() == data[: data[:limit].rfind(b"\n") + 1]
+    else:
+        assert len(found.encode()) > limit - 8
 
 
 def test_a_text_without_blank_lines_is_more_than_its_beginning() -> None:

@@ -25,6 +25,7 @@ from .shared import stamp
 from .status import versions
 from .train_vectors import sha256_of, trained_file
 from .tune import free_options
+from .tune_text import digest_of
 from .weights import find_weights
 
 WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", "tokenizer_config.json")
@@ -89,7 +90,7 @@ def _texts(summary: Mapping[str, Any], job: BatchJob) -> str | None:
     counted, tuned = job.config.unigram_text, job.config.tune_text
     if counted is not None and summary["unigram_shift"]["sha256"] != _digest(Path(counted)):
         return f"{counted} has changed"
-    if tuned is not None and summary["tuning"]["text"]["sha256"] != _digest(Path(tuned)):
+    if tuned is not None and summary["tuning"]["text"]["sha256"] != digest_of(tuned):
         return f"{tuned} has changed"
     return None
 

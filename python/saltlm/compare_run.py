@@ -22,11 +22,10 @@ from .evaluate import Evaluation, evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
 from .texts import read_documents
-from .tune_text import LEAST_BYTES, TEXT_BYTES, sample, size_of
+from .tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, sample, size_of
 
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"
-AT_HAND_BYTES = 1 << 22  # of the probes' text, from which a sample is taken to tune by
 PROBED = (
     "bits_per_byte", "source_bits_per_byte", "document_nats", "document_bytes", "tokens_per_byte", "notes", "diverged",
     "seq_length", "training_bytes", "training_tokens", "step_seconds",
@@ -187,7 +186,7 @@ def _tuned(cell: Cell, text: _Text, earlier: Sequence[Mapping[str, Any]], scratc
 def text_at_hand(text: _Text) -> list[str]:
     """The documents that the probes train on, those at the beginning of a large text; none where they are too little."""
     held = Overlap(text.heldout)
-    first = take_bytes(training_documents(text.corpora[0], text.keep[0])(), AT_HAND_BYTES)
+    first = take_bytes(training_documents(text.corpora[0], text.keep[0])(), READ_BYTES)
     documents = [document for document in first if not held(document)]
     return documents if size_of(documents) >= LEAST_BYTES else []
 
@@ -199,7 +198,7 @@ def tuning_documents(path: str, text: _Text) -> list[str]:
         InputError: too little of it is left.
     """
     held = Overlap(text.heldout)
-    kept = (document for document in read_documents(path) if text.keep[0](document))
+    kept = (document for document in read_documents(path, READ_BYTES) if text.keep[0](document))
     documents = [document for document in kept if not held(document)]
     if not documents:
         raise input_error(

@@ -60,8 +60,8 @@ class TransferConfig:
         tune: choose ridge, centring, support cap and blend weight by the self-check, those that the method has and that are
             left at their defaults; takes seconds.
         tune_text: UTF-8 file with text of the target language: choose them, and the blend length, by the bits per byte that
-            the source model with the new rows needs for 4 kB of it, without any training; loads the whole model. ``None``
-            leaves the choice to ``tune``.
+            the source model with the new rows needs for 4 kB of it (taken from all over its first 4 MB), without any training;
+            loads the whole model. ``None`` leaves the choice to ``tune``.
         source_auxiliary: vectors of the source's language, for ``wechsel``: the kinds that ``--auxiliary`` takes but ``plm``.
         dictionary: text file with a source word and its translation a line, for ``wechsel``.
         overlap: loosest match that makes a token shared: ``exact`` (same bytes, same word start), ``word-start``

@@ -31,11 +31,13 @@ def split_documents(text: str) -> list[str]:
     return [block for block in BLANK_LINES.split(text) if block.strip(" \t")]
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, limit: int | None = None) -> str:
     """The whole text of a UTF-8 file, line ends as they are, without a byte order mark.
 
     Args:
         path: a text file.
+        limit: of a file with more bytes than that, only what of the first ``limit`` bytes ends with a line or at least with a
+            character is read; ``None`` is all.
 
     Returns:
         The text.
@@ -46,7 +48,10 @@ def read_text(path: str | Path) -> str:
     """
     what, advice = f"text file {str(path)!r}", "give plain text; unpack or convert other files first"
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(-1 if limit is None else limit)
+            if limit is not None and file.read(1):
+                data = _whole_lines(data)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
         raise input_error(what, reason.lower(), "a readable file of UTF-8 text", "check the path") from error
@@ -60,11 +65,21 @@ def read_text(path: str | Path) -> str:
         raise input_error(what, found, "UTF-8 text", "convert it, e.g. with iconv -t UTF-8") from error
 
 
-def read_documents(paths: str | Path | Iterable[str | Path]) -> list[str]:
+def _whole_lines(data: bytes) -> bytes:
+    """The beginning of a text up to its last line end, or up to its last whole character where there is none."""
+    if (end := data.rfind(b"\n")) >= 0:
+        return data[: end + 1]
+    last = max(0, len(data) - 3)  # a character has four bytes at most
+    begun = next((at for at in range(len(data) - 1, last - 1, -1) if data[at] >= 0xC0), None)
+    return data if begun is None else data[:begun]
+
+
+def read_documents(paths: str | Path | Iterable[str | Path], limit: int | None = None) -> list[str]:
     """The documents of one or several text files, in order; see :func:`split_documents`.
 
     Args:
         paths: one path or several.
+        limit: of each file, as :func:`read_text` has it.
 
     Returns:
         At least one document per file.
@@ -74,7 +89,7 @@ def read_documents(paths: str | Path | Iterable[str | Path]) -> list[str]:
     """
     documents: list[str] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        found = split_documents(read_text(path))
+        found = split_documents(read_text(path, limit))
         if not found:
             raise input_error(
                 f"text file {str(path)!r}", "no text", "at least one line that is not blank", "check the file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from .errors import InputError, input_error
 from .evaluate import evaluate
 from .methods import Job
 from .texts import read_documents
-from .train_vectors import sha256_of
 from .tune import Tuning, free_options, meant, search
 
 TEXT_BYTES = 4000  # of text a trial scores: options part by .05 to .3 bits per byte, and a trial takes seconds
 LEAST_BYTES = 500
+READ_BYTES = 1 << 22  # of a text, from which they are taken: it may be the whole corpus of an adaptation
 # Bits per byte that an option must gain to leave its default: 4 kB cannot tell less, and a start that was less than this ahead
 # before training was behind after it (bench/LOG.md).
 GAIN = 0.02
@@ -84,7 +85,7 @@ def tune_by_text(
         ],
         choice=best,
         text={
-            "path": str(config.tune_text), "sha256": sha256_of(Path(config.tune_text)), "documents": len(documents),
+            "path": str(config.tune_text), "sha256": digest_of(config.tune_text), "documents": len(documents),
             "bytes": size_of(documents),
         },
     )  # fmt: skip
@@ -96,7 +97,13 @@ def check_text(path: str) -> list[str]:
     Raises:
         InputError: it cannot be read or is too short.
     """
-    return sample(read_documents(path), TEXT_BYTES)
+    return sample(read_documents(path, READ_BYTES), TEXT_BYTES)
+
+
+def digest_of(path: str | Path) -> str:
+    """Hexadecimal sha256 of what is read of a file: all of one that has no more than :data:`READ_BYTES`."""
+    with Path(path).open("rb") as file:
+        return hashlib.sha256(file.read(READ_BYTES)).hexdigest()
 
 
 def sample(documents: Sequence[str], size: int) -> list[str]:
