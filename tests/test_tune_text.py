@@ -313,7 +313,7 @@ def test_the_card_says_who_chose_and_what_a_blend_was(pair, text, tmp_path) -> N
     assert "Options chosen so" not in card and "None" not in card.partition("## Rows")[2]
 
 
-def test_few_anchors_leave_no_blend_to_speak_of(pair, tmp_path) -> None:
+def test_few_anchors_leave_no_blend_to_speak_of(pair, text, tmp_path, monkeypatch) -> None:
     donor = tiny("sentencepiece_unigram")
     sizes = {"hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     config = transformers.BertConfig(vocab_size=len(donor), pad_token_id=None, **sizes)
@@ -321,6 +321,17 @@ def test_few_anchors_leave_no_blend_to_speak_of(pair, tmp_path) -> None:
     done = transfer(pair.source, wide, config=TransferConfig(heldout=0.0))
     assert done.summary["anchors"] < 1024 and done.summary["counts"]["solved"] == 0
     assert "blend" not in done.summary
+    measured = []
+
+    def counted(model, documents):
+        measured.append(len(documents))
+        return evaluate(model, documents=documents)
+
+    monkeypatch.setattr(tune_text, "evaluate", counted)  # all choices make the same rows, which are measured once
+    tuned = transfer(pair.source, wide, config=TransferConfig(heldout=0.0, tune_text=str(text)))
+    assert len(measured) == 1 < len(tuned.summary["tuning"]["trials"]) and torch.equal(
+        tuned.input_rows, done.input_rows
+    )
     assert transfer(pair.source, pair.target, config=TransferConfig(method="blend")).summary["blend"]["length"] == 1
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .adapt import _streams, _Text
 from .adapt_config import AdaptConfig
@@ -22,7 +20,7 @@ from .evaluate import Evaluation, evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
 from .texts import read_documents
-from .tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, sample, size_of
+from .tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
 
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"
@@ -146,7 +144,7 @@ def run_cell(
         folder = scratch / "model"
         options = dataclasses.replace(_tuned(cell, text, earlier, scratch), seed=seed)
         made = transfer(*inputs, folder, options, progress=lambda *_: report("transfer", 0, 0))
-        rows, summary = _hash((made.input_rows, made.output_rows, made.output_bias)), made.summary
+        rows, summary = digest_of_rows(made), made.summary
         del made  # the matrices need not lie beside the model that is about to be loaded
     chosen = (summary.get("tuning") or {}).get("choice")
     if earlier and cell.config is not None and _reads_text(cell):
@@ -207,14 +205,6 @@ def tuning_documents(path: str, text: _Text) -> list[str]:
         )  # fmt: skip
     sample(documents, TEXT_BYTES)
     return documents
-
-
-def _hash(matrices: Sequence[torch.Tensor | None]) -> str:
-    total = hashlib.sha256()
-    for matrix in matrices:
-        if matrix is not None:
-            total.update(matrix.contiguous().view(torch.uint8).numpy())
-    return total.hexdigest()
 
 
 def probe(

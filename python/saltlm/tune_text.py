@@ -18,6 +18,7 @@ from .evaluate import evaluate
 from .methods import Job
 from .texts import read_documents
 from .tune import Tuning, free_options, meant, search
+from .write_folder import NewMatrices
 
 TEXT_BYTES = 4000  # of text a trial scores: options part by .05 to .3 bits per byte, and a trial takes seconds
 LEAST_BYTES = 500
@@ -56,6 +57,7 @@ def tune_by_text(
     grid = free_options(config)
     quiet = dataclasses.replace(job, progress=lambda done, total: None)
     found: dict[tuple[Any, ...], tuple[Mapping[str, Any], float]] = {}
+    values: dict[str, float] = {}  # by the rows: where the method has to do without a part, its options change nothing
     faults: list[InputError] = []
     foreseen = 1 + sum(len(values) - 1 for values in grid.values())
 
@@ -64,13 +66,15 @@ def tune_by_text(
         if key not in found:
             made = assembly.copy()
             fill(dataclasses.replace(quiet, config=dataclasses.replace(config, **options)), made)
-            put_rows(lm.model, made)
-            try:
-                value = evaluate((lm.model, tokenizer), documents=documents).bits_per_byte
-            except InputError as error:  # of the text or the tokenizer it is one for every start, and told below
-                faults.append(error)
-                value = float("inf")
-            found[key] = options, value
+            rows = digest_of_rows(made.matrices())
+            if rows not in values:
+                put_rows(lm.model, made.matrices())
+                try:
+                    values[rows] = evaluate((lm.model, tokenizer), documents=documents).bits_per_byte
+                except InputError as error:  # of the text or the tokenizer it is one for every start, and told below
+                    faults.append(error)
+                    values[rows] = float("inf")
+            found[key] = options, values[rows]
             report(len(found), max(foreseen, len(found)))
         return found[key][1]
 
@@ -142,9 +146,17 @@ def size_of(documents: Sequence[str]) -> int:
     return sum(len(document.encode()) for document in documents)
 
 
-def put_rows(model: Any, assembly: Assembly) -> None:
-    """Give a loaded model the rows of an assembly, in the model's dtype and on its device; a tied head stays tied."""
-    made = assembly.matrices()
+def digest_of_rows(made: Any) -> str:
+    """Hexadecimal sha256 of what has ``input_rows``, ``output_rows`` and ``output_bias``."""
+    total = hashlib.sha256()
+    for matrix in (made.input_rows, made.output_rows, made.output_bias):
+        if matrix is not None:
+            total.update(matrix.contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def put_rows(model: Any, made: NewMatrices) -> None:
+    """Give a loaded model new matrices, in the model's dtype and on its device; a tied head stays tied."""
     rows, head = model.get_input_embeddings(), model.get_output_embeddings()
     like = rows.weight
 
