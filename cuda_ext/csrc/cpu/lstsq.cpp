@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> support_lstsq(const Tensor& new_plm, 
   int32_t* ranks = rank.mutable_data_ptr<int32_t>();
   float* residuals = residual.mutable_data_ptr<float>();
   uint8_t* statuses = status.mutable_data_ptr<uint8_t>();
-  const std::vector<int64_t> order = order_by_anchors(bounds, all_ids, N, A);
+  const std::vector<int64_t>& order = kept_order(bounds, all_ids, N, A);
   for_rows(N, 8, "support_lstsq", [&] {
     return [&, owned = OwnedArena()](int64_t begin, int64_t end) mutable {
       for (int64_t at = begin; at < end; ++at) {
@@ -136,7 +136,7 @@ Tensor combine_into(const Tensor& offsets, const Tensor& ids, const Tensor& coef
   char* out = static_cast<char*>(rows.mutable_data_ptr());
   const void* data = source.const_data_ptr();
   const int kind = narrow ? 2 : wide ? 1 : 0;
-  const std::vector<int64_t> order = order_by_anchors(bounds, all_ids, N, A);
+  const std::vector<int64_t>& order = kept_order(bounds, all_ids, N, A);
   for_rows(N, 16, "combine", [&] {
     return [&, laps = start_laps(), sums = std::vector<double>(static_cast<size_t>(D + 64))](int64_t begin, int64_t end) mutable {
       for (int64_t at = begin; at < end; ++at) {

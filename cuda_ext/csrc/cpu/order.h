@@ -54,4 +54,18 @@ inline std::vector<int64_t> order_by_anchors(const int64_t* bounds, const int32_
   return order;
 }
 
+// The same, kept for the next operator on the same supports: regression and apply come one after the other. That they are the
+// same is told by their place and size alone; were they others after all, the order would still be one of all rows.
+inline const std::vector<int64_t>& kept_order(const int64_t* bounds, const int32_t* ids, int64_t rows, int64_t anchors) {
+  struct Kept {
+    const int32_t* ids = nullptr;
+    int64_t rows = -1, entries = -1;
+    std::vector<int64_t> order;
+  };
+  thread_local Kept kept;
+  if (kept.ids != ids || kept.rows != rows || kept.entries != bounds[rows])
+    kept = {ids, rows, bounds[rows], order_by_anchors(bounds, ids, rows, anchors)};
+  return kept.order;
+}
+
 }  // namespace saltlm::cpu
