@@ -5,6 +5,7 @@ pub mod align;
 pub mod cover;
 pub mod error;
 pub mod index;
+mod packed;
 pub mod tiktoken;
 pub mod token;
 pub mod tokenizer_json;
