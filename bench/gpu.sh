@@ -3,7 +3,8 @@
 #
 # Takes the operators from WHEEL (a saltlm wheel with both libraries), or builds them here against this machine's torch
 # with the nvcc it finds. No Rust is needed. Checks against the reference, the checks again under compute-sanitizer where
-# that is installed, then times. Results: gpu.json, gpu.md (the table for RESULTS.md) and logs in ${OUT:-build/gpu}. PYTHON names the interpreter.
+# that is installed, then times. Results: gpu.json, gpu.md (the table for RESULTS.md) and logs in ${OUT:-build/gpu}. PYTHON
+# names the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

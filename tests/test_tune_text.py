@@ -220,9 +220,7 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
     assert all(
         result["tuning"] is None for result in results if result["method"] in ("original", "auto:tune-text=none")
     )
-    by_text = [
-        result for result in results if result["method"] == "auto"
-    ]  # which is tuned by the training text as well
+    by_text = [result for result in results if result["method"] == "auto"]  # the training text is at hand
     assert [result["tuning"] for result in by_text] == [result["tuning"] for result in tuned]
     assert [result["bits_per_byte"] for result in by_text] == [result["bits_per_byte"] for result in tuned]
     assert [result["same_as"] for result in tuned] == ["auto", "auto"]
@@ -237,7 +235,7 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
 
 
 def test_of_a_large_text_the_beginning_is_read_and_counts(text, tmp_path, monkeypatch) -> None:
-    """What follows may change without another choice, and without the job of a batch being done again."""
+    """Neither what is scored nor the digest that tells a changed text depends on what follows."""
     size = len(text.read_bytes())
     monkeypatch.setattr(tune_text, "READ_BYTES", size)
     longer = tmp_path / "longer.txt"

@@ -111,9 +111,10 @@ pub fn align(
     let verdicts: Vec<(MatchKind, i32)> = (0..target.size()).into_par_iter().map(verdict).collect();
     let kind: Vec<u8> = verdicts.iter().map(|v| v.0 as u8).collect();
     let source_id: Vec<i32> = verdicts.iter().map(|v| v.1).collect();
-    let (cover_offsets, cover_ids) = match covers {
-        true => cover_all(&Coverer::new(index), target, &source_id),
-        false => (vec![0; target.size() + 1], Vec::new()),
+    let (cover_offsets, cover_ids) = if covers {
+        cover_all(&Coverer::new(index), target, &source_id)
+    } else {
+        (vec![0; target.size() + 1], Vec::new())
     };
     Alignment { kind, source_id, cover_offsets, cover_ids }
 }

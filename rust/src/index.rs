@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHasher};
 
 use crate::cover::Segmenter;
-use crate::packed::{four, Few, Middle};
+use crate::packed::{four, Few};
 use crate::token::{Vocabulary, ADDED, BYTE_PIECE};
 
 /// No id.
@@ -126,7 +126,6 @@ pub struct Tables {
     one: Box<[u32; 256]>,
     two: Vec<u32>,
     few: Few,
-    middle: Middle,
     /// Bit `n - 4` of entry `key(text)`: a piece of `n` bytes (bit 15: 19 or more) may begin with the first four bytes of
     /// `text`. Small enough to stay in the cache, where four times the bits would not.
     lengths: Vec<u16>,
@@ -150,14 +149,12 @@ impl Tables {
 
     fn new(vocabulary: &Vocabulary) -> Self {
         let is_piece = |id: &usize| vocabulary.is_text(*id) && vocabulary.flags[*id] & (BYTE_PIECE | ADDED) == 0;
-        let count = |takes: fn(&[u8]) -> bool| {
-            (0..vocabulary.size()).filter(|id| is_piece(id) && takes(vocabulary.canonical.get(*id))).count()
-        };
         let mut pieces = Tables {
             one: Box::new([NONE; 256]),
             two: vec![NONE; 1 << 16],
-            few: Few::with_capacity(count(Few::takes)),
-            middle: Middle::with_capacity(count(Middle::takes)),
+            few: Few::with_capacity(
+                (0..vocabulary.size()).filter(|id| is_piece(id) && Few::takes(vocabulary.canonical.get(*id))).count(),
+            ),
             lengths: vec![0; KEYS],
             longest: 0,
             bytes: Box::new([NONE; 256]),
@@ -193,7 +190,6 @@ impl Tables {
                 [a] => pieces.one[a as usize] = id as u32,
                 [a, b] => pieces.two[usize::from(u16::from_le_bytes([a, b]))] = id as u32,
                 _ if Few::takes(bytes) => pieces.few.insert(bytes, id as u32),
-                _ if Middle::takes(bytes) => pieces.middle.insert(bytes, id as u32),
                 _ => {}
             }
             if bytes.len() > 3 {
@@ -225,9 +221,8 @@ impl<'a> Pieces<'a> {
 
     /// The piece of these bytes, at least four.
     fn probe(&self, bytes: &[u8]) -> Option<u32> {
-        if bytes.len() < 16 {
-            let id = if Few::takes(bytes) { self.tables.few.get(bytes) } else { self.tables.middle.get(bytes) };
-            return (id != NONE).then_some(id);
+        if Few::takes(bytes) {
+            return Some(self.tables.few.get(bytes)).filter(|&id| id != NONE);
         }
         self.index.without(BYTE_PIECE | ADDED, bytes)
     }
