@@ -20,7 +20,7 @@ import types
 from pathlib import Path
 
 import torch
-from gpu_checks import run_checks
+from gpu_checks import capture, run_checks
 from gpu_stock import stock_rows
 
 # name: new tokens, anchors, auxiliary width, PLM width, model width
@@ -33,12 +33,12 @@ STOCK_TOKENS = 4096  # stock torch is timed on so many and scaled up
 ROOFLINE, STOCK = 0.6, 10
 
 
-def operators(package: Path) -> tuple[types.ModuleType, types.ModuleType]:
-    """saltlm.ops and saltlm.reference from ``package``, without the rest of the package and what that imports."""
+def operators(package: Path) -> tuple[types.ModuleType, ...]:
+    """saltlm.ops, ops_fixed and reference from ``package``, without the rest of the package and what that imports."""
     shell = types.ModuleType("saltlm")
     shell.__path__ = [str(package / "saltlm")]
     sys.modules["saltlm"] = shell
-    return importlib.import_module("saltlm.ops"), importlib.import_module("saltlm.reference")
+    return tuple(importlib.import_module(f"saltlm.{name}") for name in ("ops", "ops_fixed", "reference"))
 
 
 def problem(size: tuple[int, ...], device: str) -> dict[str, torch.Tensor]:
@@ -100,17 +100,17 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(ops, size: tuple[int, ...], device: str, runs: int, ceiling: dict[str, float]) -> dict[str, object]:
+def measure(ops, fixed, size: tuple[int, ...], device: str, runs: int, ceiling: dict[str, float]) -> dict[str, object]:
     """Seconds of the whole and of its parts, of the bare product, and of stock torch."""
     tensors = problem(size, device)
     new = size[0]
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
     whole = ops.salt_rows(**tensors)
     result: dict[str, object] = {"size": dict(zip(("N", "A", "P", "E", "D"), size, strict=True))}
     if device == "cuda":
-        result["device_memory_beyond_inputs_mb"] = (torch.cuda.max_memory_allocated() - held) / 1e6
+        beyond = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        result["device_memory_beyond_inputs_and_results_mb"] = beyond / 1e6
     kept = whole.support_size.double()
     result["support_size"] = {q: kept.quantile(float(q)).item() for q in ("0.0", "0.5", "0.95", "1.0")}
     result["statuses"] = {name: int((whole.status == code).sum()) for code, name in enumerate(ops.STATUSES)}
@@ -131,6 +131,8 @@ def measure(ops, size: tuple[int, ...], device: str, runs: int, ceiling: dict[st
     result["rows_in_parts"] = len(auxiliary)
     result["parts_s"] = {name: timed(work, device, runs) for name, work in parts.items()}
 
+    result["fixed_s"] = measured_fixed(fixed, tensors, whole, block, device, runs)
+
     sample = {name: t[:STOCK_TOKENS] if name.startswith("new") else t for name, t in tensors.items()}
     rows = stock_rows(**sample)
     sound = whole.status[:STOCK_TOKENS] == 0
@@ -143,6 +145,24 @@ def measure(ops, size: tuple[int, ...], device: str, runs: int, ceiling: dict[st
     return result
 
 
+def measured_fixed(
+    fixed, tensors: dict[str, torch.Tensor], whole, block: slice, device: str, runs: int
+) -> dict[str, object]:
+    """Seconds of the block's rows without waiting, and on a GPU of the same as a graph; the share that is settled."""
+    given = {name: t[block] if name.startswith("new") else t for name, t in tensors.items()}
+    made = fixed.salt_rows_fixed(**given)
+    found = {"settled": made.settled.double().mean().item()}
+    found["plain"] = timed(lambda: fixed.salt_rows_fixed(**given), device, runs)
+    if device == "cuda":
+        try:
+            graph, made = capture(lambda: fixed.salt_rows_fixed(**given))
+            found["captured"] = timed(graph.replay, device, runs)
+        except RuntimeError as error:  # what else was measured is not to be lost
+            found["captured_fault"] = str(error)
+    found["equal"] = torch.equal(made.rows[made.settled], whole.rows[block][made.settled])
+    return found
+
+
 def table(report: dict) -> str:
     """What RESULTS.md keeps: each size beside its bars."""
     ceiling = report["ceilings"]
@@ -152,17 +172,23 @@ def table(report: dict) -> str:
         f" {ceiling['bfloat16_flops'] / 1e12:.3g} TFLOP/s, float32 {ceiling['float32_flops'] / 1e12:.3g} TFLOP/s, copies"
         f" {ceiling['bytes'] / 1e9:.3g} GB/s. {len(report['checks'])} checks passed.\n",
         f"| N, A, P, E, D | SALT's rows | share of the roofline (bar {ROOFLINE:.0%}) | stock torch / saltlm (bar {STOCK})"
-        " | device memory beyond inputs |",
-        "| --- | --- | --- | --- | --- |",
+        " | device memory beyond inputs and results | up to 8,192 rows without waiting: settled, plain, as a CUDA graph |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for found in report["timings"].values():
-        memory = found.get("device_memory_beyond_inputs_mb")
+        memory = found.get("device_memory_beyond_inputs_and_results_mb")
         lines.append(
             f"| {', '.join(f'{n:,}' for n in found['size'].values())} | {found['salt_rows_s']:.3g} s |"
             f" {found['share_of_roofline']:.1%} | {found['stock_over_saltlm']:.3g} |"
-            f" {'-' if memory is None else f'{memory:,.0f} MB'} |"
+            f" {'-' if memory is None else f'{memory:,.0f} MB'} | {found['fixed_s']['settled']:.1%},"
+            f" {found['fixed_s']['plain']:.3g} s, {found['fixed_s'].get('captured', float('nan')):.3g} s |"
         )
     return "\n".join(lines) + "\n"
+
+
+def keep(file: Path, report: dict) -> None:
+    """Write what there is so far."""
+    file.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -176,7 +202,7 @@ def main() -> None:
     device = "cpu" if arguments.cpu else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device is visible to torch; --cpu tries the script on the CPU")
-    ops, reference = operators(arguments.package)
+    ops, fixed, reference = operators(arguments.package)
     chosen = ops.backend(device)
     print(f"{device}: {chosen.name} operators ({chosen.reason})", flush=True)
     if chosen.name != "compiled":
@@ -186,23 +212,27 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "operators": ops.backends(),
-        "checks": run_checks(ops, reference, device),
+        "checks": run_checks(ops, fixed, reference, device),
     }
     failed = [name for name, fault in report["checks"].items() if fault]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / ("checks.json" if arguments.checks_only else "gpu.json")
+    keep(file, report)
     if not arguments.checks_only and not failed:
         sizes = arguments.sizes or (["small"] if arguments.cpu else list(SIZES))
         report["ceilings"], report["timings"] = ceilings(device), {}
         for name in sizes:
             runs = 3 if arguments.cpu else 5
-            report["timings"][name] = measure(ops, SIZES[name], device, runs, report["ceilings"])
+            report["timings"][name] = measure(ops, fixed, SIZES[name], device, runs, report["ceilings"])
+            keep(file, report)
             print(f"{name}: {json.dumps(report['timings'][name])}", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / ("checks.json" if arguments.checks_only else "gpu.json")
-    file.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
     print(f"written: {file}")
     if "timings" in report:
         (arguments.out / "gpu.md").write_text(table(report), encoding="utf-8")
         print(table(report))
+    unequal = [name for name, found in report.get("timings", {}).items() if not found["fixed_s"]["equal"]]
+    if unequal:
+        raise SystemExit(f"rows of fixed room differ from the others at {', '.join(unequal)}")
     if failed:
         raise SystemExit(f"{len(failed)} of {len(report['checks'])} checks failed: {', '.join(failed)}")
 

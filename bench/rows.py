@@ -1,7 +1,7 @@
 """SALT rows: saltlm's operators against the plain loop over tokens in torch, and against one bare product, two threads.
 
 The real Finnish pair: the bar is 20 times the loop. ``--full`` runs the loop over all tokens; without it a sample is timed and
-scaled up.
+scaled up. Stock torch without a loop over tokens (gpu_stock.py) is timed on all of them, too.
 
 ``--sizes`` takes made-up problems instead (synthetic.py says how), 30,000 new tokens x 12,000 anchors and P 300, for each E
 and D asked for, and one dense case; ``--sizes 384x576 384x2304 768x576 768x2304 dense`` is the default. The bar is the time of
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import synthetic
 import torch
+from gpu_stock import stock_rows
 from harness import fetching, figure, forget_peak, peak_megabytes, record, timed
 from saltlm import salt_rows
 from saltlm.finnish import finnish_pair, finnish_problem
@@ -203,6 +204,13 @@ def finnish(full: bool) -> None:
     new_auxiliary, anchor_auxiliary, new_plm, *rest = problem.tensors
     part = (new_auxiliary[sample], anchor_auxiliary, new_plm[sample], *rest)
     loop = timed(lambda: plain(*part), runs=3)
+    before_stock = forget_peak()
+    stock = stock_rows(*problem.tensors)
+    stock_grown = peak_megabytes() - before_stock
+    off = float(((stock - built.rows).norm(dim=1) / built.rows.norm(dim=1)).max())
+    if not off <= TOLERANCE:
+        raise SystemExit(f"rows differ from stock torch's by {off:.1e} of their norm")
+    batched = timed(lambda: stock_rows(*problem.tensors), runs=3, warm=0)
     scaled = loop.median * tokens / SAMPLE
     sizes = built.support_size.double()
     quantiles = [int(sizes.quantile(q)) for q in (0, 0.5, 0.95, 1)]
@@ -212,7 +220,10 @@ def finnish(full: bool) -> None:
         (f"plain loop, {SAMPLE} tokens spread over all", str(loop)),
         ("plain loop, scaled to all tokens", f"{figure(scaled)} s"),
         ("loop / saltlm", f"**{figure(ratio)} x** (bar {BAR} x: {'met' if ratio >= BAR else 'missed'})"),
+        (f"stock torch in batches, all {tokens:,} tokens", f"{batched}, {figure(stock_grown)} MB"),
+        ("stock torch / saltlm", f"**{figure(batched.median / ours.median)} x**"),
         ("largest relative difference of a row", f"{worst:.1e} ({checked} full-rank tokens of the sample)"),
+        ("the same, from stock torch's, all tokens", f"{off:.1e}"),
         ("support sizes: smallest, median, 95 %, largest", ", ".join(f"{size:,}" for size in quantiles)),
         ("statuses", counted(built)),
         ("peak memory: growth during the first call", f"{figure(grown)} MB"),

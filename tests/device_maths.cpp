@@ -83,13 +83,29 @@ extern "C" int sparsemax_row(int threads, const float* s, const uint8_t* valid, 
     const auto found = saltlm::cuda::filter_row(team, s, valid, A, slack, peaks.data(), list.data(), capacity, &counter);
     const int n = found.survivors;
     int size = 0;
-    if (n > 0) {
-      saltlm::cuda::collect_row(team, s, valid, A, found.cut, &counter, ids, n);
-      saltlm::cuda::cosines_row(team, x, inverse, anchors, inverses, P, ids, n, weights);
-      saltlm::cuda::sort_row(team, weights, ids, n);
-      size = saltlm::cuda::weigh_row(team, weights, n, max_support);
-    }
+    if (n > 0)
+      size = saltlm::cuda::settle_row(team, s, valid, A, found.cut, x, inverse, anchors, inverses, P, max_support, n, &counter,
+                                      ids, weights);
     if (team.rank() == 0) *survivors = n, support = size;
+  });
+  return support;
+}
+
+// The same with room for so many survivors and a support of so many: ids holds `capacity` values. -1 where it does not fit.
+extern "C" int support_in_room(int threads, const float* s, const uint8_t* valid, int64_t A, double slack, const double* x,
+                               double inverse, const double* anchors, const double* inverses, int64_t P, int64_t max_support,
+                               int64_t room, int64_t capacity, int32_t* ids) {
+  constexpr int kList = 64;
+  std::vector<float> peaks(static_cast<size_t>(threads > 0 ? threads : 1)), list(kList);
+  std::vector<int32_t> room_ids(static_cast<size_t>(room));
+  std::vector<double> room_cosines(static_cast<size_t>(room));
+  int counter = 0, support = 0;
+  by_team(threads, [&](const auto& team) {
+    const auto found = saltlm::cuda::filter_row(team, s, valid, A, slack, peaks.data(), list.data(), kList, &counter);
+    const int size = saltlm::cuda::support_in_room(team, s, valid, A, found.cut, x, inverse, anchors, inverses, P, max_support,
+                                                   found.survivors, &counter, room, room_ids.data(), room_cosines.data(),
+                                                   capacity, ids);
+    if (team.rank() == 0) support = size;
   });
   return support;
 }

@@ -27,9 +27,9 @@ def pointer(array):
     return array.ctypes.data_as(ctypes.c_void_p)
 
 
-def sparsemax_row(maths, team, x, anchors, *, noise=0.0, capacity=4096, max_support=0, seed=0):
-    """Support ids and weights of one row by the device code, from cosines that are off by up to ``noise``."""
-    A, P = anchors.shape
+def measured(x, anchors, noise, seed):
+    """Cosines that are off by up to ``noise`` and by how much at most, and the true ones."""
+    A = len(anchors)
     norms = np.sqrt((anchors**2).sum(1))
     valid = (np.isfinite(norms) & (norms > 0)).astype(np.uint8)
     inverses = np.where(valid, 1 / np.where(valid, norms, 1), 0)
@@ -37,7 +37,13 @@ def sparsemax_row(maths, team, x, anchors, *, noise=0.0, capacity=4096, max_supp
     exact = np.where(valid, np.nan_to_num(anchors) @ x * inverse * inverses, 0)
     shift = np.random.default_rng(seed).uniform(-noise, noise, A)
     approximate = (exact + shift).astype(np.float32)
-    slack = float(noise + 2**-22)
+    return inverse, valid, inverses, approximate, float(noise + 2**-22), exact
+
+
+def sparsemax_row(maths, team, x, anchors, *, noise=0.0, capacity=4096, max_support=0, seed=0):
+    """Support ids and weights of one row by the device code, from cosines that are off by up to ``noise``."""
+    A, P = anchors.shape
+    inverse, valid, inverses, approximate, slack, exact = measured(x, anchors, noise, seed)
     ids, weights, survivors = np.full(A, -1, np.int32), np.full(A, np.nan), ctypes.c_int(-1)
     size = maths.sparsemax_row(
         team, pointer(approximate), pointer(valid), ctypes.c_int64(A), ctypes.c_double(slack), capacity, pointer(x),
@@ -99,6 +105,33 @@ def test_cap_keeps_the_nearest_and_weighs_them_anew(maths, team):
     ids, weights, _, exact = sparsemax_row(maths, team, x, anchors, max_support=5)
     assert len(whole) > 5 and ids.tolist() == whole[:5].tolist()
     np.testing.assert_allclose(weights, sparsemax(exact[ids]), atol=1e-14)
+
+
+@pytest.mark.parametrize("team", TEAMS)
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    A=st.integers(1, 200),
+    pull=st.sampled_from([0.0, 1.0, 30.0]),
+    room=st.sampled_from([1, 20, 200]),
+    capacity=st.sampled_from([1, 12, 200]),
+    max_support=st.sampled_from([0, 3]),
+)
+def test_a_support_is_the_same_in_a_room_or_does_not_fit(maths, team, seed, A, pull, room, capacity, max_support):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal(6) + 0.01
+    anchors = random.standard_normal((A, 6)) + pull * x
+    expected, _, survivors, _ = sparsemax_row(maths, team, x, anchors, noise=1e-3, max_support=max_support)
+    inverse, valid, inverses, approximate, slack, _ = measured(x, anchors, 1e-3, 0)
+    ids = np.full(capacity + 1, -7, np.int32)
+    size = maths.support_in_room(
+        team, pointer(approximate), pointer(valid), ctypes.c_int64(A), ctypes.c_double(slack), pointer(x),
+        ctypes.c_double(inverse), pointer(anchors), pointer(inverses), ctypes.c_int64(6), ctypes.c_int64(max_support),
+        ctypes.c_int64(room), ctypes.c_int64(capacity), pointer(ids),
+    )  # fmt: skip
+    fits = survivors <= room and len(expected) <= capacity
+    assert size == (len(expected) if fits else -1)
+    assert ids[: max(size, 0)].tolist() == expected[: max(size, 0)].tolist() and (ids[max(size, 0) :] == -7).all()
 
 
 def narrowed(maths, row, factor=None):

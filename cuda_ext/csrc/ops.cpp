@@ -14,6 +14,13 @@ STABLE_TORCH_LIBRARY(saltlm, m) {
   m.def("combine(Tensor offsets, Tensor ids, Tensor coefficients, Tensor anchor_lm) -> Tensor");
   // The same into `rows`, contiguous and of combine's dtype. On CPUs alone: fresh memory costs a third of the sums there.
   m.def("combine_into(Tensor offsets, Tensor ids, Tensor coefficients, Tensor anchor_lm, Tensor(a!) rows) -> Tensor");
+  // The three in one, on CUDA devices alone, without waiting for the device: rows of supports of up to `capacity` anchors, and the
+  // same coefficients on anchor_output [A, D'], D' = 0 for none. size is -1 where a support does not fit, status 255 and the rows
+  // zero where a token is left over.
+  m.def(
+      "salt_rows_fixed(Tensor new_auxiliary, Tensor anchor_auxiliary, Tensor new_plm, Tensor anchor_plm, Tensor anchor_lm,"
+      " Tensor anchor_output, int max_support, float slack, int capacity, float ridge, bool center)"
+      " -> (Tensor rows, Tensor output_rows, Tensor size, Tensor rank, Tensor residual, Tensor status)");
   // Orthogonal matching pursuit from the products of N rows with A anchors, the anchors' Gram matrix and the rows' squared
   // norms. size -1 leaves a row to a more careful way.
   m.def("pursue(Tensor products, Tensor gram, Tensor squares, int most) -> (Tensor picks, Tensor size)");

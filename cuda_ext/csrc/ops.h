@@ -95,22 +95,26 @@ inline void check_support(const char* op, const Tensor& offsets, const Tensor& i
   check_same_device(op, ids, first);
 }
 
-inline void check_support_lstsq(const Tensor& new_plm, const Tensor& anchor_plm, const Tensor& offsets,
-                                const Tensor& ids, double ridge) {
+inline void check_plm(const Tensor& new_plm, const Tensor& anchor_plm, double ridge) {
   check_matrix("support_lstsq, new_plm", new_plm);
   check_matrix("support_lstsq, anchor_plm", anchor_plm);
   check_same_device("support_lstsq, anchor_plm", anchor_plm, new_plm);
-  check_support("support_lstsq", offsets, ids, new_plm);
   check_rows("support_lstsq, new_plm", new_plm.size(0));
   check_rows("support_lstsq, anchor_plm", anchor_plm.size(0));
   STD_TORCH_CHECK(new_plm.scalar_type() == anchor_plm.scalar_type(),
                   "support_lstsq, anchor_plm: expected the dtype of new_plm");
   STD_TORCH_CHECK(new_plm.size(1) == anchor_plm.size(1), "support_lstsq, anchor_plm: expected width ", new_plm.size(1),
                   ", found ", anchor_plm.size(1));
-  STD_TORCH_CHECK(offsets.size(0) == new_plm.size(0) + 1, "support_lstsq, offsets: expected ", new_plm.size(0) + 1,
-                  " values, found ", offsets.size(0));
   STD_TORCH_CHECK(std::isfinite(ridge) && ridge >= 0, "support_lstsq, ridge: expected a finite number >= 0 (0 is none), found ",
                   ridge);
+}
+
+inline void check_support_lstsq(const Tensor& new_plm, const Tensor& anchor_plm, const Tensor& offsets,
+                                const Tensor& ids, double ridge) {
+  check_plm(new_plm, anchor_plm, ridge);
+  check_support("support_lstsq", offsets, ids, new_plm);
+  STD_TORCH_CHECK(offsets.size(0) == new_plm.size(0) + 1, "support_lstsq, offsets: expected ", new_plm.size(0) + 1,
+                  " values, found ", offsets.size(0));
 }
 
 inline void check_combine(const Tensor& offsets, const Tensor& ids, const Tensor& coefficients,
@@ -122,6 +126,30 @@ inline void check_combine(const Tensor& offsets, const Tensor& ids, const Tensor
   check_rows("combine, anchor_lm", anchor_lm.size(0));
   STD_TORCH_CHECK(coefficients.size(0) == ids.size(0), "combine, coefficients: expected ", ids.size(0),
                   " values (one for each id), found ", coefficients.size(0));
+}
+
+// The largest room for a row's support in salt_rows_fixed.
+constexpr int64_t kCapacityLimit = 1024;
+
+inline void check_salt_rows_fixed(const Tensor& new_auxiliary, const Tensor& anchor_auxiliary, const Tensor& new_plm,
+                                  const Tensor& anchor_plm, const Tensor& anchor_lm, const Tensor& anchor_output,
+                                  int64_t max_support, double slack, int64_t capacity, double ridge) {
+  check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack);
+  check_plm(new_plm, anchor_plm, ridge);
+  check_same_device("salt_rows_fixed, new_plm", new_plm, new_auxiliary);
+  STD_TORCH_CHECK(new_plm.size(0) == new_auxiliary.size(0), "salt_rows_fixed, new_plm: expected ", new_auxiliary.size(0),
+                  " rows, found ", new_plm.size(0));
+  const auto check_anchors = [&](const char* what, const Tensor& tensor) {
+    check_matrix(what, tensor);
+    check_same_device(what, tensor, new_auxiliary);
+    STD_TORCH_CHECK(tensor.size(0) == anchor_auxiliary.size(0), what, ": expected ", anchor_auxiliary.size(0), " rows, found ",
+                    tensor.size(0));
+  };
+  check_anchors("salt_rows_fixed, anchor_plm", anchor_plm);
+  check_anchors("salt_rows_fixed, anchor_lm", anchor_lm);
+  check_anchors("salt_rows_fixed, anchor_output", anchor_output);
+  STD_TORCH_CHECK(capacity >= 1 && capacity <= kCapacityLimit, "salt_rows_fixed, capacity: expected a number in [1, ",
+                  kCapacityLimit, "], found ", capacity);
 }
 
 // The most picks of a pursuit.

@@ -153,8 +153,8 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_su
     if backend(new.device).name == "reference":
         parts = reference.sparsemax_support(new, anchors, cap)
     else:
-        with _full_precision(new.device):
-            parts = torch.ops.saltlm.sparsemax_support(new, anchors, cap, _slack(new.device, new.shape[1]))
+        with full_precision(new.device):
+            parts = torch.ops.saltlm.sparsemax_support(new, anchors, cap, slack_of(new.device, new.shape[1]))
     return Support(offsets=parts[0], ids=parts[1], weights=parts[2])
 
 
@@ -188,7 +188,7 @@ def support_lstsq(
     if backend(new.device).name == "reference":
         parts = reference.support_lstsq(new, anchors, support.offsets, support.ids, strength, bool(center))
     else:
-        with _full_precision(new.device):
+        with full_precision(new.device):
             parts = torch.ops.saltlm.support_lstsq(new, anchors, support.offsets, support.ids, strength, bool(center))
     return Solution(coefficients=parts[0], rank=parts[1], residual=parts[2], status=parts[3])
 
@@ -269,15 +269,9 @@ def salt_rows(
         InputError: shapes, dtypes or devices that do not fit together, or options out of range.
     """
     op = "salt_rows"
-    new_aux, anchor_aux = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
-    new, anchors = check.pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
-    targets = [check.matrix(op, "anchor_lm", anchor_lm)]
-    if anchor_output is not None:
-        targets.append(check.matrix(op, "anchor_output", anchor_output))
-    for name, tensor in zip(("anchor_lm", "anchor_output"), targets, strict=False):
-        check.same_rows(op, name, tensor, "anchor_auxiliary", anchor_aux)
-        if tensor.device != new_aux.device:
-            raise check.device_error(op, name, tensor, new_aux)
+    given = (new_auxiliary, anchor_auxiliary, new_plm, anchor_plm)
+    new_aux, anchor_aux, new, anchors = check.problem(op, *given)
+    targets = check.targets(op, anchor_lm, anchor_output, anchor_aux)
     chunks = salt_coefficients(new_aux, anchor_aux, new, anchors, ridge=ridge, center=center, max_support=max_support)
     # float16 has no kernel of its own: widen once, not in every chunk.
     targets = [target.float() if target.dtype == torch.float16 else target for target in targets]
@@ -339,13 +333,8 @@ def salt_coefficients(
         InputError: shapes, dtypes or devices that do not fit together, or options out of range.
     """
     op = "salt_rows"
-    new_aux, anchor_aux = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
-    new, anchors = check.pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
-    check.some_width(op, "new_plm", new)
-    check.same_rows(op, "new_plm", new, "new_auxiliary", new_aux)
-    check.same_rows(op, "anchor_plm", anchors, "anchor_auxiliary", anchor_aux)
-    if new.device != new_aux.device:
-        raise check.device_error(op, "new_plm", new, new_aux)
+    given = (new_auxiliary, anchor_auxiliary, new_plm, anchor_plm)
+    new_aux, anchor_aux, new, anchors = check.problem(op, *given)
     cap, strength = check.cap(op, max_support), check.ridge_strength(op, ridge)
     return _chunks(new_aux, anchor_aux, new, anchors, strength, center, cap)
 
@@ -374,10 +363,10 @@ def _next_chunk(chunk: int, most: int, seconds: float) -> int:
     return min(most, chunk * 4) if seconds < _CHUNK_SECONDS[0] else min(most, chunk)
 
 
-def _slack(device: torch.device, width: int) -> float:
-    # How far the float32 product of two unit vectors can be from their true cosine: width + 8 roundings of 2^-24 (the
-    # inputs' own among them), half as much again for safety. Where torch may use TF32 or bfloat16 for float32 products,
-    # three roundings of 2^-8 with room to spare.
+def slack_of(device: torch.device, width: int) -> float:
+    """How far torch's float32 product of two unit vectors can be from their true cosine."""
+    # width + 8 roundings of 2^-24 (the inputs' own among them), half as much again for safety. Where torch may use TF32 or
+    # bfloat16 for float32 products, three roundings of 2^-8 with room to spare.
     return (width + 8) * 2.0**-24 * 1.5 if _ieee_products(device) else 2.0**-6
 
 
@@ -391,8 +380,8 @@ def _ieee_products(device: torch.device) -> bool:
     return getattr(own, "fp32_precision", "ieee") in ("none", "ieee")
 
 
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    # Autocast would turn the float32 product inside the operator into a bfloat16 one.
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Run the body without autocast, which would turn the float32 product inside an operator into a bfloat16 one."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()

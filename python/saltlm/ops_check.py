@@ -62,6 +62,34 @@ def same_rows(op: str, name: str, value: Tensor, other_name: str, other: Tensor)
         )
 
 
+def problem(
+    op: str, new_auxiliary: Tensor, anchor_auxiliary: Tensor, new_plm: Tensor, anchor_plm: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same new tokens and anchors in both spaces, on one device."""
+    new_aux, anchor_aux = pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
+    new, anchors = pair(op, "new_plm", new_plm, "anchor_plm", anchor_plm)
+    some_width(op, "new_plm", new)
+    same_rows(op, "new_plm", new, "new_auxiliary", new_aux)
+    same_rows(op, "anchor_plm", anchors, "anchor_auxiliary", anchor_aux)
+    if new.device != new_aux.device:
+        raise device_error(op, "new_plm", new, new_aux)
+    return new_aux, anchor_aux, new, anchors
+
+
+def targets(op: str, anchor_lm: Tensor, anchor_output: Tensor | None, anchors: Tensor) -> list[Tensor]:
+    """The source model's rows of the anchors, and its output rows where there are any."""
+    found = []
+    for name, value in (("anchor_lm", anchor_lm), ("anchor_output", anchor_output)):
+        if value is None and name == "anchor_output":
+            continue
+        rows = matrix(op, name, value)
+        same_rows(op, name, rows, "anchor_auxiliary", anchors)
+        if rows.device != anchors.device:
+            raise device_error(op, name, rows, anchors)
+        found.append(rows)
+    return found
+
+
 def vector(op: str, name: str, value: Tensor, dtype: torch.dtype) -> None:
     """A vector of one dtype."""
     if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != dtype:

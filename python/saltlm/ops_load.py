@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -53,6 +53,10 @@ def _cpu_library() -> _Library:
 
 @functools.cache
 def _cuda_library() -> _Library:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise BackendError(
+            "the CUDA operators are loaded by their first call, which waits: make one before capturing a graph"
+        )
     if torch.version.cuda is None:
         return _Library(loaded=False, reason="this torch is built without CUDA")
     if not _cpu_library().loaded:
@@ -88,10 +92,16 @@ def _probe(found: _Library) -> _Library:
     return dataclasses.replace(found, loaded=fine, reason=reason)
 
 
+def _fake(name: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    # A library of an older build may lack an operator, which must not take the others from it.
+    known = torch._C._jit_get_schemas_for_operator(f"saltlm::{name}")
+    return torch.library.register_fake(f"saltlm::{name}") if known else lambda shapes: shapes
+
+
 @functools.cache
 def _register_fakes() -> None:
     # Shapes without values, for torch.compile and export. The size of a support is known only once it is computed.
-    @torch.library.register_fake("saltlm::sparsemax_support")
+    @_fake("sparsemax_support")
     def _(new_auxiliary: torch.Tensor, anchor_auxiliary: torch.Tensor, max_support: int, slack: float) -> tuple:
         nnz = torch.library.get_ctx().new_dynamic_size()
         return (
@@ -100,7 +110,7 @@ def _register_fakes() -> None:
             new_auxiliary.new_empty(nnz, dtype=torch.float64),
         )
 
-    @torch.library.register_fake("saltlm::support_lstsq")
+    @_fake("support_lstsq")
     def _(
         new_plm: torch.Tensor,
         anchor_plm: torch.Tensor,
@@ -117,19 +127,43 @@ def _register_fakes() -> None:
             new_plm.new_empty(rows, dtype=torch.uint8),
         )
 
-    @torch.library.register_fake("saltlm::pursue")
+    @_fake("pursue")
     def _(products: torch.Tensor, gram: torch.Tensor, squares: torch.Tensor, most: int) -> tuple:
         rows = products.shape[0]
         return products.new_empty(rows, most, dtype=torch.int32), products.new_empty(rows, dtype=torch.int32)
 
-    @torch.library.register_fake("saltlm::combine")
+    @_fake("combine")
     def _(
         offsets: torch.Tensor, ids: torch.Tensor, coefficients: torch.Tensor, anchor_lm: torch.Tensor
     ) -> torch.Tensor:
         dtype = torch.float64 if anchor_lm.dtype == torch.float64 else torch.float32
         return anchor_lm.new_empty((offsets.shape[0] - 1, anchor_lm.shape[1]), dtype=dtype)
 
-    @torch.library.register_fake("saltlm::combine_into")
+    @_fake("salt_rows_fixed")
+    def _(
+        new_auxiliary: torch.Tensor,
+        anchor_auxiliary: torch.Tensor,
+        new_plm: torch.Tensor,
+        anchor_plm: torch.Tensor,
+        anchor_lm: torch.Tensor,
+        anchor_output: torch.Tensor,
+        max_support: int,
+        slack: float,
+        capacity: int,
+        ridge: float,
+        center: bool,
+    ) -> tuple:
+        rows = new_plm.shape[0]
+        made = [
+            target.new_empty(rows, target.shape[1], dtype=torch.promote_types(target.dtype, torch.float32))
+            for target in (anchor_lm, anchor_output)
+        ]
+        numbers = [
+            new_plm.new_empty(rows, dtype=dtype) for dtype in (torch.int32, torch.int32, torch.float32, torch.uint8)
+        ]
+        return (*made, *numbers)
+
+    @_fake("combine_into")
     def _(
         offsets: torch.Tensor,
         ids: torch.Tensor,
@@ -192,7 +226,10 @@ def backends() -> dict[str, dict[str, object]]:
             chosen = backend(kind)
         except BackendError as error:
             chosen = Backend(name="none", reason=str(error))
-        found = _found(kind)
+        try:
+            found = _found(kind)
+        except BackendError as error:
+            found = _Library(loaded=False, reason=str(error))
         report[kind] = {"name": chosen.name, "reason": chosen.reason, "library": found.path, "build": build}
     if _cpu_library().loaded:
         report["cpu"]["level"] = torch.ops.saltlm.cpu_level()

@@ -1,4 +1,5 @@
-// What every CUDA operator does around its kernels: device guard, current stream, launch check, dtypes, small copies.
+// What every CUDA operator does around its kernels: device guard, current stream, launch check, dtypes. Nothing here waits for
+// the device: that is in waiting.cuh.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,7 +9,6 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "../ops.h"
 #include "team.h"
@@ -35,28 +35,11 @@ class Launch {
 
   cudaStream_t stream() const { return stream_; }
   static void check(const char* kernel) { check_cuda(cudaGetLastError(), kernel); }
-  void wait() const { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
   int attribute(cudaDeviceAttr which) const {
     int value = 0;
     check_cuda(cudaDeviceGetAttribute(&value, which, index_), "cudaDeviceGetAttribute");
     return value;
-  }
-
-  template <class T>
-  void to_host(T* host, const T* device, int64_t count) const {
-    if (count == 0) return;
-    check_cuda(cudaMemcpyAsync(host, device, sizeof(T) * static_cast<size_t>(count), cudaMemcpyDeviceToHost, stream_),
-               "copy to the host");
-    wait();
-  }
-
-  template <class T>
-  void to_device(T* device, const T* host, int64_t count) const {
-    if (count == 0) return;
-    check_cuda(cudaMemcpyAsync(device, host, sizeof(T) * static_cast<size_t>(count), cudaMemcpyHostToDevice, stream_),
-               "copy to the device");
-    wait();  // the host's memory may go
   }
 
  private:
@@ -101,7 +84,9 @@ __global__ void widen_kernel(const From* from, int64_t count, int64_t width, int
 inline Tensor widened(const Launch& launch, const Tensor& matrix) {
   const bool wide = matrix.scalar_type() == ScalarType::Double;
   const int64_t rows = matrix.size(0), width = matrix.size(1), padded = (width + 3) / 4 * 4;
-  const Tensor source = torch::stable::contiguous(matrix);
+  Tensor source = torch::stable::contiguous(matrix);
+  // The kernels read 16 bytes at once, and a view may begin anywhere.
+  if (reinterpret_cast<uintptr_t>(source.data_ptr()) % 16 != 0) source = torch::stable::clone(source);
   if (padded == width && (wide || matrix.scalar_type() == ScalarType::Float)) return source;
   const Tensor result = empty_on(matrix, {rows, padded}, wide ? ScalarType::Double : ScalarType::Float);
   if (result.numel() == 0) return result;
@@ -117,35 +102,6 @@ inline Tensor widened(const Launch& launch, const Tensor& matrix) {
   });
   Launch::check("widen_kernel");
   return result;
-}
-
-// bad becomes 1 where an id is outside [0, rows).
-template <class Id>
-__global__ void check_ids_kernel(const Id* ids, int64_t count, int64_t rows, int32_t* bad) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride)
-    if (ids[i] < 0 || ids[i] >= rows) *bad = 1;
-}
-
-// The offsets on the host, once they are known to ascend from 0 to nnz and the ids to name rows of the anchors: no
-// kernel reads through them before.
-inline std::vector<int64_t> checked_offsets(const Launch& launch, const char* op, const Tensor& offsets,
-                                            const Tensor& ids, int64_t rows) {
-  std::vector<int64_t> host(static_cast<size_t>(offsets.numel()));
-  launch.to_host(host.data(), data<const int64_t>(torch::stable::contiguous(offsets)), offsets.numel());
-  STD_TORCH_CHECK(host.front() == 0 && host.back() == ids.numel() && std::is_sorted(host.begin(), host.end()), op,
-                  ", offsets: expected to ascend from 0 to the number of ids, ", ids.numel());
-  if (ids.numel() > 0) {
-    const Tensor bad = zeros_on(ids, {1}, ScalarType::Int);
-    const auto blocks = static_cast<unsigned>(std::min<int64_t>((ids.numel() + kThreads - 1) / kThreads, 4096));
-    check_ids_kernel<<<blocks, kThreads, 0, launch.stream()>>>(data<const int32_t>(ids), ids.numel(), rows,
-                                                               data<int32_t>(bad));
-    Launch::check("check_ids_kernel");
-    int32_t found = 0;
-    launch.to_host(&found, data<const int32_t>(bad), 1);
-    STD_TORCH_CHECK(found == 0, op, ", ids: expected positions in [0, ", rows, ") among the anchors");
-  }
-  return host;
 }
 
 }  // namespace saltlm::cuda

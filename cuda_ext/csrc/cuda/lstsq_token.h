@@ -211,6 +211,17 @@ SALTLM_BOTH double norm_of(const Team& team, const double* x, int n, const doubl
   return sqrt(team.sum(squares));
 }
 
+// step *= d, c += step, each rounded: fused or not as a compiler likes, two kernels with this code would give other bits.
+SALTLM_BOTH void add_scaled(double d, double* step, double* c) {
+#ifdef __CUDA_ARCH__
+  *step = __dmul_rn(*step, d);
+  *c = __dadd_rn(*c, *step);
+#else
+  *step *= d;
+  *c += *step;
+#endif
+}
+
 // shift [W] and target [W] of the centred problem.
 template <class Team, class T>
 SALTLM_BOTH void center_token(const Team& team, const Token<T>& token, double* shift, double* target) {
@@ -287,8 +298,7 @@ SALTLM_BOTH bool solve_token(const Team& team, const Token<T>& token, double* me
     team.sync();
     substitute(team, gram, inverse, M, step);
     for (int i = team.rank(); i < M; i += team.size()) {
-      step[i] *= d[i];
-      c[i] += step[i];
+      add_scaled(d[i], &step[i], &c[i]);
     }
     team.sync();
     // in units of the rows' lengths, so that a tiny row with a huge coefficient does not speak for all

@@ -4,17 +4,10 @@
 
 #include <array>
 
-#include "launch.cuh"
+#include "lstsq.cuh"
+#include "waiting.cuh"
 
 namespace saltlm::cuda {
-
-// Device memory of support_lstsq's results.
-struct Outputs {
-  double* coefficients;
-  int32_t* rank;
-  float* residual;
-  uint8_t* status;
-};
 
 // Rows of `from` [*, W] named by `index` [count], as a matrix.
 template <class T>
@@ -44,7 +37,7 @@ inline Settled solve_on_cpu(const Tensor& rows, const Tensor& anchors, const Ten
 inline Tensor rows_on_cpu(const Launch& launch, const Tensor& matrix, const std::vector<int64_t>& numbers) {
   const int64_t count = static_cast<int64_t>(numbers.size()), width = matrix.size(1);
   const Tensor index = empty_on(matrix, {count}, ScalarType::Long);
-  launch.to_device(data<int64_t>(index), numbers.data(), count);
+  to_device(launch, data<int64_t>(index), numbers.data(), count);
   if (count == 0) return on_cpu(empty_on(matrix, {0, width}, matrix.scalar_type()));
   const Tensor some = empty_on(matrix, {count, width}, matrix.scalar_type());
   by_type(matrix, [&](auto zero) {
@@ -73,7 +66,7 @@ inline Tensor named_on_cpu(const Launch& launch, const Tensor& matrix, std::vect
 template <class T>
 std::vector<T> fetch(const Launch& launch, const T* device, int64_t count) {
   std::vector<T> host(static_cast<size_t>(count));
-  launch.to_host(host.data(), device, count);
+  to_host(launch, host.data(), device, count);
   return host;
 }
 
@@ -113,10 +106,10 @@ inline void finish_on_cpu(const Launch& launch, const Tensor& rows, const Tensor
     residual[n] = data<const float>(solved.residual)[i];
     status[n] = data<const uint8_t>(solved.status)[i];
   }
-  launch.to_device(out.coefficients, coefficients.data(), ids.numel());
-  launch.to_device(out.rank, rank.data(), N);
-  launch.to_device(out.residual, residual.data(), N);
-  launch.to_device(out.status, status.data(), N);
+  to_device(launch, out.coefficients, coefficients.data(), ids.numel());
+  to_device(launch, out.rank, rank.data(), N);
+  to_device(launch, out.residual, residual.data(), N);
+  to_device(launch, out.status, status.data(), N);
 }
 
 }  // namespace saltlm::cuda

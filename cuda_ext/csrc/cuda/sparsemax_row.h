@@ -216,4 +216,34 @@ SALTLM_BOTH int weigh_row(const Team& team, double* cosines, int n, int64_t max_
   return found.support;
 }
 
+// The support of a row whose n >= 1 survivors of filter_row are above `cut`: `ids` and `weights`, room for n each, get it from their
+// beginning. Returns its size.
+template <class Team, class X>
+SALTLM_BOTH int settle_row(const Team& team, const float* s, const uint8_t* valid, int64_t A, double cut, const X* x,
+                           double inverse_norm, const X* anchors, const double* anchor_inverse_norms, int64_t P,
+                           int64_t max_support, int n, int* counter, int32_t* ids, double* weights) {
+  collect_row(team, s, valid, A, cut, counter, ids, n);
+  cosines_row(team, x, inverse_norm, anchors, anchor_inverse_norms, P, ids, n, weights);
+  sort_row(team, weights, ids, n);
+  return weigh_row(team, weights, n, max_support);
+}
+
+constexpr int kDoesNotFit = -1;
+
+// The same for any n >= 0 within bounds: survivors have `room` entries of room_ids and room_cosines, the support `capacity` of ids.
+// Returns its size, or kDoesNotFit.
+template <class Team, class X>
+SALTLM_BOTH int support_in_room(const Team& team, const float* s, const uint8_t* valid, int64_t A, double cut, const X* x,
+                                double inverse_norm, const X* anchors, const double* anchor_inverse_norms, int64_t P,
+                                int64_t max_support, int n, int* counter, int64_t room, int32_t* room_ids,
+                                double* room_cosines, int64_t capacity, int32_t* ids) {
+  if (n == 0) return 0;
+  if (n > room) return kDoesNotFit;
+  const int support = settle_row(team, s, valid, A, cut, x, inverse_norm, anchors, anchor_inverse_norms, P, max_support, n,
+                                 counter, room_ids, room_cosines);
+  if (support > capacity) return kDoesNotFit;
+  for (int k = team.rank(); k < support; k += team.size()) ids[k] = room_ids[k];
+  return support;
+}
+
 }  // namespace saltlm::cuda

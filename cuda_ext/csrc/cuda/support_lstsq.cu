@@ -3,60 +3,10 @@
 #include <algorithm>
 #include <tuple>
 
-#include "launch.cuh"
-#include "lstsq_token.h"
+#include "lstsq.cuh"
 #include "pending.cuh"
 
 namespace saltlm::cuda {
-
-namespace {
-
-constexpr uint8_t kPending = 255;                     // not settled here
-constexpr int64_t kLargestSupport = 1024;             // beyond it one block per token is the wrong shape
-constexpr int64_t kWorkspace = 256 * kMegabyte;       // of all blocks together
-constexpr int kSharedLimit = 96 * 1024;               // two blocks on a multiprocessor of the smallest target
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    lstsq_kernel(const T* rows, const T* anchors, const int64_t* offsets, const int32_t* ids, int64_t N, int W, double ridge,
-                 bool center, int largest, int64_t shared_doubles, double* workspace,
-                 int64_t workspace_doubles, Outputs out) {
-  extern __shared__ double shared[];
-  __shared__ double scratch[32];
-  const BlockTeam team{scratch};
-  for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
-    team.sync();  // the memory of the token before is free
-    const int64_t start = offsets[n], K = offsets[n + 1] - start;
-    if (K == 0 || K > largest) continue;  // for the whole block alike
-    const bool fits = token_memory(K, W) <= shared_doubles;
-    double* memory = fits ? shared : workspace + static_cast<int64_t>(blockIdx.x) * workspace_doubles;
-    const Token<T> token{rows + n * W, anchors, ids + start, static_cast<int>(K), W, ridge, center};
-    const bool settled = solve_token(team, token, memory, out.coefficients + start, out.residual + n);
-    if (team.rank() == 0 && settled) {
-      out.rank[n] = static_cast<int32_t>(K - (center ? 1 : 0));
-      out.status[n] = kFullRank;
-    }
-  }
-}
-
-template <class T>
-void solve_all(const Launch& launch, const Tensor& rows, const Tensor& anchors, const Tensor& offsets,
-               const Tensor& ids, int largest, double ridge, bool center, const Outputs& out) {
-  const int64_t N = rows.size(0), W = rows.size(1), needed = token_memory(largest, W);
-  const int allowed = std::min(launch.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024, kSharedLimit);
-  const int shared = static_cast<int>(std::min<int64_t>(allowed, needed * 8));
-  check_cuda(cudaFuncSetAttribute(lstsq_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "lstsq_kernel");
-  const int64_t fill = 4 * static_cast<int64_t>(launch.attribute(cudaDevAttrMultiProcessorCount));
-  const bool spills = needed * 8 > shared;
-  const int64_t blocks = std::min(N, spills ? std::clamp<int64_t>(kWorkspace / (needed * 8), 1, fill) : fill);
-  const Tensor workspace = empty_on(rows, {spills ? blocks * needed : 0}, ScalarType::Double);
-  lstsq_kernel<T><<<static_cast<unsigned>(blocks), kThreads, shared, launch.stream()>>>(
-      data<const T>(rows), data<const T>(anchors), data<const int64_t>(offsets), data<const int32_t>(ids), N,
-      static_cast<int>(W), ridge, center, largest, shared / 8, spills ? data<double>(workspace) : nullptr, needed, out);
-  Launch::check("lstsq_kernel");
-}
-
-}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> support_lstsq(const Tensor& new_plm, const Tensor& anchor_plm,
                                                          const Tensor& offsets, const Tensor& ids, double ridge,
@@ -82,10 +32,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> support_lstsq(const Tensor& new_plm, 
   }
   const Tensor rows = widened(launch, new_plm), anchors = widened(launch, anchor_plm);
   if (largest > 0) {
+    const Packed supports{data<const int64_t>(starts), data<const int32_t>(places)};
     if (rows.scalar_type() == ScalarType::Double)
-      solve_all<double>(launch, rows, anchors, starts, places, largest, ridge, center, out);
+      solve_all<double>(launch, rows, anchors, supports, largest, ridge, center, out);
     else
-      solve_all<float>(launch, rows, anchors, starts, places, largest, ridge, center, out);
+      solve_all<float>(launch, rows, anchors, supports, largest, ridge, center, out);
   }
   const std::vector<uint8_t> found = fetch<uint8_t>(launch, out.status, N);
   std::vector<int64_t> pending;
