@@ -124,7 +124,8 @@ def _arguments() -> tuple[torch.Tensor, ...]:
 def test_opcheck() -> None:
     new, anchors, offsets, ids, lm = _arguments()
     operators = torch.ops.saltlm
-    torch.library.opcheck(operators.sparsemax_support.default, (new, anchors, 0, 1e-5))
+    torch.library.opcheck(operators.sparsemax_support.default, (new, anchors, 0, 1e-5, 0))
+    torch.library.opcheck(operators.sparsemax_support.default, (new, anchors, 0, 1e-5, 40))
     torch.library.opcheck(operators.support_lstsq.default, (new, anchors, offsets, ids, 0.0, True))
     coefficients = operators.support_lstsq(new, anchors, offsets, ids, 0.0, False)[0]
     torch.library.opcheck(operators.combine.default, (offsets, ids, coefficients, lm))
@@ -143,7 +144,7 @@ def test_opcheck() -> None:
 def test_torch_compile_of_the_operators() -> None:
     def rows(new, anchors, lm):
         operators = torch.ops.saltlm
-        offsets, ids, _ = operators.sparsemax_support(new, anchors, 0, 1e-5)
+        offsets, ids, _ = operators.sparsemax_support(new, anchors, 0, 1e-5, 0)
         coefficients = operators.support_lstsq(new, anchors, offsets, ids, 0.0, False)[0]
         return operators.combine(offsets, ids, coefficients, lm) * 2
 
@@ -157,7 +158,7 @@ def test_the_compiled_operators_check_by_themselves() -> None:
     new, anchors, offsets, ids, lm = _arguments()
     operators = torch.ops.saltlm
     with pytest.raises(RuntimeError, match="expected width 8, found 5"):
-        operators.sparsemax_support(new, lm, 0, 1e-5)
+        operators.sparsemax_support(new, lm, 0, 1e-5, 0)
     with pytest.raises(RuntimeError, match=r"positions in \[0, 50\)"):
         operators.combine(offsets, ids + 50, ids.double(), lm)
     for rows in (torch.empty(len(new), 4), torch.empty(5, len(new)).T, torch.empty(len(new), 5).double()):
@@ -207,3 +208,18 @@ def test_every_instruction_set_gives_the_same_rows(tmp_path) -> None:
     torch.testing.assert_close(rows, made.rows, rtol=1e-6, atol=1e-7)
     assert torch.equal(size, made.support_size)
     assert torch.equal(status, made.status)
+
+
+def test_an_operator_that_the_library_lacks_takes_no_other_from_it() -> None:
+    def shapes() -> None: ...
+
+    assert ops_load._fake("no_such_operator")(shapes) is shapes
+
+
+def test_operators_are_not_first_loaded_inside_a_capture(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(ops_load, "_cuda_library", ops_load._cuda_library.__wrapped__)
+    with pytest.raises(BackendError, match="before capturing a graph"):
+        ops.backend("cuda")
+    assert "before capturing a graph" in ops.backends()["cuda"]["reason"]

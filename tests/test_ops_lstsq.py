@@ -287,10 +287,17 @@ def test_same_bits_for_any_threads_and_chunks(place: Place, options: dict, monke
     with threads(2):
         assert torch.equal(whole.rows, place.rows(*problem, **options).rows)
     for limit in (1, 7, 50):
-        monkeypatch.setattr(ops, "_MOST_ROWS", limit)
-        chunked = place.rows(*problem, **options)
-        for key, value in vars(whole).items():
-            assert value is None or torch.equal(value, getattr(chunked, key)), key
+        monkeypatch.setattr(ops, "_MOST_ROWS", {"cpu": limit, "cuda": limit})
+        _same(place.rows(*problem, **options), whole)
+    monkeypatch.undo()
+    for held in (1, 25, 300):
+        monkeypatch.setattr(ops, "_MOST_ENTRIES", held)
+        _same(place.rows(*problem, **options), whole)
+
+
+def _same(found: ops.SaltRows, whole: ops.SaltRows) -> None:
+    for key, value in vars(whole).items():
+        assert value is None or torch.equal(value, getattr(found, key)), key
 
 
 def test_rows_that_cannot_be_made_are_zero_and_named(place: Place) -> None:

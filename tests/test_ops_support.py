@@ -221,3 +221,22 @@ def test_extreme_scales_of_float64(place: Place) -> None:
     plain, scaled = place.support(new, anchors), place.support(new * 2.0**900, anchors * 2.0**-900)
     assert torch.equal(plain.ids, scaled.ids)
     torch.testing.assert_close(plain.weights, scaled.weights, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("product", ["", "float32", "bfloat16"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_are_left_out_once_supports_hold_enough(product: str, count: int, monkeypatch) -> None:
+    if ops.backend("cpu").name != "compiled":
+        pytest.skip("the reference gives all rows")
+    monkeypatch.setenv("SALTLM_CPU_PRODUCT", product)
+    new, anchors = clustered(0, 400, 12), clustered(1, 300, 12)
+    new[0] = 0
+    whole = ops.sparsemax_support(new, anchors)
+    for most in (1, 40, 700, 10**6):
+        with threads(count):
+            some = ops._supports(new, anchors, 0, most)
+        rows, held = len(some.offsets) - 1, len(some.ids)
+        assert rows >= 1 and torch.equal(some.offsets, whole.offsets[: rows + 1])
+        assert torch.equal(some.ids, whole.ids[:held]) and torch.equal(some.weights, whole.weights[:held])
+        if count == 1:  # one thread takes rows in turn, so it stops at once
+            assert rows == len(new) or held >= most > whole.offsets[rows - 1]

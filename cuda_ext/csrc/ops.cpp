@@ -2,11 +2,12 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(saltlm, m) {
-  // max_support 0 is no cap. slack bounds |float32 product of normalised rows - true cosine| for the device's current
+  // max_support 0 is no cap. Once supports hold most_entries (0: any number) together, later rows are left out: offsets has
+  // 1 + the rows that are there, at least one of N > 0. slack bounds |float32 product of normalised rows - true cosine| for the device's current
   // product precision; a kernel that makes its own product with a bound of its own may ignore it.
   m.def(
-      "sparsemax_support(Tensor new_auxiliary, Tensor anchor_auxiliary, int max_support, float slack)"
-      " -> (Tensor offsets, Tensor ids, Tensor weights)");
+      "sparsemax_support(Tensor new_auxiliary, Tensor anchor_auxiliary, int max_support, float slack,"
+      " int most_entries) -> (Tensor offsets, Tensor ids, Tensor weights)");
   // ridge 0 is none.
   m.def(
       "support_lstsq(Tensor new_plm, Tensor anchor_plm, Tensor offsets, Tensor ids, float ridge, bool center)"

@@ -70,7 +70,7 @@ inline void check_rows(const char* what, int64_t rows) {
 }
 
 inline void check_sparsemax_support(const Tensor& new_auxiliary, const Tensor& anchor_auxiliary, int64_t max_support,
-                                    double slack) {
+                                    double slack, int64_t most_entries) {
   check_matrix("sparsemax_support, new_auxiliary", new_auxiliary);
   check_matrix("sparsemax_support, anchor_auxiliary", anchor_auxiliary);
   check_same_device("sparsemax_support, anchor_auxiliary", anchor_auxiliary, new_auxiliary);
@@ -83,6 +83,7 @@ inline void check_sparsemax_support(const Tensor& new_auxiliary, const Tensor& a
                   anchor_auxiliary.size(1));
   STD_TORCH_CHECK(max_support >= 0, "sparsemax_support, max_support: expected >= 0 (0 is no cap), found ", max_support);
   STD_TORCH_CHECK(slack >= 0 && slack < 1, "sparsemax_support, slack: expected a number in [0, 1), found ", slack);
+  STD_TORCH_CHECK(most_entries >= 0, "sparsemax_support, most_entries: expected >= 0 (0 is any number), found ", most_entries);
 }
 
 // The checks of shape only: that offsets ascend from 0 to nnz and ids lie in [0, A) needs the values, so each device
@@ -134,7 +135,7 @@ constexpr int64_t kCapacityLimit = 1024;
 inline void check_salt_rows_fixed(const Tensor& new_auxiliary, const Tensor& anchor_auxiliary, const Tensor& new_plm,
                                   const Tensor& anchor_plm, const Tensor& anchor_lm, const Tensor& anchor_output,
                                   int64_t max_support, double slack, int64_t capacity, double ridge) {
-  check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack);
+  check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack, 0);
   check_plm(new_plm, anchor_plm, ridge);
   check_same_device("salt_rows_fixed, new_plm", new_plm, new_auxiliary);
   STD_TORCH_CHECK(new_plm.size(0) == new_auxiliary.size(0), "salt_rows_fixed, new_plm: expected ", new_auxiliary.size(0),

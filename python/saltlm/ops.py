@@ -39,14 +39,13 @@ __all__ = [
 
 # Outcomes of a row, in the order of their codes.
 STATUSES = ("full_rank", "ill_conditioned", "rank_deficient", "no_support", "non_finite")
-# Memory that one chunk's supports may take if every anchor were in every one (an id, a weight, a coefficient, and the
-# copies made while they are gathered).
-_CHUNK_BYTES = 384 << 20
-# While supports stay under a quarter of the anchors, chunks may be this many times larger: the anchors are prepared anew
-# in each, which costs a few percent.
-_SPARSE_FACTOR = 5
-_BYTES_PER_ENTRY = 32
-_MOST_ROWS = 8192
+# What one chunk's supports may hold: 384 MB of ids, weights, coefficients and the copies made while they are gathered. Compiled
+# operators leave later rows to the next chunk; the reference has chunks so small that every anchor could be in every support.
+_MOST_ENTRIES = 12 << 20
+# Rows of a chunk at most: the anchors are prepared anew in each, and a chunk's results are held together.
+_MOST_ROWS = {"cpu": 8192, "cuda": 65_536}
+# Cosines of a first chunk, of which nothing is known yet.
+_FIRST_COSINES = {"cpu": 10**8, "cuda": 10**10}
 # A chunk should take about this long, so that progress moves and an interrupt is heard.
 _CHUNK_SECONDS = (0.5, 2.0)
 
@@ -149,12 +148,17 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_su
     """
     op = "sparsemax_support"
     new, anchors = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
-    cap = check.cap(op, max_support)
+    return _supports(new, anchors, check.cap(op, max_support), 0)
+
+
+def _supports(new: Tensor, anchors: Tensor, cap: int, most_entries: int) -> Support:
+    """Supports of the rows, or of the first of them once those hold ``most_entries`` (0: any number); always one of several."""
     if backend(new.device).name == "reference":
         parts = reference.sparsemax_support(new, anchors, cap)
     else:
+        slack = slack_of(new.device, new.shape[1])
         with full_precision(new.device):
-            parts = torch.ops.saltlm.sparsemax_support(new, anchors, cap, slack_of(new.device, new.shape[1]))
+            parts = torch.ops.saltlm.sparsemax_support(new, anchors, cap, slack, most_entries)
     return Support(offsets=parts[0], ids=parts[1], weights=parts[2])
 
 
@@ -247,8 +251,8 @@ def salt_rows(
 
     For each new token the anchors with non-zero sparsemax weight over auxiliary cosines are its support; the
     least-squares coefficients of its PLM row on the support's PLM rows are applied to the support's rows of the source
-    model. Works in chunks of tokens: memory beside inputs and results stays well below 1 GB (2 GB if supports turn
-    dense without warning), and the chunks change no bit of the result.
+    model. Works in chunks of tokens: memory beside inputs and results stays well below 1 GB, and the chunks change no
+    bit of the result.
 
     Args:
         new_auxiliary: reals [N, P].
@@ -342,19 +346,24 @@ def salt_coefficients(
 def _chunks(
     new_aux: Tensor, anchor_aux: Tensor, new: Tensor, anchors: Tensor, ridge: float, center: bool, cap: int,
 ) -> Iterator[tuple[Support, Solution]]:  # fmt: skip
-    total = new.shape[0]
-    entries = max(1, min(anchors.shape[0], cap or anchors.shape[0]))
-    most = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (_BYTES_PER_ENTRY * entries)))
-    chunk, begin = min(most, 64 if backend(new.device).name == "reference" else most), 0
+    total, kind = new.shape[0], new.device.type
+    largest = max(1, min(anchors.shape[0], cap or anchors.shape[0]))
+    if backend(new.device).name == "reference":
+        most = max(1, min(_MOST_ROWS[kind], _MOST_ENTRIES // largest))
+        chunk = min(most, 64)
+    else:
+        most = _MOST_ROWS[kind]
+        chunk = min(most, max(64, _FIRST_COSINES[kind] // max(1, anchors.shape[0])))
+    begin = 0
     while begin < total:
-        end, started = min(total, begin + chunk), time.monotonic()
-        support = sparsemax_support(new_aux[begin:end], anchor_aux, max_support=cap or None)
-        solution = support_lstsq(new[begin:end], anchors, support, ridge=ridge, center=center)
-        if begin == 0 and 4 * int(support.offsets.diff().max()) < entries:
-            most = min(_MOST_ROWS, most * _SPARSE_FACTOR)
-        yield support, solution
-        begin = end
-        chunk = _next_chunk(chunk, most, time.monotonic() - started)
+        started = time.monotonic()
+        support = _supports(new_aux[begin : begin + chunk], anchor_aux, cap, _MOST_ENTRIES)
+        rows, held = len(support.offsets) - 1, len(support.ids)
+        yield support, support_lstsq(new[begin : begin + rows], anchors, support, ridge=ridge, center=center)
+        begin += rows
+        # As many as may well fit: threads that are ahead of the first row left out have worked for nothing.
+        fit = max(1, _MOST_ENTRIES * rows // max(1, held))
+        chunk = min(fit, _next_chunk(chunk, most, time.monotonic() - started))
 
 
 def _next_chunk(chunk: int, most: int, seconds: float) -> int:

@@ -102,10 +102,14 @@ def _fake(name: str) -> Callable[[Callable[..., object]], Callable[..., object]]
 def _register_fakes() -> None:
     # Shapes without values, for torch.compile and export. The size of a support is known only once it is computed.
     @_fake("sparsemax_support")
-    def _(new_auxiliary: torch.Tensor, anchor_auxiliary: torch.Tensor, max_support: int, slack: float) -> tuple:
-        nnz = torch.library.get_ctx().new_dynamic_size()
+    def _(
+        new_auxiliary: torch.Tensor, anchor_auxiliary: torch.Tensor, max_support: int, slack: float, most_entries: int
+    ) -> tuple:
+        context = torch.library.get_ctx()
+        nnz = context.new_dynamic_size()
+        bounds = context.new_dynamic_size() if most_entries else new_auxiliary.shape[0] + 1
         return (
-            new_auxiliary.new_empty(new_auxiliary.shape[0] + 1, dtype=torch.int64),
+            new_auxiliary.new_empty(bounds, dtype=torch.int64),
             new_auxiliary.new_empty(nnz, dtype=torch.int32),
             new_auxiliary.new_empty(nnz, dtype=torch.float64),
         )

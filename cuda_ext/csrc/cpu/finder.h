@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -47,11 +48,34 @@ struct Anchors {
   std::vector<int32_t> usable;  // positions of the anchors with a direction: even a zero column would shift the threshold
 };
 
+// How many entries the supports may hold together. Rows are taken in ascending order; from the first that is refused on, all
+// are left out.
+class Quota {
+ public:
+  Quota(int64_t entries, int64_t rows) : limited_(entries > 0), left_(entries), end_(rows) {}
+
+  // Whether `row` is still wanted; the first always is, so that something comes of every call.
+  bool open(int64_t row) {
+    if (!limited_ || row == 0 || (left_.load(std::memory_order_relaxed) > 0 && row < end())) return true;
+    int64_t before = end();
+    while (row < before && !end_.compare_exchange_weak(before, row)) {
+    }
+    return false;
+  }
+  void take(size_t entries) { left_.fetch_sub(static_cast<int64_t>(entries), std::memory_order_relaxed); }
+  // How many rows there are, once all are done.
+  int64_t end() const { return end_.load(std::memory_order_relaxed); }
+
+ private:
+  const bool limited_;
+  std::atomic<int64_t> left_, end_;
+};
+
 // One thread's buffers, and the way from a row's approximate cosines to its support.
 class Finder {
  public:
-  Finder(const Matrix& rows, const Anchors& anchors, int64_t most)
-      : laps_(start_laps()), rows_(rows), anchors_(anchors), most_(most), survivors_(anchors.usable.size()),
+  Finder(const Matrix& rows, const Anchors& anchors, int64_t most, Quota& quota)
+      : laps_(start_laps()), rows_(rows), anchors_(anchors), most_(most), quota_(quota), survivors_(anchors.usable.size()),
         candidates_(anchors.usable.size() + 64), maxima_(anchors.usable.size() / 64 + 1), exact_(anchors.usable.size()),
         scratch_(static_cast<size_t>(rows.width) + 64) {}
 
@@ -84,6 +108,7 @@ class Finder {
     const int64_t size = settle(hits_, most_, support.weights);
     support.ids.resize(static_cast<size_t>(size));
     for (int64_t k = 0; k < size; ++k) support.ids[k] = hits_[k].id;
+    quota_.take(support.ids.size());
     lap(laps(), kSettle);
   }
 
@@ -98,6 +123,7 @@ class Finder {
   const Matrix& rows_;
   const Anchors& anchors_;
   int64_t most_;
+  Quota& quota_;
   std::vector<int32_t> survivors_;
   std::vector<float> candidates_, maxima_;
   std::vector<double> exact_, scratch_;
@@ -105,9 +131,9 @@ class Finder {
 };
 
 // All rows by a product of torch's, in blocks: of float32, where `slack` bounds its error, or of bfloat16.
-void find_by_floats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most, double slack,
+void find_by_floats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most, double slack, Quota& quota,
                     std::vector<RowSupport>& found);
-void find_by_bfloats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most,
+void find_by_bfloats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most, Quota& quota,
                      std::vector<RowSupport>& found);
 
 }  // namespace saltlm::cpu

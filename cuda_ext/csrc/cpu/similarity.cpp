@@ -32,7 +32,8 @@ Tensor tamed(const Tensor& rows) {
 }
 
 // All rows by the integer product.
-void find_by_integers(const Matrix& rows, const Anchors& anchors, int64_t most, std::vector<RowSupport>& found) {
+void find_by_integers(const Matrix& rows, const Anchors& anchors, int64_t most, Quota& quota,
+                      std::vector<RowSupport>& found) {
   const SimilarityKernels& kernels = similarity_kernels();
   const int64_t count = static_cast<int64_t>(anchors.usable.size()), pairs = (rows.width + 1) / 2, lanes = kernels.lanes;
   const int64_t padded = (count + lanes - 1) / lanes * lanes, sifted = kernels.sieve_size(padded);
@@ -48,10 +49,11 @@ void find_by_integers(const Matrix& rows, const Anchors& anchors, int64_t most, 
   });
   const double anchor_error = *std::max_element(errors.begin(), errors.end());
   for_rows((rows.rows + kTile - 1) / kTile, 1, "sparsemax_support", [&] {
-    return [&, finder = Finder(rows, anchors, most), tile = std::vector<int16_t>(static_cast<size_t>(kTile * pairs * 2), 0),
+    return [&, finder = Finder(rows, anchors, most, quota), tile = std::vector<int16_t>(static_cast<size_t>(kTile * pairs * 2), 0),
             values = std::vector<float>(static_cast<size_t>(kTile * padded)),
             maxima = std::vector<float>(static_cast<size_t>(kTile * sifted))](int64_t begin, int64_t end) mutable {
       for (int64_t first = begin * kTile; first < std::min(end * kTile, rows.rows); first += kTile) {
+        if (!quota.open(first)) break;
         const int64_t some = std::min(kTile, rows.rows - first);
         double inverse[kTile], error[kTile];
         const Matrix part{static_cast<const char*>(rows.data) + first * rows.width * (rows.is_double ? 8 : 4), rows.is_double,
@@ -62,6 +64,7 @@ void find_by_integers(const Matrix& rows, const Anchors& anchors, int64_t most, 
         kernels.product(tile.data(), panels.data(), padded, pairs, values.data(), padded, maxima.data(), sifted);
         lap(finder.laps(), kProduct);
         for (int64_t i = 0; i < some; ++i) {
+          if (!quota.open(first + i)) break;
           if (inverse[i] == 0) continue;
           // What each side's rounding took away, and 1e-6 for float64's and float32's roundings on the way.
           const double slack = error[i] + (1 + error[i]) * anchor_error + 1e-6;
@@ -90,11 +93,10 @@ Product chosen_product() {
 }
 
 std::tuple<Tensor, Tensor, Tensor> sparsemax_support(const Tensor& new_auxiliary, const Tensor& anchor_auxiliary,
-                                                     int64_t max_support, double slack) {
-  check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack);
+                                                     int64_t max_support, double slack, int64_t most_entries) {
+  check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack, most_entries);
   const SimilarityKernels& kernels = similarity_kernels();
   const int64_t N = new_auxiliary.size(0), A = anchor_auxiliary.size(0), P = new_auxiliary.size(1);
-  Tensor offsets = zeros_on(new_auxiliary, {N + 1}, ScalarType::Long);
   const Tensor rows_tensor = tamed(prepared(new_auxiliary)), anchors_tensor = tamed(prepared(anchor_auxiliary));
   const Matrix rows = as_matrix(rows_tensor);
   Anchors anchors{as_matrix(anchors_tensor), std::vector<double>(static_cast<size_t>(A)), {}};
@@ -108,25 +110,28 @@ std::tuple<Tensor, Tensor, Tensor> sparsemax_support(const Tensor& new_auxiliary
   for (int64_t a = 0; a < A; ++a)
     if (anchors.inverse[a] != 0) anchors.usable.push_back(static_cast<int32_t>(a));
   std::vector<RowSupport> found(static_cast<size_t>(N));
+  Quota quota(most_entries, N);
   if (N > 0 && P > 0 && !anchors.usable.empty()) {
     switch (chosen_product()) {
       case Product::kBfloat16:
-        find_by_bfloats(new_auxiliary, rows, anchors, max_support, found);
+        find_by_bfloats(new_auxiliary, rows, anchors, max_support, quota, found);
         break;
       case Product::kInt16:
-        find_by_integers(rows, anchors, max_support, found);
+        find_by_integers(rows, anchors, max_support, quota, found);
         break;
       case Product::kFloat32:
-        find_by_floats(new_auxiliary, rows, anchors, max_support, slack, found);
+        find_by_floats(new_auxiliary, rows, anchors, max_support, slack, quota, found);
     }
   }
+  const int64_t there = quota.end();
+  Tensor offsets = zeros_on(new_auxiliary, {there + 1}, ScalarType::Long);
   int64_t* bounds = offsets.mutable_data_ptr<int64_t>();
-  for (int64_t i = 0; i < N; ++i) bounds[i + 1] = bounds[i] + static_cast<int64_t>(found[i].ids.size());
-  Tensor ids = empty_on(new_auxiliary, {bounds[N]}, ScalarType::Int);
-  Tensor weights = empty_on(new_auxiliary, {bounds[N]}, ScalarType::Double);
+  for (int64_t i = 0; i < there; ++i) bounds[i + 1] = bounds[i] + static_cast<int64_t>(found[i].ids.size());
+  Tensor ids = empty_on(new_auxiliary, {bounds[there]}, ScalarType::Int);
+  Tensor weights = empty_on(new_auxiliary, {bounds[there]}, ScalarType::Double);
   int32_t* all_ids = ids.mutable_data_ptr<int32_t>();
   double* all_weights = weights.mutable_data_ptr<double>();
-  for (int64_t i = 0; i < N; ++i) {
+  for (int64_t i = 0; i < there; ++i) {
     std::copy(found[i].ids.begin(), found[i].ids.end(), all_ids + bounds[i]);
     std::copy(found[i].weights.begin(), found[i].weights.end(), all_weights + bounds[i]);
   }

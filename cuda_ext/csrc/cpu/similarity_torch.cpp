@@ -34,7 +34,7 @@ double narrow_slack(double x, double y, int64_t width) {
 
 }  // namespace
 
-void find_by_floats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most, double slack,
+void find_by_floats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most, double slack, Quota& quota,
                     std::vector<RowSupport>& found) {
   const SimilarityKernels& kernels = similarity_kernels();
   const int64_t N = rows.rows, P = rows.width, A = anchors.matrix.rows, count = static_cast<int64_t>(anchors.usable.size());
@@ -48,16 +48,16 @@ void find_by_floats(const Tensor& like, const Matrix& rows, const Anchors& ancho
   const Tensor columns = torch::stable::transpose(torch::stable::narrow(directions, 0, 0, count), 0, 1);
   const int64_t block = std::min(N, std::clamp<int64_t>(kBlockBytes / (count * 4), 16, kMostRows));
   Tensor block_directions = empty_on(like, {block, P}, ScalarType::Float);
-  for (int64_t start = 0; start < N; start += block) {
+  for (int64_t start = 0; start < N && quota.open(start); start += block) {
     const int64_t some = std::min(block, N - start);
     Tensor part = torch::stable::narrow(block_directions, 0, 0, some);
     kernels.measure(rows, start, start + some, inverse.data(), part.mutable_data_ptr<float>() - start * P);
     const Tensor product = multiplied(part, columns, ScalarType::Float);
     const float* values = product.const_data_ptr<float>();
     for_rows(some, 8, "sparsemax_support", [&] {
-      return [&, finder = Finder(rows, anchors, most)](int64_t begin, int64_t end) mutable {
+      return [&, finder = Finder(rows, anchors, most, quota)](int64_t begin, int64_t end) mutable {
         for (int64_t i = begin; i < end; ++i)
-          if (inverse[start + i] != 0)
+          if (quota.open(start + i) && inverse[start + i] != 0)
             finder.find(start + i, inverse[start + i], values + i * count, slack, found[start + i]);
         return true;
       };
@@ -65,7 +65,7 @@ void find_by_floats(const Tensor& like, const Matrix& rows, const Anchors& ancho
   }
 }
 
-void find_by_bfloats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most,
+void find_by_bfloats(const Tensor& like, const Matrix& rows, const Anchors& anchors, int64_t most, Quota& quota,
                      std::vector<RowSupport>& found) {
   const SimilarityKernels& kernels = similarity_kernels();
   const int64_t N = rows.rows, count = static_cast<int64_t>(anchors.usable.size());
@@ -87,7 +87,7 @@ void find_by_bfloats(const Tensor& like, const Matrix& rows, const Anchors& anch
   Tensor block_directions = empty_on(like, {block, width}, ScalarType::BFloat16);
   uint16_t* block_direction = static_cast<uint16_t*>(block_directions.mutable_data_ptr());
   std::vector<double> inverse(static_cast<size_t>(N)), error(static_cast<size_t>(block));
-  for (int64_t start = 0; start < N; start += block) {
+  for (int64_t start = 0; start < N && quota.open(start); start += block) {
     const int64_t some = std::min(block, N - start);
     for_rows(some, 16, "sparsemax_support", [&] {
       return [&, laps = start_laps()](int64_t begin, int64_t end) {
@@ -102,9 +102,9 @@ void find_by_bfloats(const Tensor& like, const Matrix& rows, const Anchors& anch
         multiplied(torch::stable::narrow(block_directions, 0, 0, some), columns, ScalarType::BFloat16);
     const uint16_t* values = static_cast<const uint16_t*>(product.const_data_ptr());
     for_rows(some, 8, "sparsemax_support", [&] {
-      return [&, finder = Finder(rows, anchors, most)](int64_t begin, int64_t end) mutable {
+      return [&, finder = Finder(rows, anchors, most, quota)](int64_t begin, int64_t end) mutable {
         for (int64_t i = begin; i < end; ++i)
-          if (inverse[start + i] != 0)
+          if (quota.open(start + i) && inverse[start + i] != 0)
             finder.find(start + i, inverse[start + i], values + i * count, narrow_slack(error[i], anchor_error, width),
                         found[start + i]);
         return true;

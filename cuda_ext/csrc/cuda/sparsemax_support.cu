@@ -59,10 +59,15 @@ __global__ void pack_kernel(const int64_t* from, const int64_t* to, const int32_
   }
 }
 
-// Running sums of counts [n] on the device; the last one is returned too.
-int64_t scan(const Launch& launch, const Tensor& counts, const Tensor& starts) {
-  scan_kernel<<<1, 1024, 0, launch.stream()>>>(data<const int32_t>(counts), counts.numel(), data<int64_t>(starts));
+// Running sums of the first n counts on the device.
+void run_sums(const Launch& launch, const Tensor& counts, int64_t n, const Tensor& starts) {
+  scan_kernel<<<1, 1024, 0, launch.stream()>>>(data<const int32_t>(counts), n, data<int64_t>(starts));
   Launch::check("scan_kernel");
+}
+
+// The same of all; the last sum is returned too.
+int64_t scan(const Launch& launch, const Tensor& counts, const Tensor& starts) {
+  run_sums(launch, counts, counts.numel(), starts);
   int64_t total = 0;
   to_host(launch, &total, data<const int64_t>(starts) + counts.numel(), 1);
   return total;
@@ -116,21 +121,27 @@ void append(const Launch& launch, const Tensor& part, const Tensor& whole, int64
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> sparsemax_support(const Tensor& new_auxiliary, const Tensor& anchor_auxiliary,
-                                                     int64_t max_support, double slack) {
-  check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack);
+                                                     int64_t max_support, double slack, int64_t most_entries) {
+  check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack, most_entries);
   const int64_t N = new_auxiliary.size(0), A = anchor_auxiliary.size(0);
   const Launch launch(new_auxiliary);
-  const Tensor offsets = zeros_on(new_auxiliary, {N + 1}, ScalarType::Long);
   std::vector<Part> parts;
-  int64_t total = 0;
+  Tensor offsets;
+  int64_t total = 0, there = N;
   if (N > 0 && A > 0 && new_auxiliary.size(1) > 0) {
     const Sides sides(launch, new_auxiliary, anchor_auxiliary, by_tensor_cores(launch));
     const Tensor kept = empty_on(new_auxiliary, {N}, ScalarType::Int);
     const int64_t rows = sides.rows();
-    for (int64_t begin = 0; begin < N; begin += rows)
-      parts.push_back(
-          support_of_block(launch, sides, begin, std::min(rows, N - begin), max_support, slack, data<int32_t>(kept)));
-    total = scan(launch, kept, offsets);
+    for (int64_t begin = 0; begin < there; begin += rows) {
+      const int64_t count = std::min(rows, N - begin);
+      parts.push_back(support_of_block(launch, sides, begin, count, max_support, slack, data<int32_t>(kept)));
+      total += parts.back().ids.numel();
+      if (most_entries > 0 && total >= most_entries) there = begin + count;
+    }
+    offsets = empty_on(new_auxiliary, {there + 1}, ScalarType::Long);
+    run_sums(launch, kept, there, offsets);
+  } else {
+    offsets = zeros_on(new_auxiliary, {N + 1}, ScalarType::Long);
   }
   const Tensor ids = empty_on(new_auxiliary, {total}, ScalarType::Int);
   const Tensor weights = empty_on(new_auxiliary, {total}, ScalarType::Double);
