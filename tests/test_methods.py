@@ -255,7 +255,7 @@ def test_the_example_of_a_new_method_works(untied, untied_parts) -> None:
     from saltlm.methods import local
 
     text = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(def nearest.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```python\n(from[^`]*?def nearest.*?)^```", text, re.MULTILINE | re.DOTALL)
     names = dict(vars(local))
     exec(code, names)
     entry = re.search(r"`(Method\(build=local\.nearest.*?\))`", text)[1]

@@ -20,6 +20,7 @@ from operator_problems import (
     threads,
 )
 from saltlm import ops, reference
+from saltlm.errors import InputError
 
 LAWS = settings(deadline=None, max_examples=25)
 
@@ -240,3 +241,17 @@ def test_rows_are_left_out_once_supports_hold_enough(product: str, count: int, m
         assert torch.equal(some.ids, whole.ids[:held]) and torch.equal(some.weights, whole.weights[:held])
         if count == 1:  # one thread takes rows in turn, so it stops at once
             assert rows == len(new) or held >= most > whole.offsets[rows - 1]
+
+
+def test_chunks_are_the_whole_in_parts(place: Place, monkeypatch) -> None:
+    new, anchors = clustered(0, 90, 12).to(place.device), clustered(1, 60, 12).to(place.device)
+    whole = place.support(new, anchors, max_support=20)
+    monkeypatch.setattr(ops, "_MOST_ENTRIES", 150)
+    with ops.forced(place.name):
+        parts = list(ops.support_chunks(new, anchors, max_support=20))
+    assert len(parts) > 3
+    assert torch.equal(torch.cat([part.ids for part in parts]).cpu(), whole.ids)
+    torch.testing.assert_close(torch.cat([part.weights for part in parts]).cpu(), whole.weights, rtol=1e-12, atol=1e-12)
+    assert torch.cat([part.offsets.diff() for part in parts]).tolist() == whole.offsets.diff().tolist()
+    with pytest.raises(InputError, match="sparsemax_support, max_support"):
+        ops.support_chunks(new, anchors, max_support=0)

@@ -34,6 +34,7 @@ __all__ = [
     "salt_coefficients",
     "salt_rows",
     "sparsemax_support",
+    "support_chunks",
     "support_lstsq",
 ]
 
@@ -346,6 +347,33 @@ def salt_coefficients(
 def _chunks(
     new_aux: Tensor, anchor_aux: Tensor, new: Tensor, anchors: Tensor, ridge: float, center: bool, cap: int,
 ) -> Iterator[tuple[Support, Solution]]:  # fmt: skip
+    begin = 0
+    for support in _support_chunks(new_aux, anchor_aux, cap):
+        end = begin + len(support.offsets) - 1
+        yield support, support_lstsq(new[begin:end], anchors, support, ridge=ridge, center=center)
+        begin = end
+
+
+def support_chunks(
+    new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_support: int | None = None
+) -> Iterator[Support]:
+    """What :func:`sparsemax_support` gives, in chunks of rows whose supports take 0.4 GB at most however dense they are.
+
+    Arguments are those of :func:`sparsemax_support`, and are checked at once.
+
+    Returns:
+        the supports of the first rows, of the next, and so on. How many a chunk holds follows from the time that it and what
+        was done with it took.
+
+    Raises:
+        InputError: a wrong shape, dtype, device or cap.
+    """
+    op = "sparsemax_support"
+    new, anchors = check.pair(op, "new_auxiliary", new_auxiliary, "anchor_auxiliary", anchor_auxiliary)
+    return _support_chunks(new, anchors, check.cap(op, max_support))
+
+
+def _support_chunks(new: Tensor, anchors: Tensor, cap: int) -> Iterator[Support]:
     total, kind = new.shape[0], new.device.type
     largest = max(1, min(anchors.shape[0], cap or anchors.shape[0]))
     if backend(new.device).name == "reference":
@@ -357,9 +385,9 @@ def _chunks(
     begin = 0
     while begin < total:
         started = time.monotonic()
-        support = _supports(new_aux[begin : begin + chunk], anchor_aux, cap, _MOST_ENTRIES)
+        support = _supports(new[begin : begin + chunk], anchors, cap, _MOST_ENTRIES)
         rows, held = len(support.offsets) - 1, len(support.ids)
-        yield support, support_lstsq(new[begin : begin + rows], anchors, support, ridge=ridge, center=center)
+        yield support
         begin += rows
         # As many as may well fit: threads that are ahead of the first row left out have worked for nothing.
         fit = max(1, _MOST_ENTRIES * rows // max(1, held))

@@ -9,7 +9,7 @@ import torch
 
 from ..assemble import COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block
 from ..finite import finite_rows
-from ..ops import combine, salt_coefficients, sparsemax_support, support_lstsq
+from ..ops import combine, salt_coefficients, support_chunks, support_lstsq
 from ..stored_rows import block_rows, gather
 from .coefficients import Part, parts
 from .job import (
@@ -87,9 +87,12 @@ def _weighted(job: Job, ids: torch.Tensor, space: torch.Tensor) -> Iterator[Bloc
 
     def found() -> Iterator[Part]:
         anchors = rows_at(space, job.anchors, job.device)
-        for block in support_blocks(ids, min(cap or len(anchors), len(anchors))):
-            support = sparsemax_support(rows_at(space, block, job.device), anchors, max_support=cap)
-            yield Part(ids=block, support=support, coefficients=support.weights)
+        for block in support_blocks(ids):
+            begin = 0
+            for support in support_chunks(rows_at(space, block, job.device), anchors, max_support=cap):
+                end = begin + len(support.offsets) - 1
+                yield Part(ids=block[begin:end], support=support, coefficients=support.weights)
+                begin = end
 
     name = "sparsemax of PLM rows" if space is job.plm_rows else "sparsemax of vectors"
     yield from _applied(job, parts(job, name, (cap,), found), anchor_sides(job), len(ids))
