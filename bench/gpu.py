@@ -12,6 +12,7 @@ RESULTS.md.
 import argparse
 import importlib
 import json
+import os
 import platform
 import statistics
 import sys
@@ -133,6 +134,9 @@ def measure(ops, fixed, size: tuple[int, ...], device: str, runs: int, ceiling: 
 
     result["fixed_s"] = measured_fixed(fixed, tensors, whole, block, device, runs)
 
+    if device == "cuda":
+        result["fixed_s_by_buffer_mb"] = by_buffer(fixed, tensors, block, device, runs)
+
     sample = {name: t[:STOCK_TOKENS] if name.startswith("new") else t for name, t in tensors.items()}
     rows = stock_rows(**sample)
     sound = whole.status[:STOCK_TOKENS] == 0
@@ -160,6 +164,17 @@ def measured_fixed(
         except RuntimeError as error:  # what else was measured is not to be lost
             found["captured_fault"] = str(error)
     found["equal"] = torch.equal(made.rows[made.settled], whole.rows[block][made.settled])
+    return found
+
+
+def by_buffer(fixed, tensors: dict[str, torch.Tensor], block: slice, device: str, runs: int) -> dict[int, float]:
+    """Seconds of the block's rows without waiting, by the size of the buffer for cosines: does one that fits the cache pay?"""
+    given = {name: t[block] if name.startswith("new") else t for name, t in tensors.items()}
+    found = {}
+    for megabytes in (16, 32, 64, 128, 256, 512):
+        os.environ["SALTLM_CUDA_BUFFER_MB"] = str(megabytes)
+        found[megabytes] = timed(lambda: fixed.salt_rows_fixed(**given), device, runs)
+    del os.environ["SALTLM_CUDA_BUFFER_MB"]
     return found
 
 

@@ -181,19 +181,24 @@ def run_checks(ops, fixed, reference, device: str) -> dict[str, str | None]:
     work["rows of fixed room"] = lambda: check_fixed(ops, fixed, sound, device)
     work["refusals"] = lambda: check_refusals(device)
     if device == "cuda":
-        work["a float32 product"] = lambda: _with_float32(lambda: check_problem(ops, reference, big))
-        work["with TF32 allowed"] = lambda: _with_float32(
-            lambda: _with_tf32(lambda: check_problem(ops, reference, big))
-        )
+
+        def whole() -> str | None:
+            return check_problem(ops, reference, big)
+
+        work["a float32 product"] = lambda: _with("SALTLM_CUDA_PRODUCT", "float32", whole)
+        work["with TF32 allowed"] = lambda: _with("SALTLM_CUDA_PRODUCT", "float32", lambda: _with_tf32(whole))
+        work["many blocks"] = lambda: _with("SALTLM_CUDA_BUFFER_MB", "1", whole)
+        rooms = work["rows of fixed room"]
+        work["rows of fixed room, many blocks"] = lambda: _with("SALTLM_CUDA_BUFFER_MB", "1", rooms)
     return {name: _caught(name, check) for name, check in work.items()}
 
 
-def _with_float32(check) -> str | None:
-    os.environ["SALTLM_CUDA_PRODUCT"] = "float32"
+def _with(variable: str, value: str, check) -> str | None:
+    os.environ[variable] = value
     try:
         return check()
     finally:
-        del os.environ["SALTLM_CUDA_PRODUCT"]
+        del os.environ[variable]
 
 
 def _with_tf32(check) -> str | None:

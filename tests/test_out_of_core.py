@@ -18,8 +18,10 @@ from models_tiny import save_llama
 from safetensors.torch import load_file, save_file
 from saltlm.checkpoint import load_source
 from saltlm.errors import InputError
+from saltlm.file_copy import PAGE, copy_file, shares_blocks
 from saltlm.finite import all_finite, finite_rows
-from saltlm.safetensors_stream import PAGE, copy_file, kept_bytes, read_header, rewrite, shares_blocks
+from saltlm.safetensors_header import read_header
+from saltlm.safetensors_stream import kept_bytes, rewrite
 from saltlm.weights import find_weights, release_pages
 from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import tiny
@@ -254,7 +256,9 @@ SHARED = """
 import os, subprocess, sys
 from pathlib import Path
 import torch
-from saltlm.safetensors_stream import copy_file, read_header, rewrite, shares_blocks
+from saltlm.file_copy import copy_file, shares_blocks
+from saltlm.safetensors_header import read_header
+from saltlm.safetensors_stream import rewrite
 room = Path(sys.argv[1])
 from safetensors.torch import load_file, save_file
 body = torch.randn(10 << 20)

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saltlm.errors import BackendError, InputError
-from saltlm.safetensors_stream import copy_file, read_header, rewrite
+from saltlm.file_copy import copy_file
+from saltlm.safetensors_header import read_header
+from saltlm.safetensors_stream import rewrite
 
 ALL_DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.int32, torch.int16,
@@ -170,7 +172,8 @@ import errno, os, sys
 from pathlib import Path
 import torch
 import saltlm.checkpoint, saltlm.write_folder
-from saltlm.safetensors_stream import read_header, rewrite
+from saltlm.safetensors_header import read_header
+from saltlm.safetensors_stream import rewrite
 assert "transformers" not in sys.modules
 folder = Path(sys.argv[1])
 def refuse(*arguments):

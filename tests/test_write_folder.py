@@ -357,7 +357,8 @@ from pathlib import Path
 import torch
 from saltlm.errors import InputError
 from saltlm.output_folder import whole_folder
-from saltlm.safetensors_stream import read_header, rewrite
+from saltlm.safetensors_header import read_header
+from saltlm.safetensors_stream import rewrite
 header, out = read_header(Path(sys.argv[1]) / "model.safetensors"), Path(sys.argv[2])
 def rows(folder):
     rewrite(header, folder / "model.safetensors", {"model.embed_tokens.weight": torch.ones(40_000, 32)})

@@ -81,7 +81,7 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Name -> dtype of the float tensors in a folder's safetensors files."""
     from safetensors import safe_open
 
-    from .safetensors_stream import DTYPES as STORED
+    from .safetensors_header import DTYPES as STORED
 
     found = {}
     for path in folder.glob("*.safetensors"):

@@ -14,7 +14,8 @@ import torch
 
 from .architecture import Architecture, find_architecture, quiet_transformers
 from .errors import input_error
-from .safetensors_stream import byte_blocks, refuse_lfs_pointer
+from .safetensors_header import refuse_lfs_pointer
+from .safetensors_stream import byte_blocks
 from .weights import INDEX, Weights, check_rows, check_shape, find_weights, match_names, read_json, release_pages
 
 TOKENIZER_FILES = (

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from . import ops_check as check
 from .errors import input_error
-from .ops import SaltRows, backend, full_precision, salt_rows, slack_of
+from .ops import backend, full_precision, salt_rows, slack_of
+from .ops_results import SaltRows
 
 __all__ = ["CAPACITY_LIMIT", "FixedRows", "salt_rows_fixed", "settle"]
 

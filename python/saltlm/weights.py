@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from .errors import input_error
+from .file_copy import BLOCK
 from .finite import finite_rows
-from .safetensors_stream import BLOCK, DTYPES, Entry, Header, read_header, refuse_lfs_pointer
+from .safetensors_header import DTYPES, Entry, Header, read_header, refuse_lfs_pointer
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -104,6 +104,18 @@ bool by_tensor_cores(const Launch& launch) {
   return named ? narrow : launch.attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
 }
 
+// Bytes of one block's cosines. SALTLM_CUDA_BUFFER_MB asks for another size: a smaller one may stay in the device's cache, a larger
+// one reads the anchors less often.
+int64_t similarity_buffer() {
+  const char* asked = std::getenv("SALTLM_CUDA_BUFFER_MB");
+  if (asked == nullptr || *asked == 0) return kSimilarityBuffer;
+  char* end = nullptr;
+  const long megabytes = std::strtol(asked, &end, 10);
+  STD_TORCH_CHECK(*end == 0 && megabytes >= 1 && megabytes <= 65536, "SALTLM_CUDA_BUFFER_MB: found ", asked,
+                  "; expected a whole number in [1, 65536]");
+  return megabytes * kMegabyte;
+}
+
 struct Measured {
   Tensor rows, directions, inverse, usable, errors;
   bool narrow;
@@ -170,7 +182,7 @@ struct Sides {
   }
 
   // How many rows a block has, so that its cosines fit the buffer.
-  int64_t rows() const { return std::clamp<int64_t>(kSimilarityBuffer / (4 * anchors.rows.size(0)), 1, kMostRows); }
+  int64_t rows() const { return std::clamp<int64_t>(similarity_buffer() / (4 * anchors.rows.size(0)), 1, kMostRows); }
 };
 
 // A block of rows after the filter: cosines [count, stride], and for each row the bound that survivors are above and their number.

@@ -1,0 +1,90 @@
+"""What the operators give: supports, solutions and rows. Letters as in :mod:`saltlm.ops`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from . import ops_check as check
+from .errors import input_error
+
+# Outcomes of a row, in the order of their codes.
+STATUSES = ("full_rank", "ill_conditioned", "rank_deficient", "no_support", "non_finite")
+
+
+class _ShowsShapes:
+    def __repr__(self) -> str:
+        parts = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            shown = f"{str(value.dtype)[6:]}{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            parts.append(f"{field.name}={shown}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Support(_ShowsShapes):
+    """Each row's anchors with non-zero sparsemax weight, nearest first, equal cosines by position.
+
+    Attributes:
+        offsets: int64 [N + 1]; row n owns entries ``offsets[n]`` to ``offsets[n + 1]``.
+        ids: int32 [nnz], positions among the anchors.
+        weights: float64 [nnz], positive, summing to 1 in each row that has any.
+    """
+
+    offsets: Tensor
+    ids: Tensor
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        check.vector("Support", "offsets", self.offsets, torch.int64)
+        check.vector("Support", "ids", self.ids, torch.int32)
+        check.vector("Support", "weights", self.weights, torch.float64)
+        if len(self.offsets) < 1 or len(self.ids) != len(self.weights):
+            raise input_error(
+                "Support",
+                f"{len(self.offsets)} offsets, {len(self.ids)} ids, {len(self.weights)} weights",
+                "N + 1 offsets and as many ids as weights",
+                "take it from sparsemax_support",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Solution(_ShowsShapes):
+    """Least squares of each row on its support.
+
+    Attributes:
+        coefficients: float64 [nnz], signed, in the order of the support's ids.
+        rank: int32 [N], rank of the support's (centred) rows.
+        residual: float32 [N], ``||e - c P|| / ||e||``.
+        status: uint8 [N], codes into :data:`STATUSES`.
+    """
+
+    coefficients: Tensor
+    rank: Tensor
+    residual: Tensor
+    status: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class SaltRows(_ShowsShapes):
+    """New rows and how each came about.
+
+    Attributes:
+        rows: float32 (float64 for a float64 ``anchor_lm``) [N, D]; zeros where the status is ``no_support`` or
+            ``non_finite``.
+        output_rows: the same coefficients applied to ``anchor_output`` [N, D'], or ``None``.
+        support_size: int32 [N].
+        rank: int32 [N].
+        residual: float32 [N].
+        status: uint8 [N], codes into :data:`STATUSES`.
+    """
+
+    rows: Tensor
+    output_rows: Tensor | None
+    support_size: Tensor
+    rank: Tensor
+    residual: Tensor
+    status: Tensor
