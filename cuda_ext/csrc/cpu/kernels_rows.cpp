@@ -41,6 +41,55 @@ void peaks(const Matrix& rows, int64_t begin, int64_t end, double* out) {
     peaks_as<float>(rows, begin, end, out);
 }
 
+#if defined(__AVX512F__)
+inline void put(double* p, Lanes v, Lanes& zeros) {
+  store(p, v);
+  zeros += v * 0.0;
+}
+inline void put(float* p, Lanes v, Lanes& zeros) {
+  const HalfLanes narrow = __builtin_convertvector(v, HalfLanes);
+  memcpy(p, &narrow, sizeof narrow);
+  zeros += __builtin_convertvector(narrow, Lanes) * 0.0;
+}
+
+// V vectors of columns from `rows` on: their sums stay in registers over the whole support. zeros becomes NaN where a result is not
+// finite.
+template <int V, class T, class Out>
+inline void combine_block(const T* rows, int64_t width, const int32_t* ids, const double* coefficients, int64_t count, Out* out,
+                          Lanes& zeros) {
+  constexpr int64_t kColumns = V * kLanes, kLine = 64 / static_cast<int64_t>(sizeof(T));
+  Lanes sums[V] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    const T* row = rows + ids[k] * width;
+    for (int64_t e = 0; e < kColumns; e += kLine) __builtin_prefetch(row + kColumns + e);  // of the next block
+    const Lanes f = broadcast(coefficients[k]);
+    for (int v = 0; v < V; ++v) sums[v] += f * load(row + v * kLanes);
+  }
+  for (int v = 0; v < V; ++v) put(out + v * kLanes, sums[v], zeros);
+}
+
+template <class T, class Out>
+bool combine_as(const void* data, int64_t width, const int32_t* ids, const double* coefficients, int64_t count, double*,
+                void* whole) {
+  constexpr int kVectors = 8;
+  const T* rows = static_cast<const T*>(data);
+  Out* out = static_cast<Out*>(whole);
+  Lanes zeros{};
+  int64_t e = 0;
+  for (; e + kVectors * kLanes <= width; e += kVectors * kLanes)
+    combine_block<kVectors>(rows + e, width, ids, coefficients, count, out + e, zeros);
+  for (; e + kLanes <= width; e += kLanes) combine_block<1>(rows + e, width, ids, coefficients, count, out + e, zeros);
+  double zero = total(zeros);
+  for (; e < width; ++e) {
+    double sum = 0;
+    for (int64_t k = 0; k < count; ++k) sum += coefficients[k] * value(rows[ids[k] * width + e]);
+    out[e] = static_cast<Out>(sum);
+    zero += static_cast<double>(out[e]) * 0.0;
+  }
+  return zero == 0;
+}
+#else
+// With fewer or narrower registers a block would be too few columns of each row to come from memory well.
 template <class T, class Out>
 bool combine_as(const void* data, int64_t width, const int32_t* ids, const double* coefficients, int64_t count,
                 double* sums, void* out) {
@@ -65,6 +114,7 @@ bool combine_as(const void* data, int64_t width, const int32_t* ids, const doubl
   for (int64_t e = 0; e < width; ++e) static_cast<Out*>(out)[e] = static_cast<Out>(sums[e]);
   return all_finite(static_cast<const Out*>(out), width);
 }
+#endif
 
 bool combine(const void* rows, int type, int64_t width, const int32_t* ids, const double* coefficients, int64_t count,
              double* sums, void* out) {
