@@ -4,7 +4,8 @@ The real Finnish pair: the bar is 20 times the loop. ``--full`` runs the loop ov
 scaled up. Stock torch without a loop over tokens (gpu_stock.py) is timed on all of them, too.
 
 ``--sizes`` takes made-up problems instead (synthetic.py says how), 30,000 new tokens x 12,000 anchors and P 300, for each E
-and D asked for, and one dense case; ``--sizes 384x576 384x2304 768x576 768x2304 dense`` is the default. The bar is the time of
+and D asked for, a dense case, and one of 10,000 x 100,000; ``--sizes 384x576 384x2304 768x576 768x2304 dense many`` is the
+default. The bar, which the last two have none of, is the time of
 torch's own float32 ``new_auxiliary @ anchor_auxiliary.T`` in the same process with the same threads: no more than that where
 the processor multiplies bfloat16 in hardware (AMX), no more than twice elsewhere. A table shows where the time goes.
 
@@ -28,7 +29,7 @@ from saltlm.ops_profile import stage_times
 
 BAR = 20
 NEW, ANCHORS, WIDTH = 30_000, 12_000, 300
-SIZES = ("384x576", "384x2304", "768x576", "768x2304", "dense")
+SIZES = ("384x576", "384x2304", "768x576", "768x2304", "dense", "many")
 DENSE = 200  # new tokens of the dense case: a plain loop would take minutes for more
 BLOCK = 2048  # rows of one piece of the bare product, so that its result stays small, too
 SAMPLE = 300
@@ -117,8 +118,9 @@ def stages(title: str, problem, threads: int) -> None:
 def drawn(size: str):
     """The problem that a word of ``--sizes`` names."""
     dense = size == "dense"
-    width, out = (384, 576) if dense else map(int, size.split("x"))
-    return synthetic.problem(DENSE if dense else NEW, ANCHORS, WIDTH, width, out, dense=dense)
+    new, anchors = {"dense": (DENSE, ANCHORS), "many": (10_000, 100_000)}.get(size, (NEW, ANCHORS))
+    width, out = (384, 576) if size in ("dense", "many") else map(int, size.split("x"))
+    return synthetic.problem(new, anchors, WIDTH, width, out, dense=dense)
 
 
 def made_up(size: str, runs: int) -> None:
@@ -143,7 +145,7 @@ def made_up(size: str, runs: int) -> None:
         (f"saltlm, {backend('cpu').name} operators, all of SALT's rows", f"**{ours}**"),
         (
             "saltlm / bare product",
-            f"**{ratio:.2f}** (" + ("no bar" if dense else f"bar {bar}: {met(ratio <= bar)}") + ")",
+            f"**{ratio:.2f}** (" + ("no bar" if size in ("dense", "many") else f"bar {bar}: {met(ratio <= bar)}") + ")",
         ),
         *((f"of it: {name}", f"{figure(seconds * 1e3)} ms") for name, seconds in profile(problem, min(runs, 3))),
         ("largest relative difference of a row", f"{worst:.1e} ({checked} tokens of the sample)"),
@@ -156,7 +158,7 @@ def made_up(size: str, runs: int) -> None:
     ]
     kind = "dense supports" if dense else "made up"
     record(
-        f"SALT rows, {kind}: N {len(new):,} x A {ANCHORS:,}, P {WIDTH}, E {width}, D {out}", rows,
+        f"SALT rows, {kind}: N {len(new):,} x A {len(anchors):,}, P {WIDTH}, E {width}, D {out}", rows,
         f"python bench/rows.py --sizes {size}", [f"{torch.get_num_threads()} threads for both sides."],
     )  # fmt: skip
 
