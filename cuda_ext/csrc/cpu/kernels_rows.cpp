@@ -52,33 +52,53 @@ inline void put(float* p, Lanes v, Lanes& zeros) {
   zeros += __builtin_convertvector(narrow, Lanes) * 0.0;
 }
 
-// V vectors of columns from `rows` on: their sums stay in registers over the whole support. zeros becomes NaN where a result is not
-// finite.
+// A stretch of a support: `sums` holds what came before it, unless it is the first, and gets what comes to it, unless it is the last.
+struct Stretch {
+  const int32_t* ids;
+  const double* coefficients;
+  int64_t count;
+  bool first, last;
+};
+
+// V vectors of columns from `rows` on: their sums stay in registers over the stretch. zeros becomes NaN where a result is not finite.
 template <int V, class T, class Out>
-inline void combine_block(const T* rows, int64_t width, const int32_t* ids, const double* coefficients, int64_t count, Out* out,
-                          Lanes& zeros) {
+inline void combine_block(const T* rows, int64_t width, const Stretch& stretch, double* before, Out* out, Lanes& zeros) {
   constexpr int64_t kColumns = V * kLanes, kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const int32_t* ids = stretch.ids;
+  const double* coefficients = stretch.coefficients;
+  const int64_t count = stretch.count;
   Lanes sums[V] = {};
+  if (!stretch.first)
+    for (int v = 0; v < V; ++v) sums[v] = load(before + v * kLanes);
   for (int64_t k = 0; k < count; ++k) {
     const T* row = rows + ids[k] * width;
     for (int64_t e = 0; e < kColumns; e += kLine) __builtin_prefetch(row + kColumns + e);  // of the next block
     const Lanes f = broadcast(coefficients[k]);
     for (int v = 0; v < V; ++v) sums[v] += f * load(row + v * kLanes);
   }
-  for (int v = 0; v < V; ++v) put(out + v * kLanes, sums[v], zeros);
+  if (stretch.last)
+    for (int v = 0; v < V; ++v) put(out + v * kLanes, sums[v], zeros);
+  else
+    for (int v = 0; v < V; ++v) store(before + v * kLanes, sums[v]);
 }
 
 template <class T, class Out>
-bool combine_as(const void* data, int64_t width, const int32_t* ids, const double* coefficients, int64_t count, double*,
+bool combine_as(const void* data, int64_t width, const int32_t* ids, const double* coefficients, int64_t count, double* sums,
                 void* whole) {
   constexpr int kVectors = 8;
+  constexpr int64_t kTogether = 64;  // rows whose blocks are still in a cache when the next block's turn comes
   const T* rows = static_cast<const T*>(data);
   Out* out = static_cast<Out*>(whole);
   Lanes zeros{};
-  int64_t e = 0;
-  for (; e + kVectors * kLanes <= width; e += kVectors * kLanes)
-    combine_block<kVectors>(rows + e, width, ids, coefficients, count, out + e, zeros);
-  for (; e + kLanes <= width; e += kLanes) combine_block<1>(rows + e, width, ids, coefficients, count, out + e, zeros);
+  int64_t e = 0, begin = 0;
+  do {
+    const int64_t some = count - begin < kTogether ? count - begin : kTogether;
+    const Stretch stretch{ids + begin, coefficients + begin, some, begin == 0, begin + some == count};
+    for (e = 0; e + kVectors * kLanes <= width; e += kVectors * kLanes)
+      combine_block<kVectors>(rows + e, width, stretch, sums + e, out + e, zeros);
+    for (; e + kLanes <= width; e += kLanes) combine_block<1>(rows + e, width, stretch, sums + e, out + e, zeros);
+    begin += some;
+  } while (begin < count);
   double zero = total(zeros);
   for (; e < width; ++e) {
     double sum = 0;
