@@ -1,7 +1,7 @@
 """Alignment of two vocabularies of 250,000 tokens, from loaded files to verdicts and covers, against a plain Python loop.
 
-Bar: 150 ms on 2 cores. ``--rounds N`` repeats the whole half a minute apart, for a machine whose pace changes: the median is then of the
-rounds' medians, and all of them are shown.
+Bar: 150 ms on 2 cores. ``--rounds N`` repeats the whole half a minute apart, for a machine whose pace changes: the median is then
+of the rounds' medians, and all of them are shown.
 """
 
 import argparse
@@ -82,11 +82,8 @@ def main() -> None:
     parse_target = timed(lambda: _rust.Vocabulary.from_tokenizer_json(unigram, [], "e5"), runs=9)
     loop = timed(lambda: plain(qwen, unigram), runs=3, warm=0)
     median = statistics.median(medians)
-    shown = (
-        str(whole)
-        if rounds == 1
-        else f"{figure(median)} s (9 runs each, half a minute apart: {', '.join(map(figure, medians))})"
-    )
+    every = ", ".join(map(figure, medians))
+    shown = str(whole) if rounds == 1 else f"{figure(median)} s (9 runs each, half a minute apart: {every})"
     verdict = "met" if median <= BAR else "missed"
     record(
         f"Alignment, Qwen {source.size:,} x e5 {target.size:,}",
