@@ -1,7 +1,7 @@
 """Alignment of two vocabularies of 250,000 tokens, from loaded files to verdicts and covers, against a plain Python loop.
 
-Bar: 150 ms on 2 cores. ``--rounds N`` repeats the whole half a minute apart, for a machine whose pace changes: the median is then
-of the rounds' medians, and all of them are shown.
+Bar: 150 ms on 2 cores. ``--rounds N`` repeats the whole half a minute apart, for a machine whose pace changes: the median is
+then of the rounds' medians, and all of them are shown.
 """
 
 import argparse
