@@ -32,26 +32,16 @@ CAPACITY_LIMIT = 1024
 _LEFT_OVER = 255
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedRows:
-    """New rows, and which of them are settled.
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class FixedRows(SaltRows):
+    """New rows, and which of them are settled: those have the bits that :func:`saltlm.ops.salt_rows` gives.
+
+    Where a row is not settled, ``rows`` and ``output_rows`` are zeros, ``status`` is 255, and ``support_size`` may be -1.
 
     Attributes:
-        rows: as in :class:`saltlm.ops.SaltRows`, and zeros where not settled.
-        output_rows: likewise, or ``None``.
-        support_size: int32 [N]; may be -1 where not settled.
-        rank: int32 [N].
-        residual: float32 [N].
-        status: uint8 [N], codes into :data:`saltlm.ops.STATUSES`; 255 where not settled.
-        settled: bool [N]. A settled row has the bits that :func:`saltlm.ops.salt_rows` gives.
+        settled: bool [N].
     """
 
-    rows: Tensor
-    output_rows: Tensor | None
-    support_size: Tensor
-    rank: Tensor
-    residual: Tensor
-    status: Tensor
     settled: Tensor
 
 
@@ -162,15 +152,12 @@ def _fixed(made: SaltRows, settled: Tensor) -> FixedRows:
     def kept(rows: Tensor) -> Tensor:
         return rows.masked_fill_(~settled[:, None], 0)
 
-    return FixedRows(
-        rows=kept(made.rows),
-        output_rows=None if made.output_rows is None else kept(made.output_rows),
-        support_size=made.support_size,
-        rank=made.rank,
-        residual=made.residual,
-        status=made.status.masked_fill(~settled, _LEFT_OVER),
-        settled=settled,
-    )
+    changed = {
+        "rows": kept(made.rows),
+        "output_rows": None if made.output_rows is None else kept(made.output_rows),
+        "status": made.status.masked_fill(~settled, _LEFT_OVER),
+    }
+    return FixedRows(**{**vars(made), **changed}, settled=settled)
 
 
 def settle(fixed: FixedRows, *tensors: Tensor, **options: Any) -> SaltRows:
