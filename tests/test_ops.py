@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from operator_problems import clustered, full_support, normal
-from saltlm import ops, ops_load, ops_profile
+from saltlm import ops, ops_load, ops_profile, reference
 from saltlm.errors import BackendError, InputError
 
 compiled = pytest.mark.skipif(
@@ -223,3 +223,41 @@ def test_operators_are_not_first_loaded_inside_a_capture(monkeypatch) -> None:
     with pytest.raises(BackendError, match="before capturing a graph"):
         ops.backend("cuda")
     assert "before capturing a graph" in ops.backends()["cuda"]["reason"]
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 8, 63, 64, 65, 136, 200])
+def test_rows_of_every_width_from_supports_of_every_size(dtype: torch.dtype, width: int) -> None:
+    counts = [0, 1, 64, 65, 0, 128, 129]
+    lm = normal(0, 150, width).to(dtype)
+    ids = torch.cat([torch.randperm(150, generator=torch.Generator().manual_seed(n))[:n] for n in counts]).int()
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    coefficients = normal(1, 1, len(ids))[0].double()
+    wanted = reference.combine(offsets, ids, coefficients, lm)
+    torch.testing.assert_close(torch.ops.saltlm.combine(offsets, ids, coefficients, lm), wanted, rtol=1e-5, atol=1e-5)
+    into = torch.empty_like(wanted)
+    for column in (0, width // 2, width - 1):
+        for bad in (float("inf"), float("nan")):
+            broken = lm.clone()
+            broken[ids[offsets[4] - 1], column] = bad  # of the row of 65, perhaps of others
+            finite = torch.ops.saltlm.combine_into(offsets, ids, coefficients, broken, into)
+            assert torch.equal(finite, into.isfinite().all(dim=1)) and not finite[3] and finite[0]
+    if dtype != torch.float64:  # finite sums that float32 cannot hold
+        finite = torch.ops.saltlm.combine_into(offsets, ids, coefficients * 1e40, lm, into)
+        assert torch.equal(finite, into.isfinite().all(dim=1)) and not finite[2:4].any()
+
+
+@compiled
+def test_a_library_of_an_older_build_is_told(monkeypatch) -> None:
+    monkeypatch.setattr(torch._C, "_jit_get_schemas_for_operator", lambda name: ["saltlm::sparsemax_support(Tensor a)"])
+    found = ops_load._cpu_library.__wrapped__()
+    assert not found.loaded and "older build" in found.reason
+
+
+def test_chunks_take_about_a_second() -> None:
+    assert ops._next_chunk(100, 8192, 1.2) == 100
+    assert ops._next_chunk(256, 8192, 0.01) == 4096
+    assert ops._next_chunk(4096, 8192, 8.0) == 512
+    assert ops._next_chunk(100, 8192, 30.0) == 64
+    assert ops._next_chunk(1, 20, 3.0) == 20

@@ -75,6 +75,14 @@ def test_a_result_of_other_rows_is_refused() -> None:
         settle(fixed, *tensors)
 
 
+def test_another_head_than_before_is_refused() -> None:
+    tensors, output = problem(0), normal(5, 150, 3)
+    for before, after in ((output, None), (None, output)):
+        fixed = salt_rows_fixed(*tensors, anchor_output=before)
+        with pytest.raises(InputError, match="settle, anchor_output"):
+            settle(fixed, *tensors, anchor_output=after)
+
+
 @pytest.mark.skipif(ops.backend("cpu").name != "compiled", reason="needs the compiled operators")
 def test_shapes_are_known_without_values() -> None:
     with FakeTensorMode():

@@ -43,10 +43,11 @@ __all__ = [
 _MOST_ENTRIES = 12 << 20
 # Rows of a chunk at most: the anchors are prepared anew in each, and a chunk's results are held together.
 _MOST_ROWS = {"cpu": 8192, "cuda": 65_536}
-# Cosines of a first chunk, of which nothing is known yet.
-_FIRST_COSINES = {"cpu": 10**8, "cuda": 10**10}
+# Rows of the first chunk, of which nothing is known yet, and of a later one at least, for each call has costs of its own.
+_FIRST_ROWS = {"cpu": 256, "cuda": 4096}
+_LEAST_ROWS = 64
 # A chunk should take about this long, so that progress moves and an interrupt is heard.
-_CHUNK_SECONDS = (0.5, 2.0)
+_CHUNK_SECONDS = (0.5, 1.0, 2.0)
 
 
 def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_support: int | None = None) -> Support:
@@ -279,7 +280,9 @@ def _chunks(
 def support_chunks(
     new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_support: int | None = None
 ) -> Iterator[Support]:
-    """What :func:`sparsemax_support` gives, in chunks of rows whose supports take 0.4 GB at most however dense they are.
+    """What :func:`sparsemax_support` gives, in chunks of rows.
+
+    However dense supports are, a chunk's take 0.4 GB at most, and one a thread more.
 
     Arguments are those of :func:`sparsemax_support`, and are checked at once.
 
@@ -300,10 +303,10 @@ def _support_chunks(new: Tensor, anchors: Tensor, cap: int) -> Iterator[Support]
     largest = max(1, min(anchors.shape[0], cap or anchors.shape[0]))
     if backend(new.device).name == "reference":
         most = max(1, min(_MOST_ROWS[kind], _MOST_ENTRIES // largest))
-        chunk = min(most, 64)
+        chunk = min(most, _LEAST_ROWS)
     else:
         most = _MOST_ROWS[kind]
-        chunk = min(most, max(64, _FIRST_COSINES[kind] // max(1, anchors.shape[0])))
+        chunk = min(most, _FIRST_ROWS[kind], max(_LEAST_ROWS, _MOST_ENTRIES // largest))
     begin = 0
     while begin < total:
         started = time.monotonic()
@@ -313,13 +316,14 @@ def _support_chunks(new: Tensor, anchors: Tensor, cap: int) -> Iterator[Support]
         begin += rows
         # As many as may well fit: threads that are ahead of the first row left out have worked for nothing.
         fit = max(1, _MOST_ENTRIES * rows // max(1, held))
-        chunk = min(fit, _next_chunk(chunk, most, time.monotonic() - started))
+        chunk = min(fit, _next_chunk(rows, most, time.monotonic() - started))
 
 
-def _next_chunk(chunk: int, most: int, seconds: float) -> int:
-    if seconds > _CHUNK_SECONDS[1]:
-        return max(1, chunk // 2)
-    return min(most, chunk * 4) if seconds < _CHUNK_SECONDS[0] else min(most, chunk)
+def _next_chunk(rows: int, most: int, seconds: float) -> int:
+    """As many rows as take a second at the pace of the last ones, or as many again where that is near enough."""
+    least_seconds, goal, most_seconds = _CHUNK_SECONDS
+    wanted = rows if least_seconds <= seconds <= most_seconds else int(rows * min(16.0, goal / max(seconds, 1e-9)))
+    return min(most, max(_LEAST_ROWS, wanted))
 
 
 def slack_of(device: torch.device, width: int) -> float:

@@ -178,6 +178,9 @@ def settle(fixed: FixedRows, *tensors: Tensor, **options: Any) -> SaltRows:
     if len(fixed.settled) != new_plm.shape[0]:
         found, expected = f"{len(fixed.settled)} rows", f"{new_plm.shape[0]}, as new_plm"
         raise input_error("settle, fixed", found, expected, "pass the result of these matrices")
+    if (fixed.output_rows is None) != (options.get("anchor_output") is None):
+        found = "none" if options.get("anchor_output") is None else "output rows"
+        raise input_error("settle, anchor_output", found, "what salt_rows_fixed was given", "pass the same options")
     left = (~fixed.settled).nonzero().flatten()
     rest = salt_rows(new_auxiliary[left], anchor_auxiliary, new_plm[left], *anchors, **options)
 

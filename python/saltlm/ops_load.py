@@ -42,6 +42,15 @@ class _Library:
 
 @functools.cache
 def _cpu_library() -> _Library:
+    found = _first_cpu_library()
+    schemas = map(str, torch._C._jit_get_schemas_for_operator("saltlm::sparsemax_support"))
+    if found.loaded and not any("most_entries" in schema for schema in schemas):
+        reason = "the library is of an older build (run cuda_ext/build_ops.py)"
+        return dataclasses.replace(found, loaded=False, reason=reason)
+    return found
+
+
+def _first_cpu_library() -> _Library:
     # Defining the schemas twice would end the process, so a second copy (a wheel beside an editable install) is not
     # loaded: the operators that are there already serve.
     try:

@@ -48,8 +48,8 @@ struct Anchors {
   std::vector<int32_t> usable;  // positions of the anchors with a direction: even a zero column would shift the threshold
 };
 
-// How many entries the supports may hold together. Rows are taken in ascending order; from the first that is refused on, all
-// are left out.
+// How many entries the supports may hold together, and at most one support a thread more. Threads take pieces of rows in ascending
+// order; from the first row that is refused on, all are left out.
 class Quota {
  public:
   Quota(int64_t entries, int64_t rows) : limited_(entries > 0), left_(entries), end_(rows) {}
