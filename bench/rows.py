@@ -5,9 +5,9 @@ scaled up. Stock torch without a loop over tokens (gpu_stock.py) is timed on all
 
 ``--sizes`` takes made-up problems instead (synthetic.py says how), 30,000 new tokens x 12,000 anchors and P 300, for each E
 and D asked for, a dense case, and one of 10,000 x 100,000; ``--sizes 384x576 384x2304 768x576 768x2304 dense many`` is the
-default. The bar, which the last two have none of, is the time of
-torch's own float32 ``new_auxiliary @ anchor_auxiliary.T`` in the same process with the same threads: no more than that where
-the processor multiplies bfloat16 in hardware (AMX), no more than twice elsewhere. A table shows where the time goes.
+default. The bar, which the last two have none of, is the time of torch's own float32 ``new_auxiliary @ anchor_auxiliary.T`` in
+the same process with the same threads: no more than that where the processor multiplies bfloat16 in hardware (AMX), no more
+than twice elsewhere. A table shows where the time goes.
 
 ``--profile`` shows it stage by stage instead, in processor time with one thread and with ``--threads``, on the problems that
 ``--sizes`` names or else on the real pair; nothing is recorded. ``SALTLM_CPU_PRODUCT`` chooses the filter's product.

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -101,16 +101,10 @@ def _probe(found: _Library) -> _Library:
     return dataclasses.replace(found, loaded=fine, reason=reason)
 
 
-def _fake(name: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
-    # A library of an older build may lack an operator, which must not take the others from it.
-    known = torch._C._jit_get_schemas_for_operator(f"saltlm::{name}")
-    return torch.library.register_fake(f"saltlm::{name}") if known else lambda shapes: shapes
-
-
 @functools.cache
 def _register_fakes() -> None:
     # Shapes without values, for torch.compile and export. The size of a support is known only once it is computed.
-    @_fake("sparsemax_support")
+    @torch.library.register_fake("saltlm::sparsemax_support")
     def _(
         new_auxiliary: torch.Tensor, anchor_auxiliary: torch.Tensor, max_support: int, slack: float, most_entries: int
     ) -> tuple:
@@ -123,7 +117,7 @@ def _register_fakes() -> None:
             new_auxiliary.new_empty(nnz, dtype=torch.float64),
         )
 
-    @_fake("support_lstsq")
+    @torch.library.register_fake("saltlm::support_lstsq")
     def _(
         new_plm: torch.Tensor,
         anchor_plm: torch.Tensor,
@@ -140,19 +134,19 @@ def _register_fakes() -> None:
             new_plm.new_empty(rows, dtype=torch.uint8),
         )
 
-    @_fake("pursue")
+    @torch.library.register_fake("saltlm::pursue")
     def _(products: torch.Tensor, gram: torch.Tensor, squares: torch.Tensor, most: int) -> tuple:
         rows = products.shape[0]
         return products.new_empty(rows, most, dtype=torch.int32), products.new_empty(rows, dtype=torch.int32)
 
-    @_fake("combine")
+    @torch.library.register_fake("saltlm::combine")
     def _(
         offsets: torch.Tensor, ids: torch.Tensor, coefficients: torch.Tensor, anchor_lm: torch.Tensor
     ) -> torch.Tensor:
         dtype = torch.float64 if anchor_lm.dtype == torch.float64 else torch.float32
         return anchor_lm.new_empty((offsets.shape[0] - 1, anchor_lm.shape[1]), dtype=dtype)
 
-    @_fake("salt_rows_fixed")
+    @torch.library.register_fake("saltlm::salt_rows_fixed")
     def _(
         new_auxiliary: torch.Tensor,
         anchor_auxiliary: torch.Tensor,
@@ -176,7 +170,7 @@ def _register_fakes() -> None:
         ]
         return (*made, *numbers)
 
-    @_fake("combine_into")
+    @torch.library.register_fake("saltlm::combine_into")
     def _(
         offsets: torch.Tensor,
         ids: torch.Tensor,

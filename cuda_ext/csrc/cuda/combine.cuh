@@ -26,12 +26,17 @@ __global__ void combine_kernel(Supports supports, const double* coefficients, co
   }
 }
 
+ScalarType combined_type(const Tensor& anchors) {
+  return anchors.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 // Rows [N, D] of contiguous `anchors`; zeros for a token without entries.
 template <class Supports>
-void combine_all(const Launch& launch, const char* op, const Supports& supports, const Tensor& coefficients,
-                 const Tensor& anchors, const Tensor& rows) {
-  const int64_t N = rows.size(0), D = rows.size(1);
-  if (rows.numel() == 0) return;
+Tensor combine_all(const Launch& launch, const char* op, const Supports& supports, const Tensor& coefficients,
+                   const Tensor& anchors, int64_t N) {
+  const int64_t D = anchors.size(1);
+  const Tensor rows = empty_on(anchors, {N, D}, combined_type(anchors));
+  if (rows.numel() == 0) return rows;
   const int64_t slices = (D + kThreads - 1) / kThreads;
   STD_TORCH_CHECK(slices <= 65535, op, ", anchor_lm: expected fewer columns, found ", D);
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>(N, 1 << 20)), static_cast<unsigned>(slices));
@@ -42,6 +47,7 @@ void combine_all(const Launch& launch, const char* op, const Supports& supports,
                                                            data<const T>(anchors), N, D, data<Out>(rows));
   });
   Launch::check("combine_kernel");
+  return rows;
 }
 
 }  // namespace

@@ -57,18 +57,14 @@ void supports_in_room(const Launch& launch, const Tensor& new_auxiliary, const T
 }
 
 // The supports of settled tokens alone: the others' rows become zeros.
-struct Settled {
-  Roomy supports;
-  const int32_t* ids;
+struct Settled : Roomy {
   const uint8_t* status;
 
-  SALTLM_BOTH int64_t start(int64_t n) const { return supports.start(n); }
-  SALTLM_BOTH int64_t size(int64_t n) const { return status[n] == kFullRank ? supports.size(n) : 0; }
+  SALTLM_BOTH int64_t size(int64_t n) const { return status[n] == kFullRank ? Roomy::size(n) : 0; }
 };
 
-Tensor rows_for(const Tensor& anchor_lm, int64_t N) {
-  const bool wide = anchor_lm.scalar_type() == ScalarType::Double;
-  return zeros_on(anchor_lm, {N, anchor_lm.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
+Tensor zero_rows(const Tensor& anchor_lm, int64_t N) {
+  return zeros_on(anchor_lm, {N, anchor_lm.size(1)}, combined_type(anchor_lm));
 }
 
 }  // namespace
@@ -81,13 +77,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> salt_rows_fixed(
                         capacity, ridge);
   const int64_t N = new_plm.size(0), A = anchor_plm.size(0), E = new_plm.size(1);
   const Launch launch(new_plm);
-  const Tensor rows = rows_for(anchor_lm, N), output_rows = rows_for(anchor_output, N);
   const Tensor sizes = zeros_on(new_plm, {N}, ScalarType::Int), rank = zeros_on(new_plm, {N}, ScalarType::Int);
   const Tensor residual = torch::stable::full({N}, kNothingExplained, ScalarType::Float, std::nullopt, new_plm.device());
   Tensor status = empty_on(new_plm, {N}, ScalarType::Byte);
-  if (N == 0) return {rows, output_rows, sizes, rank, residual, status};
-  torch::stable::fill_(status, kPending);
-  if (A == 0 || new_auxiliary.size(1) == 0) return {rows, output_rows, sizes, rank, residual, status};
+  if (N > 0) torch::stable::fill_(status, kPending);
+  if (N == 0 || A == 0 || new_auxiliary.size(1) == 0)
+    return {zero_rows(anchor_lm, N), zero_rows(anchor_output, N), sizes, rank, residual, status};
   const Tensor ids = empty_on(new_plm, {N, capacity}, ScalarType::Int);
   const Tensor coefficients = empty_on(new_plm, {N, capacity}, ScalarType::Double);
   supports_in_room(launch, new_auxiliary, anchor_auxiliary, max_support, slack, capacity, ids, sizes);
@@ -99,10 +94,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> salt_rows_fixed(
     solve_all<double>(launch, wanted, anchors, supports, largest, ridge, center, out);
   else
     solve_all<float>(launch, wanted, anchors, supports, largest, ridge, center, out);
-  const Settled settled{supports, supports.ids, out.status};
-  combine_all(launch, "salt_rows_fixed", settled, coefficients, torch::stable::contiguous(anchor_lm), rows);
-  combine_all(launch, "salt_rows_fixed", settled, coefficients, torch::stable::contiguous(anchor_output), output_rows);
-  return {rows, output_rows, sizes, rank, residual, status};
+  const Settled settled{supports, out.status};
+  const auto rows_of = [&](const Tensor& targets) {
+    return combine_all(launch, "salt_rows_fixed", settled, coefficients, torch::stable::contiguous(targets), N);
+  };
+  return {rows_of(anchor_lm), rows_of(anchor_output), sizes, rank, residual, status};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(saltlm, CUDA, m) { m.impl("salt_rows_fixed", TORCH_BOX(&salt_rows_fixed)); }
