@@ -6,6 +6,7 @@ import contextlib
 import os
 from unittest import mock
 
+import cuda_emulated
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -19,18 +20,33 @@ if torch.cuda.is_available() and ops.backend("cuda").name == "compiled":
     PLACES.append(("compiled", "cuda"))
 
 
-# The compiled CPU support by each of its products, whatever the machine's own is: slow ones, too, are exact.
+# The CUDA operators' own sources, on an emulated device: everything but the hardware.
+if cuda_emulated.missing() is None:
+    PLACES.append(("compiled", "emulated"))
+
+
+# The compiled support by each of its products, whatever the machine's own is: slow ones, too, are exact.
 PRODUCTS = [("compiled", "cpu", name) for name in ("bfloat16", "float32") if ("compiled", "cpu") in PLACES]
+PRODUCTS += [("compiled", "emulated", name) for name in ("float32",) if ("compiled", "emulated") in PLACES]
 
 
 class Place:
     """One implementation on one device, by one product: moves the arguments there and the results back."""
 
-    def __init__(self, name: str, device: str, product: str = "") -> None:
-        self.name, self.device, self.product = name, device, product
+    def __init__(self, name: str, where: str, product: str = "") -> None:
+        self.name, self.where, self.product = name, where, product
+        self.device = "cpu" if where == "emulated" else where
+
+    @contextlib.contextmanager
+    def running(self):
+        """Operators called in the body run here."""
+        products = {"SALTLM_CPU_PRODUCT": self.product, "SALTLM_CUDA_PRODUCT": self.product}
+        emulated = cuda_emulated.in_use() if self.where == "emulated" else contextlib.nullcontext()
+        with ops.forced(self.name), mock.patch.dict(os.environ, products), emulated:
+            yield
 
     def _run(self, function, *args, **options):
-        with ops.forced(self.name), mock.patch.dict(os.environ, {"SALTLM_CPU_PRODUCT": self.product}):
+        with self.running():
             return _moved(function(*(_moved(a, self.device) for a in args), **options), "cpu")
 
     def support(self, *args, **options) -> ops.Support:

@@ -1,0 +1,321 @@
+// CUDA on the host, for test_cuda_emulated.py: every thread of a block is a coroutine that runs until it meets the others, at
+// __syncthreads or at a warp's shuffle, so that the operators' own sources run, kernels and all, where there is no GPU. Included
+// before them (cuda_emulated.py says how they are read).
+//
+// What is stricter than a device: threads must meet at the same line, all of them; shared memory begins as NaN and -1 in every
+// block and ends at a page that can't be touched; the order in which threads run is the test's to choose. What is missing: speed,
+// what a race does to words that are half written, other blocks at the same time, the hardware's own product.
+#pragma once
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+namespace emulated {
+
+// What the tests choose.
+struct Device {
+  int order = 0;  // threads run from the first to the last (0), from the last to the first (1), or shuffled by this seed
+  int multiprocessors = 2;
+  int shared_bytes = 227 * 1024;
+  int major = 9;
+};
+inline Device device;
+
+struct Config {
+  dim3 grid, block;
+  size_t shared;
+  Config(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t = nullptr) : grid(grid), block(block), shared(shared) {}
+};
+
+enum class State { kReady, kAtBlock, kAtWarp, kEnded };
+
+struct Thread {
+  jmp_buf place;  // where it goes on
+  bool made = false;
+  dim3 at;
+  State state;
+  const char* file;
+  int line;
+  int turn;  // which of a warp's two sets of slots its next shuffle uses
+};
+
+constexpr unsigned kWarp = 32, kMostThreads = 1024;
+constexpr size_t kStack = 128 << 10, kShared = 256 << 10;
+
+// One block at a time.
+struct Machine {
+  std::vector<Thread> threads = std::vector<Thread>(kMostThreads);
+  std::vector<unsigned> order;
+  std::array<std::array<std::array<double, kWarp>, kMostThreads / kWarp>, 2> slots;
+  std::vector<void*> fresh;  // static shared memory that this block has met
+  std::function<void()> kernel;
+  jmp_buf scheduler;
+  Thread* current = nullptr;
+  dim3 block, grid, size;
+  char *stacks, *shared_end;
+  size_t shared = 0;
+  int shared_limit = 48 << 10;
+  cudaError_t error = cudaSuccess;
+
+  Machine() {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const auto map = [](size_t bytes) {
+      void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      STD_TORCH_CHECK(found != MAP_FAILED, "no memory for the emulated device");
+      return static_cast<char*>(found);
+    };
+    stacks = map(kMostThreads * kStack);
+    shared_end = map(kShared + page) + kShared;
+    STD_TORCH_CHECK(mprotect(shared_end, page, PROT_NONE) == 0, "mprotect");
+  }
+};
+
+inline Machine& machine() {
+  static Machine one;
+  return one;
+}
+
+// A coroutine's own frames: one kernel after the other, for a thread of this number in every block.
+inline void live() {
+  Machine& m = machine();
+  for (;;) {
+    Thread& me = *m.current;
+    m.kernel();
+    me.state = State::kEnded, me.line = 0;
+    if (_setjmp(me.place) == 0) _longjmp(m.scheduler, 1);
+  }
+}
+
+// Contexts are made once and then left and entered by jumps, which, unlike swapcontext, don't ask the system each time.
+inline void resume(Machine& m, unsigned i) {
+  m.current = &m.threads[i];
+  if (_setjmp(m.scheduler) != 0) return;
+  if (m.current->made) _longjmp(m.current->place, 1);
+  m.current->made = true;
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = m.stacks + i * kStack;
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;
+  makecontext(&context, live, 0);
+  setcontext(&context);
+}
+
+inline void meet(State where, const char* file, int line) {
+  Machine& m = machine();
+  Thread& me = *m.current;
+  me.state = where, me.file = file, me.line = line;
+  if (_setjmp(me.place) == 0) _longjmp(m.scheduler, 1);
+}
+
+// Lets threads go on if all of [begin, end) wait at the same place.
+inline bool release(Machine& m, unsigned begin, unsigned end, State where) {
+  const Thread& first = m.threads[begin];
+  for (unsigned i = begin; i < end; ++i) {
+    const Thread& one = m.threads[i];
+    if (one.state != where || one.line != first.line) return false;
+    if (one.file != first.file && std::strcmp(one.file, first.file) != 0) return false;
+  }
+  for (unsigned i = begin; i < end; ++i) m.threads[i].state = State::kReady;
+  return true;
+}
+
+inline std::string where(const Thread& thread) {
+  if (thread.state == State::kEnded) return "has ended";
+  const char* name = std::strrchr(thread.file, '/');
+  return std::string(thread.state == State::kAtWarp ? "shuffles at " : "waits at ") + (name ? name + 1 : thread.file) + ":" +
+         std::to_string(thread.line);
+}
+
+inline void run_block(Machine& m, std::mt19937& random) {
+  const unsigned count = m.size.x;
+  m.fresh.clear();
+  std::memset(m.shared_end - m.shared, 0xff, m.shared);
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& thread = m.threads[i];
+    thread.at = dim3(i, 0, 0);
+    thread.state = State::kReady;
+    thread.turn = 0;
+  }
+  m.order.resize(count);
+  std::iota(m.order.begin(), m.order.end(), 0u);
+  if (device.order == 1) std::reverse(m.order.begin(), m.order.end());
+  for (;;) {
+    if (device.order > 1) std::shuffle(m.order.begin(), m.order.end(), random);
+    bool ran = false;
+    for (const unsigned i : m.order) {
+      if (m.threads[i].state != State::kReady) continue;
+      ran = true;
+      resume(m, i);
+    }
+    for (unsigned begin = 0; begin < count; begin += kWarp) ran |= release(m, begin, begin + kWarp, State::kAtWarp);
+    if (ran) continue;
+    if (release(m, 0, count, State::kAtBlock)) continue;
+    const auto differs = [&m](const Thread& one) { return one.state != m.threads[0].state || one.line != m.threads[0].line; };
+    const auto end = m.threads.begin() + count, odd = std::find_if(m.threads.begin(), end, differs);
+    if (odd == end && m.threads[0].state == State::kEnded) return;
+    const unsigned other = odd == end ? count - 1 : odd->at.x;
+    for (Thread& thread : m.threads) thread.made = false;  // what they were at is given up
+    STD_TORCH_CHECK(false, "emulated: threads do not meet: thread 0 ", where(m.threads[0]), ", thread ", other, " ",
+                    where(m.threads[other]));
+  }
+}
+
+// KERNEL<<<CONFIG>>>(ARGUMENTS): the arguments are evaluated once, as a launch does.
+template <class Kernel, class... Arguments>
+void launch(const Config& config, const Kernel& kernel, Arguments... arguments) {
+  Machine& m = machine();
+  const bool fits = config.grid.x >= 1 && config.grid.y >= 1 && config.grid.y <= 65535 && config.grid.x < (1u << 31) &&
+                    config.block.x >= 1 && config.block.x <= kMostThreads && config.block.x % kWarp == 0 &&
+                    config.block.y * config.block.z * config.grid.z == 1 &&
+                    config.shared <= static_cast<size_t>(m.shared_limit);
+  if (!fits) {
+    m.error = cudaErrorInvalidConfiguration;
+    return;
+  }
+  m.kernel = [&] { kernel(arguments...); };
+  m.grid = config.grid, m.size = config.block, m.shared = config.shared;
+  std::mt19937 random(static_cast<unsigned>(device.order));
+  for (unsigned y = 0; y < config.grid.y; ++y)
+    for (unsigned x = 0; x < config.grid.x; ++x) {
+      m.block = dim3(x, y, 0);
+      run_block(m, random);
+    }
+}
+
+// `__shared__` memory of this block: NaN, or -1, until it is written.
+inline void fresh(void* memory, size_t bytes) {
+  std::vector<void*>& met = machine().fresh;
+  if (std::find(met.begin(), met.end(), memory) != met.end()) return;
+  std::memset(memory, 0xff, bytes);
+  met.push_back(memory);
+}
+
+inline double* dynamic_shared() { return reinterpret_cast<double*>(machine().shared_end - machine().shared); }
+
+template <class T>
+T exchange(unsigned mask, T value, int step, const char* file, int line) {
+  static_assert(sizeof(T) <= sizeof(double));
+  STD_TORCH_CHECK(mask == 0xffffffffu, "emulated: expected a whole warp's shuffle");
+  Machine& m = machine();
+  Thread& me = *m.current;
+  const unsigned lane = me.at.x % kWarp;
+  auto& slots = m.slots[static_cast<size_t>(me.turn)][me.at.x / kWarp];
+  me.turn ^= 1;  // a lane can be one shuffle ahead of another, not two
+  std::memcpy(&slots[lane], &value, sizeof value);
+  meet(State::kAtWarp, file, line);
+  std::memcpy(&value, &slots[lane ^ static_cast<unsigned>(step)], sizeof value);
+  return value;
+}
+
+// Nothing is current on the host.
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+
+inline int32_t current_stream(int, void** stream) {
+  *stream = nullptr;
+  return 0;
+}
+
+}  // namespace emulated
+
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return std::exchange(emulated::machine().error, cudaSuccess); }
+inline const char* cudaGetErrorString(cudaError_t) { return "of the emulated device"; }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  const emulated::Device& device = emulated::device;
+  *value = which == cudaDevAttrMultiProcessorCount           ? device.multiprocessors
+           : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? device.shared_bytes
+                                                              : device.major;
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(const Kernel&, cudaFuncAttribute, int bytes) {
+  if (bytes > emulated::device.shared_bytes) return cudaErrorInvalidValue;
+  emulated::machine().shared_limit = std::max(48 << 10, bytes);
+  return cudaSuccess;
+}
+
+using __half = torch::headeronly::Half;
+using __nv_bfloat16 = torch::headeronly::BFloat16;
+inline float __half2float(__half x) { return x; }
+inline float __bfloat162float(__nv_bfloat16 x) { return x; }
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline int atomicAdd(int* counter, int more) {
+  const int before = *counter;
+  *counter += more;
+  return before;
+}
+
+#define threadIdx (::emulated::machine().current->at)
+#define blockIdx (::emulated::machine().block)
+#define blockDim (::emulated::machine().size)
+#define gridDim (::emulated::machine().grid)
+#define __syncthreads() ::emulated::meet(::emulated::State::kAtBlock, __FILE__, __LINE__)
+#define __shfl_xor_sync(mask, value, step) ::emulated::exchange(mask, value, step, __FILE__, __LINE__)
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define aoti_torch_get_current_cuda_stream ::emulated::current_stream
+#define __CUDACC__ 1
+#define __CUDA_ARCH__ 900

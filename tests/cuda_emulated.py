@@ -1,0 +1,166 @@
+"""Builds the CUDA operators for the emulated device of cuda_emulated.h, as ``torch.ops.saltlm_emulated`` on CPU tensors.
+
+The sources are read as they are but for what is no C++: launches, shared memory, and the names under which operators and
+the product are registered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+from saltlm import ops, ops_fixed
+
+HEADER = Path(__file__).with_name("cuda_emulated.h")
+FAULTS = Path(__file__).with_name("cuda_emulated_faults.cu")
+CSRC = Path(__file__).parent.parent / "cuda_ext" / "csrc"
+TARGET = re.search(r'^TARGET = "(\w+)"', (CSRC.parent / "build_ops.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
+LAUNCH = re.compile(r"(?P<kernel>\w+(?:<[\w, ]+>)?)<<<(?P<config>.*?)>>>\(", re.DOTALL)
+SHARED = re.compile(r"__shared__ (?P<type>\w+) (?P<name>\w+)(?P<size>\[\w+\])?;")
+RENAMED = {
+    "extern __shared__ double shared[];": "double* const shared = ::emulated::dynamic_shared();",
+    "STABLE_TORCH_LIBRARY(saltlm, m)": "STABLE_TORCH_LIBRARY(saltlm_emulated, m)",
+    "STABLE_TORCH_LIBRARY_IMPL(saltlm, CUDA, m)": "STABLE_TORCH_LIBRARY_IMPL(saltlm_emulated, CPU, m)",
+    "torch::stable::accelerator::DeviceGuard": "::emulated::DeviceGuard",
+    '"aten::mm", "dtype"': '"saltlm_emulated::product", ""',
+}
+# The tests' hold on the device, and misaligned loads end the process with a line that says where.
+CHOICES = """
+extern "C" __attribute__((visibility("default"))) void choose(int order, int multiprocessors, int shared_bytes, int major) {
+  emulated::device = {order, multiprocessors, shared_bytes, major};
+}
+"""
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-w",
+    "-U_FORTIFY_SOURCE",
+]
+CHECKS = ["-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fno-sanitize-recover=all", "-static-libubsan"]
+
+
+def as_cpp(text: str) -> str:
+    """A CUDA source in words that a C++ compiler and cuda_emulated.h know."""
+    for before, after in RENAMED.items():
+        text = text.replace(before, after)
+    text = SHARED.sub(
+        lambda m: (
+            f"static {m['type']} {m['name']}{m['size'] or ''}; ::emulated::fresh(&{m['name']}, sizeof {m['name']});"
+        ),
+        text,
+    )
+    call = r"::emulated::launch(::emulated::Config(\g<config>), [](auto... a) { \g<kernel>(a...); }, "
+    text = LAUNCH.sub(call, text)
+    assert "<<<" not in text and "__shared__ " not in re.sub(r"//.*", "", text)
+    return text
+
+
+def missing() -> str | None:
+    """Why the emulated device cannot be had here, or ``None``."""
+    if ops.backend("cpu").name != "compiled":
+        return "needs the compiled CPU operators, which settle what the device leaves"
+    return None if shutil.which("g++") else "needs g++"
+
+
+@functools.cache
+def device() -> ctypes.CDLL:
+    """The library, built where it is not yet, and loaded; its ``choose`` sets up the device."""
+    sources = [CSRC / "ops.h", CSRC / "ops.cpp", *sorted((CSRC / "cuda").iterdir()), FAULTS]
+    digest = hashlib.blake2b(torch.__version__.encode(), digest_size=8)
+    for file in (HEADER, Path(__file__), *sources):
+        digest.update(file.read_bytes())
+    kept = CSRC.parent.parent / "build" / f"cuda_emulated-{digest.hexdigest()}.so"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            _build(Path(folder), sources).replace(kept)
+    torch.ops.load_library(str(kept))
+    product = torch.library.Library("saltlm_emulated", "FRAGMENT")
+    product.define("product(Tensor a, Tensor b, ScalarType dtype) -> Tensor")
+    product.impl("product", lambda a, b, dtype: a.float() @ b.float(), "CPU")
+    library = ctypes.CDLL(str(kept))
+    library.product = product  # which lasts as long as this object
+    return library
+
+
+def _build(folder: Path, sources: list[Path]) -> Path:
+    for source in sources:
+        copy = folder / (source.relative_to(CSRC) if source.is_relative_to(CSRC) else source.name)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(f'#line 1 "{source}"\n' + as_cpp(source.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in ("cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h"):
+        (folder / name).write_text("", encoding="utf-8")
+    with (folder / "ops.cpp").open("a", encoding="utf-8") as file:
+        file.write(CHOICES)
+    torch_folder = Path(torch.__file__).parent
+    words = ["g++", *FLAGS, *CHECKS, f"-DTORCH_TARGET_VERSION={TARGET}", "-DUSE_CUDA", "-include", str(HEADER)]
+    words += ["-isystem", str(torch_folder / "include"), "-I", str(folder)]
+    sources = [folder / "ops.cpp", *sorted(folder.rglob("*.cu"))]
+    objects = [source.with_suffix(".o") for source in sources]
+
+    def compiled(source: Path, result: Path) -> None:
+        subprocess.run([*words, "-x", "c++", "-c", str(source), "-o", str(result)], check=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compiled, sources, objects))
+    library = folder / "emulated.so"
+    link = ["g++", "-shared", *CHECKS, *map(str, objects), "-o", str(library), f"-L{torch_folder / 'lib'}", "-ltorch"]
+    subprocess.run([*link, "-ltorch_cpu"], check=True)
+    return library
+
+
+class _Operators:
+    """``torch.ops.saltlm`` with the device's kernels."""
+
+    def __getattr__(self, name: str):
+        return getattr(torch.ops.saltlm_emulated, name)
+
+    @staticmethod
+    def combine_into(*arguments: torch.Tensor) -> torch.Tensor:
+        """CPUs alone have this one."""
+        *given, rows = arguments
+        rows.copy_(torch.ops.saltlm_emulated.combine(*given))
+        return rows.isfinite().all(dim=1)
+
+
+class _Torch:
+    """torch, but for the operators."""
+
+    ops = SimpleNamespace(saltlm=_Operators())
+
+    def __getattr__(self, name: str):
+        return getattr(torch, name)
+
+
+@contextlib.contextmanager
+def in_use(
+    *, order: int = 2, multiprocessors: int = 2, shared_bytes: int = 227 << 10, major: int = 9
+) -> Iterator[None]:
+    """``saltlm.ops`` calls the emulated device's operators for CPU tensors in the body.
+
+    Args:
+        order: in which the threads of a block run until they meet: 0 from the first, 1 from the last, more: shuffled.
+        multiprocessors: of the device.
+        shared_bytes: the most that a block may ask for.
+        major: of its compute capability.
+    """
+    device().choose(order, multiprocessors, shared_bytes, major)
+    with mock.patch.object(ops, "torch", _Torch()), mock.patch.object(ops_fixed, "torch", _Torch()):
+        yield
