@@ -2,8 +2,9 @@
 // __syncthreads or at a warp's shuffle, so that the operators' own sources run, kernels and all, where there is no GPU. Included
 // before them (cuda_emulated.py says how they are read).
 //
-// What is stricter than a device: threads must meet at the same line, all of them; shared memory begins as NaN and -1 in every
-// block and ends at a page that can't be touched; the order in which threads run is the test's to choose. What is missing: speed,
+// What is stricter than a device: threads must meet at the same line, all of them; a warp runs until it has to wait for others, so
+// that a barrier that is missing shows; shared memory begins as NaN and -1 in every block and ends at a page that can't be touched;
+// the order in which threads run is the test's to choose. What is missing: speed,
 // what a race does to words that are half written, other blocks at the same time, the hardware's own product.
 #pragma once
 
@@ -55,7 +56,7 @@ namespace emulated {
 
 // What the tests choose.
 struct Device {
-  int order = 0;  // threads run from the first to the last (0), from the last to the first (1), or shuffled by this seed
+  int order = 0;  // warps, and their threads, run from the first to the last (0), back to front (1), or shuffled by this seed
   int multiprocessors = 2;
   int shared_bytes = 227 * 1024;
   int major = 9;
@@ -86,7 +87,7 @@ constexpr size_t kStack = 128 << 10, kShared = 256 << 10;
 // One block at a time.
 struct Machine {
   std::vector<Thread> threads = std::vector<Thread>(kMostThreads);
-  std::vector<unsigned> order;
+  std::vector<unsigned> warps, lanes = std::vector<unsigned>(kWarp);
   std::array<std::array<std::array<double, kWarp>, kMostThreads / kWarp>, 2> slots;
   std::vector<void*> fresh;  // static shared memory that this block has met
   std::function<void()> kernel;
@@ -168,6 +169,21 @@ inline std::string where(const Thread& thread) {
          std::to_string(thread.line);
 }
 
+inline void arrange(std::vector<unsigned>& numbers, std::mt19937& random) {
+  std::iota(numbers.begin(), numbers.end(), 0u);
+  if (device.order == 1) std::reverse(numbers.begin(), numbers.end());
+  if (device.order > 1) std::shuffle(numbers.begin(), numbers.end(), random);
+}
+
+// One warp as far as it goes alone: as far ahead of the others as a device may let it get.
+inline void run_warp(Machine& m, unsigned begin, std::mt19937& random) {
+  arrange(m.lanes, random);
+  do {
+    for (const unsigned lane : m.lanes)
+      if (m.threads[begin + lane].state == State::kReady) resume(m, begin + lane);
+  } while (release(m, begin, begin + kWarp, State::kAtWarp));
+}
+
 inline void run_block(Machine& m, std::mt19937& random) {
   const unsigned count = m.size.x;
   m.fresh.clear();
@@ -178,19 +194,10 @@ inline void run_block(Machine& m, std::mt19937& random) {
     thread.state = State::kReady;
     thread.turn = 0;
   }
-  m.order.resize(count);
-  std::iota(m.order.begin(), m.order.end(), 0u);
-  if (device.order == 1) std::reverse(m.order.begin(), m.order.end());
+  m.warps.resize(count / kWarp);
   for (;;) {
-    if (device.order > 1) std::shuffle(m.order.begin(), m.order.end(), random);
-    bool ran = false;
-    for (const unsigned i : m.order) {
-      if (m.threads[i].state != State::kReady) continue;
-      ran = true;
-      resume(m, i);
-    }
-    for (unsigned begin = 0; begin < count; begin += kWarp) ran |= release(m, begin, begin + kWarp, State::kAtWarp);
-    if (ran) continue;
+    arrange(m.warps, random);
+    for (const unsigned warp : m.warps) run_warp(m, warp * kWarp, random);
     if (release(m, 0, count, State::kAtBlock)) continue;
     const auto differs = [&m](const Thread& one) { return one.state != m.threads[0].state || one.line != m.threads[0].line; };
     const auto end = m.threads.begin() + count, odd = std::find_if(m.threads.begin(), end, differs);

@@ -156,7 +156,7 @@ def in_use(
     """``saltlm.ops`` calls the emulated device's operators for CPU tensors in the body.
 
     Args:
-        order: in which the threads of a block run until they meet: 0 from the first, 1 from the last, more: shuffled.
+        order: in which the warps of a block, and a warp's threads, run: 0 from the first, 1 from the last, more: shuffled.
         multiprocessors: of the device.
         shared_bytes: the most that a block may ask for.
         major: of its compute capability.

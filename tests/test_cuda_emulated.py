@@ -56,6 +56,18 @@ def test_neither_the_order_of_threads_nor_the_device_shows(device: dict, options
             assert same(fixed_rows(tensors, 40, **options), room)
 
 
+def test_rows_may_begin_anywhere_in_memory() -> None:
+    def shifted(tensor: torch.Tensor) -> torch.Tensor:
+        memory = torch.empty(tensor.numel() + 1)
+        memory[1:] = tensor.flatten()
+        assert memory[1:].data_ptr() % 16
+        return memory[1:].view_as(tensor)
+
+    tensors = problem(2)
+    with ops.forced("compiled"), cuda_emulated.in_use():
+        assert same(ops.salt_rows(*map(shifted, tensors)), ops.salt_rows(*tensors))
+
+
 @pytest.mark.parametrize("product", ["bfloat16", "float32"])
 def test_blocks_of_cosines_do_not_show(product: str) -> None:
     tensors = problem(1, new=130, anchors=5003)
