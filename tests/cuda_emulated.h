@@ -3,7 +3,8 @@
 // before them (cuda_emulated.py says how they are read).
 //
 // What is stricter than a device: threads must meet at the same line, all of them; a warp runs until it has to wait for others, so
-// that a barrier that is missing shows; shared memory begins as NaN and -1 in every block and ends at a page that can't be touched;
+// that a barrier that is missing shows, and who reads or writes what another thread may not yet have written or read is told (every
+// access is seen, by the calls that -fsanitize=thread inserts); shared memory begins as NaN and -1 in every block and ends at a page that can't be touched;
 // the order in which threads run is the test's to choose. What is missing: speed,
 // what a race does to words that are half written, other blocks at the same time, the hardware's own product.
 #pragma once
@@ -60,8 +61,10 @@ struct Device {
   int multiprocessors = 2;
   int shared_bytes = 227 * 1024;
   int major = 9;
+  bool races = true;  // looked for, which takes twice the time
 };
 inline Device device;
+inline bool watched = false;  // whether a kernel's own code runs, not the device's
 
 struct Config {
   dim3 grid, block;
@@ -71,6 +74,8 @@ struct Config {
 
 enum class State { kReady, kAtBlock, kAtWarp, kEnded };
 
+#define QUIET __attribute__((no_sanitize("thread"), noinline))  // the device's own accesses are nobody's race
+
 struct Thread {
   jmp_buf place;  // where it goes on
   bool made = false;
@@ -78,7 +83,23 @@ struct Thread {
   State state;
   const char* file;
   int line;
-  int turn;  // which of a warp's two sets of slots its next shuffle uses
+  int turn;      // which of a warp's two sets of slots its next shuffle uses
+  int barriers;  // of the block that it has passed, and shuffles since
+  int shuffles;
+};
+
+enum class Access { kRead, kWrite, kAtomic };
+
+// Who last touched an address, and how far it had come.
+struct Touch {
+  int thread = -1, barriers = 0, shuffles = 0;
+  bool atomic = false;
+};
+
+struct Cell {
+  uintptr_t address = 0;
+  int64_t block = -1;
+  Touch write, reads[2];  // the last readers that are not the same
 };
 
 constexpr unsigned kWarp = 32, kMostThreads = 1024;
@@ -97,6 +118,9 @@ struct Machine {
   char *stacks, *shared_end;
   size_t shared = 0;
   int shared_limit = 48 << 10;
+  std::vector<Cell> cells = std::vector<Cell>(1 << 16);
+  int64_t blocks = 0, touched = 0;
+  std::string race;
   cudaError_t error = cudaSuccess;
 
   Machine() {
@@ -112,26 +136,29 @@ struct Machine {
   }
 };
 
-inline Machine& machine() {
+QUIET inline Machine& machine() {
   static Machine one;
   return one;
 }
 
 // A coroutine's own frames: one kernel after the other, for a thread of this number in every block.
-inline void live() {
+QUIET inline void live() {
   Machine& m = machine();
   for (;;) {
     Thread& me = *m.current;
+    watched = device.races;
     m.kernel();
+    watched = false;
     me.state = State::kEnded, me.line = 0;
     if (_setjmp(me.place) == 0) _longjmp(m.scheduler, 1);
   }
 }
 
 // Contexts are made once and then left and entered by jumps, which, unlike swapcontext, don't ask the system each time.
-inline void resume(Machine& m, unsigned i) {
+QUIET inline void resume(Machine& m, unsigned i) {
   m.current = &m.threads[i];
   if (_setjmp(m.scheduler) != 0) return;
+  watched = device.races && m.current->made;  // else it begins in live
   if (m.current->made) _longjmp(m.current->place, 1);
   m.current->made = true;
   ucontext_t context;
@@ -143,15 +170,79 @@ inline void resume(Machine& m, unsigned i) {
   setcontext(&context);
 }
 
-inline void meet(State where, const char* file, int line) {
+QUIET inline void meet(State where, const char* file, int line) {
+  watched = false;
   Machine& m = machine();
   Thread& me = *m.current;
   me.state = where, me.file = file, me.line = line;
+  where == State::kAtBlock ? (++me.barriers, me.shuffles = 0) : ++me.shuffles;
   if (_setjmp(me.place) == 0) _longjmp(m.scheduler, 1);
+  watched = device.races;
+}
+
+QUIET inline Cell& cell(Machine& m, uintptr_t address) {
+  if (2 * ++m.touched > static_cast<int64_t>(m.cells.size())) {  // counted again and again: an upper bound
+    std::vector<Cell> before(2 * m.cells.size());
+    before.swap(m.cells);
+    m.touched = 0;
+    for (const Cell& one : before)
+      if (one.block == m.blocks) cell(m, one.address) = one;
+  }
+  size_t at = address / 2 * 0x9e3779b97f4a7c15u >> 20 & (m.cells.size() - 1);
+  while (m.cells[at].block == m.blocks && m.cells[at].address != address) at = (at + 1) & (m.cells.size() - 1);
+  Cell& found = m.cells[at];
+  if (found.block == m.blocks) {
+    --m.touched;
+  } else {
+    found = Cell{};
+    found.address = address, found.block = m.blocks;
+  }
+  return found;
+}
+
+// Whether what `one` did is certain to be over for a thread that has come as far as `me`.
+QUIET inline bool settled(const Touch& one, const Touch& me) {
+  if (one.thread < 0 || one.thread == me.thread || one.barriers < me.barriers) return true;
+  return one.thread / static_cast<int>(kWarp) == me.thread / static_cast<int>(kWarp) && one.shuffles < me.shuffles;
+}
+
+// Two that write the same global word are let be: they may write the same.
+QUIET inline void note(Machine& m, void* memory, Access access) {
+  const Thread& thread = *m.current;
+  const Touch me{static_cast<int>(thread.at.x), thread.barriers, thread.shuffles, access == Access::kAtomic};
+  Cell& found = cell(m, reinterpret_cast<uintptr_t>(memory));
+  const Touch* other = nullptr;
+  const bool writes = access != Access::kRead;
+  if (!settled(found.write, me) && !(found.write.atomic && me.atomic) && (!writes || found.write.atomic != me.atomic))
+    other = &found.write;
+  for (const Touch& read : found.reads)
+    if (writes && !settled(read, me)) other = &read;
+  if (other != nullptr && m.race.empty())
+    m.race = std::string("thread ") + std::to_string(me.thread) + (writes ? " writes" : " reads") + " what thread " +
+             std::to_string(other->thread) + (other == &found.write ? " wrote" : " read") + " and may not have yet, " +
+             (thread.file == nullptr ? "before any barrier"
+                                     : "after " + std::string(thread.file) + ":" + std::to_string(thread.line));
+  if (writes) {
+    found.write = me;
+  } else if (found.reads[0].thread != me.thread) {
+    found.reads[1] = found.reads[0], found.reads[0] = me;
+  } else {
+    found.reads[0] = me;
+  }
+}
+
+// Called before every access of a kernel to memory.
+QUIET inline void touch(void* memory, Access access) {
+  if (!watched) return;
+  watched = false;
+  Machine& m = machine();
+  const char* byte = static_cast<const char*>(memory);
+  if (byte < m.stacks || byte >= m.stacks + kMostThreads * kStack) note(m, memory, access);
+  watched = device.races;
 }
 
 // Lets threads go on if all of [begin, end) wait at the same place.
-inline bool release(Machine& m, unsigned begin, unsigned end, State where) {
+QUIET inline bool release(Machine& m, unsigned begin, unsigned end, State where) {
   const Thread& first = m.threads[begin];
   for (unsigned i = begin; i < end; ++i) {
     const Thread& one = m.threads[i];
@@ -169,14 +260,14 @@ inline std::string where(const Thread& thread) {
          std::to_string(thread.line);
 }
 
-inline void arrange(std::vector<unsigned>& numbers, std::mt19937& random) {
+QUIET inline void arrange(std::vector<unsigned>& numbers, std::mt19937& random) {
   std::iota(numbers.begin(), numbers.end(), 0u);
   if (device.order == 1) std::reverse(numbers.begin(), numbers.end());
   if (device.order > 1) std::shuffle(numbers.begin(), numbers.end(), random);
 }
 
 // One warp as far as it goes alone: as far ahead of the others as a device may let it get.
-inline void run_warp(Machine& m, unsigned begin, std::mt19937& random) {
+QUIET inline void run_warp(Machine& m, unsigned begin, std::mt19937& random) {
   arrange(m.lanes, random);
   do {
     for (const unsigned lane : m.lanes)
@@ -184,7 +275,7 @@ inline void run_warp(Machine& m, unsigned begin, std::mt19937& random) {
   } while (release(m, begin, begin + kWarp, State::kAtWarp));
 }
 
-inline void run_block(Machine& m, std::mt19937& random) {
+QUIET inline void run_block(Machine& m, std::mt19937& random) {
   const unsigned count = m.size.x;
   m.fresh.clear();
   std::memset(m.shared_end - m.shared, 0xff, m.shared);
@@ -192,8 +283,11 @@ inline void run_block(Machine& m, std::mt19937& random) {
     Thread& thread = m.threads[i];
     thread.at = dim3(i, 0, 0);
     thread.state = State::kReady;
-    thread.turn = 0;
+    thread.turn = thread.barriers = thread.shuffles = 0;
+    thread.file = nullptr;
   }
+  ++m.blocks;
+  m.touched = 0;
   m.warps.resize(count / kWarp);
   for (;;) {
     arrange(m.warps, random);
@@ -204,6 +298,7 @@ inline void run_block(Machine& m, std::mt19937& random) {
     if (odd == end && m.threads[0].state == State::kEnded) return;
     const unsigned other = odd == end ? count - 1 : odd->at.x;
     for (Thread& thread : m.threads) thread.made = false;  // what they were at is given up
+    m.current = nullptr;
     STD_TORCH_CHECK(false, "emulated: threads do not meet: thread 0 ", where(m.threads[0]), ", thread ", other, " ",
                     where(m.threads[other]));
   }
@@ -228,22 +323,28 @@ void launch(const Config& config, const Kernel& kernel, Arguments... arguments) 
     for (unsigned x = 0; x < config.grid.x; ++x) {
       m.block = dim3(x, y, 0);
       run_block(m, random);
+      m.current = nullptr;
+      STD_TORCH_CHECK(m.race.empty(), "emulated: ", std::exchange(m.race, ""));
     }
 }
 
 // `__shared__` memory of this block: NaN, or -1, until it is written.
-inline void fresh(void* memory, size_t bytes) {
+QUIET inline void fresh(void* memory, size_t bytes) {
+  watched = false;
   std::vector<void*>& met = machine().fresh;
-  if (std::find(met.begin(), met.end(), memory) != met.end()) return;
-  std::memset(memory, 0xff, bytes);
-  met.push_back(memory);
+  if (std::find(met.begin(), met.end(), memory) == met.end()) {
+    std::memset(memory, 0xff, bytes);
+    met.push_back(memory);
+  }
+  watched = device.races;
 }
 
-inline double* dynamic_shared() { return reinterpret_cast<double*>(machine().shared_end - machine().shared); }
+QUIET inline double* dynamic_shared() { return reinterpret_cast<double*>(machine().shared_end - machine().shared); }
 
 template <class T>
-T exchange(unsigned mask, T value, int step, const char* file, int line) {
+QUIET T exchange(unsigned mask, T value, int step, const char* file, int line) {
   static_assert(sizeof(T) <= sizeof(double));
+  watched = false;
   STD_TORCH_CHECK(mask == 0xffffffffu, "emulated: expected a whole warp's shuffle");
   Machine& m = machine();
   Thread& me = *m.current;
@@ -255,6 +356,11 @@ T exchange(unsigned mask, T value, int step, const char* file, int line) {
   std::memcpy(&value, &slots[lane ^ static_cast<unsigned>(step)], sizeof value);
   return value;
 }
+
+QUIET inline dim3 thread_index() { return machine().current->at; }
+QUIET inline dim3 block_index() { return machine().block; }
+QUIET inline dim3 block_size() { return machine().size; }
+QUIET inline dim3 grid_size() { return machine().grid; }
 
 // Nothing is current on the host.
 struct DeviceGuard {
@@ -306,16 +412,17 @@ struct alignas(16) double2 {
 };
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
-inline int atomicAdd(int* counter, int more) {
+QUIET inline int atomicAdd(int* counter, int more) {
+  emulated::touch(counter, emulated::Access::kAtomic);
   const int before = *counter;
   *counter += more;
   return before;
 }
 
-#define threadIdx (::emulated::machine().current->at)
-#define blockIdx (::emulated::machine().block)
-#define blockDim (::emulated::machine().size)
-#define gridDim (::emulated::machine().grid)
+#define threadIdx (::emulated::thread_index())
+#define blockIdx (::emulated::block_index())
+#define blockDim (::emulated::block_size())
+#define gridDim (::emulated::grid_size())
 #define __syncthreads() ::emulated::meet(::emulated::State::kAtBlock, __FILE__, __LINE__)
 #define __shfl_xor_sync(mask, value, step) ::emulated::exchange(mask, value, step, __FILE__, __LINE__)
 #define __global__

@@ -38,10 +38,36 @@ RENAMED = {
 }
 # The tests' hold on the device, and misaligned loads end the process with a line that says where.
 CHOICES = """
-extern "C" __attribute__((visibility("default"))) void choose(int order, int multiprocessors, int shared_bytes, int major) {
-  emulated::device = {order, multiprocessors, shared_bytes, major};
+extern "C" __attribute__((visibility("default"))) void choose(int order, int multiprocessors, int shared_bytes,
+                                                              int major, bool races) {
+  emulated::device = {order, multiprocessors, shared_bytes, major, races};
 }
 """
+# What gcc calls where a race is looked for, given meanings of our own.
+SEEN = (
+    "".join(
+        f"""extern "C" QUIET void __tsan_{unaligned}{access}{size}(void* memory) {{
+  emulated::touch(memory, emulated::Access::k{access.capitalize()});
+}}
+"""
+        for access in ("read", "write")
+        for unaligned in ("", "unaligned_")
+        for size in (1, 2, 4, 8, 16)
+    )
+    + """
+extern "C" QUIET void __tsan_init() {}
+extern "C" QUIET void __tsan_func_entry(void*) {}
+extern "C" QUIET void __tsan_func_exit() {}
+extern "C" QUIET void __tsan_vptr_update(void**, void*) {}
+extern "C" QUIET void __tsan_vptr_read(void**) {}
+extern "C" QUIET void __tsan_read_range(void*, unsigned long) {}
+extern "C" QUIET void __tsan_write_range(void*, unsigned long) {}
+extern "C" QUIET char __tsan_atomic8_load(const volatile char* at, int order) { return __atomic_load_n(at, order); }
+extern "C" QUIET int __tsan_atomic32_fetch_add(volatile int* at, int more, int order) {
+  return __atomic_fetch_add(at, more, order);
+}
+"""
+)
 FLAGS = [
     "-std=c++17",
     "-O2",
@@ -108,10 +134,19 @@ def _build(folder: Path, sources: list[Path]) -> Path:
     for name in ("cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h"):
         (folder / name).write_text("", encoding="utf-8")
     with (folder / "ops.cpp").open("a", encoding="utf-8") as file:
-        file.write(CHOICES)
+        file.write(CHOICES + SEEN)
     torch_folder = Path(torch.__file__).parent
-    words = ["g++", *FLAGS, *CHECKS, f"-DTORCH_TARGET_VERSION={TARGET}", "-DUSE_CUDA", "-include", str(HEADER)]
-    words += ["-isystem", str(torch_folder / "include"), "-I", str(folder)]
+    words = [
+        "g++",
+        *FLAGS,
+        *CHECKS,
+        "-fsanitize=thread",
+        f"-DTORCH_TARGET_VERSION={TARGET}",
+        "-DUSE_CUDA",
+        "-include",
+        str(HEADER),
+    ]
+    words += ["-include", str(HEADER), "-isystem", str(torch_folder / "include"), "-I", str(folder)]
     sources = [folder / "ops.cpp", *sorted(folder.rglob("*.cu"))]
     objects = [source.with_suffix(".o") for source in sources]
 
@@ -122,7 +157,7 @@ def _build(folder: Path, sources: list[Path]) -> Path:
         list(pool.map(compiled, sources, objects))
     library = folder / "emulated.so"
     link = ["g++", "-shared", *CHECKS, *map(str, objects), "-o", str(library), f"-L{torch_folder / 'lib'}", "-ltorch"]
-    subprocess.run([*link, "-ltorch_cpu"], check=True)
+    subprocess.run([*link, "-ltorch_cpu", "-lc10", "-Wl,-z,defs"], check=True)
     return library
 
 
@@ -151,7 +186,7 @@ class _Torch:
 
 @contextlib.contextmanager
 def in_use(
-    *, order: int = 2, multiprocessors: int = 2, shared_bytes: int = 227 << 10, major: int = 9
+    *, order: int = 2, multiprocessors: int = 2, shared_bytes: int = 227 << 10, major: int = 9, races: bool = True
 ) -> Iterator[None]:
     """``saltlm.ops`` calls the emulated device's operators for CPU tensors in the body.
 
@@ -160,7 +195,8 @@ def in_use(
         multiprocessors: of the device.
         shared_bytes: the most that a block may ask for.
         major: of its compute capability.
+        races: whether they are looked for, which takes twice the time.
     """
-    device().choose(order, multiprocessors, shared_bytes, major)
+    device().choose(order, multiprocessors, shared_bytes, major, races)
     with mock.patch.object(ops, "torch", _Torch()), mock.patch.object(ops_fixed, "torch", _Torch()):
         yield

@@ -41,7 +41,7 @@ class Place:
     def running(self):
         """Operators called in the body run here."""
         products = {"SALTLM_CPU_PRODUCT": self.product, "SALTLM_CUDA_PRODUCT": self.product}
-        emulated = cuda_emulated.in_use() if self.where == "emulated" else contextlib.nullcontext()
+        emulated = cuda_emulated.in_use(races=False) if self.where == "emulated" else contextlib.nullcontext()
         with ops.forced(self.name), mock.patch.dict(os.environ, products), emulated:
             yield
 

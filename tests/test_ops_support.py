@@ -117,7 +117,7 @@ def test_same_bits_for_any_threads_and_batches(place: Place) -> None:
     whole = place.support(new, anchors)
     with threads(2):
         assert _same(whole, place.support(new, anchors))
-    for step in (1, 7, 64) if place.where != "emulated" else (64, 11):  # slow, and pays for the anchors each time
+    for step in (1, 7, 64) if place.where != "emulated" else (64,):  # slow, and pays for the anchors each time
         parts = [place.support(new[i : i + step], anchors) for i in range(0, 150, step)]
         assert torch.equal(torch.cat([p.ids for p in parts]), whole.ids)
         if place.name == "compiled":  # the reference's float64 product may round differently for other shapes
