@@ -115,6 +115,8 @@ def device() -> ctypes.CDLL:
     kept = CSRC.parent.parent / "build" / f"cuda_emulated-{digest.hexdigest()}.so"
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
+        for older in kept.parent.glob("cuda_emulated-*.so"):
+            older.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             _build(Path(folder), sources).replace(kept)
     torch.ops.load_library(str(kept))
