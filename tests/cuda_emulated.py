@@ -98,11 +98,16 @@ def as_cpp(text: str) -> str:
     return text
 
 
+@functools.cache
 def missing() -> str | None:
     """Why the emulated device cannot be had here, or ``None``."""
     if ops.backend("cpu").name != "compiled":
         return "needs the compiled CPU operators, which settle what the device leaves"
-    return None if shutil.which("g++") else "needs g++"
+    if shutil.which("g++") is None:
+        return "needs g++"
+    # Printed whole where it is found.
+    asked = subprocess.run(["g++", "-print-file-name=libubsan.a"], capture_output=True, text=True, check=False)
+    return None if Path(asked.stdout.strip()).is_absolute() else "needs g++ with libubsan.a"
 
 
 @functools.cache
