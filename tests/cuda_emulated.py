@@ -39,8 +39,8 @@ RENAMED = {
 # The tests' hold on the device, and misaligned loads end the process with a line that says where.
 CHOICES = """
 extern "C" __attribute__((visibility("default"))) void choose(int order, int multiprocessors, int shared_bytes,
-                                                              int major, bool races) {
-  emulated::device = {order, multiprocessors, shared_bytes, major, races};
+                                                              bool races) {
+  emulated::device = {order, multiprocessors, shared_bytes, races};
 }
 """
 # What gcc calls where a race is looked for, given meanings of our own.
@@ -193,7 +193,7 @@ class _Torch:
 
 @contextlib.contextmanager
 def in_use(
-    *, order: int = 2, multiprocessors: int = 2, shared_bytes: int = 227 << 10, major: int = 9, races: bool = True
+    *, order: int = 2, multiprocessors: int = 2, shared_bytes: int = 227 << 10, races: bool = True
 ) -> Iterator[None]:
     """``saltlm.ops`` calls the emulated device's operators for CPU tensors in the body.
 
@@ -201,9 +201,8 @@ def in_use(
         order: in which the warps of a block, and a warp's threads, run: 0 from the first, 1 from the last, more: shuffled.
         multiprocessors: of the device.
         shared_bytes: the most that a block may ask for.
-        major: of its compute capability.
         races: whether they are looked for, which takes twice the time.
     """
-    device().choose(order, multiprocessors, shared_bytes, major, races)
+    device().choose(order, multiprocessors, shared_bytes, races)
     with mock.patch.object(ops, "torch", _Torch()), mock.patch.object(ops_fixed, "torch", _Torch()):
         yield

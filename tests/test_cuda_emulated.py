@@ -116,7 +116,7 @@ def test_supports_outside_the_anchors_are_refused_before_any_kernel(op: str, off
 
 def fault(which: int, order: int = 0) -> tuple[str, np.ndarray]:
     library = cuda_emulated.device()
-    library.choose(order, 2, 227 << 10, 9, True)
+    library.choose(order, 2, 227 << 10, True)
     library.fault.restype = ctypes.c_char_p
     out = np.full(128, -5, np.int32)
     return library.fault(which, out.ctypes.data_as(ctypes.c_void_p)).decode(), out
