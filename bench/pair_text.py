@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from saltlm.errors import input_error
+from saltlm.files.output_folder import cached_folder
 from saltlm.input_text import (
     HELDOUT_BYTES,
     MORE,
@@ -25,7 +26,6 @@ from saltlm.input_text import (
     split_off,
 )
 from saltlm.inputs import sha256_of
-from saltlm.output_folder import cached_folder
 from saltlm.train_vectors import cache_folder
 
 HANDBOOK = "debian-handbook"

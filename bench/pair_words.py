@@ -11,9 +11,9 @@ from harness import fetching
 from pair_text import apart, catalogue_text, handbook, lines_of, text_file
 from saltlm.e5 import language_words
 from saltlm.errors import input_error
+from saltlm.files.output_folder import cached_folder
 from saltlm.input_text import MORE, dialogue_pairs, join_documents
 from saltlm.inputs import Package, fetch
-from saltlm.output_folder import cached_folder
 from saltlm.train_vectors import cache_folder
 
 # FreeDict's name of each language; it has no English-Vietnamese dictionary.

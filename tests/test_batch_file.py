@@ -15,8 +15,8 @@ from saltlm.batch_config import BatchConfig, memory_bytes
 from saltlm.batch_file import read_drafts
 from saltlm.cli import main
 from saltlm.errors import InputError
-from saltlm.output_folder import whole_folder
-from saltlm.output_lock import locked_output
+from saltlm.files.output_folder import whole_folder
+from saltlm.files.output_lock import locked_output
 from saltlm.toml_lines import parse, toml_lines
 
 PLENTY = 10**13

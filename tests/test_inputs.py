@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saltlm import e5, input_text, inputs
 from saltlm.errors import InputError
-from saltlm.output_folder import cached_folder
+from saltlm.files.output_folder import cached_folder
 
 
 @pytest.fixture(autouse=True)

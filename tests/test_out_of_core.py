@@ -18,7 +18,7 @@ from models_tiny import save_llama
 from safetensors.torch import load_file, save_file
 from saltlm.checkpoint import load_source
 from saltlm.errors import InputError
-from saltlm.file_copy import PAGE, copy_file, shares_blocks
+from saltlm.files.copy import PAGE, copy_file, shares_blocks
 from saltlm.finite import all_finite, finite_rows
 from saltlm.safetensors_header import read_header
 from saltlm.safetensors_stream import kept_bytes, rewrite
@@ -118,7 +118,7 @@ def test_the_room_is_counted_as_it_will_be_taken(tmp_path: Path, monkeypatch, so
         return Usage
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    from saltlm import output_folder
+    from saltlm.files import output_folder
 
     whole = output_folder.whole_folder
     monkeypatch.setattr(
@@ -256,7 +256,7 @@ SHARED = """
 import os, subprocess, sys
 from pathlib import Path
 import torch
-from saltlm.file_copy import copy_file, shares_blocks
+from saltlm.files.copy import copy_file, shares_blocks
 from saltlm.safetensors_header import read_header
 from saltlm.safetensors_stream import rewrite
 room = Path(sys.argv[1])

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from saltlm import output_folder
 from saltlm.errors import BackendError, InputError
-from saltlm.output_folder import check_output, clear_leftovers, whole_folder
+from saltlm.files import output_folder
+from saltlm.files.output_folder import check_output, clear_leftovers, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -158,7 +158,7 @@ def test_too_long_a_name_is_refused(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from saltlm.output_folder import whole_folder
+from saltlm.files.output_folder import whole_folder
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     print(folder.name, flush=True)

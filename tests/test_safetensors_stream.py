@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saltlm.errors import BackendError, InputError
-from saltlm.file_copy import copy_file
+from saltlm.files.copy import copy_file
 from saltlm.safetensors_header import read_header
 from saltlm.safetensors_stream import rewrite
 

@@ -356,7 +356,7 @@ import sys
 from pathlib import Path
 import torch
 from saltlm.errors import InputError
-from saltlm.output_folder import whole_folder
+from saltlm.files.output_folder import whole_folder
 from saltlm.safetensors_header import read_header
 from saltlm.safetensors_stream import rewrite
 header, out = read_header(Path(sys.argv[1]) / "model.safetensors"), Path(sys.argv[2])

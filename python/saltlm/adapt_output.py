@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from .causal_lm import DTYPES
+from .files.output_folder import whole_folder
 from .metrics import draw_curve
-from .output_folder import whole_folder
 from .resume import METRICS, RECORD, read_metrics, write_whole
 
 KEPT = (

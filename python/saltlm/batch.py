@@ -18,7 +18,7 @@ from .batch_file import BatchJob, read_drafts
 from .batch_memory import available
 from .batch_pool import Pool, in_order
 from .batch_worker import Outcome
-from .output_lock import locked_output
+from .files.output_lock import locked_output
 
 SHARE_OF_FREE = 0.8  # of the memory that is free, where no budget is given
 SPARE_FILES = 256  # open at once beside the jobs' locks: workers' pipes, weight files, libraries

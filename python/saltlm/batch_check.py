@@ -13,8 +13,8 @@ from .batch_file import BatchJob, Draft, Faults, build
 from .batch_memory import with_memory
 from .checkpoint import VOCABULARIES, local_folder
 from .errors import InputError, input_error
-from .output_folder import check_output
-from .output_lock import refuse_written
+from .files.output_folder import check_output
+from .files.output_lock import refuse_written
 from .weights import find_weights, read_json
 
 

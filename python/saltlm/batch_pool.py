@@ -14,7 +14,7 @@ from typing import Any
 
 from .batch_file import BatchJob
 from .batch_worker import Outcome, serve
-from .output_folder import clear_leftovers
+from .files.output_folder import clear_leftovers
 
 ATTEMPTS = 2
 GRACE = 10.0  # seconds a worker has to clear up before it is killed

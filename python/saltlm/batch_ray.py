@@ -14,7 +14,7 @@ from .batch_file import BatchJob
 from .batch_pool import Tell, in_order
 from .batch_worker import Outcome, run_job, set_threads
 from .errors import InputError, input_error
-from .output_folder import clear_leftovers
+from .files.output_folder import clear_leftovers
 from .shared import Shared
 
 TIMEOUT = 5.0  # seconds for the cluster to answer

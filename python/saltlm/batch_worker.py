@@ -15,7 +15,7 @@ from .batch_file import BatchJob
 from .batch_memory import peak_bytes
 from .cli import silence
 from .errors import SaltlmError
-from .output_lock import locked_output
+from .files.output_lock import locked_output
 from .shared import Shared
 from .transfer import transfer
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import input_error
-from .output_folder import check_output, named_errors
-from .output_lock import lock_run
+from .files.output_folder import check_output, named_errors
+from .files.output_lock import lock_run
 from .resume import write_whole
 
 RECORD, RUNS, SCRATCH, RESULT, CHART = "comparison.json", "runs", ".scratch", "compare.json", "compare.png"

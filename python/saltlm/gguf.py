@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .architecture import quiet_transformers
 from .errors import input_error
-from .output_folder import cached_folder
+from .files.output_folder import cached_folder
 from .train_vectors import cache_folder, sha256_of
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import InputError, input_error
+from .files.output_folder import cached_folder
 from .inputs import sha256_of
-from .output_folder import cached_folder
 from .train_vectors import cache_folder
 
 # Campaigns of The Battle for Wesnoth, whose Debian packages carry the translations (GPL-2+). "The South Guard" is a small one:

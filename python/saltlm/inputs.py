@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import input_error
-from .output_folder import cached_folder
+from .files.output_folder import cached_folder
 from .train_vectors import cache_folder, sha256_of
 
 # ``progress(done, total)``, in bytes.

@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from .errors import input_error
+from .files.output_folder import named_errors
 from .inspect_page import PAGE
 from .inspect_rows import Rows
-from .output_folder import named_errors
 from .show import ORIGIN_WORDS, Output
 
 EXTREMES = (

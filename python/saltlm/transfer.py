@@ -20,10 +20,10 @@ from .checkpoint import Donor, Source
 from .config import TransferConfig
 from .errors import input_error
 from .expand import expand
+from .files.output_folder import check_output
+from .files.output_lock import refuse_written
 from .methods import Job, anchors_of, method_of
 from .new_tokenizer import IdChanges, id_changes
-from .output_folder import check_output
-from .output_lock import refuse_written
 from .provenance import model_card, provenance_bytes, summary_bytes
 from .rules import check_method
 from .segmented_vectors import segmented_vectors
@@ -88,7 +88,7 @@ def transfer(
         progress: called with (stage, done, total), total 0 where it is not known.
         dry_run: stop before any row is built: the summary then tells what would be done.
         shared: what earlier transfers of this process have read and computed; what this one does is added.
-        locked: the caller holds :func:`~saltlm.output_lock.locked_output` for ``out``.
+        locked: the caller holds :func:`~saltlm.files.output_lock.locked_output` for ``out``.
 
     Returns:
         The new matrices, the alignment, each row's origin and the summary.

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .errors import input_error
-from .file_copy import BLOCK
+from .files.copy import BLOCK
 from .finite import finite_rows
 from .safetensors_header import DTYPES, Entry, Header, read_header, refuse_lfs_pointer
 

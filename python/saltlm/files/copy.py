@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .errors import BackendError
+from ..errors import BackendError
 
 BLOCK = 8 << 20
 KERNEL_BLOCK = 64 << 20

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import input_error
+from ..errors import input_error
 from .output_folder import leftovers, named_errors
 
 

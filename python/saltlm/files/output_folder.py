@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import BackendError, InputError, SaltlmError, input_error
+from ..errors import BackendError, InputError, SaltlmError, input_error
 
 # What the input can be blamed for: the caller gave a place that is full, forbidden or impossible.
 _PLACE = {

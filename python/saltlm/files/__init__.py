@@ -1,0 +1,1 @@
+"""Output folders, locks, copies and hashes: everything that touches the file system."""
