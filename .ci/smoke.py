@@ -59,7 +59,7 @@ def main() -> None:
     torch.manual_seed(0)
     status = saltlm.status()
     print(json.dumps(status, default=str, indent=1))
-    assert saltlm.ops.backend("cpu").name == "compiled", "the wheel's compiled CPU operators did not load"
+    assert saltlm.operators.ops.backend("cpu").name == "compiled", "the wheel's compiled CPU operators did not load"
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         save_source(root / "source")

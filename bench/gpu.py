@@ -35,11 +35,14 @@ ROOFLINE, STOCK = 0.6, 10
 
 
 def operators(package: Path) -> tuple[types.ModuleType, ...]:
-    """saltlm.ops, ops_fixed and reference from ``package``, without the rest of the package and what that imports."""
+    """saltlm.operators.ops, ops_fixed and reference from ``package``, without the rest of the package and what that imports."""
     shell = types.ModuleType("saltlm")
     shell.__path__ = [str(package / "saltlm")]
     sys.modules["saltlm"] = shell
-    return tuple(importlib.import_module(f"saltlm.{name}") for name in ("ops", "ops_fixed", "reference"))
+    return tuple(
+        importlib.import_module(f"saltlm.{name}")
+        for name in ("operators.ops", "operators.fixed", "operators.reference")
+    )
 
 
 def problem(size: tuple[int, ...], device: str) -> dict[str, torch.Tensor]:

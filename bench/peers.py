@@ -33,7 +33,7 @@ from saltlm.finnish import finnish_pair
 from saltlm.methods import anchors_of
 from saltlm.methods.pursuit import pursue
 from saltlm.new_tokenizer import causal_tokenizer
-from saltlm.ops import combine, sparsemax_support, support_lstsq
+from saltlm.operators.ops import combine, sparsemax_support, support_lstsq
 
 PICKS, BATCH = 64, 512
 TOLERANCE = 1e-4

@@ -21,7 +21,8 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from saltlm import ops, ops_fixed
+from saltlm.operators import fixed as ops_fixed
+from saltlm.operators import ops
 
 HEADER = Path(__file__).with_name("cuda_emulated.h")
 FAULTS = Path(__file__).with_name("cuda_emulated_faults.cu")
@@ -195,7 +196,7 @@ class _Torch:
 def in_use(
     *, order: int = 2, multiprocessors: int = 2, shared_bytes: int = 227 << 10, races: bool = True
 ) -> Iterator[None]:
-    """``saltlm.ops`` calls the emulated device's operators for CPU tensors in the body.
+    """``saltlm.operators.ops`` calls the emulated device's operators for CPU tensors in the body.
 
     Args:
         order: in which the warps of a block, and a warp's threads, run: 0 from the first, 1 from the last, more: shuffled.

@@ -10,7 +10,7 @@ import cuda_emulated
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from saltlm import ops
+from saltlm.operators import ops
 
 # Where every operator test runs: (implementation, device). A machine with a GPU gains its case by itself.
 PLACES = [("reference", "cpu")]

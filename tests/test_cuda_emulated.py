@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from operator_problems import clustered, normal
-from saltlm import ops, ops_fixed
+from saltlm.operators import fixed as ops_fixed
+from saltlm.operators import ops
 
 pytestmark = pytest.mark.skipif(cuda_emulated.missing() is not None, reason=str(cuda_emulated.missing()))
 

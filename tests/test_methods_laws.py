@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import Planted, built, cosines, draw, orthogonal, planted, sparsemax
-from saltlm import ops
 from saltlm.methods import METHODS, pursuit
 from saltlm.methods.pursuit import pursue
+from saltlm.operators import ops
 
 
 @given(st.integers(0, 10**6))

@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 from operator_problems import clustered, full_support, normal
-from saltlm import ops, ops_load, ops_profile, reference
 from saltlm.errors import BackendError, InputError
+from saltlm.operators import loading as ops_load
+from saltlm.operators import ops, reference
+from saltlm.operators import profile as ops_profile
 
 compiled = pytest.mark.skipif(
     ops.backend("cpu").name != "compiled", reason=f"no compiled operators: {ops.backend('cpu').reason}"

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_problems import clustered, normal
-from saltlm import ops
 from saltlm.errors import InputError
-from saltlm.ops_fixed import salt_rows_fixed, settle
+from saltlm.operators import ops
+from saltlm.operators.fixed import salt_rows_fixed, settle
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 FIELDS = ("rows", "output_rows", "support_size", "rank", "residual", "status")

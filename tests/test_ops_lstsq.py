@@ -18,7 +18,7 @@ from operator_problems import (
     regressions,
     threads,
 )
-from saltlm import ops, reference
+from saltlm.operators import ops, reference
 
 LAWS = settings(deadline=None, max_examples=25)
 FULL, ILL, DEFICIENT, NONE, NOT_FINITE = range(5)

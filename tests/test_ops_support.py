@@ -21,8 +21,8 @@ from operator_problems import (
     projected,
     threads,
 )
-from saltlm import ops, reference
 from saltlm.errors import InputError
+from saltlm.operators import ops, reference
 
 LAWS = settings(deadline=None, max_examples=25)
 

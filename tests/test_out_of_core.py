@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from saltlm.checkpoint import load_source
 from saltlm.errors import InputError
 from saltlm.files.copy import PAGE, copy_file, shares_blocks
-from saltlm.finite import all_finite, finite_rows
+from saltlm.operators.finite import all_finite, finite_rows
 from saltlm.safetensors_header import read_header
 from saltlm.safetensors_stream import kept_bytes, rewrite
 from saltlm.weights import find_weights, release_pages

@@ -51,7 +51,7 @@ def sample(problem) -> torch.Tensor:
 
 def test_pursuit_equals_tokensurgeons(problem, sample) -> None:
     from saltlm.methods.pursuit import pursue
-    from saltlm.ops import combine, support_lstsq
+    from saltlm.operators.ops import combine, support_lstsq
 
     theirs = module(MERGEKIT, "mergekit/tokensurgeon", "omp")
     new, anchors, lm = problem.new_plm[sample], problem.anchor_plm, problem.anchor_lm
@@ -71,7 +71,7 @@ def test_pursuit_equals_tokensurgeons(problem, sample) -> None:
 
 @pytest.mark.parametrize("method", ["focus", "clp-plus"])
 def test_convex_rows_equal_those_of_entmaxs_weights(method: str, problem, sample) -> None:
-    from saltlm.ops import combine, sparsemax_support
+    from saltlm.operators.ops import combine, sparsemax_support
 
     theirs = module(ENTMAX, "entmax", "activations")
     new, anchors = (

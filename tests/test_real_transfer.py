@@ -45,7 +45,7 @@ def sparsemax_supports(problem):
 
 
 def test_rows_equal_the_float64_pinv_for_all_new_tokens(problem, one_thread, capsys):
-    from saltlm.ops import STATUSES, salt_rows
+    from saltlm.operators.ops import STATUSES, salt_rows
 
     built = salt_rows(*problem.tensors)
     plm, anchor_plm, anchor_lm = (tensor.double() for tensor in problem.tensors[2:])

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import built, draw, planted
-from saltlm import reference
 from saltlm.assemble import COMPOSED, SOLVED
 from saltlm.auxiliary import Auxiliary, load_auxiliary
 from saltlm.checkpoint import load_donor, load_source
@@ -23,6 +22,7 @@ from saltlm.methods.blend_weight import HIDDEN, fitted_shares
 from saltlm.methods.clean import cleaned, leave_one_out
 from saltlm.methods.local_map import nearest
 from saltlm.methods.whole import ridge_map
+from saltlm.operators import reference
 from saltlm.transfer import transfer
 
 # local-map

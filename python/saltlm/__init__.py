@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import TransferConfig as TransferConfig
     from .errors import SaltlmError as SaltlmError
     from .evaluate import evaluate as evaluate
-    from .ops import salt_rows as salt_rows
+    from .operators.ops import salt_rows as salt_rows
     from .status import status as status
     from .transfer import Transfer as Transfer
     from .transfer import transfer as transfer
@@ -37,7 +37,7 @@ _HOMES = {
     "compare": "compare",
     "evaluate": "evaluate",
     "load_auxiliary": "auxiliary",
-    "salt_rows": "ops",
+    "salt_rows": "operators.ops",
     "status": "status",
     "transfer": "transfer",
 }

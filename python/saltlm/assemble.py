@@ -13,8 +13,8 @@ from .align import HOLE, Alignment, MatchKind
 from .checkpoint import Source
 from .errors import input_error
 from .expand import Expansion
-from .finite import all_finite, finite_rows
-from .ops import STATUSES as SOLVER_STATUSES
+from .operators.finite import all_finite, finite_rows
+from .operators.ops import STATUSES as SOLVER_STATUSES
 from .recipe import RULES, Recipe
 from .stored_rows import block_rows, blocks_of, gather
 from .write_folder import NewMatrices

@@ -36,7 +36,7 @@ def status() -> dict[str, Any]:
     """
     import torch
 
-    from .ops import backends
+    from .operators.ops import backends
 
     devices = ["cpu"]
     if torch.cuda.is_available():

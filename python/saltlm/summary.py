@@ -93,7 +93,7 @@ def summary_of(
 
 
 def _operators(device: torch.device) -> str:
-    from .ops import backend
+    from .operators.ops import backend
 
     return backend(device.type).name
 

@@ -15,7 +15,7 @@ import torch
 
 from .errors import input_error
 from .files.copy import BLOCK
-from .finite import finite_rows
+from .operators.finite import finite_rows
 from .safetensors_header import DTYPES, Entry, Header, read_header, refuse_lfs_pointer
 
 SINGLE = "model.safetensors"

@@ -17,7 +17,7 @@ from .checkpoint import TERMS, Source
 from .errors import BackendError, InputError, input_error
 from .files.copy import copy_file, link_file, shares_blocks
 from .files.output_folder import check_output, named_errors, whole_folder
-from .finite import finite_rows
+from .operators.finite import finite_rows
 from .safetensors_header import NAMES, Header
 from .safetensors_stream import kept_bytes, replaced_header, rewrite
 from .weights import INDEX

@@ -10,7 +10,7 @@ import torch
 
 from ..assemble import COMPOSED, SOLVED, Block
 from ..config import TransferConfig
-from ..finite import finite_rows
+from ..operators.finite import finite_rows
 from ..stored_rows import gather
 from . import local, local_map, whole
 from .blend_weight import weigher

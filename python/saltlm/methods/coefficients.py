@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..ops import Support
+from ..operators.ops import Support
 from .job import Job
 
 
@@ -25,7 +25,7 @@ class Part:
         support: of the M tokens among the anchors.
         coefficients: float64 [nnz].
         rank: int32 [M], ``None`` where nothing was solved; likewise ``residual`` float32 [M].
-        status: uint8 [M], codes of :data:`~saltlm.ops.STATUSES`; ``None`` where nothing was solved.
+        status: uint8 [M], codes of :data:`~saltlm.operators.ops.STATUSES`; ``None`` where nothing was solved.
     """
 
     ids: torch.Tensor

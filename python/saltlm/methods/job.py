@@ -13,7 +13,7 @@ from ..align import Alignment, MatchKind
 from ..assemble import NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head
 from ..auxiliary import Auxiliary
 from ..config import TransferConfig
-from ..ops import Support
+from ..operators.ops import Support
 from ..recipe import Recipe
 from ..stored_rows import BLOCK, block_rows, gather
 

@@ -81,7 +81,7 @@ class AffineMap:
     """Least squares with intercept over all anchors, from their normal equations in float64.
 
     With X and Y the centred PLM and source rows: ``W = (X^T X + lambda)^+ X^T Y``, lambda = ridge times the mean squared norm
-    of X's rows, as in :func:`~saltlm.ops.support_lstsq`.
+    of X's rows, as in :func:`~saltlm.operators.ops.support_lstsq`.
     """
 
     mean: torch.Tensor  # [E]

@@ -1,6 +1,6 @@
 """The operators: sparsemax supports, least squares on them, and the rows they give, chunk by chunk.
 
-What they compute is defined in :mod:`saltlm.reference`; compiled kernels do the work where they can be loaded
+What they compute is defined in :mod:`saltlm.operators.reference`; compiled kernels do the work where they can be loaded
 (:func:`backend` tells). Letters: N new rows, A anchors, K one row's support size, P auxiliary width, E width of the PLM
 rows, D width of the source model's rows.
 """
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from . import ops_check as check
+from ..errors import input_error
+from . import checks as check
 from . import reference
-from .errors import input_error
 from .finite import finite_rows
-from .ops_load import Backend, backend, backends, forced
-from .ops_results import STATUSES, SaltRows, Solution, Support
+from .loading import Backend, backend, backends, forced
+from .results import STATUSES, SaltRows, Solution, Support
 
 __all__ = [
     "STATUSES",

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .errors import InputError, input_error
+from ..errors import InputError, input_error
 
 _REALS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -1,12 +1,12 @@
 """SALT's rows without waiting for the device: what a CUDA graph can capture.
 
-The operators of :mod:`saltlm.ops` wait for the sizes of what they find. Here every size follows from the shapes of the
+The operators of :mod:`saltlm.operators.ops` wait for the sizes of what they find. Here every size follows from the shapes of the
 arguments: each support has room for ``capacity`` anchors, and a row that needs more, or that only the CPU can settle, is
-left over, told by ``settled``, for :func:`settle` to finish once waiting is allowed. Letters as in :mod:`saltlm.ops`.
+left over, told by ``settled``, for :func:`settle` to finish once waiting is allowed. Letters as in :mod:`saltlm.operators.ops`.
 
 Example:
     >>> import torch
-    >>> from saltlm.ops_fixed import salt_rows_fixed, settle
+    >>> from saltlm.operators.fixed import salt_rows_fixed, settle
     >>> tensors = [torch.eye(3) for _ in range(5)]
     >>> fixed = salt_rows_fixed(*tensors, capacity=3)
     >>> fixed.settled.tolist(), settle(fixed, *tensors).rows.round(decimals=3).tolist() == torch.eye(3).tolist()
@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops_check as check
-from .errors import input_error
+from ..errors import input_error
+from . import checks as check
 from .ops import backend, full_precision, salt_rows, slack_of
-from .ops_results import SaltRows
+from .results import SaltRows
 
 __all__ = ["CAPACITY_LIMIT", "FixedRows", "salt_rows_fixed", "settle"]
 
@@ -34,7 +34,7 @@ _LEFT_OVER = 255
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class FixedRows(SaltRows):
-    """New rows, and which of them are settled: those have the bits that :func:`saltlm.ops.salt_rows` gives.
+    """New rows, and which of them are settled: those have the bits that :func:`saltlm.operators.ops.salt_rows` gives.
 
     Where a row is not settled, ``rows`` and ``output_rows`` are zeros, ``status`` is 255, and ``support_size`` may be -1.
 
@@ -58,11 +58,11 @@ def salt_rows_fixed(
     center: bool = False,
     max_support: int | None = None,
 ) -> FixedRows:
-    """Build rows as :func:`saltlm.ops.salt_rows` does, all at once, as far as that goes without waiting for the device.
+    """Build rows as :func:`saltlm.operators.ops.salt_rows` does, all at once, as far as that goes without waiting for the device.
 
     On a CUDA device with the compiled operators nothing waits, so :class:`torch.cuda.graph` can capture it, after one call
     that loads the kernels; memory beyond inputs and results is at most 1 GB, ``12 N capacity`` bytes, unit rows of both
-    auxiliary matrices in bfloat16 and copies in float32 of what is narrower. Elsewhere it is :func:`saltlm.ops.salt_rows`, with
+    auxiliary matrices in bfloat16 and copies in float32 of what is narrower. Elsewhere it is :func:`saltlm.operators.ops.salt_rows`, with
     the rows of larger supports left over.
 
     Args:
@@ -73,9 +73,9 @@ def salt_rows_fixed(
         anchor_lm: reals [A, D].
         capacity: the largest support that is settled, in [1, 1024]. Supports are not cut to it: ``max_support`` does that.
         anchor_output: reals [A, D'] that take the same coefficients, or ``None``.
-        ridge: as in :func:`saltlm.ops.support_lstsq`.
-        center: as in :func:`saltlm.ops.support_lstsq`.
-        max_support: as in :func:`saltlm.ops.sparsemax_support`.
+        ridge: as in :func:`saltlm.operators.ops.support_lstsq`.
+        center: as in :func:`saltlm.operators.ops.support_lstsq`.
+        max_support: as in :func:`saltlm.operators.ops.sparsemax_support`.
 
     Returns:
         rows, and which are settled. Left over are rows whose support is larger than ``capacity``; on CUDA also those with more
@@ -161,7 +161,7 @@ def _fixed(made: SaltRows, settled: Tensor) -> FixedRows:
 
 
 def settle(fixed: FixedRows, *tensors: Tensor, **options: Any) -> SaltRows:
-    """Finish what :func:`salt_rows_fixed` left over, by :func:`saltlm.ops.salt_rows`; this waits for the device.
+    """Finish what :func:`salt_rows_fixed` left over, by :func:`saltlm.operators.ops.salt_rows`; this waits for the device.
 
     Args:
         fixed: a result of :func:`salt_rows_fixed`, which stays as it is.
@@ -169,7 +169,7 @@ def settle(fixed: FixedRows, *tensors: Tensor, **options: Any) -> SaltRows:
         **options: the options that it was made with, but for ``capacity``.
 
     Returns:
-        what :func:`saltlm.ops.salt_rows` gives for all rows, bit for bit.
+        what :func:`saltlm.operators.ops.salt_rows` gives for all rows, bit for bit.
 
     Raises:
         InputError: as :func:`salt_rows_fixed`, or a result of another number of rows.

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import BackendError, input_error
+from ..errors import BackendError, input_error
 
-LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
+LIBRARY_FOLDER = Path(__file__).resolve().parents[1] / "lib"
 VARIABLE = "SALTLM_BACKEND"
 NAMES = ("compiled", "reference")
 _forced: list[str] = []

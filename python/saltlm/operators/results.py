@@ -1,4 +1,4 @@
-"""What the operators give: supports, solutions and rows. Letters as in :mod:`saltlm.ops`."""
+"""What the operators give: supports, solutions and rows. Letters as in :mod:`saltlm.operators.ops`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from . import ops_check as check
-from .errors import input_error
+from ..errors import input_error
+from . import checks as check
 
 # Outcomes of a row, in the order of their codes.
 STATUSES = ("full_rank", "ill_conditioned", "rank_deficient", "no_support", "non_finite")

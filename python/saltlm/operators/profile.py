@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from .errors import BackendError
-from .ops_load import backend
+from ..errors import BackendError
+from .loading import backend
 
 # In the order of the Stage of cuda_ext/csrc/cpu/kernels.h.
 STAGES = (
