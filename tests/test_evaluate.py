@@ -14,12 +14,12 @@ import saltlm.score as score
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saltlm import body_and_head
-from saltlm.causal_lm import load_causal_lm
 from saltlm.errors import InputError
 from saltlm.evaluate import Evaluation, evaluate, tokenize
 from saltlm.evaluation_table import evaluation_table
 from saltlm.generate import continuations
+from saltlm.model import body_and_head
+from saltlm.model.causal_lm import load_causal_lm
 from saltlm.texts import read_documents, read_text, split_documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_tiny import KINDS, TEXT, tiny

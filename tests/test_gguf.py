@@ -11,10 +11,10 @@ import pytest
 import torch
 from models_tiny import save_llama
 from safetensors.torch import load_file
-from saltlm import gguf
-from saltlm.causal_lm import load_causal_lm
-from saltlm.checkpoint import load_source
 from saltlm.errors import InputError
+from saltlm.model import gguf
+from saltlm.model.causal_lm import load_causal_lm
+from saltlm.model.checkpoint import load_source
 from saltlm.train_vectors import sha256_of
 from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import TEXT, tiny

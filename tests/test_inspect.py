@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save_bert, save_llama
-from saltlm.checkpoint import load_donor, load_source
 from saltlm.cli import main
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
 from saltlm.inspect_rows import read_rows, spelled
 from saltlm.inspect_show import page, write_page
+from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.recipe import MOST, Recipe
 from saltlm.transfer import transfer
 from tokenizers_tiny import byte_level_bpe, tiny

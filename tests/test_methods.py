@@ -15,7 +15,6 @@ from planted import Side, anchors_by_definition, built, cosines, draw, planted, 
 from safetensors.torch import load_file, save_file
 from saltlm.align import WORD_START
 from saltlm.assemble import COMPOSED, DRAWN, SOLVED, Head
-from saltlm.checkpoint import load_source
 from saltlm.config import METHODS as NAMES
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
@@ -23,6 +22,7 @@ from saltlm.heldout import heldout_check
 from saltlm.methods import METHODS, NEEDS_VECTORS, Job, Method
 from saltlm.methods.pieces import characters
 from saltlm.methods.pursuit import pursue
+from saltlm.model.checkpoint import load_source
 from saltlm.transfer import transfer
 
 ANCHORED = [name for name, method in METHODS.items() if method.anchors]

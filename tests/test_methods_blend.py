@@ -12,10 +12,10 @@ from planted import draw, planted
 from saltlm.align import MatchKind
 from saltlm.assemble import COMPOSED, SOLVED
 from saltlm.auxiliary import load_auxiliary
-from saltlm.checkpoint import load_donor, load_source
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.methods import METHODS, anchors_of
+from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.transfer import transfer
 
 

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save_llama
 from safetensors.torch import load_file, save_file
-from saltlm.checkpoint import load_source
 from saltlm.errors import InputError
 from saltlm.files.copy import PAGE, copy_file, shares_blocks
+from saltlm.model.checkpoint import load_source
+from saltlm.model.safetensors_header import read_header
+from saltlm.model.safetensors_stream import kept_bytes, rewrite
+from saltlm.model.weights import find_weights, release_pages
 from saltlm.operators.finite import all_finite, finite_rows
-from saltlm.safetensors_header import read_header
-from saltlm.safetensors_stream import kept_bytes, rewrite
-from saltlm.weights import find_weights, release_pages
 from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import tiny
 
@@ -221,7 +221,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from saltlm.weights import check_rows, find_weights
+from saltlm.model.weights import check_rows, find_weights
 weights = find_weights(Path(sys.argv[1]), "model")
 def peak():
     with open("/proc/self/status") as status:
@@ -257,8 +257,8 @@ import os, subprocess, sys
 from pathlib import Path
 import torch
 from saltlm.files.copy import copy_file, shares_blocks
-from saltlm.safetensors_header import read_header
-from saltlm.safetensors_stream import rewrite
+from saltlm.model.safetensors_header import read_header
+from saltlm.model.safetensors_stream import rewrite
 room = Path(sys.argv[1])
 from safetensors.torch import load_file, save_file
 body = torch.randn(10 << 20)

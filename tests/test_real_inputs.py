@@ -20,8 +20,8 @@ def text():
 
 
 def test_the_source_reads_english_and_not_finnish(pair, text):
-    from saltlm.checkpoint import load_source
     from saltlm.evaluate import evaluate
+    from saltlm.model.checkpoint import load_source
 
     source = load_source(pair.source, gguf_file=pair.gguf_file)
     assert source.input_rows.shape == (49_152, 576) and source.output_rows is None

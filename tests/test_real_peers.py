@@ -20,9 +20,9 @@ from saltlm import finnish
 from saltlm.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, load_tokens
 from saltlm.assemble import COMPOSED
 from saltlm.auxiliary import load_auxiliary
-from saltlm.checkpoint import load_source
 from saltlm.config import TransferConfig
 from saltlm.inputs import Package, fetch
+from saltlm.model.checkpoint import load_source
 from saltlm.transfer import transfer
 from test_real_methods import ENTMAX
 

@@ -13,8 +13,8 @@ ITEMS = 8
 
 def test_the_source_model_on_real_dialogue(capsys):
     pytest.importorskip("lm_eval", reason='needs "saltlm[eval]"')
-    from saltlm.causal_lm import load_causal_lm
-    from saltlm.checkpoint import load_source
+    from saltlm.model.causal_lm import load_causal_lm
+    from saltlm.model.checkpoint import load_source
     from saltlm.tasks import load_tasks, run_tasks
 
     pair = finnish.finnish_pair()

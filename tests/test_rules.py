@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from planted import built, draw, planted
 from saltlm.assemble import COMPOSED, SOLVED
 from saltlm.auxiliary import Auxiliary, load_auxiliary
-from saltlm.checkpoint import load_donor, load_source
 from saltlm.cli import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
@@ -22,6 +21,7 @@ from saltlm.methods.blend_weight import HIDDEN, fitted_shares
 from saltlm.methods.clean import cleaned, leave_one_out
 from saltlm.methods.local_map import nearest
 from saltlm.methods.whole import ridge_map
+from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.operators import reference
 from saltlm.transfer import transfer
 

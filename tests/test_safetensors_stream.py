@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saltlm.errors import BackendError, InputError
 from saltlm.files.copy import copy_file
-from saltlm.safetensors_header import read_header
-from saltlm.safetensors_stream import rewrite
+from saltlm.model.safetensors_header import read_header
+from saltlm.model.safetensors_stream import rewrite
 
 ALL_DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.int32, torch.int16,
@@ -171,9 +171,9 @@ MEASURE = """
 import errno, os, sys
 from pathlib import Path
 import torch
-import saltlm.checkpoint, saltlm.write_folder
-from saltlm.safetensors_header import read_header
-from saltlm.safetensors_stream import rewrite
+import saltlm.model.checkpoint, saltlm.write_folder
+from saltlm.model.safetensors_header import read_header
+from saltlm.model.safetensors_stream import rewrite
 assert "transformers" not in sys.modules
 folder = Path(sys.argv[1])
 def refuse(*arguments):

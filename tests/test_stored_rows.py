@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import built, draw, planted
-from saltlm import stored_rows
-from saltlm.stored_rows import blocks_of, gather
+from saltlm.model import stored_rows
+from saltlm.model.stored_rows import blocks_of, gather
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from models_tiny import save_llama
-from saltlm.causal_lm import CausalLM, load_causal_lm
 from saltlm.dialogue_task import dialogue_items, write_task
 from saltlm.errors import InputError
+from saltlm.model.causal_lm import CausalLM, load_causal_lm
 from saltlm.squad_metrics import compute_exact, compute_f1
 from saltlm.task_presets import FOLDERS, LANGUAGES, paper_tasks
 from tokenizers_tiny import TEXT, tiny

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saltlm.align import MatchKind
 from saltlm.assemble import COMPOSED, COPIED, DRAWN, PADDING, ROLE, SOLVED
-from saltlm.checkpoint import load_source
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
+from saltlm.model.checkpoint import load_source
 from saltlm.transfer import transfer
 from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, tiny
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from models_tiny import save_gpt2, save_llama, save_phi, save_qwen2
 from safetensors.torch import load_file
-from saltlm.checkpoint import Source, load_source
 from saltlm.errors import BackendError, InputError
+from saltlm.model.checkpoint import Source, load_source
 from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import KINDS, TEXT, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -357,8 +357,8 @@ from pathlib import Path
 import torch
 from saltlm.errors import InputError
 from saltlm.files.output_folder import whole_folder
-from saltlm.safetensors_header import read_header
-from saltlm.safetensors_stream import rewrite
+from saltlm.model.safetensors_header import read_header
+from saltlm.model.safetensors_stream import rewrite
 header, out = read_header(Path(sys.argv[1]) / "model.safetensors"), Path(sys.argv[2])
 def rows(folder):
     rewrite(header, folder / "model.safetensors", {"model.embed_tokens.weight": torch.ones(40_000, 32)})
@@ -398,7 +398,7 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from saltlm.checkpoint import load_source
+from saltlm.model.checkpoint import load_source
 from saltlm.write_folder import NewMatrices, write_folder
 model, out = Path(sys.argv[1]), Path(sys.argv[2])
 source = load_source(model)

@@ -105,7 +105,7 @@ def adapt(
     """
     config = config or AdaptConfig()
     _need_accelerate()
-    from .architecture import quiet_transformers
+    from .model.architecture import quiet_transformers
 
     with quiet_transformers():
         return _adapt(
@@ -213,7 +213,7 @@ def model_identity(folder: Path) -> dict[str, str]:
 
 
 def _folder_of(model: str | Path) -> Path:
-    from .checkpoint import _resolve
+    from .model.checkpoint import _resolve
 
     return _resolve(str(model), f"model {str(model)!r}", None, None)[0]
 

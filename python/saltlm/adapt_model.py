@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from .adapt_config import AdaptConfig
-from .causal_lm import CausalLM, load_causal_lm
 from .chunked_loss import ChunkedLM
 from .distill_rows import Pieces, Teacher, load_teacher
 from .errors import input_error
 from .evaluate import evaluate
 from .metrics import Recorder
+from .model.causal_lm import CausalLM, load_causal_lm
 from .packing import Packer, Stream
 from .phases import vocabulary_parameters
 from .processes import Processes, polite_signals, training_arguments

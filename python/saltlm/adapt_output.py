@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .causal_lm import DTYPES
 from .files.output_folder import whole_folder
 from .metrics import draw_curve
+from .model.causal_lm import DTYPES
 from .resume import METRICS, RECORD, read_metrics, write_whole
 
 KEPT = (
@@ -81,7 +81,7 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Name -> dtype of the float tensors in a folder's safetensors files."""
     from safetensors import safe_open
 
-    from .safetensors_header import DTYPES as STORED
+    from .model.safetensors_header import DTYPES as STORED
 
     found = {}
     for path in folder.glob("*.safetensors"):

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from .align import HOLE, Alignment, MatchKind
-from .checkpoint import Source
 from .errors import input_error
 from .expand import Expansion
+from .model.checkpoint import Source
+from .model.stored_rows import block_rows, blocks_of, gather
 from .operators.finite import all_finite, finite_rows
 from .operators.ops import STATUSES as SOLVER_STATUSES
 from .recipe import RULES, Recipe
-from .stored_rows import block_rows, blocks_of, gather
 from .write_folder import NewMatrices
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")

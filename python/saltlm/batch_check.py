@@ -11,11 +11,11 @@ from .auxiliary import auxiliary_files
 from .batch_done import difference
 from .batch_file import BatchJob, Draft, Faults, build
 from .batch_memory import with_memory
-from .checkpoint import VOCABULARIES, local_folder
 from .errors import InputError, input_error
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
-from .weights import find_weights, read_json
+from .model.checkpoint import VOCABULARIES, local_folder
+from .model.weights import find_weights, read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,16 +17,16 @@ from typing import Any
 
 from .auxiliary import auxiliary_files, file_digest
 from .batch_file import BatchJob
-from .checkpoint import hash_files, local_folder
 from .errors import InputError
 from .methods import method_of
+from .model.checkpoint import hash_files, local_folder
+from .model.weights import find_weights
 from .provenance import FORMAT
 from .shared import stamp
 from .status import versions
 from .train_vectors import sha256_of, trained_file
 from .tune import free_options
 from .tune_text import digest_of
-from .weights import find_weights
 
 WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", "tokenizer_config.json")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from .auxiliary import auxiliary_files
 from .batch_file import BatchJob
-from .checkpoint import TOKENIZER_FILES, local_folder
-from .gguf import converted
+from .model.checkpoint import TOKENIZER_FILES, local_folder
+from .model.gguf import converted
+from .model.weights import find_weights, read_json
 from .shared import stamp
 from .train_vectors import trained_file
-from .weights import find_weights, read_json
 
 # Interpreter, torch, transformers and the classes of two models: 0.82 to 1.08 GB measured on different machines,
 # half of it files that processes share.

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .body_and_head import Head, simplest_head, take_apart
 from .distill_rows import state_error
+from .model.body_and_head import Head, simplest_head, take_apart
 
 LOGIT_FLOATS = 2**25
 PROBE_TOKENS = 5
@@ -93,7 +93,7 @@ def chunked_cross_entropy(
 class ChunkedLM:
     """Gives a causal LM a forward that returns the loss alone when labels are there.
 
-    Body and head are found by :func:`~saltlm.body_and_head.take_apart`. Where it finds none, the stock forward stays and whole
+    Body and head are found by :func:`~saltlm.model.body_and_head.take_apart`. Where it finds none, the stock forward stays and whole
     logits are made; :attr:`chunked` says so.
     """
 

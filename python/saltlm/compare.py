@@ -169,9 +169,9 @@ def _plan(
     held_out: tuple[Sources | None, Sources | None], base: TransferConfig, adaptation: AdaptConfig, report: Report,
 ) -> _Plan:  # fmt: skip
     """Check everything that can be checked before the first run, the cheap before the slow."""
-    from .checkpoint import _resolve
     from .compare_run import measure_blocks, text_at_hand, tuning_documents
-    from .gguf import convert
+    from .model.checkpoint import _resolve
+    from .model.gguf import convert
     from .rules import check_method
     from .transfer import transfer
 
@@ -247,15 +247,15 @@ def _tokenizer(folder: Path, base: TransferConfig) -> Any:
     """The source's tokenizer as an adaptation reads it."""
     from transformers import AutoTokenizer
 
-    from .architecture import quiet_transformers
+    from .model.architecture import quiet_transformers
 
     with quiet_transformers():
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=base.trust_remote_code)
 
 
 def _check_positions(folder: Path, length: int, adaptation: AdaptConfig) -> None:
-    from .causal_lm import POSITIONS
-    from .weights import read_json
+    from .model.causal_lm import POSITIONS
+    from .model.weights import read_json
 
     found = read_json(folder / "config.json")
     most = next((found[name] for name in POSITIONS if isinstance(found.get(name), int) and found[name] > 0), length)

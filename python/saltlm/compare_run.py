@@ -218,7 +218,7 @@ def probe(
 ) -> dict[str, Any]:
     """The steps of an adaptation and its evaluations; nothing is kept but their figures."""
     from .adapt_model import load_job
-    from .architecture import quiet_transformers
+    from .model.architecture import quiet_transformers
     from .processes import find_processes
 
     steps = sum(phase.steps for phase in config.schedule_of_phases)

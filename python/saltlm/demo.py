@@ -171,13 +171,13 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
     import torch
     import transformers
 
-    from .architecture import quiet_transformers
     from .evaluate import evaluate
     from .generate import continuations
+    from .model.architecture import quiet_transformers
 
     with steps.step(f"loading: {start.name}"), quiet_transformers():
         if start.options is None:
-            from .checkpoint import load_source
+            from .model.checkpoint import load_source
 
             model = load_source(pair.source, gguf_file=pair.gguf_file).folder
         lm = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()

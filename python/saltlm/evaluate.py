@@ -16,7 +16,7 @@ from .heldout_record import read_heldout
 from .texts import read_documents
 
 if TYPE_CHECKING:
-    from .causal_lm import CausalLM
+    from .model.causal_lm import CausalLM
 
 # Documents given to the tokenizer at once: enough to keep its threads busy.
 TOKENIZER_BATCH = 1000
@@ -164,7 +164,7 @@ def evaluate(
     each token once, with everything before it or at least ``max_length - stride`` tokens of context.
 
     Args:
-        model: a folder or hub name; or a pair ``(model, tokenizer)`` or a :class:`~saltlm.causal_lm.CausalLM` that is
+        model: a folder or hub name; or a pair ``(model, tokenizer)`` or a :class:`~saltlm.model.causal_lm.CausalLM` that is
             loaded, which stays where and as it is.
         texts: UTF-8 text files; the blocks between blank lines are the documents, the blank lines themselves do not count.
         documents: the documents as strings, in place of files; taken as they are.
@@ -206,7 +206,7 @@ def evaluate(
     _check_numbers(max_length, stride, batch_tokens)
     given = read_documents(texts) if documents is None else _strings(documents)
     sizes = _byte_sizes(given)
-    from .causal_lm import CausalLM, load_causal_lm, same_mode
+    from .model.causal_lm import CausalLM, load_causal_lm, same_mode
 
     heldout = read_heldout(model.name if isinstance(model, CausalLM) else model)
     from .score import score_tokens

@@ -99,8 +99,8 @@ def finnish_problem(pair: Pair) -> Problem:
     from .align import align
     from .assemble import Assembly
     from .auxiliary import load_auxiliary
-    from .checkpoint import load_donor, load_source
     from .methods import anchors_of
+    from .model.checkpoint import load_donor, load_source
     from .new_tokenizer import causal_tokenizer
 
     source = load_source(pair.source, gguf_file=pair.gguf_file)

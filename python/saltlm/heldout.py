@@ -14,8 +14,8 @@ import torch
 from . import _rust
 from .assemble import moments
 from .heldout_figures import Spread, compared, grouped, score
+from .model.stored_rows import blocks_of, gather
 from .scripts import bands, script_of
-from .stored_rows import blocks_of, gather
 from .tokens import HOLE, SPECIAL
 
 if TYPE_CHECKING:

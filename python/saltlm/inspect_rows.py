@@ -202,7 +202,7 @@ def read_rows(folder: str | Path) -> Rows:
     Raises:
         InputError: it is no such folder, a file is missing or broken, or they do not fit together.
     """
-    from .checkpoint import load_source
+    from .model.checkpoint import load_source
 
     folder = Path(folder)
     for name in FILES:

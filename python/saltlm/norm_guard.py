@@ -9,7 +9,7 @@ import torch
 
 from .assemble import COMPOSED, DRAWN, SOLVED, Assembly
 from .methods import Method
-from .stored_rows import lengths_of
+from .model.stored_rows import lengths_of
 
 # A built row is far out beyond TIMES the QUANTILE of the source rows' norms. A quantile rather than the largest: one broken
 # row of the source must not excuse a thousand broken ones. Real sources have their largest row at 1.2 to 1.6 times it.

@@ -12,7 +12,7 @@ import numpy as np
 
 from ._rust import Vocabulary
 from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
-from .stored_rows import lengths_of
+from .model.stored_rows import lengths_of
 
 FORMAT = 1
 

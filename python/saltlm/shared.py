@@ -12,8 +12,8 @@ from typing import Any
 
 from .align import Alignment, Tokens, align, load_tokens
 from .auxiliary import Auxiliary, auxiliary_files, load_auxiliary
-from .checkpoint import TOKENIZER_FILES, Donor, Source, load_donor, load_source
 from .config import TransferConfig
+from .model.checkpoint import TOKENIZER_FILES, Donor, Source, load_donor, load_source
 from .new_tokenizer import causal_tokenizer
 
 TOKENIZER_BYTES = (
@@ -84,7 +84,7 @@ class Shared:
         self.make_room(0)
 
     def source(self, name: str | Path, config: TransferConfig) -> Source:
-        """:func:`~saltlm.checkpoint.load_source`."""
+        """:func:`~saltlm.model.checkpoint.load_source`."""
         options = {
             "gguf_file": config.gguf_file, "revision": config.source_revision,
             "trust_remote_code": config.trust_remote_code,
@@ -93,7 +93,7 @@ class Shared:
         return self.get(key, lambda: load_source(name, **options), _model_bytes)
 
     def donor(self, name: str | Path, config: TransferConfig) -> Donor:
-        """:func:`~saltlm.checkpoint.load_donor`."""
+        """:func:`~saltlm.model.checkpoint.load_donor`."""
         options = {"revision": config.target_revision, "trust_remote_code": config.trust_remote_code}
         key = ("donor", str(name), *options.values(), stamp(name))
         return self.get(key, lambda: load_donor(name, **options), _model_bytes)

@@ -178,7 +178,7 @@ def side_by_side(
             report("tasks", 0, 0)
             ready = stack.enter_context(load_tasks(tasks))
         for name in names:
-            from .causal_lm import load_causal_lm
+            from .model.causal_lm import load_causal_lm
 
             report(name, 0, 0)
             lm = load_causal_lm(

@@ -11,11 +11,11 @@ import torch
 
 from .assemble import ORIGINS, Assembly
 from .build_rows import Built
-from .checkpoint import Donor, Source
 from .config import TransferConfig
 from .expand import Expansion
 from .methods import method_of
 from .methods.blend import BESIDE, UNSET, as_blend
+from .model.checkpoint import Donor, Source
 from .norm_guard import norm_warnings, support_warnings
 from .provenance import FORMAT, counts, licence_of, norms, statuses, support_summary
 from .recipe import RULES

@@ -19,7 +19,7 @@ from .task_files import localize
 from .task_presets import FOLDERS, paper_tasks
 
 if TYPE_CHECKING:
-    from .causal_lm import CausalLM
+    from .model.causal_lm import CausalLM
 
 PAPER = "paper"
 

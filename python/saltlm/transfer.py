@@ -15,14 +15,15 @@ from .align import HOLE, Alignment
 from .assemble import Assembly
 from .auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 from .build_rows import Clock, Progress, build_rows
-from .causal_lm import resolve_device
-from .checkpoint import Donor, Source
 from .config import TransferConfig
 from .errors import input_error
 from .expand import expand
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
 from .methods import Job, anchors_of, method_of
+from .model.causal_lm import resolve_device
+from .model.checkpoint import Donor, Source
+from .model.weights import release_pages
 from .new_tokenizer import IdChanges, id_changes
 from .provenance import model_card, provenance_bytes, summary_bytes
 from .rules import check_method
@@ -30,7 +31,6 @@ from .segmented_vectors import segmented_vectors
 from .shared import Shared, basis_of
 from .source_vectors import load_source_vectors
 from .summary import summary_of
-from .weights import release_pages
 from .write_folder import check_link, write_folder
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from .assemble import Assembly
-from .causal_lm import load_causal_lm
 from .errors import InputError, input_error
 from .evaluate import evaluate
 from .methods import Job
+from .model.causal_lm import load_causal_lm
 from .texts import read_documents
 from .tune import Tuning, free_options, meant, search
 from .write_folder import NewMatrices

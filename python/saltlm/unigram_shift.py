@@ -11,7 +11,7 @@ import torch
 from .align import HOLE, SPECIAL, Alignment
 from .assemble import COMPOSED, DRAWN, ROLE, SOLVED, Assembly
 from .errors import input_error
-from .stored_rows import block_rows
+from .model.stored_rows import block_rows
 from .texts import read_documents
 
 FEWEST = 8  # shared tokens of known frequency to learn from

@@ -10,8 +10,8 @@ import torch
 
 from ..assemble import COMPOSED, SOLVED, Block
 from ..config import TransferConfig
+from ..model.stored_rows import gather
 from ..operators.finite import finite_rows
-from ..stored_rows import gather
 from . import local, local_map, whole
 from .blend_weight import weigher
 from .job import Job, row_blocks

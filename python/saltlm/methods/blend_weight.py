@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..assemble import Block
-from ..stored_rows import gather
+from ..model.stored_rows import gather
 from .job import Job
 from .pieces import Pieces
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..assemble import COMPOSED, DRAWN, Block, moments
-from ..stored_rows import blocks_of
+from ..model.stored_rows import blocks_of
 from .job import Job, row_blocks
 
 

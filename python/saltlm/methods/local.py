@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 
 from ..assemble import COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block
+from ..model.stored_rows import block_rows, gather
 from ..operators.finite import finite_rows
 from ..operators.ops import combine, salt_coefficients, support_chunks, support_lstsq
-from ..stored_rows import block_rows, gather
 from .coefficients import Part, parts
 from .job import (
     NO_SUPPORT,

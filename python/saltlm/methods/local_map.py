@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from ..assemble import SOLVED, Block
+from ..model.stored_rows import block_rows
 from ..operators.ops import Support, combine, sparsemax_support, support_lstsq
-from ..stored_rows import block_rows
 from .job import Job, recipe_of, rows_at, side_blocks, split_by_plm_row, support_blocks
 from .whole import RIDGE, AffineMap, block_of
 

@@ -9,8 +9,8 @@ import torch
 
 from ..align import Alignment
 from ..assemble import COMPOSED, Block
+from ..model.stored_rows import block_rows, gather, lengths_of
 from ..recipe import Recipe
-from ..stored_rows import block_rows, gather, lengths_of
 from .job import Job
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..assemble import COMPOSED, NO_VECTOR, Block
+from ..model.stored_rows import gather
 from ..recipe import Recipe
-from ..stored_rows import gather
 from .job import Job, left, rows_at, split_by_vector
 
 NEIGHBOURS, TEMPERATURE = 10, 0.1

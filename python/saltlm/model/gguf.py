@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from ..errors import input_error
+from ..files.output_folder import cached_folder
+from ..train_vectors import cache_folder, sha256_of
 from .architecture import quiet_transformers
-from .errors import input_error
-from .files.output_folder import cached_folder
-from .train_vectors import cache_folder, sha256_of
 
 
 def converted(file: Path) -> Path | None:

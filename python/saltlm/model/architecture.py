@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .errors import InputError, input_error
+from ..errors import InputError, input_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import input_error
-from .files.copy import BLOCK
-from .operators.finite import finite_rows
+from ..errors import input_error
+from ..files.copy import BLOCK
+from ..operators.finite import finite_rows
 from .safetensors_header import DTYPES, Entry, Header, read_header, refuse_lfs_pointer
 
 SINGLE = "model.safetensors"

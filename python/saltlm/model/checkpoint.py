@@ -12,11 +12,20 @@ from typing import Any
 
 import torch
 
+from ..errors import input_error
 from .architecture import Architecture, find_architecture, quiet_transformers
-from .errors import input_error
 from .safetensors_header import refuse_lfs_pointer
 from .safetensors_stream import byte_blocks
-from .weights import INDEX, Weights, check_rows, check_shape, find_weights, match_names, read_json, release_pages
+from .weights import (
+    INDEX,
+    Weights,
+    check_rows,
+    check_shape,
+    find_weights,
+    match_names,
+    read_json,
+    release_pages,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .files.copy import BLOCK, PAGE, Progress, begin_flush, changed, copy_range, data_bytes, write_at
+from ..files.copy import BLOCK, PAGE, Progress, begin_flush, changed, copy_range, data_bytes, write_at
 from .safetensors_header import NAMES, Entry, Header
 
 # Kept bytes worth a few more spaces in the header, so that file systems can share their blocks.

@@ -1,0 +1,1 @@
+"""Model folders: what is read of them, how their weights are stored and how a causal LM is loaded."""
