@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from saltlm import AdaptConfig, adapt
-from saltlm.align import SPECIAL, WORD_START, Tokens, load_tokens
+from saltlm.alignment.align import SPECIAL, WORD_START, Tokens, load_tokens
 from saltlm.e5 import SPACE, Container, build_tokenizer, language_words, read_container, write_bert
 from saltlm.files.output_folder import cached_folder
 from saltlm.input_text import MORE, dialogue_pairs, join_documents

@@ -16,7 +16,7 @@ from harness import fetching
 from pair_models import KINDS, untied_source, variant_donor
 from pair_text import apart, arabic, arabic_labels, dialogue, help_text, text_file
 from saltlm import TransferConfig, transfer
-from saltlm.align import load_tokens
+from saltlm.alignment.align import load_tokens
 from saltlm.e5 import language_donor
 from saltlm.input_text import Text
 from saltlm.inputs import finnish_vectors, french_vectors, source_lm

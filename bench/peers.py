@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from harness import Timing, fetching, figure, forget_peak, peak_megabytes, record, timed
 from saltlm import align
+from saltlm.alignment.causal_tokenizer import causal_tokenizer
 from saltlm.assemble import Assembly
 from saltlm.auxiliary import load_auxiliary
 from saltlm.finnish import finnish_pair
 from saltlm.methods import anchors_of
 from saltlm.methods.pursuit import pursue
 from saltlm.model.checkpoint import load_donor, load_source
-from saltlm.new_tokenizer import causal_tokenizer
 from saltlm.operators.ops import combine, sparsemax_support, support_lstsq
 
 PICKS, BATCH = 64, 512

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models_tiny import save_bert, save_llama
-from saltlm.align import load_tokens
+from saltlm.alignment.align import load_tokens
 from tokenizers_tiny import tiny
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from saltlm.align import Alignment, MatchKind
+from saltlm.alignment.align import Alignment, MatchKind
 from saltlm.assemble import Head
 from saltlm.auxiliary import Auxiliary, load_auxiliary
 from saltlm.config import TransferConfig

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from saltlm import _rust
-from saltlm.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, align, load_tokens
+from saltlm.alignment.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, align, load_tokens
 from saltlm.errors import InputError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers_tiny import KINDS, byte_level_bpe, tiny
@@ -539,7 +539,8 @@ def test_names_with_dots_are_names_on_a_hub(monkeypatch) -> None:
     for name in ("Qwen/Qwen2.5-0.5B", "gpt2"):
         asked = []
         monkeypatch.setattr(
-            "saltlm.tokens._through_transformers", lambda n, _, asked=asked: asked.append(str(n)) or tiny("wordpiece")
+            "saltlm.alignment.tokens._through_transformers",
+            lambda n, _, asked=asked: asked.append(str(n)) or tiny("wordpiece"),
         )
         load_tokens(name)
         assert asked == [name]

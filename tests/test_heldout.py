@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from saltlm import _rust
-from saltlm.align import SPECIAL, Alignment, align
+from saltlm.alignment.align import SPECIAL, Alignment, align
 from saltlm.assemble import Head
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError

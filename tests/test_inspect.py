@@ -206,7 +206,7 @@ def test_the_command_shows_rows_and_all(folders, capsys) -> None:
 
 def test_source_tokens_have_their_names(folders, untied) -> None:
     rows = folders("salt")
-    from saltlm.tokens import load_tokens
+    from saltlm.alignment.tokens import load_tokens
 
     data, offsets = load_tokens(untied.source).vocabulary.token_bytes()
     for source in range(len(offsets) - 1):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from planted import draw, planted
-from saltlm.align import MatchKind
+from saltlm.alignment.align import MatchKind
 from saltlm.assemble import COMPOSED, SOLVED
 from saltlm.auxiliary import load_auxiliary
 from saltlm.config import TransferConfig

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from saltlm.alignment.causal_tokenizer import causal_tokenizer, id_changes
 from saltlm.errors import InputError
-from saltlm.new_tokenizer import causal_tokenizer, id_changes
 from tokenizers import processors
 from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, sentencepiece_unigram, tiny, wordpiece
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from saltlm import e5, finnish, input_text, inputs
-from saltlm.align import load_tokens
+from saltlm.alignment.align import load_tokens
 
 pytestmark = pytest.mark.real
 LANGUAGES = ("fi", "de", "fr", "pt", "ar", "vi")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from saltlm import finnish
-from saltlm.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, load_tokens
+from saltlm.alignment.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, load_tokens
 from saltlm.assemble import COMPOSED
 from saltlm.auxiliary import load_auxiliary
 from saltlm.config import TransferConfig

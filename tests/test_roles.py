@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from saltlm.align import align, load_tokens
+from saltlm.alignment.align import align, load_tokens
+from saltlm.alignment.roles import match_roles, roles_of
 from saltlm.errors import InputError
-from saltlm.roles import match_roles, roles_of
 from tokenizers_tiny import KINDS, SPECIALS, byte_level_bpe, tiny
 
 

@@ -250,7 +250,7 @@ def test_the_shift_adds_what_the_row_does_not_say(untied, tmp_path) -> None:
         for i in done.tokenizer(line, add_special_tokens=False)["input_ids"]
     ]
     flags = alignment.target.flags()
-    from saltlm.align import HOLE, SPECIAL
+    from saltlm.alignment.align import HOLE, SPECIAL
 
     ordinary = flags & (HOLE | SPECIAL) == 0
     counts = np.bincount(ids, minlength=size)

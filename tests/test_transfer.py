@@ -16,7 +16,7 @@ from models_tiny import save_bert, save_gpt2, save_llama, save_phi, save_t5
 from pairs import make_pair, write_vectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from saltlm.align import MatchKind
+from saltlm.alignment.align import MatchKind
 from saltlm.assemble import COMPOSED, COPIED, DRAWN, PADDING, ROLE, SOLVED
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError

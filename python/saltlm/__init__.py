@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapt import adapt as adapt
     from .adapt_config import AdaptConfig as AdaptConfig
-    from .align import Alignment as Alignment
-    from .align import align as align
+    from .alignment.align import Alignment as Alignment
+    from .alignment.align import align as align
     from .auxiliary import load_auxiliary as load_auxiliary
     from .compare import compare as compare
     from .compare_config import CompareConfig as CompareConfig
@@ -27,13 +27,13 @@ __version__ = "0.1.0"
 # Public name -> the module it lives in, imported when the name is first used: the command line answers --help without torch.
 _HOMES = {
     "AdaptConfig": "adapt_config",
-    "Alignment": "align",
+    "Alignment": "alignment.align",
     "CompareConfig": "compare_config",
     "SaltlmError": "errors",
     "Transfer": "transfer",
     "TransferConfig": "config",
     "adapt": "adapt",
-    "align": "align",
+    "align": "alignment.align",
     "compare": "compare",
     "evaluate": "evaluate",
     "load_auxiliary": "auxiliary",

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from .align import HOLE, Alignment, MatchKind
+from .alignment.align import HOLE, Alignment, MatchKind
+from .alignment.expand import Expansion
 from .errors import input_error
-from .expand import Expansion
 from .model.checkpoint import Source
 from .model.stored_rows import block_rows, blocks_of, gather
 from .operators.finite import all_finite, finite_rows

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .align import Alignment
+from .alignment.align import Alignment
 from .assemble import Assembly
 from .heldout import check, hide_in
 from .methods import Job, build

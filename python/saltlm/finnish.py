@@ -96,12 +96,12 @@ class Problem:
 
 def finnish_problem(pair: Pair) -> Problem:
     """The operators' inputs as :func:`saltlm.transfer` gives them for the pair: every token that SALT can solve."""
-    from .align import align
+    from .alignment.align import align
+    from .alignment.causal_tokenizer import causal_tokenizer
     from .assemble import Assembly
     from .auxiliary import load_auxiliary
     from .methods import anchors_of
     from .model.checkpoint import load_donor, load_source
-    from .new_tokenizer import causal_tokenizer
 
     source = load_source(pair.source, gguf_file=pair.gguf_file)
     donor = load_donor(pair.donor)

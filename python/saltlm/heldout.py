@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from . import _rust
+from .alignment.tokens import HOLE, SPECIAL
 from .assemble import moments
 from .heldout_figures import Spread, compared, grouped, score
 from .model.stored_rows import blocks_of, gather
 from .scripts import bands, script_of
-from .tokens import HOLE, SPECIAL
 
 if TYPE_CHECKING:
     from .methods import Job

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .alignment.tokens import load_tokens
 from .errors import InputError, input_error
-from .tokens import load_tokens
 
 FILES = ("saltlm.json", "provenance.safetensors")
 EXPECTED = "a folder written by saltlm transfer (or adapt), with " + " and ".join(FILES)

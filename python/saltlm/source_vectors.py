@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .align import Alignment
+from .alignment.align import Alignment
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 from .errors import input_error
 from .texts import read_text

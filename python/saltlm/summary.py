@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .alignment.expand import Expansion
 from .assemble import ORIGINS, Assembly
 from .build_rows import Built
 from .config import TransferConfig
-from .expand import Expansion
 from .methods import method_of
 from .methods.blend import BESIDE, UNSET, as_blend
 from .model.checkpoint import Donor, Source

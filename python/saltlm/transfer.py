@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from .align import HOLE, Alignment
+from .alignment.align import HOLE, Alignment
+from .alignment.causal_tokenizer import IdChanges, id_changes
+from .alignment.expand import expand
 from .assemble import Assembly
 from .auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 from .build_rows import Clock, Progress, build_rows
 from .config import TransferConfig
 from .errors import input_error
-from .expand import expand
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
 from .methods import Job, anchors_of, method_of
 from .model.causal_lm import resolve_device
 from .model.checkpoint import Donor, Source
 from .model.weights import release_pages
-from .new_tokenizer import IdChanges, id_changes
 from .provenance import model_card, provenance_bytes, summary_bytes
 from .rules import check_method
 from .segmented_vectors import segmented_vectors

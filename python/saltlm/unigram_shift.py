@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .align import HOLE, SPECIAL, Alignment
+from .alignment.align import HOLE, SPECIAL, Alignment
 from .assemble import COMPOSED, DRAWN, ROLE, SOLVED, Assembly
 from .errors import input_error
 from .model.stored_rows import block_rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..align import Alignment, MatchKind
+from ..alignment.align import Alignment, MatchKind
 from ..assemble import NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head
 from ..auxiliary import Auxiliary
 from ..config import TransferConfig

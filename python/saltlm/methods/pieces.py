@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..align import Alignment
+from ..alignment.align import Alignment
 from ..assemble import COMPOSED, Block
 from ..model.stored_rows import block_rows, gather, lengths_of
 from ..recipe import Recipe

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from . import _rust
-from .config import OVERLAPS
-from .errors import input_error
+from .. import _rust
+from ..config import OVERLAPS
+from ..errors import input_error
 from .roles import match_roles
 from .tokens import ADDED, BYTE_PIECE, HOLE, SPECIAL, WORD_START, Tokens, load_tokens
 

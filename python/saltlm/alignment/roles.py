@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import input_error
+from ..errors import input_error
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 

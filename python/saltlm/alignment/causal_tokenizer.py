@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import input_error
+from ..errors import input_error
 from .roles import roles_of
 
 # An encoder begins with cls and ends with sep where a causal model has bos and eos.

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import input_error
 from .align import ADDED, BYTE_PIECE, HOLE, SPECIAL, Alignment
-from .errors import input_error
 
 BYTE_LEVEL, UNIGRAM = "byte_level_bpe", "sentencepiece_unigram"
 KINDS = (BYTE_LEVEL, "sentencepiece_bpe", UNIGRAM)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _rust
-from .errors import InputError, input_error
+from .. import _rust
+from ..errors import InputError, input_error
 from .roles import roles_by_spelling, roles_in, roles_of
 
 # A token's flags, as the native vocabulary reports them.
@@ -49,7 +49,7 @@ def load_tokens(tokenizer: Any, side: str = "tokenizer") -> Tokens:
     """Make a tokenizer ready for alignment.
 
     Roles come from the object or from the files beside ``tokenizer.json``; where nothing names any, from the usual
-    spellings of its special tokens (:data:`saltlm.roles.SPELLINGS`).
+    spellings of its special tokens (:data:`saltlm.alignment.roles.SPELLINGS`).
 
     Args:
         tokenizer: a folder, a hub name, a ``tokenizer.json``, tiktoken ranks or ``tekken.json`` file, or a tokenizer object

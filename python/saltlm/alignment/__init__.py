@@ -1,0 +1,1 @@
+"""Tokens of two tokenizers compared as bytes, and the tokenizer of the result."""
