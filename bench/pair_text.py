@@ -26,7 +26,7 @@ from saltlm.input_text import (
     split_off,
 )
 from saltlm.inputs import sha256_of
-from saltlm.train_vectors import cache_folder
+from saltlm.vectors.train import cache_folder
 
 HANDBOOK = "debian-handbook"
 HEADS = re.compile(r"(?s)<(script|style|head|header|nav|aside|pre)\b.*?</\1\s*>")

@@ -14,7 +14,7 @@ from saltlm.errors import input_error
 from saltlm.files.output_folder import cached_folder
 from saltlm.input_text import MORE, dialogue_pairs, join_documents
 from saltlm.inputs import Package, fetch
-from saltlm.train_vectors import cache_folder
+from saltlm.vectors.train import cache_folder
 
 # FreeDict's name of each language; it has no English-Vietnamese dictionary.
 DICTIONARIES = {"fi": "fin", "de": "deu", "fr": "fra", "ar": "ara", "pt": "por"}

@@ -28,12 +28,12 @@ from harness import Timing, fetching, figure, forget_peak, peak_megabytes, recor
 from saltlm import align
 from saltlm.alignment.causal_tokenizer import causal_tokenizer
 from saltlm.assemble import Assembly
-from saltlm.auxiliary import load_auxiliary
 from saltlm.finnish import finnish_pair
 from saltlm.methods import anchors_of
 from saltlm.methods.pursuit import pursue
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.operators.ops import combine, sparsemax_support, support_lstsq
+from saltlm.vectors.auxiliary import load_auxiliary
 
 PICKS, BATCH = 64, 512
 TOLERANCE = 1e-4

@@ -23,7 +23,7 @@ from pair_words import ofa_options, wechsel_options
 from pairs import NAMES, research_pair
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, compare
 from saltlm.compare_show import chosen, in_order
-from saltlm.train_vectors import cache_folder
+from saltlm.vectors.train import cache_folder
 
 
 def code() -> str:

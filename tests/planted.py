@@ -9,11 +9,11 @@ import pytest
 import torch
 from saltlm.alignment.align import Alignment, MatchKind
 from saltlm.assemble import Head
-from saltlm.auxiliary import Auxiliary, load_auxiliary
 from saltlm.config import TransferConfig
 from saltlm.methods import METHODS, Job
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.transfer import transfer
+from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from saltlm.auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 from saltlm.errors import InputError
+from saltlm.vectors.auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 from test_fasttext import write as write_fasttext
 
 WORDS = ["talo", None, "kissa", "talo", "zzz", "a b"]
@@ -161,7 +161,7 @@ def test_a_pickled_table_is_refused(tmp_path) -> None:
 def test_a_huge_file_has_no_digest_of_all_of_it(tmp_path, monkeypatch) -> None:
     write_fasttext(tmp_path / "m.bin")
     whole = load_auxiliary(tmp_path / "m.bin", WORDS).description
-    monkeypatch.setattr("saltlm.auxiliary._LARGEST_DIGEST", 100)
+    monkeypatch.setattr("saltlm.vectors.auxiliary._LARGEST_DIGEST", 100)
     huge = load_auxiliary(tmp_path / "m.bin", WORDS).description
     assert len(whole["sha256"]) == 64 and huge["sha256"] is None
     assert huge["vectors_sha256"] == whole["vectors_sha256"] and huge["bytes"] == whole["bytes"] > 100
@@ -186,7 +186,7 @@ def test_a_cache_that_cannot_be_written_is_named_before_the_training(tmp_path, m
 def test_training_on_text_is_deterministic_and_kept(tmp_path, monkeypatch) -> None:
     pytest.importorskip("gensim")
     monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("saltlm.train_vectors.SETTINGS", {**train_settings(), "bucket": 100, "vector_size": 8})
+    monkeypatch.setattr("saltlm.vectors.train.SETTINGS", {**train_settings(), "bucket": 100, "vector_size": 8})
     (tmp_path / "a.txt").write_text("talo ja kissa istuu talo\n" * 30, encoding="utf-8")
     spec = f"train:{tmp_path / 'a.txt'}"
     first = load_auxiliary(spec, WORDS)
@@ -205,7 +205,7 @@ def test_training_on_text_is_deterministic_and_kept(tmp_path, monkeypatch) -> No
 
 
 def train_settings() -> dict:
-    from saltlm.train_vectors import SETTINGS
+    from saltlm.vectors.train import SETTINGS
 
     return SETTINGS
 

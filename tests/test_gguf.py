@@ -15,7 +15,7 @@ from saltlm.errors import InputError
 from saltlm.model import gguf
 from saltlm.model.causal_lm import load_causal_lm
 from saltlm.model.checkpoint import load_source
-from saltlm.train_vectors import sha256_of
+from saltlm.vectors.train import sha256_of
 from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import TEXT, tiny
 from tqdm.auto import tqdm

@@ -11,12 +11,12 @@ import torch
 from planted import draw, planted
 from saltlm.alignment.align import MatchKind
 from saltlm.assemble import COMPOSED, SOLVED
-from saltlm.auxiliary import load_auxiliary
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.methods import METHODS, anchors_of
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.transfer import transfer
+from saltlm.vectors.auxiliary import load_auxiliary
 
 
 def test_the_default_is_a_longer_blend_and_pieces_alone_where_anchors_are_few(untied, monkeypatch) -> None:

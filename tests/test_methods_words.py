@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted import draw, orthogonal, planted
 from saltlm.assemble import COMPOSED
-from saltlm.auxiliary import Auxiliary, load_auxiliary
 from saltlm.batch_done import _vectors
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.methods import METHODS
-from saltlm.source_vectors import procrustes, read_dictionary
 from saltlm.transfer import transfer
+from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
+from saltlm.vectors.bilingual import procrustes, read_dictionary
 
 
 def test_wechsel_follows_the_formula(untied, untied_parts, bilingual) -> None:
@@ -49,7 +49,7 @@ def test_wechsel_follows_the_formula(untied, untied_parts, bilingual) -> None:
 
 def test_source_vectors_trained_on_text_have_the_targets_width(untied, bilingual, tmp_path, monkeypatch) -> None:
     pytest.importorskip("gensim")
-    from saltlm import train_vectors
+    from saltlm.vectors import train as train_vectors
 
     monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(train_vectors, "SETTINGS", {**train_vectors.SETTINGS, "bucket": 100, "vector_size": 7})

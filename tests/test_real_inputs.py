@@ -87,7 +87,7 @@ def test_the_finnish_tokenizer_gives_back_the_heldout_text(pair, text):
 
 
 def test_floret_vectors_know_finnish(pair):
-    from saltlm.auxiliary import load_auxiliary
+    from saltlm.vectors.auxiliary import load_auxiliary
 
     words = ["kissa", "koira", "kuningas", "kuningatar", "asdfqwerty", None]
     found = load_auxiliary(pair.vectors, words)

@@ -19,11 +19,11 @@ import torch
 from saltlm import finnish
 from saltlm.alignment.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, load_tokens
 from saltlm.assemble import COMPOSED
-from saltlm.auxiliary import load_auxiliary
 from saltlm.config import TransferConfig
 from saltlm.inputs import Package, fetch
 from saltlm.model.checkpoint import load_source
 from saltlm.transfer import transfer
+from saltlm.vectors.auxiliary import load_auxiliary
 from test_real_methods import ENTMAX
 
 pytestmark = pytest.mark.real

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import built, draw, planted
 from saltlm.assemble import COMPOSED, SOLVED
-from saltlm.auxiliary import Auxiliary, load_auxiliary
 from saltlm.cli import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
@@ -24,6 +23,7 @@ from saltlm.methods.whole import ridge_map
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.operators import reference
 from saltlm.transfer import transfer
+from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 
 # local-map
 

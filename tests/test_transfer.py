@@ -73,7 +73,7 @@ def test_shared_rows_are_bit_identical(name: str, request, tmp_path) -> None:
 
 
 def test_solved_rows_follow_the_papers_formula(untied) -> None:
-    from saltlm.auxiliary import load_auxiliary
+    from saltlm.vectors.auxiliary import load_auxiliary
 
     done = transfer(untied.source, untied.target, untied.vectors, config=SALT)
     before, donor = weights(untied.source), weights(untied.target)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .adapt_config import AdaptConfig as AdaptConfig
     from .alignment.align import Alignment as Alignment
     from .alignment.align import align as align
-    from .auxiliary import load_auxiliary as load_auxiliary
     from .compare import compare as compare
     from .compare_config import CompareConfig as CompareConfig
     from .config import TransferConfig as TransferConfig
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from .status import status as status
     from .transfer import Transfer as Transfer
     from .transfer import transfer as transfer
+    from .vectors.auxiliary import load_auxiliary as load_auxiliary
 
 __version__ = "0.1.0"
 # Public name -> the module it lives in, imported when the name is first used: the command line answers --help without torch.
@@ -36,7 +36,7 @@ _HOMES = {
     "align": "alignment.align",
     "compare": "compare",
     "evaluate": "evaluate",
-    "load_auxiliary": "auxiliary",
+    "load_auxiliary": "vectors.auxiliary",
     "salt_rows": "operators.ops",
     "status": "status",
     "transfer": "transfer",

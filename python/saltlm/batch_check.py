@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .auxiliary import auxiliary_files
 from .batch_done import difference
 from .batch_file import BatchJob, Draft, Faults, build
 from .batch_memory import with_memory
@@ -16,6 +15,7 @@ from .files.output_folder import check_output
 from .files.output_lock import refuse_written
 from .model.checkpoint import VOCABULARIES, local_folder
 from .model.weights import find_weights, read_json
+from .vectors.auxiliary import auxiliary_files
 
 
 @dataclasses.dataclass(frozen=True)

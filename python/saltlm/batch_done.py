@@ -15,7 +15,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from .auxiliary import auxiliary_files, file_digest
 from .batch_file import BatchJob
 from .errors import InputError
 from .methods import method_of
@@ -24,9 +23,10 @@ from .model.weights import find_weights
 from .provenance import FORMAT
 from .shared import stamp
 from .status import versions
-from .train_vectors import sha256_of, trained_file
 from .tune import free_options
 from .tune_text import digest_of
+from .vectors.auxiliary import auxiliary_files, file_digest
+from .vectors.train import sha256_of, trained_file
 
 WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", "tokenizer_config.json")
 

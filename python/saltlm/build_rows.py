@@ -14,10 +14,10 @@ from .assemble import Assembly
 from .heldout import check, hide_in
 from .methods import Job, build
 from .norm_guard import guard_norms
-from .train_vectors import sha256_of
 from .tune import Tuning, tune
 from .tune_text import tune_by_text
 from .unigram_shift import check_unigram, log_unigram, shift_unigram
+from .vectors.train import sha256_of
 
 Progress = Callable[[str, int, int], None]
 

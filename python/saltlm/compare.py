@@ -9,13 +9,13 @@ from typing import Any
 
 from .adapt import Sources, _need_accelerate, _read_text, _Text, model_identity
 from .adapt_config import AdaptConfig
-from .auxiliary import auxiliary_files
 from .compare_config import ORIGINAL, OWN_ADAPT, Cell, CompareConfig, check_base, parse_cells, plain_transfer
 from .compare_folder import CHART, RESULT, CompareFolder
 from .config import TransferConfig
 from .corpus import hash_path
 from .errors import InputError, input_error
 from .resume import config_identity, write_whole
+from .vectors.auxiliary import auxiliary_files
 
 Report = Callable[[str, int, int], None]
 

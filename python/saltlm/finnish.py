@@ -99,9 +99,9 @@ def finnish_problem(pair: Pair) -> Problem:
     from .alignment.align import align
     from .alignment.causal_tokenizer import causal_tokenizer
     from .assemble import Assembly
-    from .auxiliary import load_auxiliary
     from .methods import anchors_of
     from .model.checkpoint import load_donor, load_source
+    from .vectors.auxiliary import load_auxiliary
 
     source = load_source(pair.source, gguf_file=pair.gguf_file)
     donor = load_donor(pair.donor)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .errors import input_error
 from .files.output_folder import cached_folder
-from .train_vectors import cache_folder, sha256_of
+from .vectors.train import cache_folder, sha256_of
 
 # ``progress(done, total)``, in bytes.
 Progress = Callable[[int, int], None]

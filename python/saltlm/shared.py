@@ -12,9 +12,9 @@ from typing import Any
 
 from .alignment.align import Alignment, Tokens, align, load_tokens
 from .alignment.causal_tokenizer import causal_tokenizer
-from .auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 from .config import TransferConfig
 from .model.checkpoint import TOKENIZER_FILES, Donor, Source, load_donor, load_source
+from .vectors.auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 
 TOKENIZER_BYTES = (
     500  # of memory for a token: vocabulary in Python and in Rust, measured on vocabularies of 20 to 250 thousand

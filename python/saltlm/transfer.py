@@ -15,7 +15,6 @@ from .alignment.align import HOLE, Alignment
 from .alignment.causal_tokenizer import IdChanges, id_changes
 from .alignment.expand import expand
 from .assemble import Assembly
-from .auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 from .build_rows import Clock, Progress, build_rows
 from .config import TransferConfig
 from .errors import input_error
@@ -27,10 +26,11 @@ from .model.checkpoint import Donor, Source
 from .model.weights import release_pages
 from .provenance import model_card, provenance_bytes, summary_bytes
 from .rules import check_method
-from .segmented_vectors import segmented_vectors
 from .shared import Shared, basis_of
-from .source_vectors import load_source_vectors
 from .summary import summary_of
+from .vectors.auxiliary import Auxiliary, auxiliary_files, load_auxiliary
+from .vectors.bilingual import load_source_vectors
+from .vectors.segmented import segmented_vectors
 from .write_folder import check_link, write_folder
 
 

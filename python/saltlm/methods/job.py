@@ -11,11 +11,11 @@ import torch
 
 from ..alignment.align import Alignment, MatchKind
 from ..assemble import NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head
-from ..auxiliary import Auxiliary
 from ..config import TransferConfig
 from ..model.stored_rows import BLOCK, block_rows, gather
 from ..operators.ops import Support
 from ..recipe import Recipe
+from ..vectors.auxiliary import Auxiliary
 
 if TYPE_CHECKING:
     from ..shared import Shared

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import input_error
 from ..files.output_folder import cached_folder
-from ..train_vectors import cache_folder, sha256_of
+from ..vectors.train import cache_folder, sha256_of
 from .architecture import quiet_transformers
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _rust
-from .errors import InputError, input_error
+from .. import _rust
+from ..errors import InputError, input_error
 
 TAKEN = (
     "a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors folder, 'plm' or 'train:FILE[,FILE...]'"
@@ -85,7 +85,7 @@ def load_auxiliary(
     path = Path(str(spec))
     try:
         if kind == "train":
-            from .train_vectors import train
+            from .train import train
 
             path = train([Path(name) for name in auxiliary_files(spec)], width)
         values, known = _read(kind, path, unique)

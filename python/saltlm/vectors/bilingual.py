@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from .alignment.align import Alignment
+from ..alignment.align import Alignment
+from ..errors import input_error
+from ..texts import read_text
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
-from .errors import input_error
-from .texts import read_text
-from .train_vectors import sha256_of
+from .train import sha256_of
 
 
 def check_source_vectors(source_auxiliary: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _rust
+from .. import _rust
+from ..errors import InputError, input_error
 from .auxiliary import Auxiliary, check_auxiliary, file_digest
-from .errors import InputError, input_error
 
 _LANGUAGE = re.compile(r"[a-z]{3}:")
 BATCH = 20_000  # words segmented at once

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import input_error
-from .files.output_folder import CACHE_ADVICE, named_errors
+from ..errors import input_error
+from ..files.output_folder import CACHE_ADVICE, named_errors
 
 # One worker makes training deterministic. 200,000 n-gram buckets instead of fastText's two million keep the file near
 # 100 MB; FOCUS's other settings: CBOW, width 100, 3 epochs, 10 negatives, n-grams of 3 to 6 characters.

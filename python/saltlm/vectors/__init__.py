@@ -1,0 +1,1 @@
+"""Static vectors: fastText, word2vec and spaCy files, training, and bilingual spaces."""
