@@ -12,7 +12,7 @@ from pair_words import ofa_options, wechsel_options
 from pairs import research_pair
 from saltlm import TransferConfig, transfer
 from saltlm.finnish import finnish_pair
-from saltlm.methods import METHODS
+from saltlm.rows.methods import METHODS
 
 BAR = 10
 OFA = "fr"

@@ -27,12 +27,12 @@ import torch
 from harness import Timing, fetching, figure, forget_peak, peak_megabytes, record, timed
 from saltlm import align
 from saltlm.alignment.causal_tokenizer import causal_tokenizer
-from saltlm.assemble import Assembly
 from saltlm.finnish import finnish_pair
-from saltlm.methods import anchors_of
-from saltlm.methods.pursuit import pursue
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.operators.ops import combine, sparsemax_support, support_lstsq
+from saltlm.rows.assembly import Assembly
+from saltlm.rows.methods import anchors_of
+from saltlm.rows.methods.pursuit import pursue
 from saltlm.vectors.auxiliary import load_auxiliary
 
 PICKS, BATCH = 64, 512
@@ -157,7 +157,7 @@ def omp(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], 
 def subword(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], list[str]]:
     from mergekit.tokenizer.normalization import normalize_token
     from mergekit.tokensurgeon import subword_approximate
-    from saltlm.methods.pieces import Pieces
+    from saltlm.rows.methods.pieces import Pieces
 
     # Its command would take this tokenizer for a byte-level one and miss the word starts; here it is told the mark.
     vocabulary = {index: token for token, index in inputs.tokenizer.get_vocab().items()}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from saltlm.alignment.align import Alignment, MatchKind
-from saltlm.assemble import Head
 from saltlm.config import TransferConfig
-from saltlm.methods import METHODS, Job
 from saltlm.model.checkpoint import load_donor, load_source
+from saltlm.rows.assembly import Head
+from saltlm.rows.methods import METHODS, Job
 from saltlm.transfer import transfer
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 

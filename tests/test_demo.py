@@ -9,7 +9,7 @@ import time
 import pytest
 from saltlm import demo, demo_show
 from saltlm.config import TransferConfig
-from saltlm.rules import check_method
+from saltlm.rows.rules import check_method
 
 FIGURES = {
     "rows": [

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from models_tiny import save_bert, save_llama
 from saltlm.alignment.align import align
 from saltlm.alignment.expand import Expansion, expand
-from saltlm.assemble import COMPOSED, COPIED, PADDING
 from saltlm.cli import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.evaluate import evaluate
 from saltlm.inspect_rows import read_rows
 from saltlm.model.checkpoint import load_source
+from saltlm.rows.assembly import COMPOSED, COPIED, PADDING
 from saltlm.transfer import transfer
 from tokenizers import Tokenizer
 from tokenizers_tiny import TEXT, byte_level_bpe, sentencepiece_bpe, sentencepiece_unigram, tiny

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from saltlm import _rust
 from saltlm.alignment.align import SPECIAL, Alignment, align
-from saltlm.assemble import Head
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
-from saltlm.heldout import LONGEST, MOST, check, fault, hide, hide_in, predict, twin_keys
-from saltlm.heldout_figures import Spread, compared, grouped, score
-from saltlm.methods import METHODS, Job
-from saltlm.scripts import bands, script_of
+from saltlm.rows.assembly import Head
+from saltlm.rows.methods import METHODS, Job
+from saltlm.rows.scripts import bands, script_of
+from saltlm.rows.self_check import LONGEST, MOST, check, fault, hide, hide_in, predict, twin_keys
+from saltlm.rows.self_check_figures import Spread, compared, grouped, score
+from saltlm.rows.tune import GRID, free_options, tune
 from saltlm.transfer import transfer
-from saltlm.tune import GRID, free_options, tune
 from tokenizers_tiny import KINDS, tiny
 
 KEY = st.sampled_from(["talo", "kissa", "ä", "x1", "y", "strasse", "", "\udcff"])

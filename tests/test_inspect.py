@@ -19,7 +19,7 @@ from saltlm.errors import InputError
 from saltlm.inspect_rows import read_rows, spelled
 from saltlm.inspect_show import page, write_page
 from saltlm.model.checkpoint import load_donor, load_source
-from saltlm.recipe import MOST, Recipe
+from saltlm.rows.recipe import MOST, Recipe
 from saltlm.transfer import transfer
 from tokenizers_tiny import byte_level_bpe, tiny
 

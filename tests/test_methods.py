@@ -14,15 +14,15 @@ import torch
 from planted import Side, anchors_by_definition, built, cosines, draw, planted, sparsemax
 from safetensors.torch import load_file, save_file
 from saltlm.alignment.align import WORD_START
-from saltlm.assemble import COMPOSED, DRAWN, SOLVED, Head
 from saltlm.config import METHODS as NAMES
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
-from saltlm.heldout import heldout_check
-from saltlm.methods import METHODS, NEEDS_VECTORS, Job, Method
-from saltlm.methods.pieces import characters
-from saltlm.methods.pursuit import pursue
 from saltlm.model.checkpoint import load_source
+from saltlm.rows.assembly import COMPOSED, DRAWN, SOLVED, Head
+from saltlm.rows.methods import METHODS, NEEDS_VECTORS, Job, Method
+from saltlm.rows.methods.pieces import characters
+from saltlm.rows.methods.pursuit import pursue
+from saltlm.rows.self_check import heldout_check
 from saltlm.transfer import transfer
 
 ANCHORED = [name for name, method in METHODS.items() if method.anchors]
@@ -252,7 +252,7 @@ def test_a_plm_row_of_zeros_builds_nothing(pair, tmp_path) -> None:
 
 def test_the_example_of_a_new_method_works(untied, untied_parts) -> None:
     """What CONTRIBUTING.md shows: one function in one file of methods/, named in METHODS."""
-    from saltlm.methods import local
+    from saltlm.rows.methods import local
 
     text = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(from[^`]*?def nearest.*?)^```", text, re.MULTILINE | re.DOTALL)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from planted import draw, planted
 from saltlm.alignment.align import MatchKind
-from saltlm.assemble import COMPOSED, SOLVED
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
-from saltlm.methods import METHODS, anchors_of
 from saltlm.model.checkpoint import load_donor, load_source
+from saltlm.rows.assembly import COMPOSED, SOLVED
+from saltlm.rows.methods import METHODS, anchors_of
 from saltlm.transfer import transfer
 from saltlm.vectors.auxiliary import load_auxiliary
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import Planted, built, cosines, draw, orthogonal, planted, sparsemax
-from saltlm.methods import METHODS, pursuit
-from saltlm.methods.pursuit import pursue
 from saltlm.operators import ops
+from saltlm.rows.methods import METHODS, pursuit
+from saltlm.rows.methods.pursuit import pursue
 
 
 @given(st.integers(0, 10**6))
@@ -156,7 +156,7 @@ def test_pursuit_stops_when_nothing_is_left_and_never_repeats_a_direction() -> N
 def test_the_chunks_of_a_pursuit_change_nothing(monkeypatch) -> None:
     anchors, new = draw(50, 12, seed=0), draw(30, 12, seed=1)
     whole = pursue(new, anchors, 6)
-    monkeypatch.setattr("saltlm.methods.pursuit.CHUNK_VALUES", 150)
+    monkeypatch.setattr("saltlm.rows.methods.pursuit.CHUNK_VALUES", 150)
     assert torch.equal(pursue(new, anchors, 6).ids, whole.ids)
 
 

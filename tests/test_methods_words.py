@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from planted import draw, orthogonal, planted
-from saltlm.assemble import COMPOSED
 from saltlm.batch_done import _vectors
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
-from saltlm.methods import METHODS
+from saltlm.rows.assembly import COMPOSED
+from saltlm.rows.methods import METHODS
 from saltlm.transfer import transfer
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 from saltlm.vectors.bilingual import procrustes, read_dictionary

@@ -50,8 +50,8 @@ def sample(problem) -> torch.Tensor:
 
 
 def test_pursuit_equals_tokensurgeons(problem, sample) -> None:
-    from saltlm.methods.pursuit import pursue
     from saltlm.operators.ops import combine, support_lstsq
+    from saltlm.rows.methods.pursuit import pursue
 
     theirs = module(MERGEKIT, "mergekit/tokensurgeon", "omp")
     new, anchors, lm = problem.new_plm[sample], problem.anchor_plm, problem.anchor_lm

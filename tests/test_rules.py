@@ -10,18 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import built, draw, planted
-from saltlm.assemble import COMPOSED, SOLVED
 from saltlm.cli import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
-from saltlm.heldout import hide_in
-from saltlm.methods import METHODS, build, method_of
-from saltlm.methods.blend_weight import HIDDEN, fitted_shares
-from saltlm.methods.clean import cleaned, leave_one_out
-from saltlm.methods.local_map import nearest
-from saltlm.methods.whole import ridge_map
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.operators import reference
+from saltlm.rows.assembly import COMPOSED, SOLVED
+from saltlm.rows.methods import METHODS, build, method_of
+from saltlm.rows.methods.blend_weight import HIDDEN, fitted_shares
+from saltlm.rows.methods.clean import cleaned, leave_one_out
+from saltlm.rows.methods.local_map import nearest
+from saltlm.rows.methods.whole import ridge_map
+from saltlm.rows.self_check import hide_in
 from saltlm.transfer import transfer
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 
@@ -151,7 +151,7 @@ def test_the_weight_by_support_falls_with_its_size(parts, untied) -> None:
 def job_of(pair, monkeypatch, **options):
     """The job that a transfer would run."""
     seen = []
-    monkeypatch.setattr("saltlm.build_rows.build", lambda job: seen.append(job) or build(job))
+    monkeypatch.setattr("saltlm.rows.build.build", lambda job: seen.append(job) or build(job))
     transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(heldout=0.0, **options))
     return seen[0]
 

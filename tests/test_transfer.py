@@ -17,10 +17,10 @@ from pairs import make_pair, write_vectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saltlm.alignment.align import MatchKind
-from saltlm.assemble import COMPOSED, COPIED, DRAWN, PADDING, ROLE, SOLVED
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_source
+from saltlm.rows.assembly import COMPOSED, COPIED, DRAWN, PADDING, ROLE, SOLVED
 from saltlm.transfer import transfer
 from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, tiny
 

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save
 from safetensors.torch import load_file, save_file
-from saltlm import tune_text
 from saltlm.adapt_config import AdaptConfig
 from saltlm.cli import main
 from saltlm.compare import compare
@@ -23,10 +22,11 @@ from saltlm.compare_config import CompareConfig, parse_cells, plain_transfer
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.evaluate import evaluate
+from saltlm.rows import tune_text
+from saltlm.rows.tune import TEXT_GRID, free_options, meant, search
+from saltlm.rows.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of
 from saltlm.texts import read_documents, read_text
 from saltlm.transfer import transfer
-from saltlm.tune import TEXT_GRID, free_options, meant, search
-from saltlm.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of
 from tokenizers_tiny import tiny
 
 WORDS = "kissa istuu puun alla ja katsoo koiraa joka juoksee rannalla hitaasti kotiin päin"

@@ -17,14 +17,14 @@ from typing import Any
 
 from .batch_file import BatchJob
 from .errors import InputError
-from .methods import method_of
 from .model.checkpoint import hash_files, local_folder
 from .model.weights import find_weights
 from .provenance import FORMAT
+from .rows.methods import method_of
+from .rows.tune import free_options
+from .rows.tune_text import digest_of
 from .shared import stamp
 from .status import versions
-from .tune import free_options
-from .tune_text import digest_of
 from .vectors.auxiliary import auxiliary_files, file_digest
 from .vectors.train import sha256_of, trained_file
 

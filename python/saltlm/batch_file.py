@@ -218,7 +218,7 @@ def _fault(name: str, value: Any) -> InputError | None:
 
 def build(draft: Draft, faults: Faults) -> BatchJob | None:
     """The job of a draft, ``None`` where it has faults; options that do not go together are among them."""
-    from .rules import method_faults
+    from .rows.rules import method_faults
 
     given = {name: value for name, value in draft.values.items() if name in OPTIONS and value is not None}
     try:

@@ -172,7 +172,7 @@ def _plan(
     from .compare_run import measure_blocks, text_at_hand, tuning_documents
     from .model.checkpoint import _resolve
     from .model.gguf import convert
-    from .rules import check_method
+    from .rows.rules import check_method
     from .transfer import transfer
 
     check_base(adaptation)
@@ -225,7 +225,7 @@ def _identity(
 ) -> dict[str, Any]:  # fmt: skip
     """What makes runs comparable: inputs by their content, and all options but methods and seeds."""
     from . import __version__
-    from .methods import METHODS
+    from .rows.methods import METHODS
 
     def content(entries: Any) -> Any:
         return None if entries is None else [entry["sha256"] or entry["path"] for entry in entries]

@@ -161,9 +161,9 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
         >>> [cell.label for cell in parse_cells(["salt:center=true:ridge=0.01", "mean"], TransferConfig())]
         ['original', 'salt:center=true:ridge=0.01', 'mean']
     """
-    from .methods import METHODS as BUILDERS
-    from .methods import method_of
-    from .tune import free_options
+    from .rows.methods import METHODS as BUILDERS
+    from .rows.methods import method_of
+    from .rows.tune import free_options
 
     optional = {name for method in BUILDERS for name in method_of(TransferConfig(method=method)).options}
     cells = [Cell(ORIGINAL, None)]
@@ -202,8 +202,8 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
 
 def _left_to_itself(config: TransferConfig) -> bool:
     """Whether it is ``auto`` with neither a way to choose its options nor one of those that a text could choose."""
-    from .methods import method_of
-    from .tune import TEXT_GRID, free_options
+    from .rows.methods import method_of
+    from .rows.tune import TEXT_GRID, free_options
 
     if config.method != "auto" or config.tune or config.tune_text is not None:
         return False

@@ -19,8 +19,8 @@ from .errors import BackendError, input_error
 from .evaluate import Evaluation, evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
+from .rows.tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
 from .texts import read_documents
-from .tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
 
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"

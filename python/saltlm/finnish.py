@@ -98,9 +98,9 @@ def finnish_problem(pair: Pair) -> Problem:
     """The operators' inputs as :func:`saltlm.transfer` gives them for the pair: every token that SALT can solve."""
     from .alignment.align import align
     from .alignment.causal_tokenizer import causal_tokenizer
-    from .assemble import Assembly
-    from .methods import anchors_of
     from .model.checkpoint import load_donor, load_source
+    from .rows.assembly import Assembly
+    from .rows.methods import anchors_of
     from .vectors.auxiliary import load_auxiliary
 
     source = load_source(pair.source, gguf_file=pair.gguf_file)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ._rust import Vocabulary
-from .assemble import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 from .model.stored_rows import lengths_of
+from .rows.assembly import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
 FORMAT = 1
 
@@ -71,7 +71,7 @@ def provenance_bytes(assembly: Assembly, source: Vocabulary) -> bytes:
 
     One entry a row in ``origin``, ``source_id``, ``support_size``, ``rank``, ``residual``, ``status`` and ``rule`` (index into
     the summary's ``rules``); of the rows' recipes, in compressed rows, ``rule_offsets``, ``rule_ids`` (source ids),
-    ``rule_weights`` and, one a row, ``rule_kept`` (:class:`~saltlm.recipe.Recipe`); and the source tokens' canonical bytes,
+    ``rule_weights`` and, one a row, ``rule_kept`` (:class:`~saltlm.rows.recipe.Recipe`); and the source tokens' canonical bytes,
     ``source_bytes`` parted by ``source_offsets``, so that ids can be read without the source.
     """
     from safetensors.numpy import save

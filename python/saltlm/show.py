@@ -119,7 +119,7 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
 def _usual_blend() -> dict[str, object]:
     """Weight and length of the default that nobody and nothing has chosen."""
     from .config import TransferConfig
-    from .methods.blend import as_blend
+    from .rows.methods.blend import as_blend
 
     usual = as_blend(TransferConfig())
     return {"weight": usual.blend_weight, "length": usual.blend_length}

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from .alignment.expand import Expansion
-from .assemble import ORIGINS, Assembly
-from .build_rows import Built
 from .config import TransferConfig
-from .methods import method_of
-from .methods.blend import BESIDE, UNSET, as_blend
 from .model.checkpoint import Donor, Source
-from .norm_guard import norm_warnings, support_warnings
 from .provenance import FORMAT, counts, licence_of, norms, statuses, support_summary
-from .recipe import RULES
+from .rows.assembly import ORIGINS, Assembly
+from .rows.build import Built
+from .rows.methods import method_of
+from .rows.methods.blend import BESIDE, UNSET, as_blend
+from .rows.norm_guard import norm_warnings, support_warnings
+from .rows.recipe import RULES
 from .status import versions
 
 NO_END = (

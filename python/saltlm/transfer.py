@@ -14,18 +14,18 @@ import torch
 from .alignment.align import HOLE, Alignment
 from .alignment.causal_tokenizer import IdChanges, id_changes
 from .alignment.expand import expand
-from .assemble import Assembly
-from .build_rows import Clock, Progress, build_rows
 from .config import TransferConfig
 from .errors import input_error
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
-from .methods import Job, anchors_of, method_of
 from .model.causal_lm import resolve_device
 from .model.checkpoint import Donor, Source
 from .model.weights import release_pages
 from .provenance import model_card, provenance_bytes, summary_bytes
-from .rules import check_method
+from .rows.assembly import Assembly
+from .rows.build import Clock, Progress, build_rows
+from .rows.methods import Job, anchors_of, method_of
+from .rows.rules import check_method
 from .shared import Shared, basis_of
 from .summary import summary_of
 from .vectors.auxiliary import Auxiliary, auxiliary_files, load_auxiliary
@@ -44,7 +44,7 @@ class Transfer:
         output_rows: [T', D] of an untied head, ``None`` for a tied one.
         output_bias: [T'] of the head, ``None`` where it has none.
         alignment: source id and verdict of each target token.
-        origin: uint8 [T'], of each row: index into :data:`~saltlm.assemble.ORIGINS`.
+        origin: uint8 [T'], of each row: index into :data:`~saltlm.rows.assembly.ORIGINS`.
         summary: what ``saltlm.json`` holds.
         tokenizer: the new tokenizer, the target's or the source's with tokens added.
         out: the written folder, ``None`` if none was asked for.

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .assemble import COMPOSED, DRAWN, SOLVED, Assembly
+from ..model.stored_rows import lengths_of
+from .assembly import COMPOSED, DRAWN, SOLVED, Assembly
 from .methods import Method
-from .model.stored_rows import lengths_of
 
 # A built row is far out beyond TIMES the QUANTILE of the source rows' norms. A quantile rather than the largest: one broken
 # row of the source must not excuse a thousand broken ones. Real sources have their largest row at 1.2 to 1.6 times it.

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block
-from ..model.stored_rows import block_rows, gather
-from ..operators.finite import finite_rows
-from ..operators.ops import combine, salt_coefficients, support_chunks, support_lstsq
-from .coefficients import Part, parts
-from .job import (
+from ...model.stored_rows import block_rows, gather
+from ...operators.finite import finite_rows
+from ...operators.ops import combine, salt_coefficients, support_chunks, support_lstsq
+from ..assembly import COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block
+from ..job import (
     NO_SUPPORT,
     Job,
     anchor_sides,
@@ -24,6 +23,7 @@ from .job import (
     split_by_vector,
     support_blocks,
 )
+from .coefficients import Part, parts
 from .pursuit import gram_of, pursue
 
 SOLVABLE = NO_SUPPORT - 1  # codes up to this are rows the solver stands by

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..model.stored_rows import block_rows
-from .job import Job, have_row, rows_at
+from ...model.stored_rows import block_rows
+from ..job import Job, have_row, rows_at
 from .whole import RIDGE
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .assemble import Assembly
-from .errors import InputError, input_error
-from .evaluate import evaluate
+from ..errors import InputError, input_error
+from ..evaluate import evaluate
+from ..model.causal_lm import load_causal_lm
+from ..texts import read_documents
+from ..write_folder import NewMatrices
+from .assembly import Assembly
 from .methods import Job
-from .model.causal_lm import load_causal_lm
-from .texts import read_documents
 from .tune import Tuning, free_options, meant, search
-from .write_folder import NewMatrices
 
 TEXT_BYTES = 4000  # of text a trial scores: options part by .05 to .3 bits per byte, and a trial takes seconds
 LEAST_BYTES = 500
@@ -35,7 +35,7 @@ def tune_by_text(
 ) -> Tuning:  # fmt: skip
     """Choose options by bits per byte.
 
-    The search is :func:`~saltlm.tune.search`, but an option stays as it is unless another value gains :data:`GAIN`. A
+    The search is :func:`~saltlm.rows.tune.search`, but an option stays as it is unless another value gains :data:`GAIN`. A
     start whose predictions are not finite loses to any other.
 
     Args:

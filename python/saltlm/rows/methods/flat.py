@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import COMPOSED, DRAWN, Block, moments
-from ..model.stored_rows import blocks_of
-from .job import Job, row_blocks
+from ...model.stored_rows import blocks_of
+from ..assembly import COMPOSED, DRAWN, Block, moments
+from ..job import Job, row_blocks
 
 
 def mean(job: Job) -> Iterator[Block]:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from ..alignment.align import Alignment, MatchKind
-from ..assemble import NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head
 from ..config import TransferConfig
 from ..model.stored_rows import BLOCK, block_rows, gather
 from ..operators.ops import Support
-from ..recipe import Recipe
 from ..vectors.auxiliary import Auxiliary
+from .assembly import NO_PLM_ROW, NO_VECTOR, STATUSES, Assembly, Block, Head
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ..shared import Shared
@@ -99,7 +99,7 @@ def have_row(plm_rows: torch.Tensor, ids: np.ndarray) -> np.ndarray:
 
 
 def left(ids: np.ndarray | torch.Tensor, outcome: int) -> Block:
-    """Tokens left to be drawn, with the reason, a code of :data:`~saltlm.assemble.STATUSES`."""
+    """Tokens left to be drawn, with the reason, a code of :data:`~saltlm.rows.assembly.STATUSES`."""
     ids = torch.as_tensor(ids)
     return Block(ids, status=torch.full((len(ids),), outcome, dtype=torch.uint8))
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .config import TransferConfig
-from .errors import InputError, input_error
+from ..config import TransferConfig
+from ..errors import InputError, input_error
+from ..texts import read_documents
+from ..vectors.auxiliary import check_auxiliary
+from ..vectors.bilingual import check_dictionary, check_source_vectors
+from ..vectors.segmented import check_words
 from .methods import METHODS, method_of
-from .texts import read_documents
 from .tune import free_options
 from .tune_text import check_text
-from .vectors.auxiliary import check_auxiliary
-from .vectors.bilingual import check_dictionary, check_source_vectors
-from .vectors.segmented import check_words
 
 OF_METHODS = (
     "ridge", "center", "max_support", "support_rule", "map_ridge", "blend_with", "blend_weight", "blend_length",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from . import _rust
-from .alignment.tokens import HOLE, SPECIAL
-from .assemble import moments
-from .heldout_figures import Spread, compared, grouped, score
-from .model.stored_rows import blocks_of, gather
+from .. import _rust
+from ..alignment.tokens import HOLE, SPECIAL
+from ..model.stored_rows import blocks_of, gather
+from .assembly import moments
 from .scripts import bands, script_of
+from .self_check_figures import Spread, compared, grouped, score
 
 if TYPE_CHECKING:
     from .methods import Job
@@ -185,7 +185,7 @@ def check(hidden: Hidden, **options: Any) -> dict[str, Any]:
     """Figures of a method, by its job's options or others, on tokens that are hidden already.
 
     Returns:
-        Those of :func:`~saltlm.heldout_figures.compared` and :func:`~saltlm.heldout_figures.score`; ``drawn``, the hidden
+        Those of :func:`~saltlm.rows.self_check_figures.compared` and :func:`~saltlm.rows.self_check_figures.score`; ``drawn``, the hidden
         tokens that the method cannot build; ``new_tokens`` looked at; ``scripts`` and ``bands``, error, cosine and rank by
         group; ``band_order``, whether bands go by the tokenizer's ``score`` or by ``id``; and ``broken``, see :func:`fault`.
     """
@@ -212,7 +212,7 @@ def fault(parts: Mapping[str, float], length: float) -> str | None:
     """What makes a start unusable, in words; ``None`` if nothing does.
 
     Args:
-        parts: as :func:`~saltlm.heldout_figures.score` gives them.
+        parts: as :func:`~saltlm.rows.self_check_figures.score` gives them.
         length: of the longest row, in units of the longest shared one's.
     """
     if length > LONGEST:

@@ -1,7 +1,7 @@
 """How rows of new tokens are built: one generator a method (step 4).
 
-A method yields :class:`~saltlm.assemble.Block` after block for the tokens it can build; what it leaves is drawn
-(:meth:`~saltlm.assemble.Assembly.draw`). Shared rows are copied before, whatever the method. The methods in one grid:
+A method yields :class:`~saltlm.rows.assembly.Block` after block for the tokens it can build; what it leaves is drawn
+(:meth:`~saltlm.rows.assembly.Assembly.draw`). Shared rows are copied before, whatever the method. The methods in one grid:
 
 ==================  ===============================  =====================  ===========================================
 method              compares                         neighbours             coefficients
@@ -30,7 +30,7 @@ subword-asymmetric  -                                source pieces          inpu
 ==================  ===============================  =====================  ===========================================
 
 Post-steps for all of them: anchors cleaned before (:mod:`.clean`), and after it a shift of the output rows towards the
-log-unigram (:mod:`saltlm.unigram_shift`) and a guard of the norms (:mod:`saltlm.norm_guard`).
+log-unigram (:mod:`saltlm.rows.unigram_shift`) and a guard of the norms (:mod:`saltlm.rows.norm_guard`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from ..assemble import Block
-from ..config import TransferConfig
+from ...config import TransferConfig
+from ..assembly import Block
+from ..job import Job, anchors_of
 from . import auto, blend, clean, flat, local, local_map, pieces, whole, words
-from .job import Job, anchors_of
 
 __all__ = ["METHODS", "NEEDS_VECTORS", "Job", "Method", "anchors_of", "build", "method_of"]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..assemble import COMPOSED, SOLVED, Block
-from ..config import TransferConfig
-from ..model.stored_rows import gather
-from ..operators.finite import finite_rows
+from ...config import TransferConfig
+from ...model.stored_rows import gather
+from ...operators.finite import finite_rows
+from ..assembly import COMPOSED, SOLVED, Block
+from ..job import Job, row_blocks
 from . import local, local_map, whole
 from .blend_weight import weigher
-from .job import Job, row_blocks
 from .pieces import Pieces
 
 REGRESSIONS: dict[str, Callable[[Job], Iterator[Block]]] = {

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from ..assemble import Block
-from ..model.stored_rows import gather
-from .job import Job
+from ...model.stored_rows import gather
+from ..assembly import Block
+from ..job import Job
 from .pieces import Pieces
 
 # Pieces, and neighbours, at which the rules give half to each side: about the medians on real pairs.
@@ -55,7 +55,7 @@ def fitted_shares(job: Job, regression: Regression) -> torch.Tensor:
     ``|w m + (1 - w) g - t|^2`` of a band is ``sum (m - g)(t - g) / sum |m - g|^2``, kept within [0, 1]. A band with few
     hidden tokens takes the share of all of them; with none at all it is a half.
     """
-    from ..heldout import hide_in
+    from ..self_check import hide_in
 
     found = hide_in(job, HIDDEN, job.config.seed)
     totals = torch.zeros(BANDS, 3, dtype=torch.float64)

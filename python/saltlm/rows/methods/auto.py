@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..assemble import Block
+from ..assembly import Block
+from ..job import Job
 from .blend import blend
-from .job import Job
 from .pieces import subword_mean
 
 

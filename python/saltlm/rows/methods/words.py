@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..assemble import COMPOSED, NO_VECTOR, Block
-from ..model.stored_rows import gather
+from ...model.stored_rows import gather
+from ..assembly import COMPOSED, NO_VECTOR, Block
+from ..job import Job, left, rows_at, split_by_vector
 from ..recipe import Recipe
-from .job import Job, left, rows_at, split_by_vector
 
 NEIGHBOURS, TEMPERATURE = 10, 0.1
 ROWS = 256  # tokens at once: their neighbours' rows are gathered, and their cosines with all source tokens held

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..alignment.align import Alignment
-from ..assemble import COMPOSED, Block
-from ..model.stored_rows import block_rows, gather, lengths_of
+from ...alignment.align import Alignment
+from ...model.stored_rows import block_rows, gather, lengths_of
+from ..assembly import COMPOSED, Block
+from ..job import Job
 from ..recipe import Recipe
-from .job import Job
 
 
 class Pieces:

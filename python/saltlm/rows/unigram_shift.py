@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .alignment.align import HOLE, SPECIAL, Alignment
-from .assemble import COMPOSED, DRAWN, ROLE, SOLVED, Assembly
-from .errors import input_error
-from .model.stored_rows import block_rows
-from .texts import read_documents
+from ..alignment.align import HOLE, SPECIAL, Alignment
+from ..errors import input_error
+from ..model.stored_rows import block_rows
+from ..texts import read_documents
+from .assembly import COMPOSED, DRAWN, ROLE, SOLVED, Assembly
 
 FEWEST = 8  # shared tokens of known frequency to learn from
 RIDGE = 1.0

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import SOLVED, Block
-from ..model.stored_rows import block_rows
-from ..operators.ops import Support, combine, sparsemax_support, support_lstsq
-from .job import Job, recipe_of, rows_at, side_blocks, split_by_plm_row, support_blocks
+from ...model.stored_rows import block_rows
+from ...operators.ops import Support, combine, sparsemax_support, support_lstsq
+from ..assembly import SOLVED, Block
+from ..job import Job, recipe_of, rows_at, side_blocks, split_by_plm_row, support_blocks
 from .whole import RIDGE, AffineMap, block_of
 
 NEAREST = 256  # anchors that the rule ``nearest`` takes

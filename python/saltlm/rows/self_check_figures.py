@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .model.stored_rows import block_rows, blocks_of, gather
+from ..model.stored_rows import block_rows, blocks_of, gather
 
 # Share of the mean variance that is added in every direction: rows of few directions stay measurable.
 RIDGE = 1e-3

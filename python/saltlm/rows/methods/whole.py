@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from ..assemble import COMPOSED, SOLVED, STATUSES, Block
-from ..model.stored_rows import block_rows
-from .job import Job, anchor_sides, row_blocks, rows_at, side_blocks, split_by_plm_row
+from ...model.stored_rows import block_rows
+from ..assembly import COMPOSED, SOLVED, STATUSES, Block
+from ..job import Job, anchor_sides, row_blocks, rows_at, side_blocks, split_by_plm_row
 
 FULL_RANK, RANK_DEFICIENT = STATUSES.index("full_rank"), STATUSES.index("rank_deficient")
 

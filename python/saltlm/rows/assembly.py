@@ -9,15 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from .alignment.align import HOLE, Alignment, MatchKind
-from .alignment.expand import Expansion
-from .errors import input_error
-from .model.checkpoint import Source
-from .model.stored_rows import block_rows, blocks_of, gather
-from .operators.finite import all_finite, finite_rows
-from .operators.ops import STATUSES as SOLVER_STATUSES
+from ..alignment.align import HOLE, Alignment, MatchKind
+from ..alignment.expand import Expansion
+from ..errors import input_error
+from ..model.checkpoint import Source
+from ..model.stored_rows import block_rows, blocks_of, gather
+from ..operators.finite import all_finite, finite_rows
+from ..operators.ops import STATUSES as SOLVER_STATUSES
+from ..write_folder import NewMatrices
 from .recipe import RULES, Recipe
-from .write_folder import NewMatrices
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
 COPIED, ROLE, SOLVED, COMPOSED, DRAWN, PADDING = range(len(ORIGINS))
@@ -37,7 +37,7 @@ class Block:
         origin: one of :data:`ORIGINS`, by place.
         support_size: int32 [M], ``None`` where no support was used; likewise ``rank`` int32 [M] and ``residual`` float32 [M].
         status: uint8 [M], codes of :data:`STATUSES`; ``None`` for ``not_solved``.
-        rule: what made the rows, one of :data:`~saltlm.recipe.RULES`.
+        rule: what made the rows, one of :data:`~saltlm.rows.recipe.RULES`.
         recipe: of which source rows, ``None`` where the rule has no list.
     """
 

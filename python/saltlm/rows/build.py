@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .alignment.align import Alignment
-from .assemble import Assembly
-from .heldout import check, hide_in
+from ..alignment.align import Alignment
+from ..vectors.train import sha256_of
+from .assembly import Assembly
 from .methods import Job, build
 from .norm_guard import guard_norms
+from .self_check import check, hide_in
 from .tune import Tuning, tune
 from .tune_text import tune_by_text
 from .unigram_shift import check_unigram, log_unigram, shift_unigram
-from .vectors.train import sha256_of
 
 Progress = Callable[[str, int, int], None]
 

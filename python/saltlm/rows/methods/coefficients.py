@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..operators.ops import Support
-from .job import Job
+from ...operators.ops import Support
+from ..job import Job
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

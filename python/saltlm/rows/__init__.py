@@ -1,0 +1,1 @@
+"""New embedding rows: assembly, methods, options tuned and the self-check."""
