@@ -12,11 +12,11 @@ import torch
 from models_tiny import save_llama
 from safetensors.torch import load_file
 from saltlm.errors import InputError
+from saltlm.folder.write import NewMatrices, write_folder
 from saltlm.model import gguf
 from saltlm.model.causal_lm import load_causal_lm
 from saltlm.model.checkpoint import load_source
 from saltlm.vectors.train import sha256_of
-from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import TEXT, tiny
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils

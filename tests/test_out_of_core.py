@@ -18,12 +18,12 @@ from models_tiny import save_llama
 from safetensors.torch import load_file, save_file
 from saltlm.errors import InputError
 from saltlm.files.copy import PAGE, copy_file, shares_blocks
+from saltlm.folder.write import NewMatrices, write_folder
 from saltlm.model.checkpoint import load_source
 from saltlm.model.safetensors_header import read_header
 from saltlm.model.safetensors_stream import kept_bytes, rewrite
 from saltlm.model.weights import find_weights, release_pages
 from saltlm.operators.finite import all_finite, finite_rows
-from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import tiny
 
 BPE = tiny("byte_level_bpe")
@@ -122,7 +122,7 @@ def test_the_room_is_counted_as_it_will_be_taken(tmp_path: Path, monkeypatch, so
 
     whole = output_folder.whole_folder
     monkeypatch.setattr(
-        "saltlm.write_folder.whole_folder",
+        "saltlm.folder.write.whole_folder",
         lambda out, **options: told.append(options["needed"]) or whole(out, **options),
     )
     for link in ("copy", "hard"):
@@ -132,7 +132,7 @@ def test_the_room_is_counted_as_it_will_be_taken(tmp_path: Path, monkeypatch, so
     shared = shares_blocks(source.folder / others[0], tmp_path)
     size = sum((source.folder / name).stat().st_size for name in others)
     assert told[0] - told[1] == (0 if shared else size)
-    from saltlm.write_folder import ROOM
+    from saltlm.folder.write import ROOM
 
     new = {name: torch.zeros(300, source.input_rows.shape[1]) for name in (source.input_name, source.output_name)}
     kept = 0

@@ -171,7 +171,7 @@ MEASURE = """
 import errno, os, sys
 from pathlib import Path
 import torch
-import saltlm.model.checkpoint, saltlm.write_folder
+import saltlm.model.checkpoint, saltlm.folder.write
 from saltlm.model.safetensors_header import read_header
 from saltlm.model.safetensors_stream import rewrite
 assert "transformers" not in sys.modules

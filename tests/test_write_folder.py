@@ -18,8 +18,8 @@ import torch
 from models_tiny import save_gpt2, save_llama, save_phi, save_qwen2
 from safetensors.torch import load_file
 from saltlm.errors import BackendError, InputError
+from saltlm.folder.write import NewMatrices, write_folder
 from saltlm.model.checkpoint import Source, load_source
-from saltlm.write_folder import NewMatrices, write_folder
 from tokenizers_tiny import KINDS, TEXT, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -399,7 +399,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from saltlm.model.checkpoint import load_source
-from saltlm.write_folder import NewMatrices, write_folder
+from saltlm.folder.write import NewMatrices, write_folder
 model, out = Path(sys.argv[1]), Path(sys.argv[2])
 source = load_source(model)
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "fcntl.flock", "fcntl.ioctl",

@@ -17,9 +17,9 @@ from typing import Any
 
 from .batch_file import BatchJob
 from .errors import InputError
+from .folder.provenance import FORMAT
 from .model.checkpoint import hash_files, local_folder
 from .model.weights import find_weights
-from .provenance import FORMAT
 from .rows.methods import method_of
 from .rows.tune import free_options
 from .rows.tune_text import digest_of

@@ -18,20 +18,20 @@ from .config import TransferConfig
 from .errors import input_error
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
+from .folder.provenance import model_card, provenance_bytes, summary_bytes
+from .folder.summary import summary_of
+from .folder.write import check_link, write_folder
 from .model.causal_lm import resolve_device
 from .model.checkpoint import Donor, Source
 from .model.weights import release_pages
-from .provenance import model_card, provenance_bytes, summary_bytes
 from .rows.assembly import Assembly
 from .rows.build import Clock, Progress, build_rows
 from .rows.methods import Job, anchors_of, method_of
 from .rows.rules import check_method
 from .shared import Shared, basis_of
-from .summary import summary_of
 from .vectors.auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 from .vectors.bilingual import load_source_vectors
 from .vectors.segmented import segmented_vectors
-from .write_folder import check_link, write_folder
 
 
 @dataclasses.dataclass(frozen=True)

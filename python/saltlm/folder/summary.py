@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .alignment.expand import Expansion
-from .config import TransferConfig
-from .model.checkpoint import Donor, Source
+from ..alignment.expand import Expansion
+from ..config import TransferConfig
+from ..model.checkpoint import Donor, Source
+from ..rows.assembly import ORIGINS, Assembly
+from ..rows.build import Built
+from ..rows.methods import method_of
+from ..rows.methods.blend import BESIDE, UNSET, as_blend
+from ..rows.norm_guard import norm_warnings, support_warnings
+from ..rows.recipe import RULES
+from ..status import versions
 from .provenance import FORMAT, counts, licence_of, norms, statuses, support_summary
-from .rows.assembly import ORIGINS, Assembly
-from .rows.build import Built
-from .rows.methods import method_of
-from .rows.methods.blend import BESIDE, UNSET, as_blend
-from .rows.norm_guard import norm_warnings, support_warnings
-from .rows.recipe import RULES
-from .status import versions
 
 NO_END = (
     "the new tokenizer has no token that ends a text (neither eos nor sep): generation goes on to its length, and documents"
@@ -93,7 +93,7 @@ def summary_of(
 
 
 def _operators(device: torch.device) -> str:
-    from .operators.ops import backend
+    from ..operators.ops import backend
 
     return backend(device.type).name
 

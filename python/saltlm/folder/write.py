@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from .errors import BackendError, InputError, input_error
-from .files.copy import copy_file, link_file, shares_blocks
-from .files.output_folder import check_output, named_errors, whole_folder
-from .model.architecture import quiet_transformers
-from .model.checkpoint import TERMS, Source
-from .model.safetensors_header import NAMES, Header
-from .model.safetensors_stream import kept_bytes, replaced_header, rewrite
-from .model.weights import INDEX
-from .operators.finite import finite_rows
+from ..errors import BackendError, InputError, input_error
+from ..files.copy import copy_file, link_file, shares_blocks
+from ..files.output_folder import check_output, named_errors, whole_folder
+from ..model.architecture import quiet_transformers
+from ..model.checkpoint import TERMS, Source
+from ..model.safetensors_header import NAMES, Header
+from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
+from ..model.weights import INDEX
+from ..operators.finite import finite_rows
 
 ROOM = 64 << 20  # tokenizer, card and provenance beside the weights
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ._rust import Vocabulary
-from .model.stored_rows import lengths_of
-from .rows.assembly import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
+from .._rust import Vocabulary
+from ..model.stored_rows import lengths_of
+from ..rows.assembly import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
 FORMAT = 1
 
