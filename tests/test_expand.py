@@ -17,7 +17,7 @@ from saltlm.cli import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.evaluate import evaluate
-from saltlm.inspect_rows import read_rows
+from saltlm.inspection.rows import read_rows
 from saltlm.model.checkpoint import load_source
 from saltlm.rows.assembly import COMPOSED, COPIED, PADDING
 from saltlm.transfer import transfer

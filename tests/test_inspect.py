@@ -16,8 +16,8 @@ from models_tiny import save_bert, save_llama
 from saltlm.cli import main
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
-from saltlm.inspect_rows import read_rows, spelled
 from saltlm.inspect_show import page, write_page
+from saltlm.inspection.rows import read_rows, spelled
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.rows.recipe import MOST, Recipe
 from saltlm.transfer import transfer

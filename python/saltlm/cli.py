@@ -108,7 +108,8 @@ def _ratio(entry: str) -> tuple[str, float]:
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     """``saltlm inspect``."""
-    from . import inspect_rows, inspect_show
+    from . import inspect_show
+    from .inspection import rows as inspect_rows
 
     rows = inspect_rows.read_rows(arguments.folder)
     asked = inspect_rows.found(rows, arguments.token)
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, run = {
         "transfer": (".transfer", run_transfer), "evaluate": (".score", run_evaluate), "adapt": (".packing", run_adapt),
         "batch": (".batch", run_batch),
-        "inspect": (".inspect_rows", run_inspect), "compare": (".compare", run_compare), "status": (".status", run_status),
+        "inspect": (".inspection.rows", run_inspect), "compare": (".compare", run_compare), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip
     try:
         interrupt.load(module)

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from .errors import input_error
 from .files.output_folder import named_errors
-from .inspect_page import PAGE
-from .inspect_rows import Rows
+from .inspection.page import PAGE
+from .inspection.rows import Rows
 from .show import ORIGIN_WORDS, Output
 
 EXTREMES = (

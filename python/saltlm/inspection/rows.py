@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .alignment.tokens import load_tokens
-from .errors import InputError, input_error
+from ..alignment.tokens import load_tokens
+from ..errors import InputError, input_error
 
 FILES = ("saltlm.json", "provenance.safetensors")
 EXPECTED = "a folder written by saltlm transfer (or adapt), with " + " and ".join(FILES)
@@ -202,7 +202,7 @@ def read_rows(folder: str | Path) -> Rows:
     Raises:
         InputError: it is no such folder, a file is missing or broken, or they do not fit together.
     """
-    from .model.checkpoint import load_source
+    from ..model.checkpoint import load_source
 
     folder = Path(folder)
     for name in FILES:

@@ -1,0 +1,1 @@
+"""Where each row of a transferred model came from."""
