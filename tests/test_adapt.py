@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
-from saltlm.corpus import Corpus, is_heldout, take_bytes
 from saltlm.errors import BackendError, InputError
 from saltlm.evaluate import evaluate
 from saltlm.packing import Mixture, Packer, Stream, collate
 from saltlm.phases import rate_factor
+from saltlm.text.corpus import Corpus, is_heldout, take_bytes
 from saltlm.training import AdaptTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -21,9 +21,9 @@ from saltlm.cli_options import documented
 from saltlm.compare_config import Cell, parse_cells
 from saltlm.compare_results import spearman, steps_to_level, summarize
 from saltlm.compare_show import comparison
-from saltlm.corpus import Corpus
 from saltlm.errors import InputError
 from saltlm.packing import Packer
+from saltlm.text.corpus import Corpus
 from transformers import AutoTokenizer
 
 STEPS, METHODS = 4, ["salt:center=true", "normal"]

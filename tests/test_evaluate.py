@@ -20,7 +20,7 @@ from saltlm.evaluation_table import evaluation_table
 from saltlm.generate import continuations
 from saltlm.model import body_and_head
 from saltlm.model.causal_lm import load_causal_lm
-from saltlm.texts import read_documents, read_text, split_documents
+from saltlm.text.documents import read_documents, read_text, split_documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_tiny import KINDS, TEXT, tiny
 from transformers import (

@@ -25,7 +25,7 @@ from saltlm.evaluate import evaluate
 from saltlm.rows import tune_text
 from saltlm.rows.tune import TEXT_GRID, free_options, meant, search
 from saltlm.rows.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of
-from saltlm.texts import read_documents, read_text
+from saltlm.text.documents import read_documents, read_text
 from saltlm.transfer import transfer
 from tokenizers_tiny import tiny
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .adapt_config import AdaptConfig
-from .corpus import Corpus, Overlap, hash_path, is_heldout, take_bytes, training_documents
 from .errors import input_error
 from .metrics import AdaptProgress, Recorder
 from .resume import RunFolder, config_identity, read_metrics
+from .text.corpus import Corpus, Overlap, hash_path, is_heldout, take_bytes, training_documents
 
 Sources = str | Path | Iterable[str | Path]
 
@@ -85,7 +85,7 @@ def adapt(
 
     Args:
         model: folder or hub name of a causal LM, such as :func:`~saltlm.transfer` wrote.
-        texts: training text, see :class:`~saltlm.corpus.Corpus`.
+        texts: training text, see :class:`~saltlm.text.corpus.Corpus`.
         out: folder to write.
         config: the options; ``None`` is all defaults.
         eval_texts: held-out text in the target language; ``None`` keeps a share of the documents of ``texts`` back.

@@ -12,9 +12,9 @@ from .adapt_config import AdaptConfig
 from .compare_config import ORIGINAL, OWN_ADAPT, Cell, CompareConfig, check_base, parse_cells, plain_transfer
 from .compare_folder import CHART, RESULT, CompareFolder
 from .config import TransferConfig
-from .corpus import hash_path
 from .errors import InputError, input_error
 from .resume import config_identity, write_whole
+from .text.corpus import hash_path
 from .vectors.auxiliary import auxiliary_files
 
 Report = Callable[[str, int, int], None]
@@ -87,7 +87,7 @@ def compare(
         auxiliary: likewise; may be ``None`` for methods that need none.
         methods: each ``METHOD[:option=value[:option=value]]``, which is also its label; ``auxiliary=PATH`` gives it vectors
             of its own.
-        texts: what the probes train on, see :class:`~saltlm.corpus.Corpus`.
+        texts: what the probes train on, see :class:`~saltlm.text.corpus.Corpus`.
         out: folder of the results.
         config: probe, steps and seeds; ``None`` is all defaults.
         eval_texts: held-out text in the target language; ``None`` keeps a share of the documents of ``texts`` back.

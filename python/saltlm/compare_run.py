@@ -14,13 +14,13 @@ from .adapt import _streams, _Text
 from .adapt_config import AdaptConfig
 from .compare_config import Cell
 from .config import TransferConfig
-from .corpus import Overlap, take_bytes, training_documents
 from .errors import BackendError, input_error
 from .evaluate import Evaluation, evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
 from .rows.tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
-from .texts import read_documents
+from .text.corpus import Overlap, take_bytes, training_documents
+from .text.documents import read_documents
 
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"

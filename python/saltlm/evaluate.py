@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import input_error
 from .heldout_record import read_heldout
-from .texts import read_documents
+from .text.documents import read_documents
 
 if TYPE_CHECKING:
     from .model.causal_lm import CausalLM

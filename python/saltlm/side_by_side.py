@@ -14,7 +14,7 @@ from .errors import input_error
 from .evaluate import Evaluation, evaluate
 from .heldout_record import read_heldout
 from .intervals import Intervals, check_numbers, intervals
-from .texts import read_documents
+from .text.documents import read_documents
 
 if TYPE_CHECKING:
     from .tasks import TaskScore

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import TransferConfig
 from ..errors import InputError, input_error
-from ..texts import read_documents
+from ..text.documents import read_documents
 from ..vectors.auxiliary import check_auxiliary
 from ..vectors.bilingual import check_dictionary, check_source_vectors
 from ..vectors.segmented import check_words

@@ -15,7 +15,7 @@ from ..errors import InputError, input_error
 from ..evaluate import evaluate
 from ..folder.write import NewMatrices
 from ..model.causal_lm import load_causal_lm
-from ..texts import read_documents
+from ..text.documents import read_documents
 from .assembly import Assembly
 from .methods import Job
 from .tune import Tuning, free_options, meant, search

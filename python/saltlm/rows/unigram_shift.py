@@ -11,7 +11,7 @@ import torch
 from ..alignment.align import HOLE, SPECIAL, Alignment
 from ..errors import input_error
 from ..model.stored_rows import block_rows
-from ..texts import read_documents
+from ..text.documents import read_documents
 from .assembly import COMPOSED, DRAWN, ROLE, SOLVED, Assembly
 
 FEWEST = 8  # shared tokens of known frequency to learn from

@@ -9,7 +9,7 @@ import torch
 
 from ..alignment.align import Alignment
 from ..errors import input_error
-from ..texts import read_text
+from ..text.documents import read_text
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 from .train import sha256_of
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .errors import input_error
+from ..errors import input_error
 
 # From the line end before the first blank line to the one that closes the last; or blank lines at the very start.
 BLANK_LINES = re.compile(r"(?:\r?\n[ \t]*)+(?:\r?\n|\Z)|\A(?:[ \t]*\r?\n)+")

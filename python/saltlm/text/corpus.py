@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import InputError, input_error
+from ..errors import InputError, input_error
 
 TEXT, LINES, PARQUET, FOLDER, DATASET = "text", "jsonl", "parquet", "dataset folder", "dataset"
 # A document is cut at a line end beyond this: a file without any blank line must not become one document.
@@ -271,7 +271,7 @@ def _decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
 
 
 def _plain(lines: Iterable[str], split_at: str) -> Iterator[str]:
-    """Documents of plain text, as :func:`saltlm.texts.split_documents` makes them, but cut beyond a mebibyte."""
+    """Documents of plain text, as :func:`saltlm.text.documents.split_documents` makes them, but cut beyond a mebibyte."""
     if split_at == "line":
         yield from (line.rstrip("\r\n") for line in lines)
         return
