@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from saltlm.adapt import adapt
 from saltlm.adapt_config import AdaptConfig
 from saltlm.errors import BackendError, InputError
-from saltlm.evaluate import evaluate
+from saltlm.evaluation.evaluate import evaluate
 from saltlm.packing import Mixture, Packer, Stream, collate
 from saltlm.phases import rate_factor
 from saltlm.text.corpus import Corpus, is_heldout, take_bytes

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import saltlm.score as score
+import saltlm.evaluation.score as score
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from saltlm.errors import InputError
-from saltlm.evaluate import Evaluation, evaluate, tokenize
+from saltlm.evaluation.evaluate import Evaluation, evaluate, tokenize
+from saltlm.evaluation.generate import continuations
 from saltlm.evaluation_table import evaluation_table
-from saltlm.generate import continuations
 from saltlm.model import body_and_head
 from saltlm.model.causal_lm import load_causal_lm
 from saltlm.text.documents import read_documents, read_text, split_documents

@@ -16,7 +16,7 @@ from saltlm.alignment.expand import Expansion, expand
 from saltlm.cli import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
-from saltlm.evaluate import evaluate
+from saltlm.evaluation.evaluate import evaluate
 from saltlm.inspection.rows import read_rows
 from saltlm.model.checkpoint import load_source
 from saltlm.rows.assembly import COMPOSED, COPIED, PADDING

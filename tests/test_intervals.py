@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from saltlm.errors import InputError
-from saltlm.evaluate import Evaluation
-from saltlm.intervals import Comparison, Interval, Intervals, intervals, ratio_intervals
+from saltlm.evaluation.evaluate import Evaluation
+from saltlm.evaluation.intervals import Comparison, Interval, Intervals, intervals, ratio_intervals
 
 SIZES = st.lists(st.integers(1, 500), min_size=2, max_size=12)
 

@@ -20,7 +20,7 @@ def text():
 
 
 def test_the_source_reads_english_and_not_finnish(pair, text):
-    from saltlm.evaluate import evaluate
+    from saltlm.evaluation.evaluate import evaluate
     from saltlm.model.checkpoint import load_source
 
     source = load_source(pair.source, gguf_file=pair.gguf_file)

@@ -13,9 +13,9 @@ ITEMS = 8
 
 def test_the_source_model_on_real_dialogue(capsys):
     pytest.importorskip("lm_eval", reason='needs "saltlm[eval]"')
+    from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
     from saltlm.model.causal_lm import load_causal_lm
     from saltlm.model.checkpoint import load_source
-    from saltlm.tasks import load_tasks, run_tasks
 
     pair = finnish.finnish_pair()
     lm = load_causal_lm(load_source(pair.source, gguf_file=pair.gguf_file).folder, device="cpu")

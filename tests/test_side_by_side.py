@@ -9,10 +9,10 @@ import pytest
 from models_tiny import save_llama
 from saltlm.cli import main
 from saltlm.errors import InputError
-from saltlm.evaluate import evaluate
-from saltlm.generate import continuations
+from saltlm.evaluation.evaluate import evaluate
+from saltlm.evaluation.generate import continuations
+from saltlm.evaluation.side_by_side import MeasureConfig, beginning, side_by_side
 from saltlm.show import labels
-from saltlm.side_by_side import MeasureConfig, beginning, side_by_side
 from tokenizers_tiny import TEXT, tiny
 
 

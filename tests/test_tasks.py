@@ -11,9 +11,9 @@ import torch
 from models_tiny import save_llama
 from saltlm.dialogue_task import dialogue_items, write_task
 from saltlm.errors import InputError
+from saltlm.evaluation.harness.presets import FOLDERS, LANGUAGES, paper_tasks
+from saltlm.evaluation.harness.squad import compute_exact, compute_f1
 from saltlm.model.causal_lm import CausalLM, load_causal_lm
-from saltlm.squad_metrics import compute_exact, compute_f1
-from saltlm.task_presets import FOLDERS, LANGUAGES, paper_tasks
 from tokenizers_tiny import TEXT, tiny
 
 ITEMS = [
@@ -63,7 +63,7 @@ def log_likelihood(lm: CausalLM, context: str, ending: str) -> float:
 
 
 def test_a_local_task_is_scored_as_by_hand(lm, folder, harness) -> None:
-    from saltlm.tasks import load_tasks, run_tasks
+    from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
 
     seen: list[tuple[int, int]] = []
     with load_tasks([str(folder)]) as tasks:
@@ -84,7 +84,7 @@ def test_a_local_task_is_scored_as_by_hand(lm, folder, harness) -> None:
 
 
 def test_the_model_and_the_random_state_are_left_as_they_were(folder, harness, tmp_path) -> None:
-    from saltlm.tasks import load_tasks, run_tasks
+    from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
 
     model = load_causal_lm(save_llama(tmp_path / "m", tiny("sentencepiece_bpe")), device="cpu")
     assert model.tokenizer.pad_token_id is None
@@ -95,7 +95,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were(folder, harness, t
 
 
 def test_a_folders_task_stands_in_for_the_harness_one(lm, harness, tmp_path) -> None:
-    from saltlm.tasks import load_tasks, run_tasks
+    from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
 
     write_task(tmp_path, paper_tasks("fi")[0], ITEMS)
     with load_tasks(["paper:fi", str(tmp_path)]) as tasks:
@@ -104,7 +104,7 @@ def test_a_folders_task_stands_in_for_the_harness_one(lm, harness, tmp_path) -> 
 
 
 def test_questions_are_answered_and_measured_in_words(lm, harness, tmp_path) -> None:
-    from saltlm.tasks import load_tasks, run_tasks
+    from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
 
     answers = [{"context": "a", "question": "b", "answers": {"text": ["the cat sat"], "answer_start": [0]}}] * 2
     (tmp_path / "xquad.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
@@ -164,7 +164,7 @@ def test_items_hold_the_true_ending_once_and_only_endings_of_other_lines() -> No
 
 
 def refused(words: str, *wanted: str) -> None:
-    from saltlm.tasks import load_tasks
+    from saltlm.evaluation.harness.tasks import load_tasks
 
     with pytest.raises(InputError, match=words), load_tasks(wanted):
         pass
@@ -209,7 +209,7 @@ def test_broken_task_files(harness, folder, change, words: str) -> None:
 
 
 def test_items_that_do_not_fit_their_task_file(lm, harness, folder) -> None:
-    from saltlm.tasks import load_tasks, run_tasks
+    from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
 
     lines = [json.dumps({**item, "gold": 0 if place == 0 else 9}) + "\n" for place, item in enumerate(ITEMS)]
     (folder / "endings.jsonl").write_text("".join(lines))
@@ -220,7 +220,7 @@ def test_items_that_do_not_fit_their_task_file(lm, harness, folder) -> None:
 def test_bad_numbers_and_a_tokenizer_without_a_start(lm, harness, folder) -> None:
     import dataclasses
 
-    from saltlm.tasks import load_tasks, run_tasks
+    from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
 
     with load_tasks([str(folder)]) as tasks:
         for options in ({"shots": -1}, {"limit": 0}):
@@ -231,7 +231,7 @@ def test_bad_numbers_and_a_tokenizer_without_a_start(lm, harness, folder) -> Non
 
 
 def test_the_stand_in_is_gone_after_loading(harness, folder) -> None:
-    from saltlm.tasks import load_tasks
+    from saltlm.evaluation.harness.tasks import load_tasks
 
     with load_tasks([str(folder)]):
         assert "transformers.data.metrics.squad_metrics" not in sys.modules

@@ -21,7 +21,7 @@ from saltlm.compare import compare
 from saltlm.compare_config import CompareConfig, parse_cells, plain_transfer
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
-from saltlm.evaluate import evaluate
+from saltlm.evaluation.evaluate import evaluate
 from saltlm.rows import tune_text
 from saltlm.rows.tune import TEXT_GRID, free_options, meant, search
 from saltlm.rows.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of

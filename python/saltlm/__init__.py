@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .compare_config import CompareConfig as CompareConfig
     from .config import TransferConfig as TransferConfig
     from .errors import SaltlmError as SaltlmError
-    from .evaluate import evaluate as evaluate
+    from .evaluation.evaluate import evaluate as evaluate
     from .operators.ops import salt_rows as salt_rows
     from .status import status as status
     from .transfer import Transfer as Transfer
@@ -35,7 +35,7 @@ _HOMES = {
     "adapt": "adapt",
     "align": "alignment.align",
     "compare": "compare",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation.evaluate",
     "load_auxiliary": "vectors.auxiliary",
     "salt_rows": "operators.ops",
     "status": "status",

@@ -14,7 +14,7 @@ from .adapt_config import AdaptConfig
 from .chunked_loss import ChunkedLM
 from .distill_rows import Pieces, Teacher, load_teacher
 from .errors import input_error
-from .evaluate import evaluate
+from .evaluation.evaluate import evaluate
 from .metrics import Recorder
 from .model.causal_lm import CausalLM, load_causal_lm
 from .packing import Packer, Stream

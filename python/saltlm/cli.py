@@ -18,7 +18,7 @@ from .cli_options import config_from, parser
 from .compare_config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
 from .config import TransferConfig
 from .errors import InputError, SaltlmError, input_error
-from .side_by_side import MeasureConfig
+from .evaluation.side_by_side import MeasureConfig
 
 EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -45,7 +45,7 @@ def run_transfer(arguments: argparse.Namespace) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``saltlm evaluate``."""
     from . import show
-    from .side_by_side import side_by_side
+    from .evaluation.side_by_side import side_by_side
 
     config = config_from(arguments, MeasureConfig)
     with show.progress(arguments.quiet or arguments.json) as report:
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     silence()
     module, run = {
-        "transfer": (".transfer", run_transfer), "evaluate": (".score", run_evaluate), "adapt": (".packing", run_adapt),
+        "transfer": (".transfer", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".packing", run_adapt),
         "batch": (".batch", run_batch),
         "inspect": (".inspection.rows", run_inspect), "compare": (".compare", run_compare), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip

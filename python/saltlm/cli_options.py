@@ -23,7 +23,7 @@ from .config import (
     TransferConfig,
 )
 from .errors import input_error
-from .side_by_side import MeasureConfig
+from .evaluation.side_by_side import MeasureConfig
 
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
 CHOICES |= {"blend_with": REGRESSIONS, "support_rule": SUPPORT_RULES, "norm_guard": NORM_GUARDS}

@@ -12,7 +12,7 @@ from typing import Any
 from .adapt_config import AdaptConfig
 from .config import METHODS, TransferConfig, _one_of, _whole
 from .errors import InputError, input_error
-from .intervals import check_numbers
+from .evaluation.intervals import check_numbers
 
 PROBES = ("embeddings", "all")
 ORIGINAL = "original"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .compare_config import ORIGINAL, Cell
-from .intervals import ratio_intervals
+from .evaluation.intervals import ratio_intervals
 
 # Figures of the self-check that are compared with what was measured, and the sign that makes less of them better.
 SELF_CHECK = {"score": -1, "relative_error": 1, "cosine": -1, "rank": 1}

@@ -15,7 +15,7 @@ from .adapt_config import AdaptConfig
 from .compare_config import Cell
 from .config import TransferConfig
 from .errors import BackendError, input_error
-from .evaluate import Evaluation, evaluate
+from .evaluation.evaluate import Evaluation, evaluate
 from .metrics import Recorder
 from .packing import Packer, Stream
 from .rows.tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of

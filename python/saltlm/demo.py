@@ -171,8 +171,8 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
     import torch
     import transformers
 
-    from .evaluate import evaluate
-    from .generate import continuations
+    from .evaluation.evaluate import evaluate
+    from .evaluation.generate import continuations
     from .model.architecture import quiet_transformers
 
     with steps.step(f"loading: {start.name}"), quiet_transformers():

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .side_by_side import SideBySide
-    from .tasks import TaskScore
+    from .evaluation.harness.tasks import TaskScore
+    from .evaluation.side_by_side import SideBySide
     from .transfer import Transfer
 
 Report = Callable[[str, int, int], None]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, input_error
-from ..evaluate import evaluate
+from ..evaluation.evaluate import evaluate
 from ..folder.write import NewMatrices
 from ..model.causal_lm import load_causal_lm
 from ..text.documents import read_documents

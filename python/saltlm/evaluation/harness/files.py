@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import input_error
+from ...errors import input_error
 
 # Loaders of plain data files, whose paths we take as relative to the task file that names them.
 FILE_LOADERS = ("json", "csv", "parquet", "text", "arrow")

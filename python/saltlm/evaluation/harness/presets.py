@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import input_error
+from ...errors import input_error
 
 # Folders of the harness's own tasks in which the names below stand: indexing these alone takes a second, all of them half a
 # minute.

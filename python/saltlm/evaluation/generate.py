@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import input_error
+from ..errors import input_error
 
 if TYPE_CHECKING:
-    from .model.causal_lm import CausalLM
+    from ..model.causal_lm import CausalLM
 
 
 def continuations(
@@ -64,8 +64,8 @@ def continuations(
     import torch
     from transformers import GenerationConfig
 
+    from ..model.causal_lm import load_causal_lm, same_mode
     from .evaluate import tokenize
-    from .model.causal_lm import load_causal_lm, same_mode
 
     written = []
     with same_mode(model), torch.inference_mode():

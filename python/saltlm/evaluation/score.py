@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .errors import input_error
-from .model.body_and_head import Parts, close, take_apart
-from .model.causal_lm import CausalLM
+from ..errors import input_error
+from ..model.body_and_head import Parts, close, take_apart
+from ..model.causal_lm import CausalLM
 
 # Floats of logits held at once. 2**25 keeps a few hundred rows of a 256k vocabulary, enough for full matrix products.
 LOGIT_FLOATS = 2**25

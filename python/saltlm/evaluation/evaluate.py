@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import input_error
-from .heldout_record import read_heldout
-from .text.documents import read_documents
+from ..errors import input_error
+from ..text.documents import read_documents
+from .self_check_record import read_heldout
 
 if TYPE_CHECKING:
-    from .model.causal_lm import CausalLM
+    from ..model.causal_lm import CausalLM
 
 # Documents given to the tokenizer at once: enough to keep its threads busy.
 TOKENIZER_BATCH = 1000
@@ -206,7 +206,7 @@ def evaluate(
     _check_numbers(max_length, stride, batch_tokens)
     given = read_documents(texts) if documents is None else _strings(documents)
     sizes = _byte_sizes(given)
-    from .model.causal_lm import CausalLM, load_causal_lm, same_mode
+    from ..model.causal_lm import CausalLM, load_causal_lm, same_mode
 
     heldout = read_heldout(model.name if isinstance(model, CausalLM) else model)
     from .score import score_tokens

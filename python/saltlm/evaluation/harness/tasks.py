@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, input_error
-from .inputs import require
-from .squad_metrics import squad_metrics
-from .task_files import localize
-from .task_presets import FOLDERS, paper_tasks
+from ...errors import InputError, input_error
+from ...inputs import require
+from .files import localize
+from .presets import FOLDERS, paper_tasks
+from .squad import squad_metrics
 
 if TYPE_CHECKING:
-    from .model.causal_lm import CausalLM
+    from ...model.causal_lm import CausalLM
 
 PAPER = "paper"
 

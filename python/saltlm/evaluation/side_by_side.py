@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import _whole
-from .errors import input_error
+from ..config import _whole
+from ..errors import input_error
+from ..text.documents import read_documents
 from .evaluate import Evaluation, evaluate
-from .heldout_record import read_heldout
 from .intervals import Intervals, check_numbers, intervals
-from .text.documents import read_documents
+from .self_check_record import read_heldout
 
 if TYPE_CHECKING:
-    from .tasks import TaskScore
+    from .harness.tasks import TaskScore
 
 # Characters of a document that are shown as a prompt, to the last whole word.
 PROMPT_CHARACTERS = 80
@@ -147,7 +147,7 @@ def side_by_side(
         config: what else to measure, and how.
         retention: text files of the source language.
         prompts: texts to continue, before the beginnings of documents that ``config.samples`` asks for.
-        tasks: as for :func:`saltlm.tasks.load_tasks`.
+        tasks: as for :func:`saltlm.evaluation.harness.tasks.load_tasks`.
         device: as for :func:`saltlm.evaluate`.
         dtype: as for :func:`saltlm.evaluate`.
         gguf_file: name of the GGUF file inside the folders, for models that are one.
@@ -159,7 +159,7 @@ def side_by_side(
         The results, in the order of the models.
 
     Raises:
-        InputError: as :func:`saltlm.evaluate`, :func:`saltlm.generate.continuations` and :func:`saltlm.tasks.load_tasks`;
+        InputError: as :func:`saltlm.evaluate`, :func:`saltlm.evaluation.generate.continuations` and :func:`saltlm.evaluation.harness.tasks.load_tasks`;
             text and tasks are read before the first model is.
     """
     documents = read_documents(texts)
@@ -173,12 +173,12 @@ def side_by_side(
     with contextlib.ExitStack() as stack:
         ready = None
         if tasks:
-            from .tasks import load_tasks
+            from .harness.tasks import load_tasks
 
             report("tasks", 0, 0)
             ready = stack.enter_context(load_tasks(tasks))
         for name in names:
-            from .model.causal_lm import load_causal_lm
+            from ..model.causal_lm import load_causal_lm
 
             report(name, 0, 0)
             lm = load_causal_lm(
@@ -235,7 +235,7 @@ def _measure(
         samples = tuple(zip(prompts, written, strict=True))
     scores: Mapping[str, TaskScore] = {}
     if tasks is not None:
-        from .tasks import run_tasks
+        from .harness.tasks import run_tasks
 
         options = {"shots": config.shots, "limit": config.limit, "seed": config.seed}
         scores = run_tasks(lm, tasks, **options, progress=stage(": tasks"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import input_error
+from ..errors import input_error
 
 # What it says, at least.
 HELDOUT = ("tokens", "candidates", "relative_error", "cosine", "rank")
@@ -25,7 +25,7 @@ def read_heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | Non
     Raises:
         InputError: the report is broken.
     """
-    from .model.weights import read_json
+    from ..model.weights import read_json
 
     report = None if isinstance(model, tuple | list) else Path(model) / "saltlm.json"
     if report is None or not os.path.isfile(report):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import input_error
+from ..errors import input_error
 
 if TYPE_CHECKING:
     from .evaluate import Evaluation

@@ -1,0 +1,1 @@
+"""Bits per byte, generation, intervals and downstream tasks."""
