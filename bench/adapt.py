@@ -71,11 +71,11 @@ def bare(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
 
 def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[float]]:
     """Saltlm's phase over the same blocks."""
-    from saltlm import training
-    from saltlm.adapt_config import AdaptConfig
-    from saltlm.metrics import Recorder
-    from saltlm.processes import find_processes, training_arguments
-    from saltlm.resume import RunFolder
+    from saltlm.adaptation import training
+    from saltlm.adaptation.checkpoints import RunFolder
+    from saltlm.adaptation.config import AdaptConfig
+    from saltlm.adaptation.metrics import Recorder
+    from saltlm.adaptation.processes import find_processes, training_arguments
 
     class Fixed:
         marks, passes = (), 0
@@ -135,7 +135,7 @@ def memory(how: str, device: str) -> dict:
     hidden = torch.randn(tokens, width, device=device, requires_grad=True)
     head = torch.nn.Linear(width, rows, bias=False, device=device)
     targets = torch.randint(0, rows, (tokens,), device=device)
-    from saltlm.chunked_loss import LOGIT_FLOATS, chunked_cross_entropy
+    from saltlm.adaptation.chunked_loss import LOGIT_FLOATS, chunked_cross_entropy
 
     before = peak(device)
     started = time.perf_counter()

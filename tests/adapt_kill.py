@@ -16,9 +16,9 @@ import matplotlib.figure  # noqa: F401 - paid for before the forks, like the nex
 import torch
 import torch.utils.tensorboard
 import transformers.trainer  # noqa: F401
-from saltlm.adapt import adapt
-from saltlm.adapt_config import AdaptConfig
-from saltlm.resume import read_metrics
+from saltlm.adaptation.checkpoints import read_metrics
+from saltlm.adaptation.config import AdaptConfig
+from saltlm.adaptation.run import adapt
 
 OPTIONS = {
     "phases": "rows:3,embeddings:2,all:5", "seq_length": 32, "batch_size": 2, "accumulate": 2, "device": "cpu", "heldout": 0.2,

@@ -12,10 +12,10 @@ import signal
 import sys
 
 import torch
-from saltlm import adapt_model
-from saltlm.adapt import adapt
-from saltlm.adapt_config import AdaptConfig
-from saltlm.sharding import is_sharded
+from saltlm.adaptation import session as adapt_model
+from saltlm.adaptation.config import AdaptConfig
+from saltlm.adaptation.run import adapt
+from saltlm.adaptation.sharding import is_sharded
 
 
 def numbers(model) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from saltlm.row_mask import RowMask
-from saltlm.sharding import (
+from saltlm.adaptation.row_mask import RowMask
+from saltlm.adaptation.sharding import (
     gathered_root,
     groups,
     load_optimizer,

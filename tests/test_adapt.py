@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from saltlm.adapt import adapt
-from saltlm.adapt_config import AdaptConfig
+from saltlm.adaptation.config import AdaptConfig
+from saltlm.adaptation.packing import Mixture, Packer, Stream, collate
+from saltlm.adaptation.phases import rate_factor
+from saltlm.adaptation.run import adapt
+from saltlm.adaptation.training import AdaptTrainer
 from saltlm.errors import BackendError, InputError
 from saltlm.evaluation.evaluate import evaluate
-from saltlm.packing import Mixture, Packer, Stream, collate
-from saltlm.phases import rate_factor
 from saltlm.text.corpus import Corpus, is_heldout, take_bytes
-from saltlm.training import AdaptTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL = {"seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 2000}
@@ -287,7 +287,7 @@ def test_a_streamed_dataset_that_breaks_off_is_one_error(tmp_path, place):
 
 
 def test_nothing_that_is_held_out_is_trained_on(place):
-    from saltlm.adapt import _read_text
+    from saltlm.adaptation.run import _read_text
 
     text = _read_text(place / "text.txt", None, None, {place / "english.txt": 0.5}, config())
     for corpus, keep, heldout in zip(text.corpora, text.keep, (text.heldout, text.source), strict=True):
@@ -297,7 +297,7 @@ def test_nothing_that_is_held_out_is_trained_on(place):
 
 
 def test_each_held_out_text_is_kept_from_both_kinds(place, tmp_path):
-    from saltlm.adapt import _read_text
+    from saltlm.adaptation.run import _read_text
 
     texts, english = list(Corpus(place / "text.txt")), list(Corpus(place / "english.txt"))
     for name, documents in {"eval": english[:3], "source": texts[:3]}.items():
@@ -368,7 +368,7 @@ def test_rows_need_a_folder_that_knows_them(place, tmp_path):
 def test_overlap_can_be_dropped(place, tmp_path):
     texts = list(Corpus(place / "text.txt"))
     (tmp_path / "eval.txt").write_text("\n\n".join(texts[:9]))
-    from saltlm.adapt import _read_text
+    from saltlm.adaptation.run import _read_text
 
     options = config(steps=2, drop_overlap=True)
     text = _read_text(

@@ -11,11 +11,11 @@ from pathlib import Path
 import adapt_tiny
 import pytest
 from safetensors.torch import load_file
-from saltlm.adapt import adapt
-from saltlm.adapt_config import AdaptConfig
+from saltlm.adaptation.config import AdaptConfig
+from saltlm.adaptation.processes import check_sharding, one_device
+from saltlm.adaptation.run import adapt
 from saltlm.cli import main
 from saltlm.errors import InputError
-from saltlm.processes import check_sharding, one_device
 from transformers import TrainingArguments
 
 OPTIONS = {

@@ -14,10 +14,10 @@ import adapt_tiny
 import pytest
 import torch
 from adapt_kill import OPTIONS
-from saltlm.adapt import adapt
-from saltlm.adapt_config import AdaptConfig
+from saltlm.adaptation.checkpoints import RunFolder
+from saltlm.adaptation.config import AdaptConfig
+from saltlm.adaptation.run import adapt
 from saltlm.errors import InputError
-from saltlm.resume import RunFolder
 
 TIMES = ("seconds", "tokens_per_second")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from saltlm.after_step import AfterStep
+from saltlm.adaptation.after_step import AfterStep
+from saltlm.adaptation.metrics import Recorder
 from saltlm.errors import BackendError, InputError
-from saltlm.metrics import Recorder
 
 
 def test_an_explosion_is_told_from_a_bad_start(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saltlm.adaptation.row_mask import RowMask, new_rows
 from saltlm.errors import InputError
-from saltlm.row_mask import RowMask, new_rows
 
 
 def bits(tensor: torch.Tensor) -> bytes:

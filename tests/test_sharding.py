@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from saltlm.sharding import groups, rows_here, whole_state
+from saltlm.adaptation.sharding import groups, rows_here, whole_state
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save
 from safetensors.torch import load_file, save_file
-from saltlm.adapt_config import AdaptConfig
+from saltlm.adaptation.config import AdaptConfig
 from saltlm.cli import main
 from saltlm.compare import compare
 from saltlm.compare_config import CompareConfig, parse_cells, plain_transfer

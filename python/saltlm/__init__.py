@@ -8,8 +8,8 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapt import adapt as adapt
-    from .adapt_config import AdaptConfig as AdaptConfig
+    from .adaptation.config import AdaptConfig as AdaptConfig
+    from .adaptation.run import adapt as adapt
     from .alignment.align import Alignment as Alignment
     from .alignment.align import align as align
     from .compare import compare as compare
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 # Public name -> the module it lives in, imported when the name is first used: the command line answers --help without torch.
 _HOMES = {
-    "AdaptConfig": "adapt_config",
+    "AdaptConfig": "adaptation.config",
     "Alignment": "alignment.align",
     "CompareConfig": "compare_config",
     "SaltlmError": "errors",
     "Transfer": "transfer",
     "TransferConfig": "config",
-    "adapt": "adapt",
+    "adapt": "adaptation.run",
     "align": "alignment.align",
     "compare": "compare",
     "evaluate": "evaluation.evaluate",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .adapt_config import AdaptConfig
+from .adaptation.config import AdaptConfig
 from .batch_config import BatchConfig
 from .cli_options import config_from, parser
 from .compare_config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
@@ -67,7 +67,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 def run_adapt(arguments: argparse.Namespace) -> None:
     """``saltlm adapt``."""
     from . import adapt_show
-    from .adapt import adapt
+    from .adaptation.run import adapt
 
     config = config_from(arguments, AdaptConfig)
     replay = dict(_ratio(entry) for entry in arguments.replay)
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     silence()
     module, run = {
-        "transfer": (".transfer", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".packing", run_adapt),
+        "transfer": (".transfer", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".adaptation.packing", run_adapt),
         "batch": (".batch", run_batch),
         "inspect": (".inspection.rows", run_inspect), "compare": (".compare", run_compare), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip

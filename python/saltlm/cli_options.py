@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .adapt_config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
+from .adaptation.config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
 from .batch_config import BatchConfig
 from .compare_config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
 from .config import (

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapt import Sources, _need_accelerate, _read_text, _Text, model_identity
-from .adapt_config import AdaptConfig
+from .adaptation.checkpoints import config_identity, write_whole
+from .adaptation.config import AdaptConfig
+from .adaptation.run import Sources, _need_accelerate, _read_text, _Text, model_identity
 from .compare_config import ORIGINAL, OWN_ADAPT, Cell, CompareConfig, check_base, parse_cells, plain_transfer
 from .compare_folder import CHART, RESULT, CompareFolder
 from .config import TransferConfig
 from .errors import InputError, input_error
-from .resume import config_identity, write_whole
 from .text.corpus import hash_path
 from .vectors.auxiliary import auxiliary_files
 

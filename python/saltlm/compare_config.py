@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapt_config import AdaptConfig
+from .adaptation.config import AdaptConfig
 from .config import METHODS, TransferConfig, _one_of, _whole
 from .errors import InputError, input_error
 from .evaluation.intervals import check_numbers

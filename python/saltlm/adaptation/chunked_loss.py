@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .distill_rows import state_error
-from .model.body_and_head import Head, simplest_head, take_apart
+from ..model.body_and_head import Head, simplest_head, take_apart
+from .distillation import state_error
 
 LOGIT_FLOATS = 2**25
 PROBE_TOKENS = 5

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainingArguments
 
-from .adapt_config import AdaptConfig
-from .errors import input_error
+from ..errors import input_error
+from .config import AdaptConfig
 
 # Signals closer together than this are one wish, among several processes.
 ECHO_SECONDS = 2.0
@@ -54,7 +54,7 @@ def find_processes(config: AdaptConfig) -> Processes:
 
 
 def training_arguments(config: AdaptConfig) -> dict[str, Any]:
-    """Device and precision for :func:`~saltlm.training.train_phase`."""
+    """Device and precision for :func:`~saltlm.adaptation.training.train_phase`."""
     cuda = config.device != "cpu" and torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import InputError, input_error
+from ..errors import InputError, input_error
 
 WINDOW_BYTES = 64 << 20
 IGNORED = -100

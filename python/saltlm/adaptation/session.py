@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .adapt_config import AdaptConfig
+from ..errors import input_error
+from ..evaluation.evaluate import evaluate
+from ..model.causal_lm import CausalLM, load_causal_lm
+from .checkpoints import RunFolder
 from .chunked_loss import ChunkedLM
-from .distill_rows import Pieces, Teacher, load_teacher
-from .errors import input_error
-from .evaluation.evaluate import evaluate
+from .config import AdaptConfig
+from .distillation import Pieces, Teacher, load_teacher
 from .metrics import Recorder
-from .model.causal_lm import CausalLM, load_causal_lm
 from .packing import Packer, Stream
 from .phases import vocabulary_parameters
 from .processes import Processes, polite_signals, training_arguments
-from .resume import RunFolder
 from .row_mask import RowMask, new_rows
 from .sharding import gathered_root
 from .training import Run, load_weights, prepare_model, train_phase

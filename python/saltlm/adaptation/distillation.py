@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .adapt_config import AdaptConfig
-from .errors import input_error
-from .model.causal_lm import CausalLM, load_causal_lm
+from ..errors import input_error
+from ..model.causal_lm import CausalLM, load_causal_lm
+from .config import AdaptConfig
 
 # Characters of a piece by tokens of a block: pieces then seldom lose their end when they are cut to the block's length.
 CHARACTERS = 3

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import input_error
+from ..errors import input_error
 from .sharding import rows_here
 
 KEPT_ORIGINS = ("copied", "role")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from .errors import InputError
+from ..errors import InputError
 from .metrics import diverged
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .errors import input_error
+from ..errors import input_error
 
 
 def shard(model: Any, device: torch.device, count: int) -> None:

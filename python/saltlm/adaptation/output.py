@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from .files.output_folder import whole_folder
+from ..files.output_folder import whole_folder
+from ..model.causal_lm import DTYPES
+from .checkpoints import METRICS, RECORD, read_metrics, write_whole
 from .metrics import draw_curve
-from .model.causal_lm import DTYPES
-from .resume import METRICS, RECORD, read_metrics, write_whole
 
 KEPT = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
@@ -81,7 +81,7 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Name -> dtype of the float tensors in a folder's safetensors files."""
     from safetensors import safe_open
 
-    from .model.safetensors_header import DTYPES as STORED
+    from ..model.safetensors_header import DTYPES as STORED
 
     found = {}
     for path in folder.glob("*.safetensors"):

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import BackendError, SaltlmError, input_error
-from .files.output_folder import check_output, sync_path
-from .files.output_lock import lock_run
+from ..errors import BackendError, SaltlmError, input_error
+from ..files.output_folder import check_output, sync_path
+from ..files.output_lock import lock_run
 
 RECORD, METRICS, CHECKPOINTS, STATE = "run.json", "metrics.jsonl", "checkpoints", "adapt.json"
 NAME = re.compile(r"step-(\d+)")

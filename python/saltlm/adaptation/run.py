@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapt_config import AdaptConfig
-from .errors import input_error
+from ..errors import input_error
+from ..text.corpus import Corpus, Overlap, hash_path, is_heldout, take_bytes, training_documents
+from .checkpoints import RunFolder, config_identity, read_metrics
+from .config import AdaptConfig
 from .metrics import AdaptProgress, Recorder
-from .resume import RunFolder, config_identity, read_metrics
-from .text.corpus import Corpus, Overlap, hash_path, is_heldout, take_bytes, training_documents
 
 Sources = str | Path | Iterable[str | Path]
 
@@ -105,7 +105,7 @@ def adapt(
     """
     config = config or AdaptConfig()
     _need_accelerate()
-    from .model.architecture import quiet_transformers
+    from ..model.architecture import quiet_transformers
 
     with quiet_transformers():
         return _adapt(
@@ -117,8 +117,8 @@ def _adapt(
     model: str | Path, texts: Sources, out: Path, config: AdaptConfig, held_out: tuple[Sources | None, Sources | None],
     replay: Mapping[str | Path, float] | None, resume: bool, progress: Callable[[AdaptProgress], None] | None,
 ) -> Adaptation:  # fmt: skip
-    from .adapt_model import load_job
     from .processes import find_processes
+    from .session import load_job
     from .sharding import whole_state
 
     source = _folder_of(model)
@@ -181,9 +181,9 @@ def read_finished(folder: RunFolder) -> Adaptation:
 def _finish(
     job: Any, weights: Mapping[str, Any], folder: RunFolder, identity: Mapping[str, Any], name: str, kept: int
 ) -> None:  # fmt: skip
-    from . import __version__
-    from .adapt_output import write_adapted
-    from .status import versions
+    from .. import __version__
+    from ..status import versions
+    from .output import write_adapted
 
     lines = read_metrics(folder.metrics)
     phases = ",".join(f"{phase.name}:{phase.steps}" for phase in job.config.schedule_of_phases)
@@ -213,7 +213,7 @@ def model_identity(folder: Path) -> dict[str, str]:
 
 
 def _folder_of(model: str | Path) -> Path:
-    from .model.checkpoint import _resolve
+    from ..model.checkpoint import _resolve
 
     return _resolve(str(model), f"model {str(model)!r}", None, None)[0]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from .config import DTYPES, _number, _one_of, _whole
-from .errors import input_error
+from ..config import DTYPES, _number, _one_of, _whole
+from ..errors import input_error
 from .phases import Phase, parse_phases
 
 SCHEDULES = ("cosine", "wsd", "constant")

@@ -13,16 +13,24 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from .adapt_config import AdaptConfig
+from ..errors import input_error
 from .after_step import AfterStep
+from .checkpoints import RunFolder
 from .chunked_loss import ChunkedLM
-from .distill_rows import Pieces, Teacher, collate_pieces
-from .errors import input_error
+from .config import AdaptConfig
+from .distillation import Pieces, Teacher, collate_pieces
 from .metrics import Recorder
 from .packing import Mixture, Stream, collate
-from .phases import DISTILL, MASKED, Phase, parameter_groups, rate_factor, set_trained, vocabulary_parameters
+from .phases import (
+    DISTILL,
+    MASKED,
+    Phase,
+    parameter_groups,
+    rate_factor,
+    set_trained,
+    vocabulary_parameters,
+)
 from .processes import Processes, one_device
-from .resume import RunFolder
 from .row_mask import RowMask
 from .sharding import groups, load_optimizer, load_state, shard, whole_optimizer, whole_state
 
