@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, compare_run, transfer
+from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, transfer
 from saltlm.adaptation.packing import Packer
 from saltlm.adaptation.run import _read_text, _streams
 from saltlm.cli import main
 from saltlm.cli_options import documented
-from saltlm.compare_config import Cell, parse_cells
-from saltlm.compare_results import spearman, steps_to_level, summarize
 from saltlm.compare_show import comparison
+from saltlm.comparison import probe as compare_run
+from saltlm.comparison.config import Cell, parse_cells
+from saltlm.comparison.results import spearman, steps_to_level, summarize
 from saltlm.errors import InputError
 from saltlm.text.corpus import Corpus
 from transformers import AutoTokenizer

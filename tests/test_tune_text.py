@@ -17,8 +17,8 @@ from models_tiny import save
 from safetensors.torch import load_file, save_file
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.cli import main
-from saltlm.compare import compare
-from saltlm.compare_config import CompareConfig, parse_cells, plain_transfer
+from saltlm.comparison.config import CompareConfig, parse_cells, plain_transfer
+from saltlm.comparison.run import compare
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import evaluate

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .adaptation.run import adapt as adapt
     from .alignment.align import Alignment as Alignment
     from .alignment.align import align as align
-    from .compare import compare as compare
-    from .compare_config import CompareConfig as CompareConfig
+    from .comparison.config import CompareConfig as CompareConfig
+    from .comparison.run import compare as compare
     from .config import TransferConfig as TransferConfig
     from .errors import SaltlmError as SaltlmError
     from .evaluation.evaluate import evaluate as evaluate
@@ -28,13 +28,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdaptConfig": "adaptation.config",
     "Alignment": "alignment.align",
-    "CompareConfig": "compare_config",
+    "CompareConfig": "comparison.config",
     "SaltlmError": "errors",
     "Transfer": "transfer",
     "TransferConfig": "config",
     "adapt": "adaptation.run",
     "align": "alignment.align",
-    "compare": "compare",
+    "compare": "comparison.run",
     "evaluate": "evaluation.evaluate",
     "load_auxiliary": "vectors.auxiliary",
     "salt_rows": "operators.ops",

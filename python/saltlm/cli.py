@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from .adaptation.config import AdaptConfig
 from .batch_config import BatchConfig
 from .cli_options import config_from, parser
-from .compare_config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
+from .comparison.config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
 from .config import TransferConfig
 from .errors import InputError, SaltlmError, input_error
 from .evaluation.side_by_side import MeasureConfig
@@ -129,7 +129,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 def run_compare(arguments: argparse.Namespace) -> None:
     """``saltlm compare``."""
     from . import compare_show
-    from .compare import compare
+    from .comparison.run import compare
 
     common = {"trust_remote_code": arguments.trust_remote_code}
     with compare_show.comparing(arguments.quiet or arguments.json) as report:
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, run = {
         "transfer": (".transfer", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".adaptation.packing", run_adapt),
         "batch": (".batch", run_batch),
-        "inspect": (".inspection.rows", run_inspect), "compare": (".compare", run_compare), "status": (".status", run_status),
+        "inspect": (".inspection.rows", run_inspect), "compare": (".comparison.run", run_compare), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip
     try:
         interrupt.load(module)

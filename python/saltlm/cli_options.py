@@ -10,7 +10,7 @@ from typing import Any
 
 from .adaptation.config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
 from .batch_config import BatchConfig
-from .compare_config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
+from .comparison.config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
 from .config import (
     CHAT_TEMPLATES,
     DTYPES,

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adaptation.config import AdaptConfig
-from .config import METHODS, TransferConfig, _one_of, _whole
-from .errors import InputError, input_error
-from .evaluation.intervals import check_numbers
+from ..adaptation.config import AdaptConfig
+from ..config import METHODS, TransferConfig, _one_of, _whole
+from ..errors import InputError, input_error
+from ..evaluation.intervals import check_numbers
 
 PROBES = ("embeddings", "all")
 ORIGINAL = "original"
@@ -125,7 +125,7 @@ class Cell:
 
     def files(self) -> list[Path]:
         """The files that this cell alone may read."""
-        from .vectors.auxiliary import auxiliary_files  # with torch, which the command's help does without
+        from ..vectors.auxiliary import auxiliary_files  # with torch, which the command's help does without
 
         if self.config is None:
             return []
@@ -161,9 +161,9 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
         >>> [cell.label for cell in parse_cells(["salt:center=true:ridge=0.01", "mean"], TransferConfig())]
         ['original', 'salt:center=true:ridge=0.01', 'mean']
     """
-    from .rows.methods import METHODS as BUILDERS
-    from .rows.methods import method_of
-    from .rows.tune import free_options
+    from ..rows.methods import METHODS as BUILDERS
+    from ..rows.methods import method_of
+    from ..rows.tune import free_options
 
     optional = {name for method in BUILDERS for name in method_of(TransferConfig(method=method)).options}
     cells = [Cell(ORIGINAL, None)]
@@ -202,8 +202,8 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
 
 def _left_to_itself(config: TransferConfig) -> bool:
     """Whether it is ``auto`` with neither a way to choose its options nor one of those that a text could choose."""
-    from .rows.methods import method_of
-    from .rows.tune import TEXT_GRID, free_options
+    from ..rows.methods import method_of
+    from ..rows.tune import TEXT_GRID, free_options
 
     if config.method != "auto" or config.tune or config.tune_text is not None:
         return False

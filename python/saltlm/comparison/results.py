@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .compare_config import ORIGINAL, Cell
-from .evaluation.intervals import ratio_intervals
+from ..evaluation.intervals import ratio_intervals
+from .config import ORIGINAL, Cell
 
 # Figures of the self-check that are compared with what was measured, and the sign that makes less of them better.
 SELF_CHECK = {"score": -1, "relative_error": 1, "cosine": -1, "rank": 1}
@@ -71,7 +71,7 @@ def summarize(cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], confi
 
     Args:
         cells: in order.
-        results: of :func:`~saltlm.compare_run.run_cell`, with ``method`` and ``seed``.
+        results: of :func:`~saltlm.comparison.probe.run_cell`, with ``method`` and ``seed``.
         confidence: of the intervals.
 
     Returns:

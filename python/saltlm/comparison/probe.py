@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from .adaptation.config import AdaptConfig
-from .adaptation.metrics import Recorder
-from .adaptation.packing import Packer, Stream
-from .adaptation.run import _streams, _Text
-from .compare_config import Cell
-from .config import TransferConfig
-from .errors import BackendError, input_error
-from .evaluation.evaluate import Evaluation, evaluate
-from .rows.tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
-from .text.corpus import Overlap, take_bytes, training_documents
-from .text.documents import read_documents
+from ..adaptation.config import AdaptConfig
+from ..adaptation.metrics import Recorder
+from ..adaptation.packing import Packer, Stream
+from ..adaptation.run import _streams, _Text
+from ..config import TransferConfig
+from ..errors import BackendError, input_error
+from ..evaluation.evaluate import Evaluation, evaluate
+from ..rows.tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
+from ..text.corpus import Overlap, take_bytes, training_documents
+from ..text.documents import read_documents
+from .config import Cell
 
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"
@@ -136,7 +136,7 @@ def run_cell(
         ``self_check``, ``training_bytes``, ``seconds``, what stopped a probe that diverged, and ``same_as``, the other cell
         whose probe this one is.
     """
-    from .transfer import transfer
+    from ..transfer import transfer
 
     began = time.perf_counter()
     folder, rows, summary = original, "", {}
@@ -217,9 +217,9 @@ def probe(
     report: Report,
 ) -> dict[str, Any]:
     """The steps of an adaptation and its evaluations; nothing is kept but their figures."""
-    from .adaptation.processes import find_processes
-    from .adaptation.session import load_job
-    from .model.architecture import quiet_transformers
+    from ..adaptation.processes import find_processes
+    from ..adaptation.session import load_job
+    from ..model.architecture import quiet_transformers
 
     steps = sum(phase.steps for phase in config.schedule_of_phases)
     with quiet_transformers():

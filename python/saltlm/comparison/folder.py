@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adaptation.checkpoints import write_whole
-from .errors import input_error
-from .files.output_folder import check_output, named_errors
-from .files.output_lock import lock_run
+from ..adaptation.checkpoints import write_whole
+from ..errors import input_error
+from ..files.output_folder import check_output, named_errors
+from ..files.output_lock import lock_run
 
 RECORD, RUNS, SCRATCH, RESULT, CHART = "comparison.json", "runs", ".scratch", "compare.json", "compare.png"
 ADVICE = "make room or mend that; the same command goes on from the finished runs"

@@ -7,15 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adaptation.checkpoints import config_identity, write_whole
-from .adaptation.config import AdaptConfig
-from .adaptation.run import Sources, _need_accelerate, _read_text, _Text, model_identity
-from .compare_config import ORIGINAL, OWN_ADAPT, Cell, CompareConfig, check_base, parse_cells, plain_transfer
-from .compare_folder import CHART, RESULT, CompareFolder
-from .config import TransferConfig
-from .errors import InputError, input_error
-from .text.corpus import hash_path
-from .vectors.auxiliary import auxiliary_files
+from ..adaptation.checkpoints import config_identity, write_whole
+from ..adaptation.config import AdaptConfig
+from ..adaptation.run import Sources, _need_accelerate, _read_text, _Text, model_identity
+from ..config import TransferConfig
+from ..errors import InputError, input_error
+from ..text.corpus import hash_path
+from ..vectors.auxiliary import auxiliary_files
+from .config import (
+    ORIGINAL,
+    OWN_ADAPT,
+    Cell,
+    CompareConfig,
+    check_base,
+    parse_cells,
+    plain_transfer,
+)
+from .folder import CHART, RESULT, CompareFolder
 
 Report = Callable[[str, int, int], None]
 
@@ -28,7 +36,7 @@ class Comparison:
         out: the folder with ``compare.json`` and ``compare.png``.
         content: what ``compare.json`` holds: ``results`` (a dict for each method and seed with ``method``, ``seed``,
             ``bits_per_byte`` as [[step, value]], ``source_bits_per_byte``, ``self_check``, ``training_bytes``, ``seconds``),
-            and what :func:`~saltlm.compare_results.summarize` makes of them.
+            and what :func:`~saltlm.comparison.results.summarize` makes of them.
     """
 
     out: Path
@@ -111,8 +119,8 @@ def compare(
         (source, target, auxiliary), methods, texts, folder, config or CompareConfig(), (eval_texts, source_eval_texts),
         transfer_config or TransferConfig(), adapt_config or AdaptConfig(), report,
     )  # fmt: skip
-    from .compare_results import summarize
-    from .compare_show import draw_chart
+    from ..compare_show import draw_chart
+    from .results import summarize
 
     with folder.opened(plan.identity, force=plan.config.force):
         try:
@@ -134,7 +142,7 @@ def _runs(
     plan: _Plan, cell: Cell, folder: CompareFolder, others: Sequence[Mapping[str, Any]], report: Report
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The runs of a cell by seed, those that an earlier call finished taken from the folder."""
-    from .compare_run import run_cell
+    from .probe import run_cell
 
     found: list[dict[str, Any]] = []
     place, count = plan.cells.index(cell), len(plan.config.seed_list)
@@ -169,11 +177,11 @@ def _plan(
     held_out: tuple[Sources | None, Sources | None], base: TransferConfig, adaptation: AdaptConfig, report: Report,
 ) -> _Plan:  # fmt: skip
     """Check everything that can be checked before the first run, the cheap before the slow."""
-    from .compare_run import measure_blocks, text_at_hand, tuning_documents
-    from .model.checkpoint import _resolve
-    from .model.gguf import convert
-    from .rows.rules import check_method
-    from .transfer import transfer
+    from ..model.checkpoint import _resolve
+    from ..model.gguf import convert
+    from ..rows.rules import check_method
+    from ..transfer import transfer
+    from .probe import measure_blocks, text_at_hand, tuning_documents
 
     check_base(adaptation)
     cells = parse_cells(methods, base)
@@ -224,8 +232,8 @@ def _identity(
     adaptation: AdaptConfig,
 ) -> dict[str, Any]:  # fmt: skip
     """What makes runs comparable: inputs by their content, and all options but methods and seeds."""
-    from . import __version__
-    from .rows.methods import METHODS
+    from .. import __version__
+    from ..rows.methods import METHODS
 
     def content(entries: Any) -> Any:
         return None if entries is None else [entry["sha256"] or entry["path"] for entry in entries]
@@ -247,15 +255,15 @@ def _tokenizer(folder: Path, base: TransferConfig) -> Any:
     """The source's tokenizer as an adaptation reads it."""
     from transformers import AutoTokenizer
 
-    from .model.architecture import quiet_transformers
+    from ..model.architecture import quiet_transformers
 
     with quiet_transformers():
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=base.trust_remote_code)
 
 
 def _check_positions(folder: Path, length: int, adaptation: AdaptConfig) -> None:
-    from .model.causal_lm import POSITIONS
-    from .model.weights import read_json
+    from ..model.causal_lm import POSITIONS
+    from ..model.weights import read_json
 
     found = read_json(folder / "config.json")
     most = next((found[name] for name in POSITIONS if isinstance(found.get(name), int) and found[name] > 0), length)
@@ -268,7 +276,7 @@ def _check_positions(folder: Path, length: int, adaptation: AdaptConfig) -> None
 
 def _described(plan: _Plan) -> dict[str, Any]:
     """What was compared, for whoever reads the file later."""
-    from .status import versions
+    from ..status import versions
 
     new, own = plan.blocks.tokens_per_byte
     names = ("source", "target", "auxiliary")
