@@ -13,8 +13,8 @@ import time
 
 import psutil
 from ray.cluster_utils import Cluster
-from saltlm import batch
-from saltlm.batch_config import BatchConfig
+from saltlm.batches import run as batch
+from saltlm.batches.config import BatchConfig
 
 
 class Kill(batch.Watcher):

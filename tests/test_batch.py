@@ -21,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save_llama
 from safetensors.numpy import load_file, save_file
-from saltlm import TransferConfig, batch, transfer
-from saltlm.batch_config import BatchConfig
-from saltlm.batch_file import BatchJob
-from saltlm.batch_pool import Pool, in_order
-from saltlm.batch_worker import Outcome
+from saltlm import TransferConfig, transfer
+from saltlm.batches import run as batch
+from saltlm.batches.config import BatchConfig
+from saltlm.batches.jobs_file import BatchJob
+from saltlm.batches.pool import Pool, in_order
+from saltlm.batches.worker import Outcome
 from saltlm.cli import main
 from saltlm.shared import Shared
 from tokenizers_tiny import tiny

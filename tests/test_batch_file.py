@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from saltlm.batch_check import plan
-from saltlm.batch_config import BatchConfig, memory_bytes
-from saltlm.batch_file import read_drafts
+from saltlm.batches.check import plan
+from saltlm.batches.config import BatchConfig, memory_bytes
+from saltlm.batches.jobs_file import read_drafts
+from saltlm.batches.toml_lines import parse, toml_lines
 from saltlm.cli import main
 from saltlm.errors import InputError
 from saltlm.files.output_folder import whole_folder
 from saltlm.files.output_lock import locked_output
-from saltlm.toml_lines import parse, toml_lines
 
 PLENTY = 10**13
 
@@ -176,12 +176,12 @@ def test_a_lock_goes_with_its_parents(tmp_path) -> None:
 
 def test_ray_that_is_not_there(pair, tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "jobs.toml").write_text(head(pair) + f'[[job]]\nout = "{tmp_path}/a"\n')
-    monkeypatch.setattr("saltlm.batch_ray.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("saltlm.batches.ray.importlib.util.find_spec", lambda name: None)
     assert main(["batch", str(tmp_path / "jobs.toml"), "--ray", "auto"]) == 2
     assert 'pip install "saltlm[ray]"' in capsys.readouterr().err
-    monkeypatch.setattr("saltlm.batch_ray.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("saltlm.batches.ray.importlib.util.find_spec", lambda name: name)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("saltlm.batch_ray.CLUSTER_FILE", tmp_path / "none")
+    monkeypatch.setattr("saltlm.batches.ray.CLUSTER_FILE", tmp_path / "none")
     for address, words in {"auto": "no cluster runs here", "127.0.0.1:9": "refused", "somewhere": "HOST:PORT"}.items():
         assert main(["batch", str(tmp_path / "jobs.toml"), "--ray", address]) == 2
         assert words in capsys.readouterr().err

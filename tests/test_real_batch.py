@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from saltlm import batch
-from saltlm.batch_config import BatchConfig
+from saltlm.batches import run as batch
+from saltlm.batches.config import BatchConfig
 from saltlm.finnish import finnish_pair
 
 pytestmark = pytest.mark.real

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .adaptation.config import AdaptConfig
-from .batch_config import BatchConfig
+from .batches.config import BatchConfig
 from .cli_options import config_from, parser
 from .comparison.config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
 from .config import TransferConfig
@@ -84,7 +84,8 @@ def run_adapt(arguments: argparse.Namespace) -> None:
 
 def run_batch(arguments: argparse.Namespace) -> int:
     """``saltlm batch``."""
-    from . import batch, batch_show
+    from . import batch_show
+    from .batches import run as batch
 
     config = config_from(arguments, BatchConfig)
     with batch_show.watching(arguments.quiet or arguments.json) as watcher:
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     silence()
     module, run = {
         "transfer": (".transfer", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".adaptation.packing", run_adapt),
-        "batch": (".batch", run_batch),
+        "batch": (".batches.run", run_batch),
         "inspect": (".inspection.rows", run_inspect), "compare": (".comparison.run", run_compare), "status": (".status", run_status),
     }[arguments.command]  # fmt: skip
     try:

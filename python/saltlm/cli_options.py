@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .adaptation.config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
-from .batch_config import BatchConfig
+from .batches.config import BatchConfig
 from .comparison.config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
 from .config import (
     CHAT_TEMPLATES,

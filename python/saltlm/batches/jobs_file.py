@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import TransferConfig
-from .errors import InputError, input_error
+from ..config import TransferConfig
+from ..errors import InputError, input_error
 from .toml_lines import Place, parse, toml_lines
 
 INPUTS = {"source": True, "target": True, "auxiliary": False, "out": True}  # whether a job must name it
@@ -218,7 +218,7 @@ def _fault(name: str, value: Any) -> InputError | None:
 
 def build(draft: Draft, faults: Faults) -> BatchJob | None:
     """The job of a draft, ``None`` where it has faults; options that do not go together are among them."""
-    from .rows.rules import method_faults
+    from ..rows.rules import method_faults
 
     given = {name: value for name, value in draft.values.items() if name in OPTIONS and value is not None}
     try:

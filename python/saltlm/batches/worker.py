@@ -11,13 +11,13 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .batch_file import BatchJob
-from .batch_memory import peak_bytes
-from .cli import silence
-from .errors import SaltlmError
-from .files.output_lock import locked_output
-from .shared import Shared
-from .transfer import transfer
+from ..cli import silence
+from ..errors import SaltlmError
+from ..files.output_lock import locked_output
+from ..shared import Shared
+from ..transfer import transfer
+from .jobs_file import BatchJob
+from .memory import peak_bytes
 
 Progress = Callable[[str, int, int], None]
 

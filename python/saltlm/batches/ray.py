@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .batch_file import BatchJob
-from .batch_pool import Tell, in_order
-from .batch_worker import Outcome, run_job, set_threads
-from .errors import InputError, input_error
-from .files.output_folder import clear_leftovers
-from .shared import Shared
+from ..errors import InputError, input_error
+from ..files.output_folder import clear_leftovers
+from ..shared import Shared
+from .jobs_file import BatchJob
+from .pool import Tell, in_order
+from .worker import Outcome, run_job, set_threads
 
 TIMEOUT = 5.0  # seconds for the cluster to answer
 ATTEMPTS = 3  # a node that goes takes jobs along that are no fault of theirs
@@ -111,7 +111,7 @@ def _task(job: BatchJob, folder: str, threads: int) -> dict[str, Any]:
     """One job, in a process of some node."""
     import dataclasses
 
-    from .cli import silence
+    from ..cli import silence
 
     silence()
     set_threads(threads)

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .batch_check import plan
-from .batch_config import BatchConfig, memory_bytes
-from .batch_file import BatchJob, read_drafts
-from .batch_memory import available
-from .batch_pool import Pool, in_order
-from .batch_worker import Outcome
-from .files.output_lock import locked_output
+from ..files.output_lock import locked_output
+from .check import plan
+from .config import BatchConfig, memory_bytes
+from .jobs_file import BatchJob, read_drafts
+from .memory import available
+from .pool import Pool, in_order
+from .worker import Outcome
 
 SHARE_OF_FREE = 0.8  # of the memory that is free, where no budget is given
 SPARE_FILES = 256  # open at once beside the jobs' locks: workers' pipes, weight files, libraries
@@ -94,10 +94,10 @@ def run(
     """Do all jobs of a file; a failed one stops no other.
 
     Running it again does what is left: folders that hold what their job would make are skipped
-    (:mod:`saltlm.batch_done` says what is compared).
+    (:mod:`saltlm.batches.finished` says what is compared).
 
     Args:
-        path: the jobs file, see :func:`~saltlm.batch_file.read_drafts`. Paths in it are relative to the current folder.
+        path: the jobs file, see :func:`~saltlm.batches.jobs_file.read_drafts`. Paths in it are relative to the current folder.
         config: where they run.
         watcher: told of what happens.
         dry_run: check everything and tell what would run.
@@ -154,7 +154,7 @@ def _executor(
     """What runs the jobs: processes of this machine, or a cluster, which is reached here."""
     if config.ray is None:
         return lambda jobs, ended: Pool(jobs, workers, budget, threads, tell).run(ended)
-    from .batch_ray import Cluster
+    from .ray import Cluster
 
     cluster = Cluster(config.ray, workers if config.workers or config.ray == "local" else None, threads, tell)
     return cluster.run

@@ -15,18 +15,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from .batch_file import BatchJob
-from .errors import InputError
-from .folder.provenance import FORMAT
-from .model.checkpoint import hash_files, local_folder
-from .model.weights import find_weights
-from .rows.methods import method_of
-from .rows.tune import free_options
-from .rows.tune_text import digest_of
-from .shared import stamp
-from .status import versions
-from .vectors.auxiliary import auxiliary_files, file_digest
-from .vectors.train import sha256_of, trained_file
+from ..errors import InputError
+from ..folder.provenance import FORMAT
+from ..model.checkpoint import hash_files, local_folder
+from ..model.weights import find_weights
+from ..rows.methods import method_of
+from ..rows.tune import free_options
+from ..rows.tune_text import digest_of
+from ..shared import stamp
+from ..status import versions
+from ..vectors.auxiliary import auxiliary_files, file_digest
+from ..vectors.train import sha256_of, trained_file
+from .jobs_file import BatchJob
 
 WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", "tokenizer_config.json")
 

@@ -12,9 +12,9 @@ from multiprocessing import connection as waiting
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .batch_file import BatchJob
-from .batch_worker import Outcome, serve
-from .files.output_folder import clear_leftovers
+from ..files.output_folder import clear_leftovers
+from .jobs_file import BatchJob
+from .worker import Outcome, serve
 
 ATTEMPTS = 2
 GRACE = 10.0  # seconds a worker has to clear up before it is killed

@@ -13,13 +13,13 @@ import math
 import os
 from pathlib import Path
 
-from .batch_file import BatchJob
-from .model.checkpoint import TOKENIZER_FILES, local_folder
-from .model.gguf import converted
-from .model.weights import find_weights, read_json
-from .shared import stamp
-from .vectors.auxiliary import auxiliary_files
-from .vectors.train import trained_file
+from ..model.checkpoint import TOKENIZER_FILES, local_folder
+from ..model.gguf import converted
+from ..model.weights import find_weights, read_json
+from ..shared import stamp
+from ..vectors.auxiliary import auxiliary_files
+from ..vectors.train import trained_file
+from .jobs_file import BatchJob
 
 # Interpreter, torch, transformers and the classes of two models: 0.82 to 1.08 GB measured on different machines,
 # half of it files that processes share.

@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .batch_done import difference
-from .batch_file import BatchJob, Draft, Faults, build
-from .batch_memory import with_memory
-from .errors import InputError, input_error
-from .files.output_folder import check_output
-from .files.output_lock import refuse_written
-from .model.checkpoint import VOCABULARIES, local_folder
-from .model.weights import find_weights, read_json
-from .vectors.auxiliary import auxiliary_files
+from ..errors import InputError, input_error
+from ..files.output_folder import check_output
+from ..files.output_lock import refuse_written
+from ..model.checkpoint import VOCABULARIES, local_folder
+from ..model.weights import find_weights, read_json
+from ..vectors.auxiliary import auxiliary_files
+from .finished import difference
+from .jobs_file import BatchJob, Draft, Faults, build
+from .memory import with_memory
 
 
 @dataclasses.dataclass(frozen=True)

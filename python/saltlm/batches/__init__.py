@@ -1,0 +1,1 @@
+"""Many transfers from one jobs file."""
