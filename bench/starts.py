@@ -22,7 +22,7 @@ from harness import record
 from pair_words import ofa_options, wechsel_options
 from pairs import NAMES, research_pair
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, compare
-from saltlm.compare_show import chosen, in_order
+from saltlm.cli.main.show_compare import chosen, in_order
 from saltlm.vectors.train import cache_folder
 
 

@@ -394,7 +394,7 @@ def test_options_out_of_range(options):
 
 
 def test_every_option_is_documented():
-    from saltlm.cli_options import documented
+    from saltlm.cli.main.options import documented
 
     words = documented(AdaptConfig)
     assert all(words.get(field.name) for field in dataclasses.fields(AdaptConfig))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.processes import check_sharding, one_device
 from saltlm.adaptation.run import adapt
-from saltlm.cli import main
+from saltlm.cli.main.main import main
 from saltlm.errors import InputError
 from transformers import TrainingArguments
 

@@ -27,7 +27,7 @@ from saltlm.batches.config import BatchConfig
 from saltlm.batches.jobs_file import BatchJob
 from saltlm.batches.pool import Pool, in_order
 from saltlm.batches.worker import Outcome
-from saltlm.cli import main
+from saltlm.cli.main.main import main
 from saltlm.shared import Shared
 from tokenizers_tiny import tiny
 

@@ -16,7 +16,7 @@ import pytest
 from models_tiny import save_bert, save_llama
 from pairs import Pair
 from safetensors.numpy import load_file, save_file
-from saltlm.cli import main
+from saltlm.cli.main.main import main
 from saltlm.errors import InputError
 from tokenizers_tiny import tiny
 
@@ -89,7 +89,7 @@ def test_a_fault_without_a_name_is_not_blamed_on_stdout(monkeypatch, capsys) -> 
     def lost(arguments) -> int:
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    monkeypatch.setattr("saltlm.cli.run_status", lost)
+    monkeypatch.setattr("saltlm.cli.main.run_status", lost)
     assert main(["status"]) == 1
     said = capsys.readouterr().err
     assert said == "saltlm: a connection: Connection reset by peer; mend that and run it again\n"
@@ -125,7 +125,7 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(monkeypatch, capsys) 
         except KeyboardInterrupt:
             raise InputError("import failed") from None
 
-    monkeypatch.setattr("saltlm.cli.run_status", swallow)
+    monkeypatch.setattr("saltlm.cli.main.run_status", swallow)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
         assert main(["status"]) == 130

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, transfer
 from saltlm.adaptation.packing import Packer
 from saltlm.adaptation.run import _read_text, _streams
-from saltlm.cli import main
-from saltlm.cli_options import documented
-from saltlm.compare_show import comparison
+from saltlm.cli.main.main import main
+from saltlm.cli.main.options import documented
+from saltlm.cli.main.show_compare import comparison
 from saltlm.comparison import probe as compare_run
 from saltlm.comparison.config import Cell, parse_cells
 from saltlm.comparison.results import spearman, steps_to_level, summarize

@@ -14,10 +14,10 @@ import saltlm.evaluation.score as score
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saltlm.cli.main.show_evaluation import evaluation_table
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import Evaluation, evaluate, tokenize
 from saltlm.evaluation.generate import continuations
-from saltlm.evaluation_table import evaluation_table
 from saltlm.model import body_and_head
 from saltlm.model.causal_lm import load_causal_lm
 from saltlm.text.documents import read_documents, read_text, split_documents

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models_tiny import save_bert, save_llama
 from saltlm.alignment.align import align
 from saltlm.alignment.expand import Expansion, expand
-from saltlm.cli import main
+from saltlm.cli.main.main import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import evaluate

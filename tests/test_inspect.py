@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save_bert, save_llama
-from saltlm.cli import main
+from saltlm.cli.main.main import main
+from saltlm.cli.main.show_inspect import page, write_page
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
-from saltlm.inspect_show import page, write_page
 from saltlm.inspection.rows import read_rows, spelled
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.rows.recipe import MOST, Recipe

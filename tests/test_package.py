@@ -49,7 +49,7 @@ def test_import_needs_no_network_and_not_transformers() -> None:
 def test_the_commands_help_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from saltlm.cli import main\n"
+        "from saltlm.cli.main import main\n"
         "try: main(['adapt', '--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert 'torch' not in sys.modules\n"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from models_tiny import save_llama
-from saltlm.cli import main
+from saltlm.cli.main.main import main
+from saltlm.cli.main.show import labels
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import evaluate
 from saltlm.evaluation.generate import continuations
 from saltlm.evaluation.side_by_side import MeasureConfig, beginning, side_by_side
-from saltlm.show import labels
 from tokenizers_tiny import TEXT, tiny
 
 

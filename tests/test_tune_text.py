@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from models_tiny import save
 from safetensors.torch import load_file, save_file
 from saltlm.adaptation.config import AdaptConfig
-from saltlm.cli import main
+from saltlm.cli.main.main import main
 from saltlm.comparison.config import CompareConfig, parse_cells, plain_transfer
 from saltlm.comparison.run import compare
 from saltlm.config import TransferConfig

@@ -6,7 +6,7 @@ import sys
 def start() -> int:
     """Run the command line; an interrupt in the moment before it can take care of itself ends as one later on."""
     try:
-        from .cli import main
+        from .cli.main import main
 
         return main()
     except KeyboardInterrupt:

@@ -150,9 +150,9 @@ def _adapt(base: Path, text: Text, steps: Steps) -> Path:
     out = base / f"adapted-{digest}"
     if (out / "saltlm.json").is_file():
         return out
-    from .adapt_show import progress_words
     from .adaptation.config import AdaptConfig
     from .adaptation.run import adapt
+    from .cli.show_adapt import progress_words
 
     files = base / f"text-{digest}"
     _write_text(files, text)

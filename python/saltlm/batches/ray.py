@@ -111,7 +111,7 @@ def _task(job: BatchJob, folder: str, threads: int) -> dict[str, Any]:
     """One job, in a process of some node."""
     import dataclasses
 
-    from ..cli import silence
+    from ..cli.main import silence
 
     silence()
     set_threads(threads)

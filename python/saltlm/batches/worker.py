@@ -11,7 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..cli import silence
+from ..cli.main import silence
 from ..errors import SaltlmError
 from ..files.output_lock import locked_output
 from ..shared import Shared

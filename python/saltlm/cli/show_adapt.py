@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from .adaptation.metrics import AdaptProgress
-from .adaptation.run import Adaptation
+from ..adaptation.metrics import AdaptProgress
+from ..adaptation.run import Adaptation
 from .show import Output
 
 

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from .batches.jobs_file import BatchJob
-from .batches.run import Batch, Watcher
-from .batches.worker import Outcome
+from ..batches.jobs_file import BatchJob
+from ..batches.run import Batch, Watcher
+from ..batches.worker import Outcome
 from .show import Output
 
 LATEST = 8  # ended jobs that the live table keeps in sight

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .comparison.config import ORIGINAL
+from ..comparison.config import ORIGINAL
 
 if TYPE_CHECKING:
-    from .comparison.run import Comparison
+    from ..comparison.run import Comparison
 
 NOT_REACHED = "not reached"
 # Of the range between the lowest end and the highest, or the original's level: what lies above is cut off the chart.

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .evaluation.harness.tasks import TaskScore
-    from .evaluation.side_by_side import SideBySide
-    from .transfer import Transfer
+    from ..evaluation.harness.tasks import TaskScore
+    from ..evaluation.side_by_side import SideBySide
+    from ..transfer import Transfer
 
 Report = Callable[[str, int, int], None]
 ORIGIN_WORDS = {
@@ -118,8 +118,8 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
 
 def _usual_blend() -> dict[str, object]:
     """Weight and length of the default that nobody and nothing has chosen."""
-    from .config import TransferConfig
-    from .rows.methods.blend import as_blend
+    from ..config import TransferConfig
+    from ..rows.methods.blend import as_blend
 
     usual = as_blend(TransferConfig())
     return {"weight": usual.blend_weight, "length": usual.blend_length}
@@ -146,7 +146,7 @@ def _rows(summary: Mapping[str, Any], rows: int, dry_run: bool) -> Table:
 
 def evaluations(found: SideBySide) -> None:
     """Bits per byte of one model or several, who is better, continuations and tasks."""
-    from .evaluation_table import evaluation_table
+    from .show_evaluation import evaluation_table
 
     console = Output()
     short = labels(list(found.models))

@@ -14,10 +14,10 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from .errors import input_error
-from .files.output_folder import named_errors
-from .inspection.page import PAGE
-from .inspection.rows import Rows
+from ..errors import input_error
+from ..files.output_folder import named_errors
+from ..inspection.page import PAGE
+from ..inspection.rows import Rows
 from .show import ORIGIN_WORDS, Output
 
 EXTREMES = (

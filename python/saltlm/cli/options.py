@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .adaptation.config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
-from .batches.config import BatchConfig
-from .comparison.config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
-from .config import (
+from ..adaptation.config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
+from ..batches.config import BatchConfig
+from ..comparison.config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
+from ..config import (
     CHAT_TEMPLATES,
     DTYPES,
     LINKS,
@@ -22,8 +22,8 @@ from .config import (
     SUPPORT_RULES,
     TransferConfig,
 )
-from .errors import input_error
-from .evaluation.side_by_side import MeasureConfig
+from ..errors import input_error
+from ..evaluation.side_by_side import MeasureConfig
 
 CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
 CHOICES |= {"blend_with": REGRESSIONS, "support_rule": SUPPORT_RULES, "norm_guard": NORM_GUARDS}
@@ -103,7 +103,7 @@ def _pairs(entries: Sequence[str]) -> dict[str, str]:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import __version__
+    from .. import __version__
 
     top = argparse.ArgumentParser(
         prog="saltlm",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .evaluation.evaluate import Evaluation
-    from .evaluation.intervals import Intervals
+    from ..evaluation.evaluate import Evaluation
+    from ..evaluation.intervals import Intervals
 
 
 def evaluation_table(

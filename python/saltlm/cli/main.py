@@ -12,21 +12,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .adaptation.config import AdaptConfig
-from .batches.config import BatchConfig
-from .cli_options import config_from, parser
-from .comparison.config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
-from .config import TransferConfig
-from .errors import InputError, SaltlmError, input_error
-from .evaluation.side_by_side import MeasureConfig
+from ..adaptation.config import AdaptConfig
+from ..batches.config import BatchConfig
+from ..comparison.config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
+from ..config import TransferConfig
+from ..errors import InputError, SaltlmError, input_error
+from ..evaluation.side_by_side import MeasureConfig
+from .options import config_from, parser
 
 EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def run_transfer(arguments: argparse.Namespace) -> None:
     """``saltlm transfer``."""
+    from ..transfer import transfer
     from . import show
-    from .transfer import transfer
 
     config = config_from(arguments, TransferConfig)
     if arguments.out is None and not arguments.dry_run:
@@ -44,8 +44,8 @@ def run_transfer(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``saltlm evaluate``."""
+    from ..evaluation.side_by_side import side_by_side
     from . import show
-    from .evaluation.side_by_side import side_by_side
 
     config = config_from(arguments, MeasureConfig)
     with show.progress(arguments.quiet or arguments.json) as report:
@@ -66,8 +66,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 def run_adapt(arguments: argparse.Namespace) -> None:
     """``saltlm adapt``."""
-    from . import adapt_show
-    from .adaptation.run import adapt
+    from ..adaptation.run import adapt
+    from . import show_adapt as adapt_show
 
     config = config_from(arguments, AdaptConfig)
     replay = dict(_ratio(entry) for entry in arguments.replay)
@@ -84,8 +84,8 @@ def run_adapt(arguments: argparse.Namespace) -> None:
 
 def run_batch(arguments: argparse.Namespace) -> int:
     """``saltlm batch``."""
-    from . import batch_show
-    from .batches import run as batch
+    from ..batches import run as batch
+    from . import show_batch as batch_show
 
     config = config_from(arguments, BatchConfig)
     with batch_show.watching(arguments.quiet or arguments.json) as watcher:
@@ -109,8 +109,8 @@ def _ratio(entry: str) -> tuple[str, float]:
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     """``saltlm inspect``."""
-    from . import inspect_show
-    from .inspection import rows as inspect_rows
+    from ..inspection import rows as inspect_rows
+    from . import show_inspect as inspect_show
 
     rows = inspect_rows.read_rows(arguments.folder)
     asked = inspect_rows.found(rows, arguments.token)
@@ -129,8 +129,8 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 def run_compare(arguments: argparse.Namespace) -> None:
     """``saltlm compare``."""
-    from . import compare_show
-    from .comparison.run import compare
+    from ..comparison.run import compare
+    from . import show_compare as compare_show
 
     common = {"trust_remote_code": arguments.trust_remote_code}
     with compare_show.comparing(arguments.quiet or arguments.json) as report:
@@ -150,8 +150,8 @@ def run_compare(arguments: argparse.Namespace) -> None:
 
 def run_status(arguments: argparse.Namespace) -> None:
     """``saltlm status``."""
+    from ..status import status
     from . import show
-    from .status import status
 
     found = status()
     if arguments.json:
@@ -186,7 +186,7 @@ class _Interrupt:
         """Import a module of this package, with torch."""
         self.loading = True
         try:
-            importlib.import_module(module, __package__)
+            importlib.import_module(module, __package__.partition(".")[0])
         finally:
             self.loading = False
 
