@@ -10,9 +10,9 @@ import torch
 from saltlm.alignment.align import Alignment, MatchKind
 from saltlm.config import TransferConfig
 from saltlm.model.checkpoint import load_donor, load_source
+from saltlm.pipeline import transfer
 from saltlm.rows.assembly import Head
 from saltlm.rows.methods import METHODS, Job
-from saltlm.transfer import transfer
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 
 

@@ -19,8 +19,8 @@ from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import evaluate
 from saltlm.inspection.rows import read_rows
 from saltlm.model.checkpoint import load_source
+from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, COPIED, PADDING
-from saltlm.transfer import transfer
 from tokenizers import Tokenizer
 from tokenizers_tiny import TEXT, byte_level_bpe, sentencepiece_bpe, sentencepiece_unigram, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast

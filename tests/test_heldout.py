@@ -15,13 +15,13 @@ from saltlm import _rust
 from saltlm.alignment.align import SPECIAL, Alignment, align
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
+from saltlm.pipeline import transfer
 from saltlm.rows.assembly import Head
 from saltlm.rows.methods import METHODS, Job
 from saltlm.rows.scripts import bands, script_of
 from saltlm.rows.self_check import LONGEST, MOST, check, fault, hide, hide_in, predict, twin_keys
 from saltlm.rows.self_check_figures import Spread, compared, grouped, score
 from saltlm.rows.tune import GRID, free_options, tune
-from saltlm.transfer import transfer
 from tokenizers_tiny import KINDS, tiny
 
 KEY = st.sampled_from(["talo", "kissa", "ä", "x1", "y", "strasse", "", "\udcff"])

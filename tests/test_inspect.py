@@ -19,8 +19,8 @@ from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
 from saltlm.inspection.rows import read_rows, spelled
 from saltlm.model.checkpoint import load_donor, load_source
+from saltlm.pipeline import transfer
 from saltlm.rows.recipe import MOST, Recipe
-from saltlm.transfer import transfer
 from tokenizers_tiny import byte_level_bpe, tiny
 
 LISTED = ("anchors", "pieces", "source tokens", "pieces and anchors")

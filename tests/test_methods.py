@@ -18,12 +18,12 @@ from saltlm.config import METHODS as NAMES
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_source
+from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, DRAWN, SOLVED, Head
 from saltlm.rows.methods import METHODS, NEEDS_VECTORS, Job, Method
 from saltlm.rows.methods.pieces import characters
 from saltlm.rows.methods.pursuit import pursue
 from saltlm.rows.self_check import heldout_check
-from saltlm.transfer import transfer
 
 ANCHORED = [name for name, method in METHODS.items() if method.anchors]
 

@@ -13,9 +13,9 @@ from saltlm.alignment.align import MatchKind
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_donor, load_source
+from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, SOLVED
 from saltlm.rows.methods import METHODS, anchors_of
-from saltlm.transfer import transfer
 from saltlm.vectors.auxiliary import load_auxiliary
 
 

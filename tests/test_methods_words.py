@@ -15,9 +15,9 @@ from planted import draw, orthogonal, planted
 from saltlm.batches.finished import _vectors
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
+from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED
 from saltlm.rows.methods import METHODS
-from saltlm.transfer import transfer
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 from saltlm.vectors.bilingual import procrustes, read_dictionary
 

@@ -21,8 +21,8 @@ from saltlm.alignment.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, load_to
 from saltlm.config import TransferConfig
 from saltlm.inputs import Package, fetch
 from saltlm.model.checkpoint import load_source
+from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED
-from saltlm.transfer import transfer
 from saltlm.vectors.auxiliary import load_auxiliary
 from test_real_methods import ENTMAX
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from models_tiny import save_llama
 from saltlm.config import TransferConfig
+from saltlm.pipeline import transfer
 from saltlm.shared import Shared
-from saltlm.transfer import transfer
 from tokenizers_tiny import tiny
 
 ROOM = 1 << 30

@@ -20,8 +20,8 @@ from saltlm.alignment.align import MatchKind
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_source
+from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, COPIED, DRAWN, PADDING, ROLE, SOLVED
-from saltlm.transfer import transfer
 from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, tiny
 
 SALT = TransferConfig(method="salt")

@@ -22,11 +22,11 @@ from saltlm.comparison.run import compare
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import evaluate
+from saltlm.pipeline import transfer
 from saltlm.rows import tune_text
 from saltlm.rows.tune import TEXT_GRID, free_options, meant, search
 from saltlm.rows.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of
 from saltlm.text.documents import read_documents, read_text
-from saltlm.transfer import transfer
 from tokenizers_tiny import tiny
 
 WORDS = "kissa istuu puun alla ja katsoo koiraa joka juoksee rannalla hitaasti kotiin päin"

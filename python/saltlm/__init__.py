@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from .comparison.config import CompareConfig as CompareConfig
     from .comparison.run import compare as compare
     from .config import TransferConfig as TransferConfig
+    from .environment import status as status
     from .errors import SaltlmError as SaltlmError
     from .evaluation.evaluate import evaluate as evaluate
     from .operators.ops import salt_rows as salt_rows
-    from .status import status as status
-    from .transfer import Transfer as Transfer
-    from .transfer import transfer as transfer
+    from .pipeline import Transfer as Transfer
+    from .pipeline import transfer as transfer
     from .vectors.auxiliary import load_auxiliary as load_auxiliary
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ _HOMES = {
     "Alignment": "alignment.align",
     "CompareConfig": "comparison.config",
     "SaltlmError": "errors",
-    "Transfer": "transfer",
+    "Transfer": "pipeline",
     "TransferConfig": "config",
     "adapt": "adaptation.run",
     "align": "alignment.align",
@@ -38,8 +38,8 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "load_auxiliary": "vectors.auxiliary",
     "salt_rows": "operators.ops",
-    "status": "status",
-    "transfer": "transfer",
+    "status": "environment",
+    "transfer": "pipeline",
 }
 __all__ = [*_HOMES]
 

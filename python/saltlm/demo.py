@@ -128,8 +128,8 @@ def _row(start: Start, pair: Pair, text: Text, base: Path, steps: Steps) -> dict
 
 def _transfer(start: Start, pair: Pair, out: Path, steps: Steps) -> None:
     from .config import TransferConfig
+    from .pipeline import transfer
     from .rows.methods import NEEDS_VECTORS
-    from .transfer import transfer
 
     config = TransferConfig(**start.options, gguf_file=pair.gguf_file, force=True)
     vectors = pair.vectors if config.method in NEEDS_VECTORS else None

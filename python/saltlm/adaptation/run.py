@@ -182,7 +182,7 @@ def _finish(
     job: Any, weights: Mapping[str, Any], folder: RunFolder, identity: Mapping[str, Any], name: str, kept: int
 ) -> None:  # fmt: skip
     from .. import __version__
-    from ..status import versions
+    from ..environment import versions
     from .output import write_adapted
 
     lines = read_metrics(folder.metrics)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..environment import versions
 from ..errors import InputError
 from ..folder.provenance import FORMAT
 from ..model.checkpoint import hash_files, local_folder
@@ -23,7 +24,6 @@ from ..rows.methods import method_of
 from ..rows.tune import free_options
 from ..rows.tune_text import digest_of
 from ..shared import stamp
-from ..status import versions
 from ..vectors.auxiliary import auxiliary_files, file_digest
 from ..vectors.train import sha256_of, trained_file
 from .jobs_file import BatchJob

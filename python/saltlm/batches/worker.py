@@ -14,8 +14,8 @@ from typing import Any
 from ..cli.main import silence
 from ..errors import SaltlmError
 from ..files.output_lock import locked_output
+from ..pipeline import transfer
 from ..shared import Shared
-from ..transfer import transfer
 from .jobs_file import BatchJob
 from .memory import peak_bytes
 

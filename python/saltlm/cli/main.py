@@ -25,7 +25,7 @@ EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def run_transfer(arguments: argparse.Namespace) -> None:
     """``saltlm transfer``."""
-    from ..transfer import transfer
+    from ..pipeline import transfer
     from . import show
 
     config = config_from(arguments, TransferConfig)
@@ -150,7 +150,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
 
 def run_status(arguments: argparse.Namespace) -> None:
     """``saltlm status``."""
-    from ..status import status
+    from ..environment import status
     from . import show
 
     found = status()
@@ -202,9 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     silence()
     module, run = {
-        "transfer": (".transfer", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".adaptation.packing", run_adapt),
+        "transfer": (".pipeline", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".adaptation.packing", run_adapt),
         "batch": (".batches.run", run_batch),
-        "inspect": (".inspection.rows", run_inspect), "compare": (".comparison.run", run_compare), "status": (".status", run_status),
+        "inspect": (".inspection.rows", run_inspect), "compare": (".comparison.run", run_compare), "status": (".environment", run_status),
     }[arguments.command]  # fmt: skip
     try:
         interrupt.load(module)

@@ -15,7 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..evaluation.harness.tasks import TaskScore
     from ..evaluation.side_by_side import SideBySide
-    from ..transfer import Transfer
+    from ..pipeline import Transfer
 
 Report = Callable[[str, int, int], None]
 ORIGIN_WORDS = {

@@ -136,7 +136,7 @@ def run_cell(
         ``self_check``, ``training_bytes``, ``seconds``, what stopped a probe that diverged, and ``same_as``, the other cell
         whose probe this one is.
     """
-    from ..transfer import transfer
+    from ..pipeline import transfer
 
     began = time.perf_counter()
     folder, rows, summary = original, "", {}

@@ -179,8 +179,8 @@ def _plan(
     """Check everything that can be checked before the first run, the cheap before the slow."""
     from ..model.checkpoint import _resolve
     from ..model.gguf import convert
+    from ..pipeline import transfer
     from ..rows.rules import check_method
-    from ..transfer import transfer
     from .probe import measure_blocks, text_at_hand, tuning_documents
 
     check_base(adaptation)
@@ -276,7 +276,7 @@ def _check_positions(folder: Path, length: int, adaptation: AdaptConfig) -> None
 
 def _described(plan: _Plan) -> dict[str, Any]:
     """What was compared, for whoever reads the file later."""
-    from ..status import versions
+    from ..environment import versions
 
     new, own = plan.blocks.tokens_per_byte
     names = ("source", "target", "auxiliary")

@@ -11,6 +11,7 @@ import torch
 
 from ..alignment.expand import Expansion
 from ..config import TransferConfig
+from ..environment import versions
 from ..model.checkpoint import Donor, Source
 from ..rows.assembly import ORIGINS, Assembly
 from ..rows.build import Built
@@ -18,7 +19,6 @@ from ..rows.methods import method_of
 from ..rows.methods.blend import BESIDE, UNSET, as_blend
 from ..rows.norm_guard import norm_warnings, support_warnings
 from ..rows.recipe import RULES
-from ..status import versions
 from .provenance import FORMAT, counts, licence_of, norms, statuses, support_summary
 
 NO_END = (
