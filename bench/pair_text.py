@@ -13,7 +13,9 @@ from pathlib import Path
 
 from saltlm.errors import input_error
 from saltlm.files.output_folder import cached_folder
-from saltlm.input_text import (
+from saltlm.vectors.train import cache_folder
+
+from demo.input_text import (
     HELDOUT_BYTES,
     MORE,
     SHORTEST,
@@ -25,8 +27,7 @@ from saltlm.input_text import (
     run_quietly,
     split_off,
 )
-from saltlm.inputs import sha256_of
-from saltlm.vectors.train import cache_folder
+from demo.inputs import sha256_of
 
 HANDBOOK = "debian-handbook"
 HEADS = re.compile(r"(?s)<(script|style|head|header|nav|aside|pre)\b.*?</\1\s*>")

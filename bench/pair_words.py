@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from harness import fetching
 from pair_text import apart, catalogue_text, handbook, lines_of, text_file
-from saltlm.e5 import language_words
 from saltlm.errors import input_error
 from saltlm.files.output_folder import cached_folder
-from saltlm.input_text import MORE, dialogue_pairs, join_documents
-from saltlm.inputs import Package, fetch
 from saltlm.vectors.train import cache_folder
+
+from demo.e5 import language_words
+from demo.input_text import MORE, dialogue_pairs, join_documents
+from demo.inputs import Package, fetch
 
 # FreeDict's name of each language; it has no English-Vietnamese dictionary.
 DICTIONARIES = {"fi": "fin", "de": "deu", "fr": "fra", "ar": "ara", "pt": "por"}

@@ -27,13 +27,14 @@ import torch
 from harness import Timing, fetching, figure, forget_peak, peak_megabytes, record, timed
 from saltlm import align
 from saltlm.alignment.causal_tokenizer import causal_tokenizer
-from saltlm.finnish import finnish_pair
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.operators.ops import combine, sparsemax_support, support_lstsq
 from saltlm.rows.assembly import Assembly
 from saltlm.rows.methods import anchors_of
 from saltlm.rows.methods.pursuit import pursue
 from saltlm.vectors.auxiliary import load_auxiliary
+
+from demo.finnish import finnish_pair
 
 PICKS, BATCH = 64, 512
 TOLERANCE = 1e-4

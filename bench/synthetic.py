@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from saltlm.finnish import Problem
+
+from demo.finnish import Problem
 
 
 def problem(new: int, anchors: int, width: int, plm: int, lm: int, *, dense: bool = False, seed: int = 0) -> Problem:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saltlm import e5, input_text, inputs
 from saltlm.errors import InputError
 from saltlm.files.output_folder import cached_folder
+
+from demo import e5, input_text, inputs
 
 
 @pytest.fixture(autouse=True)

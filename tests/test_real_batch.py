@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from saltlm.batches import run as batch
 from saltlm.batches.config import BatchConfig
-from saltlm.finnish import finnish_pair
+
+from demo.finnish import finnish_pair
 
 pytestmark = pytest.mark.real
 

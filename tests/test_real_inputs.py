@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from saltlm import e5, finnish, input_text, inputs
 from saltlm.alignment.align import load_tokens
+
+from demo import e5, finnish, input_text, inputs
 
 pytestmark = pytest.mark.real
 LANGUAGES = ("fi", "de", "fr", "pt", "ar", "vi")

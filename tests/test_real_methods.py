@@ -7,8 +7,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from saltlm import finnish
-from saltlm.inputs import Package, fetch
+
+from demo import finnish
+from demo.inputs import Package, fetch
 
 pytestmark = pytest.mark.real
 

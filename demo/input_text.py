@@ -13,10 +13,11 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .errors import InputError, input_error
-from .files.output_folder import cached_folder
+from saltlm.errors import InputError, input_error
+from saltlm.files.output_folder import cached_folder
+from saltlm.vectors.train import cache_folder
+
 from .inputs import sha256_of
-from .vectors.train import cache_folder
 
 # Campaigns of The Battle for Wesnoth, whose Debian packages carry the translations (GPL-2+). "The South Guard" is a small one:
 # 8 MB, 58 languages, 80 kB of Finnish. The names carry the game's version; newer Debian releases have the later one.

