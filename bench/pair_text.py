@@ -11,10 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from saltlm.errors import input_error
-from saltlm.files.output_folder import cached_folder
-from saltlm.vectors.train import cache_folder
-
 from demo.input_text import (
     HELDOUT_BYTES,
     MORE,
@@ -27,7 +23,9 @@ from demo.input_text import (
     run_quietly,
     split_off,
 )
-from demo.inputs import sha256_of
+from saltlm.errors import input_error
+from saltlm.files.cache import cache_folder, cached_folder
+from saltlm.files.hashing import sha256_file
 
 HANDBOOK = "debian-handbook"
 HEADS = re.compile(r"(?s)<(script|style|head|header|nav|aside|pre)\b.*?</\1\s*>")
@@ -142,7 +140,7 @@ def lines_of(
                 (part / "lines.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
                 for text in tree.glob(f"usr/share/doc/{package}/copyright"):
                     shutil.copy(text, part / "copyright")
-                about = {"file": archive.name.replace("%3a", ":"), "sha256": sha256_of(archive)}
+                about = {"file": archive.name.replace("%3a", ":"), "sha256": sha256_file(archive)}
                 (part / "about.json").write_text(json.dumps(about), encoding="utf-8")
                 shutil.rmtree(tree)
             finally:

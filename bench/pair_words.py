@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 from harness import fetching
 from pair_text import apart, catalogue_text, handbook, lines_of, text_file
-from saltlm.errors import input_error
-from saltlm.files.output_folder import cached_folder
-from saltlm.vectors.train import cache_folder
 
 from demo.e5 import language_words
 from demo.input_text import MORE, dialogue_pairs, join_documents
 from demo.inputs import Package, fetch
+from saltlm.errors import input_error
+from saltlm.files.cache import cache_folder, cached_folder
 
 # FreeDict's name of each language; it has no English-Vietnamese dictionary.
 DICTIONARIES = {"fi": "fin", "de": "deu", "fr": "fra", "ar": "ara", "pt": "por"}

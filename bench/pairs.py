@@ -15,13 +15,13 @@ import torch
 from harness import fetching
 from pair_models import KINDS, untied_source, variant_donor
 from pair_text import apart, arabic, arabic_labels, dialogue, help_text, text_file
-from saltlm import TransferConfig, transfer
-from saltlm.alignment.align import load_tokens
-from saltlm.model.checkpoint import load_source
 
 from demo.e5 import language_donor
 from demo.input_text import Text
 from demo.inputs import finnish_vectors, french_vectors, source_lm
+from saltlm import TransferConfig, transfer
+from saltlm.alignment.align import load_tokens
+from saltlm.model.checkpoint import load_source
 
 LANGUAGES = ("fi", "de", "fr", "ar", "vi", "pt")
 NAMES: tuple[str, ...] = (*LANGUAGES, "fi-wordpiece", "fr-bytes", "fi-untied")

@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import Timing, fetching, figure, forget_peak, peak_megabytes, record, timed
+
+from demo.finnish import finnish_pair
 from saltlm import align
 from saltlm.alignment.causal_tokenizer import causal_tokenizer
 from saltlm.model.checkpoint import load_donor, load_source
@@ -33,8 +35,6 @@ from saltlm.rows.assembly import Assembly
 from saltlm.rows.methods import anchors_of
 from saltlm.rows.methods.pursuit import pursue
 from saltlm.vectors.auxiliary import load_auxiliary
-
-from demo.finnish import finnish_pair
 
 PICKS, BATCH = 64, 512
 TOLERANCE = 1e-4
@@ -158,6 +158,7 @@ def omp(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], 
 def subword(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], list[str]]:
     from mergekit.tokenizer.normalization import normalize_token
     from mergekit.tokensurgeon import subword_approximate
+
     from saltlm.rows.methods.pieces import Pieces
 
     # Its command would take this tokenizer for a byte-level one and miss the word starts; here it is told the mark.

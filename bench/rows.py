@@ -22,11 +22,11 @@ import synthetic
 import torch
 from gpu_stock import stock_rows
 from harness import fetching, figure, forget_peak, peak_megabytes, record, timed
+
+from demo.finnish import finnish_pair, finnish_problem
 from saltlm import salt_rows
 from saltlm.operators.ops import STATUSES, backend, combine, sparsemax_support, support_lstsq
 from saltlm.operators.profile import stage_times
-
-from demo.finnish import finnish_pair, finnish_problem
 
 BAR = 20
 NEW, ANCHORS, WIDTH = 30_000, 12_000, 300

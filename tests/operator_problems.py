@@ -10,6 +10,7 @@ import cuda_emulated
 import numpy as np
 import torch
 from hypothesis import strategies as st
+
 from saltlm.operators import ops
 
 # Where every operator test runs: (implementation, device). A machine with a GPU gains its case by itself.

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models_tiny import save_bert, save_llama
-from saltlm.alignment.align import load_tokens
 from tokenizers_tiny import tiny
+
+from saltlm.alignment.align import load_tokens
 
 
 @dataclasses.dataclass(frozen=True)

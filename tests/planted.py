@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from saltlm.alignment.align import Alignment, MatchKind
 from saltlm.config import TransferConfig
 from saltlm.model.checkpoint import load_donor, load_source

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+
 from saltlm.adaptation.row_mask import RowMask
 from saltlm.adaptation.sharding import (
     gathered_root,

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.packing import Mixture, Packer, Stream, collate
 from saltlm.adaptation.phases import rate_factor
@@ -21,7 +23,6 @@ from saltlm.adaptation.training import AdaptTrainer
 from saltlm.errors import BackendError, InputError
 from saltlm.evaluation.evaluate import evaluate
 from saltlm.text.corpus import Corpus, is_heldout, take_bytes
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL = {"seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 2000}
 
@@ -394,7 +395,7 @@ def test_options_out_of_range(options):
 
 
 def test_every_option_is_documented():
-    from saltlm.cli.main.options import documented
+    from saltlm.cli.options import documented
 
     words = documented(AdaptConfig)
     assert all(words.get(field.name) for field in dataclasses.fields(AdaptConfig))

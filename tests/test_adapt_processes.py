@@ -11,12 +11,13 @@ from pathlib import Path
 import adapt_tiny
 import pytest
 from safetensors.torch import load_file
+from transformers import TrainingArguments
+
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.processes import check_sharding, one_device
 from saltlm.adaptation.run import adapt
-from saltlm.cli.main.main import main
+from saltlm.cli.main import main
 from saltlm.errors import InputError
-from transformers import TrainingArguments
 
 OPTIONS = {
     "phases": "rows:2,all:3@1e-3", "seq_length": 32, "batch_size": 2, "device": "cpu", "heldout": 0.2, "eval_bytes": 500,

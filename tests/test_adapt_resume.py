@@ -14,6 +14,7 @@ import adapt_tiny
 import pytest
 import torch
 from adapt_kill import OPTIONS
+
 from saltlm.adaptation.checkpoints import RunFolder
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.run import adapt

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers_tiny import KINDS, byte_level_bpe, tiny
+
 from saltlm import _rust
 from saltlm.alignment.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, align, load_tokens
 from saltlm.errors import InputError
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers_tiny import KINDS, byte_level_bpe, tiny
 
 PAIRS = list(itertools.product(KINDS, KINDS))
 

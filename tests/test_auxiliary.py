@@ -9,9 +9,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from test_fasttext import write as write_fasttext
+
 from saltlm.errors import InputError
 from saltlm.vectors.auxiliary import Auxiliary, check_auxiliary, load_auxiliary
-from test_fasttext import write as write_fasttext
 
 WORDS = ["talo", None, "kissa", "talo", "zzz", "a b"]
 LINES = ["talo 1 2 3", "kissa 0.5 -1e-3 4", "muu 9 9 9", "a b 7 8 9"]

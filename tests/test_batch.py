@@ -21,15 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save_llama
 from safetensors.numpy import load_file, save_file
+from tokenizers_tiny import tiny
+
 from saltlm import TransferConfig, transfer
-from saltlm.batches import run as batch
 from saltlm.batches.config import BatchConfig
 from saltlm.batches.jobs_file import BatchJob
 from saltlm.batches.pool import Pool, in_order
+from saltlm.batches.run import Watcher, batch
 from saltlm.batches.worker import Outcome
-from saltlm.cli.main.main import main
+from saltlm.cli.main import main
 from saltlm.shared import Shared
-from tokenizers_tiny import tiny
 
 ONE = BatchConfig(workers=1)
 SALT = TransferConfig(method="salt")
@@ -73,7 +74,7 @@ def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
         resource.RLIMIT_FSIZE, (2_000_000, before[1])
     )  # the workers inherit it: larger files find a full disk
     try:
-        done = batch.run(path, ONE)
+        done = batch(path, ONE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     return {"root": root, "path": path, "done": done, "names": names(root)}
@@ -95,7 +96,7 @@ def test_folders_are_those_of_single_transfers(ran, pair, untied, tmp_path) -> N
 def test_more_jobs_than_files_may_be_open() -> None:
     script = """
 import resource
-from saltlm.batch import _allow_files
+from saltlm.batches.run import _allow_files
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 _allow_files(50)
@@ -169,7 +170,7 @@ def test_running_again_does_what_is_left(ran, pair, untied, capsys) -> None:
     (ran["root"] / "kept").rename(ran["root"] / "salt" / "config.json")
 
 
-class Killer(batch.Watcher):
+class Killer(Watcher):
     """Kills the process of a job, by the name of its folder, so many times."""
 
     def __init__(self, **times: int) -> None:
@@ -186,7 +187,7 @@ class Killer(batch.Watcher):
 def test_a_killed_worker_is_tried_once_more_then_told(pair, tmp_path) -> None:
     path = write_jobs(tmp_path / "jobs.toml", pair, {"once": "", "twice": "", "never": ""})
     watcher = Killer(once=1, twice=2)
-    done = batch.run(path, ONE, watcher=watcher)
+    done = batch(path, ONE, watcher=watcher)
     found = {job.out.name: done.outcomes[job.number] for job in done.jobs}
     assert [(found[name].status, found[name].attempts) for name in ("once", "twice", "never")] == [
         ("done", 2), ("failed", 2), ("done", 1),
@@ -210,7 +211,7 @@ def test_an_interrupt_leaves_nothing_half_written_and_work_goes_on(pair, tmp_pat
     assert process.returncode == 130 and rest.splitlines()[-1].startswith("saltlm: interrupted"), rest
     written = [name for name in names(tmp_path) if name != "jobs.toml"]
     assert written and all((tmp_path / name / "saltlm.json").is_file() for name in written)
-    left = batch.run(path, ONE, dry_run=True).to_json()
+    left = batch(path, ONE, dry_run=True).to_json()
     assert (left["skipped"], left["waiting"]) == (len(written), 400 - len(written)) and left["waiting"]
 
 

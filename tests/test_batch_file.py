@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from saltlm.batches.check import plan
 from saltlm.batches.config import BatchConfig, memory_bytes
 from saltlm.batches.jobs_file import read_drafts
 from saltlm.batches.toml_lines import parse, toml_lines
-from saltlm.cli.main.main import main
+from saltlm.cli.main import main
 from saltlm.errors import InputError
 from saltlm.files.output_folder import whole_folder
 from saltlm.files.output_lock import locked_output

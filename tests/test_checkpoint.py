@@ -21,10 +21,11 @@ from models_tiny import (
     save_xlm_roberta,
 )  # fmt: skip
 from safetensors.torch import load_file, save_file
-from saltlm.errors import InputError
-from saltlm.model.checkpoint import load_donor, load_source
 from tokenizers_tiny import TEXT, tiny
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from saltlm.errors import InputError
+from saltlm.model.checkpoint import load_donor, load_source
 
 BPE, UNIGRAM, PIECES = tiny("byte_level_bpe"), tiny("sentencepiece_unigram"), tiny("wordpiece")
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from saltlm.adaptation.chunked_loss import ChunkedLM, chunked_cross_entropy
 from saltlm.model.causal_lm import load_causal_lm
 

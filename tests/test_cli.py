@@ -16,9 +16,10 @@ import pytest
 from models_tiny import save_bert, save_llama
 from pairs import Pair
 from safetensors.numpy import load_file, save_file
-from saltlm.cli.main.main import main
-from saltlm.errors import InputError
 from tokenizers_tiny import tiny
+
+from saltlm.cli.main import main
+from saltlm.errors import InputError
 
 TEXT = "Die Katze saß auf der Matte.\n\nkissa istui matolla kun muut kissat nukkuivat talossa\n"
 

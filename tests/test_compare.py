@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, transfer
 from saltlm.adaptation.packing import Packer
 from saltlm.adaptation.run import _read_text, _streams
-from saltlm.cli.main.main import main
-from saltlm.cli.main.options import documented
-from saltlm.cli.main.show_compare import comparison
+from saltlm.cli.main import main
+from saltlm.cli.options import documented
+from saltlm.cli.show_compare import comparison
 from saltlm.comparison import probe as compare_run
 from saltlm.comparison.config import Cell, parse_cells
 from saltlm.comparison.results import spearman, steps_to_level, summarize
 from saltlm.errors import InputError
 from saltlm.text.corpus import Corpus
-from transformers import AutoTokenizer
 
 STEPS, METHODS = 4, ["salt:center=true", "normal"]
 SMALL = {"seq_length": 32, "batch_size": 2, "device": "cpu", "eval_bytes": 600}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from saltlm.cli.main.options import config_from, documented, parser
+
+from saltlm.cli.options import config_from, documented, parser
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from operator_problems import clustered, normal
+
 from saltlm.operators import fixed as ops_fixed
 from saltlm.operators import ops
 

@@ -7,11 +7,11 @@ import sys
 import time
 
 import pytest
-from saltlm.config import TransferConfig
-from saltlm.rows.rules import check_method
 
 from demo import run as demo
 from demo import show as demo_show
+from saltlm.config import TransferConfig
+from saltlm.rows.rules import check_method
 
 FIGURES = {
     "rows": [

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers_tiny import KINDS, tiny
+
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.distillation import Pieces, collate_pieces, state_error
 from saltlm.adaptation.run import adapt
 from saltlm.errors import InputError
-from tokenizers_tiny import KINDS, tiny
 
 KEY = "model.embed_tokens.weight"
 

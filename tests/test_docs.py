@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import saltlm
 
 ROOT = Path(__file__).resolve().parent.parent

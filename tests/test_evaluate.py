@@ -10,17 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import saltlm.evaluation.score as score
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saltlm.cli.main.show_evaluation import evaluation_table
-from saltlm.errors import InputError
-from saltlm.evaluation.evaluate import Evaluation, evaluate, tokenize
-from saltlm.evaluation.generate import continuations
-from saltlm.model import body_and_head
-from saltlm.model.causal_lm import load_causal_lm
-from saltlm.text.documents import read_documents, read_text, split_documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_tiny import KINDS, TEXT, tiny
 from transformers import (
@@ -37,6 +29,15 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from saltlm.cli.show_evaluation import evaluation_table
+from saltlm.errors import InputError
+from saltlm.evaluation import score
+from saltlm.evaluation.evaluate import Evaluation, evaluate, tokenize
+from saltlm.evaluation.generate import continuations
+from saltlm.model import body_and_head
+from saltlm.model.causal_lm import load_causal_lm
+from saltlm.text.documents import read_documents, read_text, split_documents
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 128}

@@ -11,19 +11,20 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from models_tiny import save_bert, save_llama
-from saltlm.alignment.align import align
-from saltlm.alignment.expand import Expansion, expand
-from saltlm.cli.main.main import main
-from saltlm.config import TransferConfig
-from saltlm.errors import InputError
-from saltlm.evaluation.evaluate import evaluate
-from saltlm.inspection.rows import read_rows
-from saltlm.model.checkpoint import load_source
-from saltlm.pipeline import transfer
-from saltlm.rows.assembly import COMPOSED, COPIED, PADDING
 from tokenizers import Tokenizer
 from tokenizers_tiny import TEXT, byte_level_bpe, sentencepiece_bpe, sentencepiece_unigram, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from saltlm.alignment.align import align
+from saltlm.alignment.expand import Expansion, expand
+from saltlm.cli.main import main
+from saltlm.config import TransferConfig
+from saltlm.errors import InputError
+from saltlm.evaluation.evaluate import evaluate
+from saltlm.inspection.rows import inspect
+from saltlm.model.checkpoint import load_source
+from saltlm.pipeline import transfer
+from saltlm.rows.assembly import COMPOSED, COPIED, PADDING
 
 ENGLISH = tuple(TEXT[:2])
 SOURCES = {
@@ -209,7 +210,7 @@ def test_all_rows_of_the_source_stay_bit_for_bit(kept) -> None:
 def test_new_rows_are_those_of_the_method(kept) -> None:
     root, done = kept
     source = load_source(root / "source").input_rows
-    rows = read_rows(root / "out")
+    rows = inspect(root / "out")
     first = len(source)
     vocabulary = done.alignment.target
     data, offsets = vocabulary.token_bytes()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from saltlm import _rust
 
 WORDS = ["</s>", "talo", "käärme", "слово", "a", "zum"]

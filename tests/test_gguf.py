@@ -11,15 +11,17 @@ import pytest
 import torch
 from models_tiny import save_llama
 from safetensors.torch import load_file
-from saltlm.errors import InputError
-from saltlm.folder.write import NewMatrices, write_folder
-from saltlm.model import gguf
-from saltlm.model.causal_lm import load_causal_lm
-from saltlm.model.checkpoint import load_source
-from saltlm.vectors.train import sha256_of
 from tokenizers_tiny import TEXT, tiny
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
+
+from saltlm.errors import InputError
+from saltlm.files.hashing import sha256_file
+from saltlm.folder.write import write_folder
+from saltlm.model import gguf
+from saltlm.model.causal_lm import load_causal_lm
+from saltlm.model.checkpoint import load_source
+from saltlm.rows.matrices import NewMatrices
 
 BPE = tiny("byte_level_bpe")
 HEADS, LAYERS, WIDTH = 4, 2, 32
@@ -128,7 +130,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, plain: Path, mo
 
 def test_what_a_killed_conversion_left_is_cleared(tmp_path: Path, cache: Path, plain: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", load_file(plain / "model.safetensors"), False)
-    left = cache / "gguf" / f".{sha256_of(tmp_path / 'tiny.gguf')}.saltlm-999999999-01234567"
+    left = cache / "gguf" / f".{sha256_file(tmp_path / 'tiny.gguf')}.saltlm-999999999-01234567"
     left.mkdir(parents=True)
     load_source(tmp_path, gguf_file="tiny.gguf")
     assert not left.exists()

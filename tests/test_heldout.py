@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers_tiny import KINDS, tiny
+
 from saltlm import _rust
 from saltlm.alignment.align import SPECIAL, Alignment, align
 from saltlm.config import TransferConfig
@@ -22,7 +24,6 @@ from saltlm.rows.scripts import bands, script_of
 from saltlm.rows.self_check import LONGEST, MOST, check, fault, hide, hide_in, predict, twin_keys
 from saltlm.rows.self_check_figures import Spread, compared, grouped, score
 from saltlm.rows.tune import GRID, free_options, tune
-from tokenizers_tiny import KINDS, tiny
 
 KEY = st.sampled_from(["talo", "kissa", "ä", "x1", "y", "strasse", "", "\udcff"])
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saltlm.errors import InputError
-from saltlm.files.output_folder import cached_folder
 
 from demo import e5, input_text, inputs
+from saltlm.errors import InputError
+from saltlm.files.cache import cached_folder
+from saltlm.files.hashing import sha256_file
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def package_of(wheel):
     return inputs.Package(
         name="some-data",
         version="1.0",
-        sha256=inputs.sha256_of(wheel),
+        sha256=sha256_file(wheel),
         size=wheel.stat().st_size,
         members=("*.bin",),
         licence="MIT",

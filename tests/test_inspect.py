@@ -13,15 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save_bert, save_llama
-from saltlm.cli.main.main import main
-from saltlm.cli.main.show_inspect import page, write_page
+from tokenizers_tiny import byte_level_bpe, tiny
+
+from saltlm.cli.main import main
+from saltlm.cli.show_inspect import page, write_page
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
-from saltlm.inspection.rows import read_rows, spelled
+from saltlm.inspection.rows import inspect, spelled
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.pipeline import transfer
 from saltlm.rows.recipe import MOST, Recipe
-from tokenizers_tiny import byte_level_bpe, tiny
 
 LISTED = ("anchors", "pieces", "source tokens", "pieces and anchors")
 WITH_LISTS = ("pieces and map", "pieces and all anchors", "map and anchors", "pieces, map and anchors")
@@ -37,7 +38,7 @@ def folders(untied, tmp_path_factory):
         if key not in made:
             config = TransferConfig(method=method, heldout=0, **options)
             transfer(untied.source, untied.target, untied.vectors, root / key, config)
-            made[key] = read_rows(root / key)
+            made[key] = inspect(root / key)
         return made[key]
 
     return folder
@@ -168,7 +169,7 @@ def test_rows_that_were_drawn_have_no_list(tmp_path) -> None:
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     target = save_bert(tmp_path / "target", tiny("sentencepiece_unigram"))
     transfer(source, target, None, tmp_path / "out", TransferConfig(method="omp", heldout=0))
-    rows = read_rows(tmp_path / "out")
+    rows = inspect(tmp_path / "out")
     drawn = [row for row in range(len(rows.norms)) if rows.origin(row) == "drawn"]
     assert drawn and all(rows.rule(row) == "random" and not len(rows.parts(row)[0]) for row in drawn)
 
@@ -243,7 +244,7 @@ def test_the_page_holds_every_row_and_no_token_can_break_out(tmp_path) -> None:
     save_bert(tmp_path / "target", target)
     out = tmp_path / "<b>out&amp"
     transfer(source, tmp_path / "target", None, out, TransferConfig(method="subword-mean"))
-    rows = read_rows(out)
+    rows = inspect(out)
     write_page(rows, tmp_path / "rows.html")
     text = (tmp_path / "rows.html").read_text(encoding="utf-8")
     found = Page(text)
@@ -321,4 +322,4 @@ def test_a_broken_record_is_refused(change: str, folders, tmp_path) -> None:
     shutil.copytree(folders("salt").folder, tmp_path / "out")
     broken(tmp_path / "out", change)
     with pytest.raises(InputError, match=r"cannot be read|a record of"):
-        read_rows(tmp_path / "out")
+        inspect(tmp_path / "out")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import Evaluation
 from saltlm.evaluation.intervals import Comparison, Interval, Intervals, intervals, ratio_intervals

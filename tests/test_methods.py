@@ -13,6 +13,7 @@ import pytest
 import torch
 from planted import Side, anchors_by_definition, built, cosines, draw, planted, sparsemax
 from safetensors.torch import load_file, save_file
+
 from saltlm.alignment.align import WORD_START
 from saltlm.config import METHODS as NAMES
 from saltlm.config import TransferConfig

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from planted import draw, planted
+
 from saltlm.alignment.align import MatchKind
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError

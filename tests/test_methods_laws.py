@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import Planted, built, cosines, draw, orthogonal, planted, sparsemax
+
 from saltlm.operators import ops
 from saltlm.rows.methods import METHODS, pursuit
 from saltlm.rows.methods.pursuit import pursue

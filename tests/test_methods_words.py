@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from planted import draw, orthogonal, planted
+
 from saltlm.batches.finished import _vectors
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError

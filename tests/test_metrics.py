@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from saltlm.adaptation.after_step import AfterStep
 from saltlm.adaptation.metrics import Recorder
 from saltlm.errors import BackendError, InputError

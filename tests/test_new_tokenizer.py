@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from saltlm.alignment.causal_tokenizer import causal_tokenizer, id_changes
-from saltlm.errors import InputError
 from tokenizers import processors
 from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, sentencepiece_unigram, tiny, wordpiece
+
+from saltlm.alignment.causal_tokenizer import causal_tokenizer, id_changes
+from saltlm.errors import InputError
 
 PAIRS = list(itertools.product(KINDS, KINDS))
 TEMPLATE = "{% for m in messages %}<|turn|>{{ m['content'] }}<|end|>{% endfor %}"

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from operator_problems import clustered, full_support, normal
+
 from saltlm.errors import BackendError, InputError
 from saltlm.operators import loading as ops_load
 from saltlm.operators import ops, reference

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_problems import clustered, normal
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from saltlm.errors import InputError
 from saltlm.operators import ops
 from saltlm.operators.fixed import salt_rows_fixed, settle
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 FIELDS = ("rows", "output_rows", "support_size", "rank", "residual", "status")
 CUDA = Path(__file__).parents[1] / "cuda_ext" / "csrc" / "cuda"

@@ -18,6 +18,7 @@ from operator_problems import (
     regressions,
     threads,
 )
+
 from saltlm.operators import ops, reference
 
 LAWS = settings(deadline=None, max_examples=25)

@@ -21,6 +21,7 @@ from operator_problems import (
     projected,
     threads,
 )
+
 from saltlm.errors import InputError
 from saltlm.operators import ops, reference
 

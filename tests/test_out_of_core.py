@@ -16,15 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save_llama
 from safetensors.torch import load_file, save_file
+from tokenizers_tiny import tiny
+
 from saltlm.errors import InputError
 from saltlm.files.copy import PAGE, copy_file, shares_blocks
-from saltlm.folder.write import NewMatrices, write_folder
+from saltlm.folder.write import write_folder
 from saltlm.model.checkpoint import load_source
 from saltlm.model.safetensors_header import read_header
 from saltlm.model.safetensors_stream import kept_bytes, rewrite
 from saltlm.model.weights import find_weights, release_pages
 from saltlm.operators.finite import all_finite, finite_rows
-from tokenizers_tiny import tiny
+from saltlm.rows.matrices import NewMatrices
 
 BPE = tiny("byte_level_bpe")
 SMALL = 20_000  # bytes a shard

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from saltlm.errors import BackendError, InputError
 from saltlm.files import output_folder
 from saltlm.files.output_folder import check_output, clear_leftovers, whole_folder

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers_tiny import KINDS, tiny
+
 from saltlm.adaptation.packing import Mixture, Packer, Stream, collate
 from saltlm.errors import InputError
-from tokenizers_tiny import KINDS, tiny
 
 TEXTS = st.lists(st.text("abc ä\n🙂", min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=12)
 

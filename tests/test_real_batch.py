@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from saltlm.batches import run as batch
-from saltlm.batches.config import BatchConfig
 
 from demo.finnish import finnish_pair
+from saltlm.batches.config import BatchConfig
+from saltlm.batches.run import batch
 
 pytestmark = pytest.mark.real
 
@@ -38,7 +38,7 @@ def test_the_memory_of_a_real_job_is_as_estimated(tmp_path) -> None:
         f"auxiliary = '{pair.vectors}'\n[[job]]\nout = '{tmp_path}/salt'\n[[job]]\nout = '{tmp_path}/pieces'\n"
         "method = 'subword-mean'\n"
     )
-    done = batch.run(tmp_path / "jobs.toml", BatchConfig(workers=1))
+    done = batch(tmp_path / "jobs.toml", BatchConfig(workers=1))
     assert not done.failed
     for job in done.jobs:
         assert job.memory / 2 < done.outcomes[job.number].peak < job.memory

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from saltlm.alignment.align import load_tokens
 
 from demo import e5, finnish, input_text, inputs
+from saltlm.alignment.align import load_tokens
 
 pytestmark = pytest.mark.real
 LANGUAGES = ("fi", "de", "fr", "pt", "ar", "vi")

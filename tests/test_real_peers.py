@@ -16,16 +16,16 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_real_methods import ENTMAX
+
+from demo import finnish
+from demo.inputs import Package, fetch
 from saltlm.alignment.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, load_tokens
 from saltlm.config import TransferConfig
 from saltlm.model.checkpoint import load_source
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED
 from saltlm.vectors.auxiliary import load_auxiliary
-from test_real_methods import ENTMAX
-
-from demo import finnish
-from demo.inputs import Package, fetch
 
 pytestmark = pytest.mark.real
 

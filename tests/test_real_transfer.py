@@ -85,8 +85,9 @@ def written(pair, tmp_path_factory):
 
 def test_stock_transformers_loads_the_result_and_shared_rows_are_bit_identical(pair, written):
     from safetensors import safe_open
-    from saltlm.model.checkpoint import load_source
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from saltlm.model.checkpoint import load_source
 
     source = load_source(pair.source, gguf_file=pair.gguf_file)
     model = AutoModelForCausalLM.from_pretrained(written.out)

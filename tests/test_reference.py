@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_problems import auxiliaries, conditioned, cosines, entries, full_support, normal, projected, regressions
+
 from saltlm.operators import ops, reference
 
 SLOW = settings(deadline=None, max_examples=25)

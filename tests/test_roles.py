@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers_tiny import KINDS, SPECIALS, byte_level_bpe, tiny
+
 from saltlm.alignment.align import align, load_tokens
 from saltlm.alignment.roles import match_roles, roles_of
 from saltlm.errors import InputError
-from tokenizers_tiny import KINDS, SPECIALS, byte_level_bpe, tiny
 
 
 @pytest.mark.parametrize("kind", KINDS)

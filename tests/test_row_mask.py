@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from saltlm.adaptation.row_mask import RowMask, new_rows
 from saltlm.errors import InputError
 

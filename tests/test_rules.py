@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import built, draw, planted
-from saltlm.cli.main.main import main
+
+from saltlm.cli.main import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_donor, load_source

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
 from saltlm.errors import BackendError, InputError
 from saltlm.files.copy import copy_file
 from saltlm.model.safetensors_header import read_header

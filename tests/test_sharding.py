@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from saltlm.adaptation.sharding import groups, rows_here, whole_state
 
 

@@ -8,10 +8,11 @@ import shutil
 import pytest
 import torch
 from models_tiny import save_llama
+from tokenizers_tiny import tiny
+
 from saltlm.config import TransferConfig
 from saltlm.pipeline import transfer
 from saltlm.shared import Shared
-from tokenizers_tiny import tiny
 
 ROOM = 1 << 30
 CASES = {

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from models_tiny import save_llama
-from saltlm.cli.main.main import main
-from saltlm.cli.main.show import labels
+from tokenizers_tiny import TEXT, tiny
+
+from saltlm.cli.main import main
+from saltlm.cli.show import labels
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import evaluate
 from saltlm.evaluation.generate import continuations
-from saltlm.evaluation.side_by_side import MeasureConfig, beginning, side_by_side
-from tokenizers_tiny import TEXT, tiny
+from saltlm.evaluation.side_by_side import MeasureConfig, beginning, evaluate_models
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_drawn_continuations_repeat_with_their_seed(inputs) -> None:
     def drawn(seed: int) -> tuple[tuple[str, str], ...]:
         config = MeasureConfig(temperature=1.0, seed=seed, new_tokens=8)
         model = inputs / "one" / "model"
-        return side_by_side([model], [inputs / "text.txt"], config, prompts=["the"]).models[str(model)].samples
+        return evaluate_models([model], [inputs / "text.txt"], config, prompts=["the"]).models[str(model)].samples
 
     assert drawn(1) == drawn(1) != drawn(2)
 
@@ -125,7 +126,7 @@ def test_bad_input_is_refused_before_a_model_is_read(inputs, tmp_path, capsys) -
         out, err = capsys.readouterr()
         assert code == 2 and not out and words in err and "no-model" not in err, more
     with pytest.raises(InputError, match="no-model"):
-        side_by_side([tmp_path / "no-model"], [inputs / "text.txt"])
+        evaluate_models([tmp_path / "no-model"], [inputs / "text.txt"])
 
 
 def test_labels_are_the_shortest_ends_that_differ() -> None:

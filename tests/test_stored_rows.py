@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import built, draw, planted
+
 from saltlm.model import stored_rows
 from saltlm.model.stored_rows import blocks_of, gather
 

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import saltlm
 import torch
 from models_tiny import save_bert, save_gpt2, save_llama, save_phi, save_t5
 from pairs import make_pair, write_vectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, tiny
+
+import saltlm
 from saltlm.alignment.align import MatchKind
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_source
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, COPIED, DRAWN, PADDING, ROLE, SOLVED
-from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, tiny
 
 SALT = TransferConfig(method="salt")
 

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models_tiny import save
 from safetensors.torch import load_file, save_file
+from tokenizers_tiny import tiny
+
 from saltlm.adaptation.config import AdaptConfig
-from saltlm.cli.main.main import main
+from saltlm.cli.main import main
 from saltlm.comparison.config import CompareConfig, parse_cells, plain_transfer
 from saltlm.comparison.run import compare
 from saltlm.config import TransferConfig
@@ -27,7 +29,6 @@ from saltlm.rows import tune_text
 from saltlm.rows.tune import TEXT_GRID, free_options, meant, search
 from saltlm.rows.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of
 from saltlm.text.documents import read_documents, read_text
-from tokenizers_tiny import tiny
 
 WORDS = "kissa istuu puun alla ja katsoo koiraa joka juoksee rannalla hitaasti kotiin päin"
 

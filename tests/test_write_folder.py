@@ -17,11 +17,13 @@ import pytest
 import torch
 from models_tiny import save_gpt2, save_llama, save_phi, save_qwen2
 from safetensors.torch import load_file
-from saltlm.errors import BackendError, InputError
-from saltlm.folder.write import NewMatrices, write_folder
-from saltlm.model.checkpoint import Source, load_source
 from tokenizers_tiny import KINDS, TEXT, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from saltlm.errors import BackendError, InputError
+from saltlm.folder.write import write_folder
+from saltlm.model.checkpoint import Source, load_source
+from saltlm.rows.matrices import NewMatrices
 
 BPE = tiny("byte_level_bpe")
 SMALL = 20_000  # bytes a shard: several shards for each tiny model

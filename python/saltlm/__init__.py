@@ -3,63 +3,100 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adaptation.config import AdaptConfig as AdaptConfig
+    from .adaptation.run import Adaptation as Adaptation
     from .adaptation.run import adapt as adapt
     from .alignment.align import Alignment as Alignment
     from .alignment.align import align as align
+    from .batches.config import BatchConfig as BatchConfig
+    from .batches.run import batch as batch
     from .comparison.config import CompareConfig as CompareConfig
+    from .comparison.run import Comparison as Comparison
     from .comparison.run import compare as compare
     from .config import TransferConfig as TransferConfig
     from .environment import status as status
+    from .errors import BackendError as BackendError
+    from .errors import InputError as InputError
     from .errors import SaltlmError as SaltlmError
+    from .evaluation.evaluate import Evaluation as Evaluation
     from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.side_by_side import MeasureConfig as MeasureConfig
+    from .evaluation.side_by_side import evaluate_models as evaluate_models
+    from .inspection.rows import inspect as inspect
     from .operators.ops import salt_rows as salt_rows
     from .pipeline import Transfer as Transfer
     from .pipeline import transfer as transfer
     from .vectors.auxiliary import load_auxiliary as load_auxiliary
 
 __version__ = "0.1.0"
-# Public name -> the module it lives in, imported when the name is first used: the command line answers --help without torch.
-_HOMES = {
+__all__ = [
+    "AdaptConfig",
+    "Adaptation",
+    "Alignment",
+    "BackendError",
+    "BatchConfig",
+    "CompareConfig",
+    "Comparison",
+    "Evaluation",
+    "InputError",
+    "MeasureConfig",
+    "SaltlmError",
+    "Transfer",
+    "TransferConfig",
+    "adapt",
+    "align",
+    "batch",
+    "compare",
+    "evaluate",
+    "inspect",
+    "load_auxiliary",
+    "salt_rows",
+    "evaluate_models",
+    "status",
+    "transfer",
+]
+
+# Public name -> module that defines it. A module is imported when its name is first used (PEP 562), so that
+# `import saltlm` and `saltlm COMMAND --help` do not import torch. No module or package of saltlm has a public name of this
+# list: importing a submodule would bind the module in the place of the function.
+_MODULE_OF = {
     "AdaptConfig": "adaptation.config",
+    "Adaptation": "adaptation.run",
     "Alignment": "alignment.align",
+    "BackendError": "errors",
+    "BatchConfig": "batches.config",
     "CompareConfig": "comparison.config",
+    "Comparison": "comparison.run",
+    "Evaluation": "evaluation.evaluate",
+    "InputError": "errors",
+    "MeasureConfig": "evaluation.side_by_side",
     "SaltlmError": "errors",
     "Transfer": "pipeline",
     "TransferConfig": "config",
     "adapt": "adaptation.run",
     "align": "alignment.align",
+    "batch": "batches.run",
     "compare": "comparison.run",
     "evaluate": "evaluation.evaluate",
+    "inspect": "inspection.rows",
     "load_auxiliary": "vectors.auxiliary",
     "salt_rows": "operators.ops",
+    "evaluate_models": "evaluation.side_by_side",
     "status": "environment",
     "transfer": "pipeline",
 }
-__all__ = [*_HOMES]
 
 
-class _Package(types.ModuleType):
-    """Some functions bear the name of their module: whichever is imported first, ``saltlm.align`` is the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, types.ModuleType)):  # else Python binds a module it has imported
-            super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f".{_HOMES[name]}", self.__name__), name)
-        super().__setattr__(name, value)
-        return value
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value  # later uses do not come here
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

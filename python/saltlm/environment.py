@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import importlib.metadata
+import importlib.util
+import os
 import platform
 import sys
+from collections.abc import Iterator
 from typing import Any
+
+from .errors import input_error
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -48,3 +56,47 @@ def status() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "platform": f"{sys.platform} {platform.machine()}",
     }
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Check that an optional package is installed.
+
+    Raises:
+        InputError: ``module`` is missing; the message names the extra that brings it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise input_error(purpose, f"no {module}", f"the package {module}", f'pip install "saltlm[{extra}]"')
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' remarks and progress bars off stderr, which belongs to saltlm's own messages."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    gguf = None
+    with contextlib.suppress(ImportError):
+        gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    own = getattr(gguf, "tqdm", None)  # its bar heeds no setting of the library
+    if own is not None:
+        gguf.tqdm = functools.partial(own, disable=True)
+    try:
+        yield
+    finally:
+        if own is not None:
+            gguf.tqdm = own
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def silence_libraries() -> None:
+    """Libraries' own progress bars and advice would mix with ours."""
+    import logging
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -16,3 +16,8 @@ class BackendError(SaltlmError, RuntimeError):
 def input_error(what: str, found: str, expected: str, advice: str) -> InputError:
     """Build an :class:`InputError` in the house form ``WHAT: found FOUND; expected EXPECTED; ADVICE``."""
     return InputError(f"{what}: found {found}; expected {expected}; {advice}")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of the error's text, or the name of its class where it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

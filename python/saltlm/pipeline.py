@@ -24,8 +24,9 @@ from .folder.write import check_link, write_folder
 from .model.causal_lm import resolve_device
 from .model.checkpoint import Donor, Source
 from .model.weights import release_pages
+from .progress import Clock, StageProgress
 from .rows.assembly import Assembly
-from .rows.build import Clock, Progress, build_rows
+from .rows.build import build_rows
 from .rows.methods import Job, anchors_of, method_of
 from .rows.rules import check_method
 from .shared import Shared, basis_of
@@ -71,7 +72,7 @@ def transfer(
     out: str | Path | None = None,
     config: TransferConfig | None = None,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     dry_run: bool = False,
     shared: Shared | None = None,
     locked: bool = False,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, SaltlmError, input_error
+from ..files.json_files import write_json_whole
 from ..files.output_folder import check_output, sync_path
 from ..files.output_lock import lock_run
 
@@ -91,7 +92,7 @@ class RunFolder:
                 self._set_aside()
                 # The record comes first: by it the folder is known as a run's, whenever this one is killed.
                 self.out.resolve().mkdir(parents=True, exist_ok=True)
-                write_whole(self.out / RECORD, {"format": 1, "identity": identity, "finished": False})
+                write_json_whole(self.out / RECORD, {"format": 1, "identity": identity, "finished": False})
                 self.checkpoints.mkdir()
             self.release()
             self._take_lock()
@@ -259,14 +260,6 @@ def read_metrics(path: Path, step: int | None = None) -> list[dict[str, Any]]:
                 break
             lines.append(entry)
     return lines
-
-
-def write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file, by a neighbour and a rename."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync_path(temporary)
-    temporary.replace(path)
 
 
 @contextlib.contextmanager

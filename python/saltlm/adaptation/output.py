@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from ..files.json_files import write_json_whole
 from ..files.output_folder import whole_folder
 from ..model.causal_lm import DTYPES
-from .checkpoints import METRICS, RECORD, read_metrics, write_whole
+from .checkpoints import METRICS, RECORD, read_metrics
 from .metrics import draw_curve
 
 KEPT = (
@@ -53,13 +54,13 @@ def write_adapted(
         _config(source, folder, dtype)
         for path in sorted({p for name in KEPT for p in source.glob(name) if p.is_file()}):
             shutil.copyfile(path, folder / path.name)
-        write_whole(folder / "saltlm.json", _summary(source, record))
+        write_json_whole(folder / "saltlm.json", _summary(source, record))
         (folder / "README.md").write_text(_card(source, record), encoding="utf-8")
         shutil.copyfile(out / METRICS, folder / METRICS)
         if (out / "tensorboard").is_dir():
             shutil.copytree(out / "tensorboard", folder / "tensorboard")
         draw_curve(read_metrics(out / METRICS), folder / CURVE)
-        write_whole(folder / RECORD, {"format": 1, "identity": identity, "finished": True})
+        write_json_whole(folder / RECORD, {"format": 1, "identity": identity, "finished": True})
 
 
 def _weights(state: Mapping[str, torch.Tensor], source: Path, dtype: str | None) -> dict[str, torch.Tensor]:
@@ -99,7 +100,7 @@ def _config(source: Path, folder: Path, dtype: str | None) -> None:
     if dtype:
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         config.update(dict.fromkeys(keys, dtype))
-    write_whole(folder / "config.json", config)
+    write_json_whole(folder / "config.json", config)
     if not (source / "generation_config.json").is_file():
         (folder / "generation_config.json").unlink(missing_ok=True)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import input_error
-from ..text.corpus import Corpus, Overlap, hash_path, is_heldout, take_bytes, training_documents
+from ..files.hashing import sampled_digest
+from ..text.corpus import Corpus, Overlap, is_heldout, take_bytes, training_documents
 from .checkpoints import RunFolder, config_identity, read_metrics
 from .config import AdaptConfig
 from .metrics import AdaptProgress, Recorder
@@ -105,7 +106,7 @@ def adapt(
     """
     config = config or AdaptConfig()
     _need_accelerate()
-    from ..model.architecture import quiet_transformers
+    from ..environment import quiet_transformers
 
     with quiet_transformers():
         return _adapt(
@@ -206,7 +207,7 @@ def model_identity(folder: Path) -> dict[str, str]:
     """Name -> sha256 of the files that make a model and its tokenizer."""
     names = ("*.safetensors", "config.json", "tokenizer*", "*.model", "vocab*", "merges.txt", "saltlm.json")
     return {
-        path.name: hash_path(path)
+        path.name: sampled_digest(path)
         for path in sorted({p for name in names for p in folder.glob(name)})
         if path.is_file()
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _rust
-from ..errors import InputError, input_error
+from ..errors import InputError, first_line, input_error
 from .roles import roles_by_spelling, roles_in, roles_of
 
 # A token's flags, as the native vocabulary reports them.
@@ -167,7 +167,7 @@ def _through_transformers(name: Path, side: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except Exception as error:  # converters raise bare Exceptions for broken files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise input_error(
             f"{side} tokenizer {name}",
             f"nothing transformers can load ({reason})",

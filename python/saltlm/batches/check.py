@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError, input_error
+from ..files.json_files import read_json
 from ..files.output_folder import check_output
 from ..files.output_lock import refuse_written
 from ..model.checkpoint import VOCABULARIES, local_folder
-from ..model.weights import find_weights, read_json
+from ..model.weights import find_weights
 from ..vectors.auxiliary import auxiliary_files
 from .finished import difference
 from .jobs_file import BatchJob, Draft, Faults, build

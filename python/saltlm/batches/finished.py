@@ -17,6 +17,7 @@ from typing import Any
 
 from ..environment import versions
 from ..errors import InputError
+from ..files.hashing import sha256_file
 from ..folder.provenance import FORMAT
 from ..model.checkpoint import hash_files, local_folder
 from ..model.weights import find_weights
@@ -25,7 +26,7 @@ from ..rows.tune import free_options
 from ..rows.tune_text import digest_of
 from ..shared import stamp
 from ..vectors.auxiliary import auxiliary_files, file_digest
-from ..vectors.train import sha256_of, trained_file
+from ..vectors.train import trained_file
 from .jobs_file import BatchJob
 
 WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", "tokenizer_config.json")
@@ -135,7 +136,7 @@ def _digest(path: Path) -> str:
 # Many jobs name the same inputs: each is read once.
 @functools.lru_cache(maxsize=256)
 def _sha256(path: Path, stamped: object) -> str:
-    return sha256_of(path)
+    return sha256_file(path)
 
 
 @functools.lru_cache(maxsize=256)

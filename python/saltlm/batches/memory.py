@@ -13,9 +13,10 @@ import math
 import os
 from pathlib import Path
 
+from ..files.json_files import read_json
 from ..model.checkpoint import TOKENIZER_FILES, local_folder
 from ..model.gguf import converted
-from ..model.weights import find_weights, read_json
+from ..model.weights import find_weights
 from ..shared import stamp
 from ..vectors.auxiliary import auxiliary_files
 from ..vectors.train import trained_file

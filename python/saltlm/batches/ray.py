@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, input_error
+from ..errors import InputError, first_line, input_error
 from ..files.output_folder import clear_leftovers
 from ..shared import Shared
 from .jobs_file import BatchJob
@@ -50,7 +50,7 @@ class Cluster:
         try:
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
         except Exception as error:  # Ray raises errors of the system, of gRPC and of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise _unreachable(address, reason) from None
 
     def run(self, jobs: Sequence[BatchJob], ended: Callable[[BatchJob, Outcome], None]) -> None:
@@ -86,7 +86,7 @@ class Cluster:
         try:
             found = self.ray.get(task)
         except self.ray.exceptions.RayError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             if not isinstance(error, self.ray.exceptions.RayTaskError) and attempts[job.number] < ATTEMPTS:
                 self.tell(job, "its process or node was lost; tried again")
                 waiting.insert(0, job)
@@ -111,9 +111,9 @@ def _task(job: BatchJob, folder: str, threads: int) -> dict[str, Any]:
     """One job, in a process of some node."""
     import dataclasses
 
-    from ..cli.main import silence
+    from ..environment import silence_libraries
 
-    silence()
+    silence_libraries()
     set_threads(threads)
     if not os.path.isdir(folder):
         return {"status": "failed", "error": f"node {socket.gethostname()} has no folder {folder}"}

@@ -88,7 +88,7 @@ class Watcher:
         """A job is done or has failed."""
 
 
-def run(
+def batch(
     path: str | Path, config: BatchConfig | None = None, *, watcher: Watcher | None = None, dry_run: bool = False
 ) -> Batch:
     """Do all jobs of a file; a failed one stops no other.

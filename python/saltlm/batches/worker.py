@@ -11,7 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..cli.main import silence
+from ..environment import silence_libraries
 from ..errors import SaltlmError
 from ..files.output_lock import locked_output
 from ..pipeline import transfer
@@ -105,7 +105,7 @@ def serve(connection: Connection, threads: int) -> None:
     acts on it and ends its workers.
     """
     signal.signal(signal.SIGTERM, _stop)
-    silence()
+    silence_libraries()
     set_threads(threads)
     shared = Shared()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):

@@ -16,6 +16,7 @@ from ..adaptation.config import AdaptConfig
 from ..batches.config import BatchConfig
 from ..comparison.config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
 from ..config import TransferConfig
+from ..environment import silence_libraries
 from ..errors import InputError, SaltlmError, input_error
 from ..evaluation.side_by_side import MeasureConfig
 from .options import config_from, parser
@@ -44,12 +45,12 @@ def run_transfer(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``saltlm evaluate``."""
-    from ..evaluation.side_by_side import side_by_side
+    from ..evaluation.side_by_side import evaluate_models
     from . import show
 
     config = config_from(arguments, MeasureConfig)
     with show.progress(arguments.quiet or arguments.json) as report:
-        found = side_by_side(
+        found = evaluate_models(
             arguments.model, arguments.text, config, retention=arguments.retention, prompts=arguments.prompt,
             tasks=arguments.tasks, device=arguments.device, dtype=arguments.dtype, gguf_file=arguments.gguf_file,
             revision=arguments.revision, trust_remote_code=arguments.trust_remote_code, progress=report,
@@ -84,12 +85,12 @@ def run_adapt(arguments: argparse.Namespace) -> None:
 
 def run_batch(arguments: argparse.Namespace) -> int:
     """``saltlm batch``."""
-    from ..batches import run as batch
+    from ..batches.run import batch
     from . import show_batch as batch_show
 
     config = config_from(arguments, BatchConfig)
     with batch_show.watching(arguments.quiet or arguments.json) as watcher:
-        done = batch.run(arguments.jobs, config, watcher=watcher, dry_run=arguments.dry_run)
+        done = batch(arguments.jobs, config, watcher=watcher, dry_run=arguments.dry_run)
     if arguments.json:
         _json(done.to_json())
     else:
@@ -112,7 +113,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     from ..inspection import rows as inspect_rows
     from . import show_inspect as inspect_show
 
-    rows = inspect_rows.read_rows(arguments.folder)
+    rows = inspect_rows.inspect(arguments.folder)
     asked = inspect_rows.found(rows, arguments.token)
     if arguments.html:
         inspect_show.write_page(rows, arguments.html)
@@ -200,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     arguments = parser().parse_args(argv)
-    silence()
+    silence_libraries()
     module, run = {
         "transfer": (".pipeline", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".adaptation.packing", run_adapt),
         "batch": (".batches.run", run_batch),
@@ -242,16 +243,6 @@ def _drop_stdout() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-
-
-def silence() -> None:
-    """Libraries' own progress bars and advice would mix with ours."""
-    import logging
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 def _fail(message: str, code: int) -> int:

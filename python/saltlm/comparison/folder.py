@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adaptation.checkpoints import write_whole
 from ..errors import input_error
+from ..files.json_files import write_json_whole
 from ..files.output_folder import check_output, named_errors
 from ..files.output_lock import lock_run
 
@@ -103,7 +103,7 @@ class CompareFolder:
                     )
             (self.out / RUNS).mkdir(parents=True, exist_ok=True)
             if not self.exists or force:
-                write_whole(self.out / RECORD, {"format": 1, "identity": identity})
+                write_json_whole(self.out / RECORD, {"format": 1, "identity": identity})
                 self._release()
             self._take_lock()
         try:
@@ -126,7 +126,7 @@ class CompareFolder:
     def save(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep a finished run, whole or not at all."""
         with named_errors(self.out, 0, ADVICE):
-            write_whole(self.out / RUNS / f"{key}.json", result)
+            write_json_whole(self.out / RUNS / f"{key}.json", result)
 
     @contextlib.contextmanager
     def empty_scratch(self) -> Iterator[Path]:

@@ -219,7 +219,7 @@ def probe(
     """The steps of an adaptation and its evaluations; nothing is kept but their figures."""
     from ..adaptation.processes import find_processes
     from ..adaptation.session import load_job
-    from ..model.architecture import quiet_transformers
+    from ..environment import quiet_transformers
 
     steps = sum(phase.steps for phase in config.schedule_of_phases)
     with quiet_transformers():

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adaptation.checkpoints import config_identity, write_whole
+from ..adaptation.checkpoints import config_identity
 from ..adaptation.config import AdaptConfig
 from ..adaptation.run import Sources, _need_accelerate, _read_text, _Text, model_identity
 from ..config import TransferConfig
 from ..errors import InputError, input_error
-from ..text.corpus import hash_path
+from ..files.hashing import sampled_digest
+from ..files.json_files import write_json_whole
 from ..vectors.auxiliary import auxiliary_files
 from .config import (
     ORIGINAL,
@@ -133,7 +134,7 @@ def compare(
         content = {
             "format": 1, **_described(plan), **summarize(plan.cells, results, plan.config.confidence), "results": results,
         }  # fmt: skip
-        write_whole(folder.out / RESULT, content)
+        write_json_whole(folder.out / RESULT, content)
         draw_chart(content, folder.out / CHART)
     return Comparison(folder.out, content)
 
@@ -148,7 +149,12 @@ def _runs(
     place, count = plan.cells.index(cell), len(plan.config.seed_list)
     for number, seed in enumerate(plan.config.seed_list, place * count + 1):
         stage = f"{number} of {len(plan.cells) * count}: {cell.label}, seed {seed}"
-        content = {"identity": plan.identity, "seed": seed, "cell": None, "files": [hash_path(p) for p in cell.files()]}
+        content = {
+            "identity": plan.identity,
+            "seed": seed,
+            "cell": None,
+            "files": [sampled_digest(p) for p in cell.files()],
+        }
         if cell.config is not None:
             content["cell"] = {**plain_transfer(cell.config), **cell.own(), "reads": cell.reads()}
         key = folder.key(content)
@@ -245,7 +251,7 @@ def _identity(
     names = auxiliary_files(auxiliary)
     return {
         "version": __version__, "source": model_identity(original), "target": model_identity(target),
-        "auxiliary": [hash_path(Path(name)) for name in names] or str(auxiliary), "text": content(text.identity["text"]),
+        "auxiliary": [sampled_digest(Path(name)) for name in names] or str(auxiliary), "text": content(text.identity["text"]),
         "evaluation": [content(entries) for entries in text.identity["evaluation"]],
         "options": {**{f"transfer {name}": value for name, value in transferring.items()}, **adapting, **probe},
     }  # fmt: skip
@@ -255,15 +261,15 @@ def _tokenizer(folder: Path, base: TransferConfig) -> Any:
     """The source's tokenizer as an adaptation reads it."""
     from transformers import AutoTokenizer
 
-    from ..model.architecture import quiet_transformers
+    from ..environment import quiet_transformers
 
     with quiet_transformers():
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=base.trust_remote_code)
 
 
 def _check_positions(folder: Path, length: int, adaptation: AdaptConfig) -> None:
+    from ..files.json_files import read_json
     from ..model.causal_lm import POSITIONS
-    from ..model.weights import read_json
 
     found = read_json(folder / "config.json")
     most = next((found[name] for name in POSITIONS if isinstance(found.get(name), int) and found[name] > 0), length)

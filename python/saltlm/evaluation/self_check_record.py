@@ -25,7 +25,7 @@ def read_heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | Non
     Raises:
         InputError: the report is broken.
     """
-    from ..model.weights import read_json
+    from ..files.json_files import read_json
 
     report = None if isinstance(model, tuple | list) else Path(model) / "saltlm.json"
     if report is None or not os.path.isfile(report):

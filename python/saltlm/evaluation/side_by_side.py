@@ -124,7 +124,7 @@ class SideBySide:
         return plain
 
 
-def side_by_side(
+def evaluate_models(
     models: Sequence[str | Path],
     texts: Sequence[str | Path],
     config: MeasureConfig = MeasureConfig(),

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import BackendError, InputError, SaltlmError, input_error
+from ..errors import BackendError, SaltlmError, input_error
 
 # What the input can be blamed for: the caller gave a place that is full, forbidden or impossible.
 _PLACE = {
@@ -119,21 +119,6 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False, advice: str
             for parent in made:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
-            raise
-
-
-@contextlib.contextmanager
-def cached_folder(folder: Path) -> Iterator[Path]:
-    """:func:`whole_folder` for what any run would write alike: where another one was faster its folder stays, ours is dropped.
-
-    Raises:
-        InputError, BackendError: as there, with advice for the cache.
-    """
-    try:
-        with whole_folder(folder.absolute(), advice=CACHE_ADVICE) as part:
-            yield part
-    except InputError:
-        if not folder.is_dir():
             raise
 
 

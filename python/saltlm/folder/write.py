@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import math
@@ -12,15 +11,16 @@ from typing import Any
 
 import torch
 
+from ..environment import quiet_transformers
 from ..errors import BackendError, InputError, input_error
 from ..files.copy import copy_file, link_file, shares_blocks
 from ..files.output_folder import check_output, named_errors, whole_folder
-from ..model.architecture import quiet_transformers
 from ..model.checkpoint import TERMS, Source
 from ..model.safetensors_header import NAMES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
 from ..model.weights import INDEX
 from ..operators.finite import finite_rows
+from ..rows.matrices import NewMatrices
 
 ROOM = 64 << 20  # tokenizer, card and provenance beside the weights
 
@@ -32,37 +32,6 @@ class Plain(PreTrainedTokenizerFast):
 """
 
 Extra = bytes | Callable[[Path], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NewMatrices:
-    """The new vocabulary rows, in the dtype they are to be written in.
-
-    Attributes:
-        input_rows: [T', D].
-        output_rows: [T', D'], or ``None`` for a tied head.
-        output_bias: [T'], or ``None`` where the head has none.
-    """
-
-    input_rows: torch.Tensor
-    output_rows: torch.Tensor | None = None
-    output_bias: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        rows = len(self.input_rows)
-        shapes = [(what, tuple(tensor.shape)) for what, tensor in self._there()]
-        right = self.input_rows.dim() == 2 and all(shape[0] == rows for _, shape in shapes)
-        if not right or any(tensor.dtype not in NAMES for _, tensor in self._there()):
-            raise ValueError(
-                f"matrices of these shapes cannot be written: {shapes}; expected float [T', D], [T', D'], [T']"
-            )
-
-    def __repr__(self) -> str:
-        return "NewMatrices(" + ", ".join(f"{what}={list(tensor.shape)}" for what, tensor in self._there()) + ")"
-
-    def _there(self) -> list[tuple[str, torch.Tensor]]:
-        fields = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return [(what, tensor) for what, tensor in fields if tensor is not None]
 
 
 def write_folder(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..alignment.tokens import load_tokens
-from ..errors import InputError, input_error
+from ..errors import InputError, first_line, input_error
 
 FILES = ("saltlm.json", "provenance.safetensors")
 EXPECTED = "a folder written by saltlm transfer (or adapt), with " + " and ".join(FILES)
@@ -193,7 +193,7 @@ class Rows:
         return found
 
 
-def read_rows(folder: str | Path) -> Rows:
+def inspect(folder: str | Path) -> Rows:
     """Read a transferred folder's record.
 
     Args:
@@ -215,7 +215,7 @@ def read_rows(folder: str | Path) -> Rows:
     except InputError:
         raise
     except Exception as error:  # safetensors raises its own kinds for broken files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise input_error(
             f"folder {folder}", f"a record that cannot be read ({reason})", EXPECTED, "transfer again with this version"
         ) from error

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import functools
-import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..environment import quiet_transformers
 from ..errors import InputError, input_error
 
 
@@ -41,30 +39,6 @@ class Architecture:
     output_width: int
     tied: bool
     vocab_key: str
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' remarks and progress bars off stderr, which belongs to saltlm's own messages."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    gguf = None
-    with contextlib.suppress(ImportError):
-        gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    own = getattr(gguf, "tqdm", None)  # its bar heeds no setting of the library
-    if own is not None:
-        gguf.tqdm = functools.partial(own, disable=True)
-    try:
-        yield
-    finally:
-        if own is not None:
-            gguf.tqdm = own
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def find_architecture(

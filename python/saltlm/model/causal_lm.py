@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from ..environment import quiet_transformers
 from ..errors import InputError, input_error
-from .architecture import quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Where configurations keep the longest input, the most common name first.

@@ -12,20 +12,13 @@ from typing import Any
 
 import torch
 
-from ..errors import input_error
-from .architecture import Architecture, find_architecture, quiet_transformers
-from .safetensors_header import refuse_lfs_pointer
+from ..environment import quiet_transformers
+from ..errors import first_line, input_error
+from ..files.json_files import read_json
+from ..files.read import refuse_lfs_pointer
+from .architecture import Architecture, find_architecture
 from .safetensors_stream import byte_blocks
-from .weights import (
-    INDEX,
-    Weights,
-    check_rows,
-    check_shape,
-    find_weights,
-    match_names,
-    read_json,
-    release_pages,
-)
+from .weights import INDEX, Weights, check_rows, check_shape, find_weights, match_names, release_pages
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
@@ -245,7 +238,7 @@ def load_tokenizer(folder: Path, side: str, trust_remote_code: bool = False) -> 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
         except Exception as error:  # the tokenizers library raises bare exceptions on broken files
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             found = f"a tokenizer that transformers cannot load ({reason})"
             raise input_error(f"{side}, {folder}", found, "a tokenizer", "save it again") from None
     if not getattr(tokenizer, "is_fast", False):
@@ -313,7 +306,7 @@ def _from_hub(name: str, side: str, revision: str | None, gguf_file: str | None)
     except HFValidationError:
         raise input_error(side, *no_such) from None
     except Exception as error:  # the hub client raises errors of its own, of its HTTP library and of the system
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise input_error(
             side,
             f"no such folder, and the hub gives none ({reason})",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from ..errors import input_error
-from ..files.output_folder import cached_folder
-from ..vectors.train import cache_folder, sha256_of
-from .architecture import quiet_transformers
+from ..environment import quiet_transformers
+from ..errors import first_line, input_error
+from ..files.cache import cache_folder, cached_folder
+from ..files.hashing import sha256_file
 
 
 def converted(file: Path) -> Path | None:
     """The folder that the file has been converted into, if it has."""
-    kept = (cache_folder() / "gguf" / sha256_of(file)).absolute()
+    kept = (cache_folder() / "gguf" / sha256_file(file)).absolute()
     return kept if (kept / "config.json").is_file() else None
 
 
@@ -40,7 +40,7 @@ def convert(file: Path) -> tuple[Path, str]:
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise input_error(str(file), "no GGUF file", "one that begins with the bytes GGUF", "fetch it again")
-    digest = sha256_of(file)
+    digest = sha256_file(file)
     kept = (cache_folder() / "gguf" / digest).absolute()
     if (kept / "config.json").is_file():
         return kept, digest
@@ -58,7 +58,7 @@ def _save(file: Path, folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         except Exception as error:  # transformers raises anything on a file it does not expect
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             advice = "take another quantization, or the original model"
             raise input_error(
                 str(file), f"a file transformers cannot read ({reason})", "a GGUF model", advice

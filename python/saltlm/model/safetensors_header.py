@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError, input_error
+from ..files.read import LFS_POINTER, refuse_lfs_pointer
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # The format's own limit on the header; a larger length field means that this is no safetensors file.
 HEADER_LIMIT = 100_000_000
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,18 +96,6 @@ def read_header(path: Path) -> Header:
     if header.data_start + header.data_bytes != size:
         raise _broken(path, f"a file of {size} bytes", f"{header.data_start + header.data_bytes}, as its header says")
     return header
-
-
-def refuse_lfs_pointer(path: Path, start: bytes) -> None:
-    """Raise if a file that starts with these bytes is only a pointer to the real one.
-
-    Raises:
-        InputError: it is a git-LFS pointer.
-    """
-    if start.startswith(LFS_POINTER):
-        raise input_error(
-            str(path), "a git-LFS pointer, not the file itself", "the real file", "run `git lfs pull` in that folder"
-        )
 
 
 def _broken(path: Path, found: str, expected: str) -> InputError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import mmap
 import weakref
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,9 @@ import torch
 
 from ..errors import input_error
 from ..files.copy import BLOCK
+from ..files.json_files import read_json
 from ..operators.finite import finite_rows
-from .safetensors_header import DTYPES, Entry, Header, read_header, refuse_lfs_pointer
+from .safetensors_header import DTYPES, Entry, Header, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -77,27 +77,6 @@ def release_pages() -> None:
     for mapped in list(_maps):
         if hasattr(mapped, "madvise"):  # not on every system
             mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: the file is missing, unreadable, or holds something else.
-    """
-    try:
-        data = path.read_bytes()
-        refuse_lfs_pointer(path, data[:64])
-        content = json.loads(data)
-    except FileNotFoundError:
-        raise input_error(str(path), "no such file", "a model folder with one", "check the folder") from None
-    except OSError as error:
-        raise input_error(str(path), f"{error.strerror}", "a readable file", "check its permissions") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise input_error(str(path), f"a broken file ({error})", "JSON", "fetch or save the model again") from None
-    if not isinstance(content, dict):
-        raise input_error(str(path), f"a {type(content).__name__}", "a JSON object", "fetch or save the model again")
-    return content
 
 
 def find_weights(folder: Path, side: str) -> Weights:

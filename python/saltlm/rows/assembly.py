@@ -12,11 +12,11 @@ import torch
 from ..alignment.align import HOLE, Alignment, MatchKind
 from ..alignment.expand import Expansion
 from ..errors import input_error
-from ..folder.write import NewMatrices
 from ..model.checkpoint import Source
 from ..model.stored_rows import block_rows, blocks_of, gather
 from ..operators.finite import all_finite, finite_rows
 from ..operators.ops import STATUSES as SOLVER_STATUSES
+from .matrices import NewMatrices
 from .recipe import RULES, Recipe
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")

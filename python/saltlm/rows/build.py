@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..alignment.align import Alignment
-from ..vectors.train import sha256_of
+from ..files.hashing import sha256_file
+from ..progress import Clock
 from .assembly import Assembly
 from .methods import Job, build
 from .norm_guard import guard_norms
@@ -18,24 +17,6 @@ from .self_check import check, hide_in
 from .tune import Tuning, tune
 from .tune_text import tune_by_text
 from .unigram_shift import check_unigram, log_unigram, shift_unigram
-
-Progress = Callable[[str, int, int], None]
-
-
-class Clock:
-    """Seconds by stage; tells the progress callback when a stage starts."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.progress: Progress = progress or (lambda stage, done, total: None)
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Time what happens inside."""
-        self.progress(stage, 0, 0)
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - start, 3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +83,7 @@ def _fill(job: Job, assembly: Assembly, logs: tuple[Any, str] | None) -> dict[st
         found, counted = logs
         shifted = shift_unigram(assembly, job.alignment, found, config.unigram_shift)
         text = config.unigram_text
-        digest = None if text is None else sha256_of(Path(text))
+        digest = None if text is None else sha256_file(Path(text))
         posts["unigram_shift"] = {**shifted, "from": counted, "sha256": digest}
     posts["norm_guard"] = guard_norms(
         assembly, job.used, config.norm_guard, _words(assembly, job.alignment), bias=logs is None

@@ -13,10 +13,10 @@ import torch
 
 from ..errors import InputError, input_error
 from ..evaluation.evaluate import evaluate
-from ..folder.write import NewMatrices
 from ..model.causal_lm import load_causal_lm
 from ..text.documents import read_documents
 from .assembly import Assembly
+from .matrices import NewMatrices
 from .methods import Job
 from .tune import Tuning, free_options, meant, search
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import InputError, input_error
+from ..files.hashing import sampled_digest
 
 TEXT, LINES, PARQUET, FOLDER, DATASET = "text", "jsonl", "parquet", "dataset folder", "dataset"
 # A document is cut at a line end beyond this: a file without any blank line must not become one document.
 LONGEST_DOCUMENT = 1 << 20
 # Files beyond this are told apart by their size and a sample of their bytes.
-HASHED_WHOLE = 1 << 30
 UNIT = 64  # characters: shorter lines and documents repeat by chance
 
 
@@ -63,7 +63,7 @@ class Corpus:
     def fingerprint(self) -> list[dict[str, Any]]:
         """For each source its name and what tells whether it has changed."""
         return [
-            {"path": source, "sha256": None if kind_of(source) == DATASET else hash_path(Path(source))}
+            {"path": source, "sha256": None if kind_of(source) == DATASET else sampled_digest(Path(source))}
             for source in self.sources
         ]
 
@@ -226,26 +226,6 @@ def _units(document: str) -> Iterator[bytes]:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).encode(errors="surrogatepass"), digest_size=8).digest()
-
-
-def hash_path(path: Path) -> str:
-    """sha256 of a file, or of a folder's names and files; of very large files a sample every 64 MiB and the size."""
-    total = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            total.update(str(file.relative_to(path)).encode() + b"\0")
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            if size <= HASHED_WHOLE:
-                while block := stream.read(1 << 20):
-                    total.update(block)
-            else:
-                total.update(str(size).encode())
-                for at in [*range(0, size, 64 << 20), size - (1 << 20)]:
-                    stream.seek(at)
-                    total.update(stream.read(1 << 20))
-    return total.hexdigest()
 
 
 def _open(source: str) -> BinaryIO:

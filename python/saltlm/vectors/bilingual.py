@@ -9,9 +9,9 @@ import torch
 
 from ..alignment.align import Alignment
 from ..errors import input_error
+from ..files.hashing import sha256_file
 from ..text.documents import read_text
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
-from .train import sha256_of
 
 
 def check_source_vectors(source_auxiliary: str) -> None:
@@ -76,7 +76,7 @@ def load_source_vectors(
         )  # fmt: skip
     turn = procrustes(left.vectors[both].double(), right.vectors[both].double())
     description = {
-        **tokens.description, "dictionary": dictionary, "dictionary_sha256": sha256_of(Path(dictionary)),
+        **tokens.description, "dictionary": dictionary, "dictionary_sha256": sha256_file(Path(dictionary)),
         "pairs": int(both.sum()),
     }  # fmt: skip
     return Auxiliary((tokens.vectors.double() @ turn).float(), tokens.known, description)

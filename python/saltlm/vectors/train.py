@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import input_error
+from ..files.cache import cache_folder
+from ..files.hashing import sha256_file
 from ..files.output_folder import CACHE_ADVICE, named_errors
 
 # One worker makes training deterministic. 200,000 n-gram buckets instead of fastText's two million keep the file near
@@ -19,25 +21,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def cache_folder() -> Path:
-    """Where fetched and trained files are kept: ``$SALTLM_CACHE``, else ``~/.cache/saltlm``."""
-    return Path(os.environ.get("SALTLM_CACHE") or Path.home() / ".cache" / "saltlm")
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def trained_file(files: Sequence[Path], width: int | None = None) -> Path:
     """Where the vectors trained on these texts are kept, or will be: named by the texts' content and the settings."""
     digest = hashlib.sha256(repr(sorted(_settings(width).items())).encode())
     for path in files:
-        digest.update(bytes.fromhex(sha256_of(path)))
+        digest.update(bytes.fromhex(sha256_file(path)))
     return cache_folder() / "trained" / f"{digest.hexdigest()}.bin"
 
 

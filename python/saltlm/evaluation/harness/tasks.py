@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo.inputs import require
-
+from ...environment import require
 from ...errors import InputError, input_error
 from .files import localize
 from .presets import FOLDERS, paper_tasks
