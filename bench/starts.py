@@ -23,7 +23,8 @@ from pairs import NAMES, research_pair
 
 import saltlm
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, compare
-from saltlm.cli.show_compare import chosen, in_order
+from saltlm.cli.show_compare import chosen
+from saltlm.comparison.chart import in_order
 from saltlm.files.cache import cache_folder
 
 

@@ -19,9 +19,10 @@ from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import Head
+from saltlm.rows.hidden import MOST, hide, hide_in, twin_keys
 from saltlm.rows.methods import METHODS, Job
 from saltlm.rows.scripts import bands, script_of
-from saltlm.rows.self_check import LONGEST, MOST, check, fault, hide, hide_in, predict, twin_keys
+from saltlm.rows.self_check import LONGEST, check, fault, predict
 from saltlm.rows.self_check_figures import Spread, compared, grouped, score
 from saltlm.rows.tune import GRID, free_options, tune
 

@@ -18,12 +18,12 @@ from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.operators import reference
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, SOLVED
+from saltlm.rows.hidden import hide_in
 from saltlm.rows.methods import METHODS, build, method_of
 from saltlm.rows.methods.blend_weight import HIDDEN, fitted_shares
 from saltlm.rows.methods.clean import cleaned, leave_one_out
 from saltlm.rows.methods.local_map import nearest
 from saltlm.rows.methods.whole import ridge_map
-from saltlm.rows.self_check import hide_in
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 
 # local-map

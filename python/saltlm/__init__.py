@@ -51,10 +51,10 @@ __all__ = [
     "batch",
     "compare",
     "evaluate",
+    "evaluate_models",
     "inspect",
     "load_auxiliary",
     "salt_rows",
-    "evaluate_models",
     "status",
     "transfer",
 ]

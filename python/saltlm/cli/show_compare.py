@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,14 +11,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..comparison.chart import in_order
 from ..comparison.config import ORIGINAL
 
 if TYPE_CHECKING:
     from ..comparison.run import Comparison
 
 NOT_REACHED = "not reached"
-# Of the range between the lowest end and the highest, or the original's level: what lies above is cut off the chart.
-HEADROOM = 0.6
 
 
 @contextlib.contextmanager
@@ -118,11 +114,6 @@ def chosen(tuning: Mapping[str, Any]) -> str:
     return ", ".join(changed) or "the defaults"
 
 
-def in_order(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Methods by their mean at the end; those that diverged last."""
-    return sorted(methods, key=lambda entry: entry["end"]["mean"] if entry["end"] else float("inf"))
-
-
 def steps_words(steps: float | None) -> str:
     """A number of steps, or that the level was not reached."""
     return NOT_REACHED if steps is None else f"{steps:.0f}"
@@ -140,56 +131,3 @@ def _difference(entry: Mapping[str, Any]) -> str:
         return "-" if entry["end"] is None else "best"
     ends = "" if found["low"] is None else f"\n{found['low']:+.3f} to {found['high']:+.3f}"
     return f"{found['estimate']:+.3f}{' tie' if found['tie'] else ''}{ends}"
-
-
-def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
-    """Mean curves with a band of one standard deviation over seeds, the control dashed; ``False`` without matplotlib.
-
-    Args:
-        content: of ``compare.json``.
-        path: PNG file to write.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 5.5), layout="constrained")
-        axes = figure.subplots()
-        methods = [entry for entry in in_order(content["methods"]) if entry["curve"]]
-        names = [entry["method"] for entry in methods if entry["method"] != ORIGINAL]
-        palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
-        for entry in methods:
-            steps, means, spreads = zip(*entry["curve"], strict=True)
-            own = entry["method"] == ORIGINAL
-            color = "black" if own else palette(names.index(entry["method"]) % palette.N)
-            end = "diverged" if entry["end"] is None else f"{entry['end']['mean']:.3f}"
-            axes.plot(
-                steps, means, color=color, linestyle="--" if own else "-", marker="o", markersize=3,
-                label=f"{entry['method']}  {end}",
-            )  # fmt: skip
-            if spreads[0] is not None:
-                low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
-                axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.axhline(content["level"], color="black", linestyle=":", linewidth=0.9, label="original, untrained")
-        if methods:
-            _limit(axes, content, methods)
-        axes.set_xlabel(f"steps on {'every weight' if content['probe'] == 'all' else 'the embeddings'}")
-        axes.set_ylabel("held-out bits per byte")
-        axes.legend(fontsize="small", title="at the end", loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes.grid(alpha=0.3)
-        temporary = path.with_name(f".{path.name}.writing")
-        figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
-    return True
-
-
-def _limit(axes: Any, content: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> None:
-    """Show the range in which the methods end; a start far above it would squeeze the rest to one line."""
-    ends = [entry["curve"][-1][1] for entry in methods] + [content["level"]]
-    low, high = min(ends), max(ends)
-    room = max(high - low, 0.02)
-    top = max(mean for entry in methods for _, mean, _ in entry["curve"])
-    axes.set_ylim(low - 0.1 * room, min(top + 0.1 * room, high + HEADROOM * room))

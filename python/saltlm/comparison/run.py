@@ -120,7 +120,7 @@ def compare(
         (source, target, auxiliary), methods, texts, folder, config or CompareConfig(), (eval_texts, source_eval_texts),
         transfer_config or TransferConfig(), adapt_config or AdaptConfig(), report,
     )  # fmt: skip
-    from ..cli.show_compare import draw_chart
+    from .chart import draw_chart
     from .results import summarize
 
     with folder.opened(plan.identity, force=plan.config.force):

@@ -11,9 +11,10 @@ from ..alignment.align import Alignment
 from ..files.hashing import sha256_file
 from ..progress import Clock
 from .assembly import Assembly
+from .hidden import hide_in
 from .methods import Job, build
 from .norm_guard import guard_norms
-from .self_check import check, hide_in
+from .self_check import check
 from .tune import Tuning, tune
 from .tune_text import tune_by_text
 from .unigram_shift import check_unigram, log_unigram, shift_unigram

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import TransferConfig
-from .self_check import Hidden, check
+from .hidden import Hidden
+from .self_check import check
 
 # What is tried, an option a line, in this order; of a method's options those that are here and that the user has not set.
 GRID: Mapping[str, tuple[Any, ...]] = {
@@ -114,7 +115,7 @@ def tune(hidden: Hidden) -> Tuning:
     nothing but the inputs, the options and the seed by which tokens were hidden.
 
     Args:
-        hidden: of :func:`~saltlm.rows.self_check.hide_in`; its job's options are where the search starts.
+        hidden: of :func:`~saltlm.rows.hidden.hide_in`; its job's options are where the search starts.
 
     Returns:
         The choice and all trials.

@@ -55,7 +55,7 @@ def fitted_shares(job: Job, regression: Regression) -> torch.Tensor:
     ``|w m + (1 - w) g - t|^2`` of a band is ``sum (m - g)(t - g) / sum |m - g|^2``, kept within [0, 1]. A band with few
     hidden tokens takes the share of all of them; with none at all it is a half.
     """
-    from ..self_check import hide_in
+    from ..hidden import hide_in
 
     found = hide_in(job, HIDDEN, job.config.seed)
     totals = torch.zeros(BANDS, 3, dtype=torch.float64)
