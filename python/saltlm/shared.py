@@ -13,7 +13,8 @@ from typing import Any
 from .alignment.align import Alignment, Tokens, align, load_tokens
 from .alignment.causal_tokenizer import causal_tokenizer
 from .config import TransferConfig
-from .model.checkpoint import TOKENIZER_FILES, Donor, Source, load_donor, load_source
+from .model.checkpoint import Donor, Source, load_donor, load_source
+from .model.tokenizer import TOKENIZER_FILES
 from .vectors.auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 
 TOKENIZER_BYTES = (

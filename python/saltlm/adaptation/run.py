@@ -214,9 +214,9 @@ def model_identity(folder: Path) -> dict[str, str]:
 
 
 def _folder_of(model: str | Path) -> Path:
-    from ..model.checkpoint import _resolve
+    from ..model.locate import resolve_model
 
-    return _resolve(str(model), f"model {str(model)!r}", None, None)[0]
+    return resolve_model(str(model), f"model {str(model)!r}", None, None)[0]
 
 
 def _need_accelerate() -> None:

@@ -11,7 +11,8 @@ from ..errors import InputError, input_error
 from ..files.json_files import read_json
 from ..files.output_folder import check_output
 from ..files.output_lock import refuse_written
-from ..model.checkpoint import VOCABULARIES, local_folder
+from ..model.locate import local_folder
+from ..model.tokenizer import VOCABULARIES
 from ..model.weights import find_weights
 from ..vectors.auxiliary import auxiliary_files
 from .finished import difference

@@ -19,7 +19,8 @@ from ..environment import versions
 from ..errors import InputError
 from ..files.hashing import sha256_file
 from ..folder.provenance import FORMAT
-from ..model.checkpoint import hash_files, local_folder
+from ..model.checkpoint import hash_files
+from ..model.locate import local_folder
 from ..model.weights import find_weights
 from ..rows.methods import method_of
 from ..rows.tune import free_options

@@ -14,8 +14,9 @@ import os
 from pathlib import Path
 
 from ..files.json_files import read_json
-from ..model.checkpoint import TOKENIZER_FILES, local_folder
 from ..model.gguf import converted
+from ..model.locate import local_folder
+from ..model.tokenizer import TOKENIZER_FILES
 from ..model.weights import find_weights
 from ..shared import stamp
 from ..vectors.auxiliary import auxiliary_files

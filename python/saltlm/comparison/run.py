@@ -183,8 +183,8 @@ def _plan(
     held_out: tuple[Sources | None, Sources | None], base: TransferConfig, adaptation: AdaptConfig, report: Report,
 ) -> _Plan:  # fmt: skip
     """Check everything that can be checked before the first run, the cheap before the slow."""
-    from ..model.checkpoint import _resolve
     from ..model.gguf import convert
+    from ..model.locate import resolve_model
     from ..pipeline import transfer
     from ..rows.rules import check_method
     from .probe import measure_blocks, text_at_hand, tuning_documents
@@ -198,7 +198,7 @@ def _plan(
             raise InputError(f"method {cell.label!r}: {error}") from None
     files = [Path(name) for name in auxiliary_files(inputs[2])]
     source, target = (
-        _resolve(str(name), f"{side} {name}", revision, gguf)[0]
+        resolve_model(str(name), f"{side} {name}", revision, gguf)[0]
         for side, name, revision, gguf in (
             ("source", inputs[0], base.source_revision, base.gguf_file),
             ("target", inputs[1], base.target_revision, None),

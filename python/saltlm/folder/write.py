@@ -15,7 +15,8 @@ from ..environment import quiet_transformers
 from ..errors import BackendError, InputError, input_error
 from ..files.copy import copy_file, link_file, shares_blocks
 from ..files.output_folder import check_output, named_errors, whole_folder
-from ..model.checkpoint import TERMS, Source
+from ..model.checkpoint import Source
+from ..model.locate import TERMS
 from ..model.safetensors_header import NAMES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
 from ..model.weights import INDEX

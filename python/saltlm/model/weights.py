@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import mmap
 import weakref
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from ..errors import input_error
-from ..files.copy import BLOCK
 from ..files.json_files import read_json
-from ..operators.finite import finite_rows
 from .safetensors_header import DTYPES, Entry, Header, read_header
 
 SINGLE = "model.safetensors"
@@ -131,84 +127,3 @@ def _sharded(folder: Path, side: str) -> Weights:
                 f"{side}, {folder / file}", f"no tensor {name!r}", f"it there, as {INDEX} says", "fetch the file again"
             )
     return Weights(headers, index)
-
-
-def match_names(weights: Weights, names: Sequence[str], side: str) -> tuple[str, ...]:
-    """Keys of the checkpoint that are this tensor, given all its names in the model.
-
-    A key is it if equal to one of the names, or if one of the two is the other with something before it: checkpoints
-    of a base model lack the prefix (``transformer.``) that the model with a head has, and the other way round.
-
-    Raises:
-        InputError: two different tensors of the checkpoint would do.
-    """
-    keys = weights.files_of()
-    exact = [name for name in names if name in keys]
-    if exact:
-        return tuple(exact)
-    for name in names:
-        near = [
-            key for key in keys if key.endswith("." + name) or ("." in key and name.endswith("." + key))
-        ]  # a lone "weight" would be the end of every name
-        if len(near) > 1:
-            raise input_error(
-                side, f"tensors {', '.join(sorted(near)[:4])}", f"one tensor for {name}", "give a text model alone"
-            )
-        if near:
-            return tuple(near)
-    return ()
-
-
-def check_rows(tensor: torch.Tensor, name: str, side: str, token: Mapping[int, str]) -> str:
-    """Read a vocabulary-sized tensor once, block by block: no row may hold NaN or infinity. Returns its sha256.
-
-    Args:
-        tensor: [rows, width] or [rows].
-        name: its key, for the message.
-        side: whose it is, for the message.
-        token: row -> token, for the message.
-
-    Raises:
-        InputError: some rows are not finite; the first few are named.
-    """
-    digest = hashlib.sha256()
-    bad: list[int] = []
-    count = 0
-    rows = max(1, BLOCK // max(1, tensor[:1].numel() * tensor.element_size()))
-    with ThreadPoolExecutor(1) as beside:  # the digest takes longer than reading, and holds no interpreter lock
-        for start in range(0, len(tensor), rows):
-            block = tensor[start : start + rows]
-            content = memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())
-            hashed = beside.submit(digest.update, content)
-            finite = finite_rows(block)
-            if not finite.all():
-                found = (start + torch.nonzero(~finite).flatten()).tolist()
-                count += len(found)
-                bad += found[: 5 - len(bad)]
-            hashed.result()
-            release_pages()
-    if bad:
-        named = ", ".join(f"{row} ({token[row]!r})" if row in token else f"{row} (no token)" for row in bad)
-        more = f" and {count - len(bad)} more" if count > len(bad) else ""
-        raise input_error(
-            f"{side}, {name}", f"NaN or infinity in rows {named}{more}", "finite rows", "repair the model"
-        )
-    return digest.hexdigest()
-
-
-def check_shape(weights: Weights, name: str, expected: tuple[int, ...], side: str, what: str) -> None:
-    """Compare a tensor with what the config says.
-
-    Raises:
-        InputError: shape or dtype are others.
-    """
-    entry = weights.entry(name)
-    if entry.shape != expected:
-        raise input_error(
-            f"{side}, {what} {name}",
-            f"shape {list(entry.shape)}",
-            f"{list(expected)}, as config.json says",
-            "weights and config.json are of different models; fetch both again",
-        )
-    if entry.dtype not in DTYPES:
-        raise input_error(f"{side}, {what} {name}", f"dtype {entry.dtype}", "one of " + ", ".join(DTYPES), "convert it")
