@@ -11,7 +11,7 @@ from models_tiny import save_llama
 from tokenizers_tiny import tiny
 
 from saltlm.config import TransferConfig
-from saltlm.pipeline import transfer
+from saltlm.pipeline import run_transfer, transfer
 from saltlm.shared import Shared
 
 ROOM = 1 << 30
@@ -41,7 +41,7 @@ def test_a_second_model_takes_them_over_bit_for_bit(method: str, sources, pair) 
     shared = Shared(ROOM)
     for place, source in enumerate(sources):
         before = shared.hits
-        done = transfer(source, pair.target, pair.vectors, config=config, shared=shared)
+        done = run_transfer(source, pair.target, pair.vectors, None, config, shared=shared)
         alone = transfer(source, pair.target, pair.vectors, config=config)
         assert torch.equal(done.input_rows, alone.input_rows)
         seconds = {"seconds": None}
@@ -53,7 +53,7 @@ def test_a_second_model_takes_them_over_bit_for_bit(method: str, sources, pair) 
 def test_what_they_hang_on_is_told_apart(sources, pair, tmp_path) -> None:
     config = TransferConfig(method="salt", heldout=0.0)
     shared = Shared(ROOM)
-    transfer(sources[0], pair.target, pair.vectors, config=config, shared=shared)
+    run_transfer(sources[0], pair.target, pair.vectors, None, config, shared=shared)
     vectors = tmp_path / "other.vec"
     vectors.write_text(pair.vectors.read_text(encoding="utf-8").replace("0.1", "0.3"), encoding="utf-8")
     assert vectors.read_text(encoding="utf-8") != pair.vectors.read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def test_what_they_hang_on_is_told_apart(sources, pair, tmp_path) -> None:
         ((pair.target, vectors), {}), ((target, pair.vectors), {}), ((pair.target, pair.vectors), {"method": "focus"}),
     ):  # fmt: skip
         own = dataclasses.replace(config, **options)
-        done = transfer(sources[0], *given, config=own, shared=shared)
+        done = run_transfer(sources[0], *given, None, own, shared=shared)
         count += 1
         assert kept(shared) == count, (given, options)
         assert torch.equal(done.input_rows, transfer(sources[0], *given, config=own).input_rows)
@@ -74,11 +74,11 @@ def test_what_they_hang_on_is_told_apart(sources, pair, tmp_path) -> None:
 def test_room_is_kept_to_and_too_little_of_it_keeps_nothing(sources, pair) -> None:
     config = TransferConfig(method="salt", heldout=0.0)
     plenty = Shared(ROOM)
-    transfer(sources[0], pair.target, pair.vectors, config=config, shared=plenty)
+    run_transfer(sources[0], pair.target, pair.vectors, None, config, shared=plenty)
     size = next(size for key, (_, size, _) in plenty._kept.items() if key[0] == "coefficients")
     assert size > 0
     for limit, expected in ((size, 1), (size - 1, 0), (0, 0)):
         tight = Shared(limit)
-        done = transfer(sources[0], pair.target, pair.vectors, config=config, shared=tight)
+        done = run_transfer(sources[0], pair.target, pair.vectors, None, config, shared=tight)
         assert tight.bytes <= limit and kept(tight) == expected
         assert torch.equal(done.input_rows, transfer(sources[0], pair.target, pair.vectors, config=config).input_rows)

@@ -74,32 +74,63 @@ def transfer(
     *,
     progress: StageProgress | None = None,
     dry_run: bool = False,
-    shared: Shared | None = None,
-    locked: bool = False,
 ) -> Transfer:
     """Give a source causal LM the tokenizer of a target-language PLM, with new embedding rows.
 
     Args:
         source: folder or hub name of the causal LM.
         target: folder or hub name of the PLM (BERT, GPT or T5 kind).
-        auxiliary: static vectors of the target language, see :func:`~saltlm.load_auxiliary`; may be left out for methods
-            that need none.
+        auxiliary: static vectors of the target language, see :func:`~saltlm.load_auxiliary`; ``None`` for methods that
+            need none.
         out: folder to write, whole or not at all; ``None`` writes nothing.
         config: the options; ``None`` is all defaults.
-        progress: called with (stage, done, total), total 0 where it is not known.
-        dry_run: stop before any row is built: the summary then tells what would be done.
-        shared: what earlier transfers of this process have read and computed; what this one does is added.
-        locked: the caller holds :func:`~saltlm.files.output_lock.locked_output` for ``out``.
+        progress: called with (stage, units done, units in all); the last is 0 where it is not known.
+        dry_run: stop before any row is built; the summary then tells what would be done.
 
     Returns:
         The new matrices, the alignment, each row's origin and the summary.
 
     Raises:
-        InputError: an input is missing, broken or does not fit the others; nothing has been written then.
+        InputError: an input is missing or broken, or does not fit the others; nothing has been written then.
         BackendError: the file system failed; nothing has been written then.
     """
-    config = config or TransferConfig()
-    shared = shared or Shared()
+    return run_transfer(
+        source, target, auxiliary, out, config or TransferConfig(), shared=Shared(), progress=progress, dry_run=dry_run
+    )
+
+
+def run_transfer(
+    source: str | Path,
+    target: str | Path,
+    auxiliary: str | Path | None,
+    out: str | Path | None,
+    config: TransferConfig,
+    *,
+    shared: Shared,
+    progress: StageProgress | None = None,
+    dry_run: bool = False,
+    locked: bool = False,
+) -> Transfer:
+    """One transfer of a process that may make several; :func:`transfer` documents what both take.
+
+    Args:
+        source: as in :func:`transfer`.
+        target: as in :func:`transfer`.
+        auxiliary: as in :func:`transfer`.
+        out: as in :func:`transfer`.
+        config: the options.
+        shared: what earlier transfers of this process have read and computed; this transfer adds to it.
+        progress: as in :func:`transfer`.
+        dry_run: as in :func:`transfer`.
+        locked: whether the caller holds :func:`~saltlm.files.output_lock.locked_output` for ``out``.
+
+    Returns:
+        As :func:`transfer`.
+
+    Raises:
+        InputError: as in :func:`transfer`.
+        BackendError: as in :func:`transfer`.
+    """
     clock = Clock(progress)
     _check_named(source=source, target=target, auxiliary=auxiliary, out=out)
     read = (source, target, *auxiliary_files(auxiliary), *_source_files(config))

@@ -14,7 +14,7 @@ from typing import Any
 from ..environment import silence_libraries
 from ..errors import SaltlmError
 from ..files.output_lock import locked_output
-from ..pipeline import transfer
+from ..pipeline import run_transfer
 from ..shared import Shared
 from .jobs_file import BatchJob
 from .memory import peak_bytes
@@ -64,7 +64,7 @@ def run_job(job: BatchJob, shared: Shared, progress: Progress | None = None, *, 
     rows, error = 0, None
     try:
         with contextlib.nullcontext() if locked else locked_output(job.out):
-            done = transfer(
+            done = run_transfer(
                 job.source, job.target, job.auxiliary, job.out, job.config, progress=progress, shared=shared, locked=True
             )  # fmt: skip
         rows = len(done.origin)
