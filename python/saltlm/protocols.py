@@ -1,0 +1,129 @@
+"""The parts of transformers' tokenizers, configs and models that saltlm uses, as types for the type checker.
+
+A class of transformers, or one that a checkpoint brings along, fits if it has these members; nothing inherits from here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BackendTokenizer(Protocol):
+    """``tokenizers.Tokenizer``: the fast tokenizer under transformers' class."""
+
+    normalizer: Any
+    pre_tokenizer: Any
+    decoder: Any
+
+    def to_str(self) -> str:
+        """Content of tokenizer.json."""
+        ...
+
+    def encode_batch(self, input: Sequence[Any], *, add_special_tokens: bool = True) -> list[Any]:
+        """Encodings of several texts."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """A fast tokenizer: ``transformers.PreTrainedTokenizerFast``."""
+
+    is_fast: bool
+    backend_tokenizer: BackendTokenizer
+    chat_template: Any
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    unk_token_id: int | None
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Encode text."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of tokens, added ones included."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id, added tokens included."""
+        ...
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Token -> id of the added tokens."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """Spelling of one id, or of several."""
+        ...
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Id of one token, or of several."""
+        ...
+
+    def decode(self, token_ids: Any, **options: Any) -> str:
+        """Text of ids."""
+        ...
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Any:
+        """Write the tokenizer's files."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A causal LM: ``transformers.PreTrainedModel`` with a head."""
+
+    config: Any
+    generation_config: Any
+    training: bool
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Forward pass."""
+        ...
+
+    def get_input_embeddings(self) -> Any:
+        """Module of the input matrix."""
+        ...
+
+    def get_output_embeddings(self) -> Any:
+        """Module of the head, or ``None``."""
+        ...
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Name and value of each parameter."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        """Each parameter."""
+        ...
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """Each module."""
+        ...
+
+    def state_dict(self, *inputs: Any, **options: Any) -> dict[str, Any]:
+        """Name -> tensor of all parameters and persistent buffers."""
+        ...
+
+    def eval(self) -> Any:
+        """Switch to evaluation mode."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training mode."""
+        ...
+
+    def to(self, *inputs: Any, **options: Any) -> Any:
+        """Move to a device or dtype."""
+        ...
+
+    def generate(self, *inputs: Any, **options: Any) -> Any:
+        """Generate tokens."""
+        ...
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Any:
+        """Write config and weights."""
+        ...
