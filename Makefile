@@ -40,7 +40,7 @@ $(TESTED): $(SETUP)
 	@touch $@
 
 demo: $(SETUP)
-	$(PY) -m demo.run
+	$(PY) -m saltlm_demo
 
 test: $(TESTED)
 	cargo test --quiet --workspace --release
@@ -58,8 +58,8 @@ lint: $(TESTED)
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --workspace --all-targets --features python -- -D warnings
-	$(PY) -m ruff check python demo tests bench cuda_ext
-	$(PY) -m ruff format --check python demo tests bench cuda_ext
+	$(PY) -m ruff check python tests bench cuda_ext
+	$(PY) -m ruff format --check python tests bench cuda_ext
 
 wheel: $(SETUP)
 	MATURIN_PEP517_ARGS="--compatibility pypi" $(PY) -m pip wheel . --no-build-isolation --no-deps -w dist

@@ -1,10 +1,11 @@
-"""Training speed and memory: saltlm adapt against a bare Trainer loop with the same model, blocks and optimizer.
+"""Training speed and memory: saltlm adapt compared with a bare Trainer loop on the same model, blocks and optimizer.
 
 Usage: python bench/adapt.py [--steps 12] [--device auto] [--out FILE.json]
 
-1. Tokens a second: a Llama of SmolLM2-135M's shape (fewer layers on a CPU) with a 30k vocabulary, both loops in turn, three
-   times; median of each loop's steps, without the first two. Losses must be equal to 1e-4 first.
-2. Peak memory of the loss and its gradients over a 256k vocabulary, stock against chunked, each in a process of its own.
+1. Tokens per second: a Llama of SmolLM2-135M's shape (fewer layers on a CPU) with a vocabulary of 30,000. Both loops run
+   alternately, three times; the result is the median over each loop's steps, without the first two. The losses must agree to
+   1e-4 (relative). Bar: 0.95 of the bare loop's tokens per second.
+2. Peak memory of the loss and its gradients over a vocabulary of 256,000, stock and chunked, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,24 +28,38 @@ MEMORY = {"tokens": 2048, "width": 256, "rows": 256_000}
 
 
 def model_and_blocks(layers: int, steps: int):
-    """A model with drawn weights, and packed blocks of drawn tokens with four documents each."""
+    """Create a model with random weights, and packed blocks of random tokens with four documents each.
+
+    Returns:
+        The model, and ``steps * BATCH`` blocks of ``LENGTH`` tokens.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=ROWS, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=2048,
-    )  # fmt: skip
+        vocab_size=ROWS,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
     blocks = []
     for _ in range(steps * BATCH):
         ids = torch.randint(3, ROWS, (LENGTH,))
-        places = torch.arange(LENGTH) % (LENGTH // 4)
-        blocks.append({"input_ids": ids, "labels": torch.where(places == 0, -100, ids), "position_ids": places})
+        positions = torch.arange(LENGTH) % (LENGTH // 4)
+        blocks.append({"input_ids": ids, "labels": torch.where(positions == 0, -100, ids), "position_ids": positions})
     return LlamaForCausalLM(config), blocks
 
 
 def bare(model, blocks, steps: int, device: str) -> tuple[list[float], list[float]]:
-    """Transformers' Trainer with the stock loss and AdamW."""
+    """Train with the transformers Trainer, the stock loss and AdamW.
+
+    Returns:
+        The end time of each step, and its loss.
+    """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     times, losses = [], []
@@ -57,11 +72,23 @@ def bare(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, max_steps=steps, per_device_train_batch_size=BATCH, logging_steps=1, save_strategy="no",
-            report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=device == "cpu", learning_rate=1e-4,
-            bf16=device != "cpu", lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.0,
-            train_sampling_strategy="sequential", dataloader_pin_memory=False,
-        )  # fmt: skip
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=device == "cpu",
+            learning_rate=1e-4,
+            bf16=device != "cpu",
+            lr_scheduler_type="constant",
+            adam_beta2=0.95,
+            weight_decay=0.0,
+            train_sampling_strategy="sequential",
+            dataloader_pin_memory=False,
+        )
         trainer = Trainer(model, arguments, train_dataset=blocks, callbacks=[Watch()])
         trainer.remove_callback(PrinterCallback)
         model.config.use_cache = False
@@ -70,14 +97,18 @@ def bare(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
 
 
 def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[float]]:
-    """Saltlm's phase over the same blocks."""
+    """Train with a phase of ``saltlm adapt`` over the same blocks.
+
+    Returns:
+        The end time of each step, and its loss.
+    """
     from saltlm.adaptation import training
     from saltlm.adaptation.checkpoints import RunFolder
     from saltlm.adaptation.config import AdaptConfig
     from saltlm.adaptation.metrics import Recorder
     from saltlm.adaptation.processes import find_processes, training_arguments
 
-    class Fixed:
+    class GivenBlocks:
         marks, passes = (), 0
 
         def block(self, number):
@@ -86,9 +117,15 @@ def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
 
     with tempfile.TemporaryDirectory() as name:
         config = AdaptConfig(
-            phases=f"all:{steps}@1e-4", schedule="constant", warmup_steps=0, seq_length=LENGTH, batch_size=BATCH,
-            eval_steps=10**6, device=device, save_steps=10**6,
-        )  # fmt: skip
+            phases=f"all:{steps}@1e-4",
+            schedule="constant",
+            warmup_steps=0,
+            seq_length=LENGTH,
+            batch_size=BATCH,
+            eval_steps=10**6,
+            device=device,
+            save_steps=10**6,
+        )
         folder = RunFolder(Path(name), main=True, barrier=lambda: None)
         folder.save = lambda *args, **kwargs: None
         times = []
@@ -102,14 +139,22 @@ def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
         with recorder:
             chunked = training.prepare_model(model, config, find_processes(config))
             run = training.Run(
-                config=config, model=model, chunked=chunked, streams=[Fixed()], shares=[1.0],
-                folder=folder, recorder=recorder, evaluate=dict, phases=config.schedule_of_phases,
-            )  # fmt: skip
+                config=config,
+                model=model,
+                chunked=chunked,
+                streams=[GivenBlocks()],
+                shares=[1.0],
+                folder=folder,
+                recorder=recorder,
+                evaluate=dict,
+                phases=config.schedule_of_phases,
+            )
             training.train_phase(run, training_arguments(config), None)
         return times, [line["loss"] for line in recorder.lines]
 
 
 def speed(steps: int, device: str, layers: int) -> dict:
+    """Compare the losses of both loops, and time their steps."""
     seconds: dict[str, list[float]] = {"bare": [], "saltlm": []}
     losses = {}
     for repeat in range(3):
@@ -121,15 +166,15 @@ def speed(steps: int, device: str, layers: int) -> dict:
         worst = max(abs(a - b) / a for a, b in zip(losses["bare"], losses["saltlm"], strict=True))
         limit = 1e-4 if device == "cpu" else 1e-2
         if worst > limit:
-            raise SystemExit(f"the losses differ by {worst:.1e} relative: no comparison")
-        print(f"round {repeat + 1}: losses equal to {worst:.0e}", file=sys.stderr)
+            raise SystemExit(f"the losses differ by {worst:.1e} (relative), so the loops cannot be compared")
+        print(f"round {repeat + 1}: losses agree to {worst:.0e}", file=sys.stderr)
     tokens = BATCH * (LENGTH - 4)
-    found = {name: tokens / statistics.median(values) for name, values in seconds.items()}
-    return {"tokens_per_second": found, "ratio": found["saltlm"] / found["bare"], "layers": layers, "steps": steps}
+    rates = {name: tokens / statistics.median(values) for name, values in seconds.items()}
+    return {"tokens_per_second": rates, "ratio": rates["saltlm"] / rates["bare"], "layers": layers, "steps": steps}
 
 
 def memory(how: str, device: str) -> dict:
-    """Peak bytes above the inputs, and seconds, of one loss with gradients."""
+    """Measure one loss with its gradients: peak bytes above the inputs, seconds, loss, and norm of the gradient."""
     tokens, width, rows = MEMORY.values()
     torch.manual_seed(0)
     hidden = torch.randn(tokens, width, device=device, requires_grad=True)
@@ -154,6 +199,7 @@ def memory(how: str, device: str) -> dict:
 
 
 def peak(device: str) -> int:
+    """Peak memory so far, in bytes: resident memory of the process on a CPU, allocated memory on a GPU."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
     return int(peak_megabytes() * 1e6)
@@ -161,13 +207,16 @@ def peak(device: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8, help="training steps of each loop (default: 8)")
     parser.add_argument(
-        "--layers", type=int, default=None, help="30 is SmolLM2-135M (default: 6 on a CPU, 30 elsewhere)"
+        "--layers",
+        type=int,
+        default=None,
+        help="layers of the model; SmolLM2-135M has 30 (default: 6 on a CPU, 30 on a GPU)",
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--speed-only", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--speed-only", action="store_true", help="do not measure the memory of the loss")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--memory", choices=("stock", "chunked"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = arguments.device
@@ -176,37 +225,37 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(memory(arguments.memory, device)))
         return
-    found = {"device": torch.cuda.get_device_name() if device == "cuda" else device}
+    report = {"device": torch.cuda.get_device_name() if device == "cuda" else device}
     for how in ("stock", "chunked") if not arguments.speed_only else ():
         done = subprocess.run(
             [sys.executable, __file__, "--memory", how, "--device", device], capture_output=True, text=True, check=True
         )
-        found[how] = json.loads(done.stdout)
+        report[how] = json.loads(done.stdout)
     for key in ("loss", "norm") if not arguments.speed_only else ():
-        if abs(found["stock"][key] - found["chunked"][key]) > 1e-5 * abs(found["stock"][key]):
-            raise SystemExit(f"{key} differs: {found['stock'][key]} against {found['chunked'][key]}")
-    found["speed"] = speed(arguments.steps, device, arguments.layers or (6 if device == "cpu" else 30))
-    rate, ratio = found["speed"]["tokens_per_second"], found["speed"]["ratio"]
-    layers = found["speed"]["layers"]
+        if abs(report["stock"][key] - report["chunked"][key]) > 1e-5 * abs(report["stock"][key]):
+            raise SystemExit(f"{key} differs: {report['stock'][key]} and {report['chunked'][key]}")
+    report["speed"] = speed(arguments.steps, device, arguments.layers or (6 if device == "cpu" else 30))
+    rate, ratio = report["speed"]["tokens_per_second"], report["speed"]["ratio"]
+    layers = report["speed"]["layers"]
     rows = [
-        (f"tokens a second, saltlm adapt, {layers} layers", f"{rate['saltlm']:.0f}"),
-        ("the same, bare Trainer loop, stock loss", f"{rate['bare']:.0f}"),
+        (f"tokens per second, saltlm adapt, {layers} layers", f"{rate['saltlm']:.0f}"),
+        ("tokens per second, bare Trainer loop, stock loss", f"{rate['bare']:.0f}"),
         ("saltlm / bare", f"**{ratio:.3f}** (bar 0.95: {'met' if ratio >= 0.95 else 'missed'})"),
     ]
     if not arguments.speed_only:
         tokens, width, vocabulary = MEMORY.values()
         for key, unit, scale in (("peak", "peak GB", 1e9), ("seconds", "seconds", 1.0)):
-            mine, stock = (found[how][key] / scale for how in ("chunked", "stock"))
+            chunked, stock = (report[how][key] / scale for how in ("chunked", "stock"))
             what = f"loss and gradients, {tokens} tokens x {width} x {vocabulary:,}: {unit}, chunked; stock"
-            rows.append((what, f"{mine:.2f}; {stock:.2f} ({mine / stock:.2f} of it)"))
+            rows.append((what, f"{chunked:.2f}; {stock:.2f} (ratio {chunked / stock:.2f})"))
     record(
-        f"Adaptation, {found['device']}, {torch.get_num_threads()} threads",
+        f"Adaptation, {report['device']}, {torch.get_num_threads()} threads",
         rows,
         f"python bench/adapt.py --steps {arguments.steps} --device {device}",
-        ["Losses of both loops and the chunked loss with its gradients are equal, checked before timing."],
+        ["Checked before timing: the losses of both loops are equal, and so is the chunked loss with its gradients."],
     )
     if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

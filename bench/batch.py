@@ -1,6 +1,7 @@
-"""``saltlm batch`` against the same number of ``saltlm transfer`` processes, one after another: tiny jobs and real ones.
+"""``saltlm batch`` compared with the same number of ``saltlm transfer`` processes, one after another.
 
-The real ones are SmolLM2-135M with six languages' parts of multilingual-e5-small, by two methods each.
+Tiny jobs use models and tokenizers of the tests. Real jobs transfer SmolLM2-135M to multilingual-e5-small cut to each of six
+languages, by two methods each. No bar.
 """
 
 import argparse
@@ -13,10 +14,10 @@ from pathlib import Path
 
 from harness import fetching, figure, record
 
-from demo.e5 import language_donor
-from demo.inputs import source_lm
+from saltlm_demo.e5 import language_donor
+from saltlm_demo.inputs import source_lm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before this folder, which has a module of that name too
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before this folder, which also has a module `pairs`
 from pairs import make_pair
 
 LANGUAGES = ("fi", "de", "fr", "ar", "vi", "pt")
@@ -24,7 +25,7 @@ METHODS = ("clp-plus", "subword-mean")
 
 
 def tiny(root: Path, count: int) -> list[dict[str, object]]:
-    """Jobs that differ in method and seed."""
+    """``count`` jobs on one pair of tiny models, which differ in method and seed."""
     pair = make_pair(root, "byte_level_bpe", "sentencepiece_unigram")
     common = {"source": str(pair.source), "target": str(pair.target), "auxiliary": str(pair.vectors)}
     methods = ("salt", "focus", "clp-plus", "omp", "multivariate")
@@ -32,7 +33,7 @@ def tiny(root: Path, count: int) -> list[dict[str, object]]:
 
 
 def real(count: int) -> list[dict[str, object]]:
-    """Languages x methods, the first ``count``."""
+    """The first ``count`` jobs of all combinations of language and method."""
     with fetching("SmolLM2-135M-Instruct") as progress:
         source, gguf_file = source_lm(progress)
     jobs = []
@@ -45,7 +46,11 @@ def real(count: int) -> list[dict[str, object]]:
 
 
 def saltlm(*arguments: str) -> tuple[dict, float]:
-    """The JSON result of a command, and its wall-clock seconds, interpreter included."""
+    """Run a saltlm command.
+
+    Returns:
+        Its JSON result, and the wall-clock seconds of the process, interpreter included.
+    """
     start = time.perf_counter()
     command = [sys.executable, "-m", "saltlm", *arguments, "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -53,19 +58,23 @@ def saltlm(*arguments: str) -> tuple[dict, float]:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """Everything of a folder but how long it took."""
-    found: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {**found, "saltlm.json": {**json.loads(found["saltlm.json"]), "seconds": None}}
+    """File contents of a model folder by name, without the times in saltlm.json."""
+    files: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {**files, "saltlm.json": {**json.loads(files["saltlm.json"]), "seconds": None}}
 
 
 def compare(root: Path, jobs: list[dict[str, object]], workers: int | None) -> tuple[str, float]:
-    """Equality of all folders, then the figures as text and the ratio."""
+    """Run the jobs both ways, and check that all folders are equal.
+
+    Returns:
+        The figures as text, and the ratio of single processes to batch.
+    """
     lines = []
     for index, job in enumerate(jobs):
         values = {**job, "out": str(root / f"batch-{index}")}
         lines += ["[[job]]\n", *(f"{name} = {json.dumps(value)}\n" for name, value in values.items())]
     (root / "jobs.toml").write_text("".join(lines), encoding="utf-8")
-    found, together = saltlm("batch", str(root / "jobs.toml"), *([f"--workers={workers}"] if workers else []))
+    report, together = saltlm("batch", str(root / "jobs.toml"), *([f"--workers={workers}"] if workers else []))
     alone = 0.0
     for index, job in enumerate(jobs):
         out = root / f"single-{index}"
@@ -73,9 +82,9 @@ def compare(root: Path, jobs: list[dict[str, object]], workers: int | None) -> t
         alone += saltlm("transfer", *options, f"--out={out}")[1]
         if content(out) != content(root / f"batch-{index}"):
             raise SystemExit(f"job {index + 1}: the batch's folder differs from the single transfer's")
-    peak = max(job["peak"] for job in found["jobs"]) / 1e6
-    text = f"batch {figure(together)} s, single processes {figure(alone)} s; {found['workers']} workers of {found['threads']}"
-    text += f" threads; {found['shared']['found']} results used again; largest worker {figure(peak)} MB"
+    peak = max(job["peak"] for job in report["jobs"]) / 1e6
+    text = f"batch {figure(together)} s, single processes {figure(alone)} s; {report['workers']} workers of {report['threads']}"
+    text += f" threads; {report['shared']['found']} results reused; largest worker {figure(peak)} MB"
     return text, alone / together
 
 
@@ -83,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", type=int, default=100, help="number of tiny jobs (default: 100)")
     parser.add_argument("--real", type=int, default=12, help="number of real jobs, at most 12 (default: 12)")
-    parser.add_argument("--workers", type=int, help="default: the command's own choice")
+    parser.add_argument("--workers", type=int, help="number of workers (default: chosen by saltlm batch)")
     arguments = parser.parse_args()
     rows = []
     for count, name in ((arguments.tiny, "tiny"), (arguments.real, "real")):
@@ -93,7 +102,9 @@ def main() -> None:
                 text, ratio = compare(Path(folder), jobs, arguments.workers)
             rows += [(f"{len(jobs)} {name} jobs", text), ("single / batch", f"**{figure(ratio)} x**")]
     options = "".join(f" --{name} {value}" for name, value in vars(arguments).items() if value is not None)
-    notes = ["Every folder of the batch equals the single transfer's byte for byte, but for `seconds` in saltlm.json."]
+    notes = [
+        "Every folder of the batch equals the single transfer's byte for byte, except for `seconds` in saltlm.json."
+    ]
     record("Batch against single transfers", rows, f"python bench/batch.py{options}", notes)
 
 

@@ -1,12 +1,13 @@
-"""The operators on a GPU: right first (against the reference in float64), then how fast, beside stock torch.
+"""The operators on a GPU: comparison with the reference in float64 first, then times, compared with stock torch.
 
-Run by gpu.sh, which finds or builds the operators. It needs torch and numpy alone: only the operator modules of the
-package are loaded. ``--cpu`` does the same on the CPU in small, so that the script itself is tried where no GPU is.
+Run by gpu.sh, which takes or builds the operators. It needs torch and numpy alone: only the operator modules of the
+package are loaded. ``--cpu`` does the same on the CPU with small sizes, so that the script itself can be tested
+without a GPU.
 
-Bars, of the large size: 60 % of the roofline and 10 times stock torch. The roofline is the larger of two times, as if each
-could hide the other whole: all similarities at the rate of the device's bfloat16 product, and every input, neighbour's row and
-result once at the rate at which it copies memory; both rates are measured in the same run. ``gpu.md`` is the table for
-RESULTS.md.
+Bars for the large size: 60 % of the roofline, and 10 times the speed of stock torch. The roofline is the larger of two
+times, as if each could be hidden behind the other: all similarities at the rate of the device's bfloat16 product; and
+every input, every gathered row and every result once at the rate of a memory copy. Both rates are measured in the same
+run. ``gpu.md`` is the table for RESULTS.md.
 """
 
 import argparse
@@ -30,7 +31,7 @@ SIZES = {
     "finnish": (30_000, 12_000, 300, 384, 576),
     "large": (256_000, 100_000, 300, 768, 4096),
 }
-STOCK_TOKENS = 4096  # stock torch is timed on so many and scaled up
+STOCK_TOKENS = 4096  # tokens that stock torch is timed on; the time is scaled up
 ROOFLINE, STOCK = 0.6, 10
 
 
@@ -46,27 +47,27 @@ def operators(package: Path) -> tuple[types.ModuleType, ...]:
 
 
 def problem(size: tuple[int, ...], device: str) -> dict[str, torch.Tensor]:
-    """Rows with a falling spectrum and a common mean, as embeddings have, new tokens near mixtures of anchors."""
+    """Generate rows with a falling spectrum and a common mean, like embeddings, and new tokens near means of three anchors."""
     new, anchors, P, E, D = size
-    draw = torch.Generator(device=device).manual_seed(0)
+    generator = torch.Generator(device=device).manual_seed(0)
 
     def rows(count: int, width: int) -> torch.Tensor:
         spectrum = torch.linspace(1, 0.2, width, device=device)
-        return torch.randn(count, width, generator=draw, device=device) * spectrum + 0.2
+        return torch.randn(count, width, generator=generator, device=device) * spectrum + 0.2
 
     auxiliary, plm, lm = rows(anchors, P), rows(anchors, E), 0.02 * rows(anchors, D)
-    near = torch.randint(anchors, (new, 3), generator=draw, device=device)
+    neighbours = torch.randint(anchors, (new, 3), generator=generator, device=device)
     return {
-        "new_auxiliary": auxiliary[near].mean(1) + 0.5 * rows(new, P),
+        "new_auxiliary": auxiliary[neighbours].mean(1) + 0.5 * rows(new, P),
         "anchor_auxiliary": auxiliary,
-        "new_plm": plm[near].mean(1) + 0.5 * rows(new, E),
+        "new_plm": plm[neighbours].mean(1) + 0.5 * rows(new, E),
         "anchor_plm": plm,
         "anchor_lm": lm,
     }
 
 
 def timed(work, device: str, runs: int = 5) -> float:
-    """Median seconds of ``work`` after one run to warm up; the device is waited for."""
+    """Median seconds of ``work`` after one warm-up run, with the device synchronized before and after each run."""
 
     def once() -> float:
         wait(device)
@@ -80,32 +81,39 @@ def timed(work, device: str, runs: int = 5) -> float:
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What the machine gives: multiply-adds (counted twice) a second in bfloat16 and float32, bytes a second copied."""
-    side, room = (8192, 1 << 30) if device == "cuda" else (512, 1 << 24)
-    found = {}
+    """Measured ceilings of the device: FLOP/s of a bfloat16 and a float32 product, and bytes/s of a copy (read and write)."""
+    side, size = (8192, 1 << 30) if device == "cuda" else (512, 1 << 24)
+    rates = {}
     for dtype in (torch.bfloat16, torch.float32):
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        found[f"{str(dtype)[6:]}_flops"] = 2 * side**3 / timed(lambda a=left, b=right: a @ b, device)
-    source = torch.zeros(room // 4, device=device)
+        rates[f"{str(dtype)[6:]}_flops"] = 2 * side**3 / timed(lambda a=left, b=right: a @ b, device)
+    source = torch.zeros(size // 4, device=device)
     target = torch.empty_like(source)
-    found["bytes"] = 2 * room / timed(lambda: target.copy_(source), device)
-    return found
+    rates["bytes"] = 2 * size / timed(lambda: target.copy_(source), device)
+    return rates
 
 
 def roofline(size: tuple[int, ...], neighbours: float, ceiling: dict[str, float]) -> dict[str, float]:
-    """The two times of the roofline in seconds; ``neighbours`` is the mean support size."""
+    """The two times of the roofline, in seconds.
+
+    Args:
+        size: N, A, P, E and D.
+        neighbours: mean support size.
+        ceiling: result of :func:`ceilings`.
+    """
     new, anchors, P, E, D = size
     numbers = new * (P + E + D) + anchors * (P + E + D) + new * neighbours * (E + D)
     return {"product_s": 2 * new * anchors * P / ceiling["bfloat16_flops"], "memory_s": 4 * numbers / ceiling["bytes"]}
 
 
 def wait(device: str) -> None:
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def measure(ops, fixed, size: tuple[int, ...], device: str, runs: int, ceiling: dict[str, float]) -> dict[str, object]:
-    """Seconds of the whole and of its parts, of the bare product, and of stock torch."""
+    """Time salt_rows as a whole and in parts, the bare product, and stock torch; returns the figures of one size."""
     tensors = problem(size, device)
     new = size[0]
     if device == "cuda":
@@ -115,11 +123,11 @@ def measure(ops, fixed, size: tuple[int, ...], device: str, runs: int, ceiling: 
     if device == "cuda":
         beyond = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
         result["device_memory_beyond_inputs_and_results_mb"] = beyond / 1e6
-    kept = whole.support_size.double()
-    result["support_size"] = {q: kept.quantile(float(q)).item() for q in ("0.0", "0.5", "0.95", "1.0")}
+    support_size = whole.support_size.double()
+    result["support_size"] = {q: support_size.quantile(float(q)).item() for q in ("0.0", "0.5", "0.95", "1.0")}
     result["statuses"] = {name: int((whole.status == code).sum()) for code, name in enumerate(ops.STATUSES)}
     result["salt_rows_s"] = timed(lambda: ops.salt_rows(**tensors), device, runs)
-    result["roofline"] = roofline(size, kept.mean().item(), ceiling)
+    result["roofline"] = roofline(size, support_size.mean().item(), ceiling)
     result["share_of_roofline"] = max(result["roofline"].values()) / result["salt_rows_s"]
 
     block = slice(0, min(new, 8192))
@@ -142,11 +150,11 @@ def measure(ops, fixed, size: tuple[int, ...], device: str, runs: int, ceiling: 
 
     sample = {name: t[:STOCK_TOKENS] if name.startswith("new") else t for name, t in tensors.items()}
     rows = stock_rows(**sample)
-    sound = whole.status[:STOCK_TOKENS] == 0
-    off = (rows - whole.rows[:STOCK_TOKENS]).norm(dim=1) / whole.rows[:STOCK_TOKENS].norm(dim=1)
+    full_rank = whole.status[:STOCK_TOKENS] == 0
+    difference = (rows - whole.rows[:STOCK_TOKENS]).norm(dim=1) / whole.rows[:STOCK_TOKENS].norm(dim=1)
     count = len(sample["new_plm"])
     result["stock_tokens"] = count
-    result["stock_largest_relative_difference"] = off[sound].max().item() if sound.any() else None
+    result["stock_largest_relative_difference"] = difference[full_rank].max().item() if full_rank.any() else None
     result["stock_scaled_s"] = timed(lambda: stock_rows(**sample), device, max(1, runs // 2)) * new / count
     result["stock_over_saltlm"] = result["stock_scaled_s"] / result["salt_rows_s"]
     return result
@@ -182,14 +190,14 @@ def by_buffer(fixed, tensors: dict[str, torch.Tensor], block: slice, device: str
 
 
 def table(report: dict) -> str:
-    """What RESULTS.md keeps: each size beside its bars."""
+    """The section for RESULTS.md: the figures of each size, with the bars."""
     ceiling = report["ceilings"]
     lines = [
         f"## Operators on {report['machine']}\n",
         f"torch {report['torch']}, Python {report['python']}; `bash bench/gpu.sh`. Measured ceilings: bfloat16"
         f" {ceiling['bfloat16_flops'] / 1e12:.3g} TFLOP/s, float32 {ceiling['float32_flops'] / 1e12:.3g} TFLOP/s, copies"
         f" {ceiling['bytes'] / 1e9:.3g} GB/s. {len(report['checks'])} checks passed.\n",
-        f"| N, A, P, E, D | SALT's rows | share of the roofline (bar {ROOFLINE:.0%}) | stock torch / saltlm (bar {STOCK})"
+        f"| N, A, P, E, D | SALT rows | share of the roofline (bar {ROOFLINE:.0%}) | stock torch / saltlm (bar {STOCK})"
         " | device memory beyond inputs and results | up to 8,192 rows without waiting: settled, plain, as a CUDA graph |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -204,27 +212,30 @@ def table(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def keep(file: Path, report: dict) -> None:
-    """Write what there is so far."""
+def save(file: Path, report: dict) -> None:
+    """Write the report as far as it is complete."""
     file.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--package", type=Path, default=Path(__file__).resolve().parent.parent / "python")
-    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
-    parser.add_argument("--cpu", action="store_true", help="the same on the CPU, in small")
-    parser.add_argument("--checks-only", action="store_true", help="no timing (under compute-sanitizer)")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="what is timed")
+    package = Path(__file__).resolve().parent.parent / "python"
+    parser.add_argument("--package", type=Path, default=package, help="folder that holds the package saltlm")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/gpu"), help="folder for the results (default: build/gpu)"
+    )
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU, with small sizes")
+    parser.add_argument("--checks-only", action="store_true", help="do not measure times (for compute-sanitizer)")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="sizes to time")
     arguments = parser.parse_args()
     device = "cpu" if arguments.cpu else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device is visible to torch; --cpu tries the script on the CPU")
+        raise SystemExit("torch finds no CUDA device; expected one; --cpu runs the script on the CPU")
     ops, fixed, reference = operators(arguments.package)
     chosen = ops.backend(device)
     print(f"{device}: {chosen.name} operators ({chosen.reason})", flush=True)
     if chosen.name != "compiled":
-        raise SystemExit("the compiled operators do not run here, so there is nothing to measure")
+        raise SystemExit("the compiled operators cannot be loaded, so there is nothing to measure")
     report = {
         "machine": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "python": platform.python_version(),
@@ -235,16 +246,16 @@ def main() -> None:
     failed = [name for name, fault in report["checks"].items() if fault]
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / ("checks.json" if arguments.checks_only else "gpu.json")
-    keep(file, report)
+    save(file, report)
     if not arguments.checks_only and not failed:
         sizes = arguments.sizes or (["small"] if arguments.cpu else list(SIZES))
         report["ceilings"], report["timings"] = ceilings(device), {}
         for name in sizes:
             runs = 3 if arguments.cpu else 5
             report["timings"][name] = measure(ops, fixed, SIZES[name], device, runs, report["ceilings"])
-            keep(file, report)
+            save(file, report)
             print(f"{name}: {json.dumps(report['timings'][name])}", flush=True)
-    print(f"written: {file}")
+    print(f"results: {file}")
     if "timings" in report:
         (arguments.out / "gpu.md").write_text(table(report), encoding="utf-8")
         print(table(report))

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: bench/gpu.sh [WHEEL] [--cpu]
+# All checks and measurements that need a GPU: bench/gpu.sh [WHEEL] [--cpu]
 #
-# Takes the operators from WHEEL (a saltlm wheel with both libraries), or builds them here against this machine's torch
-# with the nvcc it finds. No Rust is needed. Checks against the reference, the checks again under compute-sanitizer where
-# that is installed, then times. Results: gpu.json, gpu.md (the table for RESULTS.md) and logs in ${OUT:-build/gpu}. PYTHON
-# names the interpreter.
+# Takes the operators from WHEEL (a saltlm wheel with both libraries), or builds them against the installed torch with the
+# nvcc of this machine. Rust is not needed. First the operators are compared with the reference and timed; then the
+# comparisons run again under compute-sanitizer, if it is installed. Results: gpu.json, gpu.md (the section for RESULTS.md)
+# and logs in ${OUT:-build/gpu}. PYTHON is the interpreter (default: python3). --cpu runs bench/gpu.py on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

@@ -1,4 +1,4 @@
-"""What every bench shares: timing, the machine and versions, and keeping the figures in RESULTS.md."""
+"""Shared by all benchmarks: timing, memory, machine and versions, and the report that is added to RESULTS.md."""
 
 import contextlib
 import dataclasses
@@ -18,20 +18,24 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-# Before the bench itself makes load. A busy machine slows the two sides of a comparison unequally: waiting for a thread that
-# is not scheduled cost a plain torch loop ten times its time, compiled operators a third.
+# Read before the benchmark itself causes load. A busy machine slows the two sides of a comparison by different factors: waiting
+# for a thread that was not scheduled made a plain torch loop ten times as slow, and compiled operators a third slower.
 LOAD = os.getloadavg()[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Wall-clock seconds of repeated runs of one job in this process."""
+    """Wall-clock seconds of repeated runs of one job in this process.
+
+    Attributes:
+        seconds: one time a run, in the order of the runs.
+    """
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """Median of the times, in seconds."""
         return statistics.median(self.seconds)
 
     def __str__(self) -> str:
@@ -39,7 +43,13 @@ class Timing:
 
 
 def timed(job: Callable[[], object], runs: int = 7, warm: int = 1) -> Timing:
-    """Time ``job``: ``warm`` runs that do not count, then ``runs`` that do."""
+    """Time ``job``.
+
+    Args:
+        job: what is timed; its result is discarded.
+        runs: number of timed runs, at least 1.
+        warm: number of runs before them that are not timed.
+    """
     for _ in range(warm):
         job()
     seconds = []
@@ -51,12 +61,12 @@ def timed(job: Callable[[], object], runs: int = 7, warm: int = 1) -> Timing:
 
 
 def figure(value: float) -> str:
-    """Three significant figures."""
+    """The value with three significant figures, or as a whole number from 1000 on."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def peak_megabytes() -> float:
-    """Largest resident size this process has had since it started or since :func:`forget_peak`, in MB."""
+    """Peak resident memory of this process since it started or since :func:`forget_peak`, in MB."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -65,14 +75,18 @@ def peak_megabytes() -> float:
 
 
 def forget_peak() -> float:
-    """Set the peak back to the present resident size where the system can (Linux); returns the peak from here on, in MB."""
+    """Reset the peak to the current resident memory, where the system supports it (Linux).
+
+    Returns:
+        The peak after the reset, in MB.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return peak_megabytes()
 
 
 def machine() -> str:
-    """Processor, cores that may be used, memory."""
+    """Processor, number of usable cores, and memory of this machine."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -85,39 +99,44 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """Interpreter and the packages that matter to the figures."""
-    found = [f"Python {platform.python_version()}"]
+    """Versions of Python and of the packages that affect the figures."""
+    parts = [f"Python {platform.python_version()}"]
     for name in ("torch", "numpy", "tokenizers", "transformers"):
-        found.append(f"{name} {importlib.metadata.version(name)}")
-    return ", ".join(found)
+        parts.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(parts)
 
 
 def commit() -> str:
-    """Short commit of this checkout, marked where files differ from it."""
-    here = Path(__file__).parent
+    """Short id of the checked-out commit, with a mark if tracked files differ from it."""
+    folder = Path(__file__).parent
 
     def git(*command: str) -> str:
-        done = subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    # RESULTS.md changes with every run and says nothing of the code.
+    # RESULTS.md changes with every run, and does not affect the code.
     dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":!RESULTS.md")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if dirty else "")
 
 
 def record(
-    title: str, rows: Sequence[Sequence[str]], command: str, notes: Sequence[str] = (), *,
-    headings: Sequence[str] = ("what", "figure"), timed: bool = True,
-) -> None:  # fmt: skip
-    """Print a run's figures and append them to RESULTS.md.
+    title: str,
+    rows: Sequence[Sequence[str]],
+    command: str,
+    notes: Sequence[str] = (),
+    *,
+    headings: Sequence[str] = ("what", "figure"),
+    timed: bool = True,
+) -> None:
+    """Print the figures of a run as a section of Markdown, and append the section to RESULTS.md.
 
     Args:
-        title: name of the bench.
-        rows: cells of the table: what was measured, and the figure or figures.
-        command: what makes the figures again.
-        notes: sentences below the table: bars, cases lost, what a figure leaves out.
-        headings: of the table's columns.
-        timed: whether figures are times, which a busy machine spoils.
+        title: name of the benchmark; the date is added.
+        rows: table cells; each row has one cell for each heading.
+        command: the command line that reproduces the figures.
+        notes: sentences below the table, such as bars, lost cases and what a figure excludes.
+        headings: column headings of the table.
+        timed: whether the figures are times, which are not valid on a busy machine.
     """
     lines = [
         "",
@@ -142,7 +161,7 @@ def record(
 
 @contextlib.contextmanager
 def fetching(what: str):
-    """A bar for the bytes of an input; yields the callback (done bytes, all bytes)."""
+    """Show a progress bar while an input is downloaded; yields the callback (bytes done, bytes in all)."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(what, total=None)

@@ -1,19 +1,21 @@
-"""A model larger than memory: saltlm transfer against ``cp -r --sparse=auto`` of the same folder.
+"""A model larger than memory: saltlm transfer compared with ``cp -r --sparse=auto`` of the same folder.
 
-Bar: 80 % of cp's speed, under 3 GB of memory.
+Bars: writing at 80 % of the speed of cp, and less than 3 GB of memory.
 
-Usage: python bench/outofcore.py [--layouts sparse dense] [--link copy hard] [--methods salt auto] [--folder DIR] [--runs 3]
-           [--cold]
+Usage: python bench/outofcore.py [--layouts sparse dense] [--link copy hard] [--methods salt auto] [--folder DIR]
+           [--runs 3] [--cold]
 
-Two made-up models with the tensor names of a Llama, their tokenizers and a donor of 32,000 tokens of which 12,000 are shared:
+Two generated models with the tensor names of a Llama, their tokenizers, and a target PLM of 32,000 tokens, of which
+12,000 are shared:
 
-- ``sparse``: 103 GB in 4.2 GB shards, 128,256 x 8192 in bfloat16 with its own head; every byte but the vocabulary's is a
-  hole, so about 10 GB of disk are needed. What is timed is the work around the copying.
-- ``dense``: 6 GB of drawn bytes, 64,000 x 4096 with its own head; needs 13 GB of disk.
+- ``sparse``: 103 GB in shards of 4.2 GB, vocabulary 128,256 x 8192 in bfloat16 with its own head. Everything but the
+  vocabulary rows is a hole in the file, so about 10 GB of disk are needed. This times the work around the copying.
+- ``dense``: 6 GB of random bytes, vocabulary 64,000 x 4096 with its own head; needs 13 GB of disk.
 
-Each run of ours is a process of its own, from reading the folder to the renamed result, without the self-check; vectors are the
-donor's own. cp does not bring its copy to the disk; both figures, with and without, are given. ``--cold`` drops the system's
-caches before each run (root only). The folder must not lie in memory (tmpfs).
+Each run of saltlm is a process of its own, from reading the folder to the renamed result, without the self-check; the
+auxiliary vectors are the rows of the target PLM. cp does not wait until its copy is on the disk; times with and
+without ``sync`` are given. ``--cold`` drops the system's caches before each run (root only). The folder must not be in
+memory (tmpfs).
 """
 
 import argparse
@@ -33,9 +35,9 @@ import torch
 from harness import figure, record
 
 BAR, MEMORY = 0.8, 3000
-TARGET, SHARED, DONOR_WIDTH = 32_000, 12_000, 384
+TARGET, SHARED, PLM_WIDTH = 32_000, 12_000, 384
 SHARD = 4_200_000_000
-# rows, width, inner width, layers, width of keys and values, drawn bytes everywhere
+# vocabulary rows, width, inner width, layers, width of keys and values, whether the layers hold random bytes (else holes)
 LAYOUTS = {
     "sparse": (128_256, 8192, 28_672, 58, 1024, False),
     "dense": (64_000, 4096, 14_336, 11, 1024, True),
@@ -43,111 +45,127 @@ LAYOUTS = {
 
 
 def words(count: int) -> list[str]:
-    """Made-up words, all different."""
+    """Generate ``count`` different words."""
     onsets, vowels = "bdfghjklmnprstv", "aeiouy"
     syllables = [a + b for a in onsets for b in vowels]
-    found = []
+    result = []
     for index in range(count):
-        word, left = "", index + len(syllables)
-        while left:
-            word, left = word + syllables[left % len(syllables)], left // len(syllables)
-        found.append(word)
-    return found
+        word, rest = "", index + len(syllables)
+        while rest:
+            word, rest = word + syllables[rest % len(syllables)], rest // len(syllables)
+        result.append(word)
+    return result
 
 
 def save_tokenizers(source: Path, target: Path, rows: int) -> None:
-    """A byte-level vocabulary of ``rows`` tokens and a Unigram one of ``TARGET`` with ``SHARED`` of its words."""
+    """Save a byte-level tokenizer of ``rows`` tokens, and a Unigram one of ``TARGET`` that shares ``SHARED`` words with it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     text = words(rows + TARGET)
     tokens = ["<|begin|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += ["Ġ" + word for word in text[: rows - len(tokens)]]
-    made = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<|begin|>", eos_token="<|end|>").save_pretrained(source)
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>").save_pretrained(
+        source
+    )
     pieces = ["<s>", "<pad>", "</s>", "<unk>"]
-    own = text[rows : rows + TARGET - SHARED - len(pieces)]
-    pieces += ["▁" + word for word in (*text[:SHARED], *own)]
-    made = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=3))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    target_words = text[rows : rows + TARGET - SHARED - len(pieces)]
+    pieces += ["▁" + word for word in (*text[:SHARED], *target_words)]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=3))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     roles = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=made, **roles).save_pretrained(target)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(target)
 
 
-def save_donor(folder: Path) -> None:
-    """Rows in clusters, so that cosines spread as those of words do and supports have some tens of neighbours."""
+def save_target(folder: Path) -> None:
+    """Save a target PLM with rows in clusters, so that cosines vary like those of words and supports have tens of anchors."""
     from safetensors.torch import save_file
     from transformers import BertConfig
 
-    draw = torch.Generator().manual_seed(1)
-    centres = torch.randn(TARGET // 20, DONOR_WIDTH, generator=draw)
-    near = torch.randint(len(centres), (TARGET,), generator=draw)
-    rows = centres[near] + 0.8 * torch.randn(TARGET, DONOR_WIDTH, generator=draw)
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.randn(TARGET // 20, PLM_WIDTH, generator=generator)
+    cluster = torch.randint(len(centres), (TARGET,), generator=generator)
+    rows = centres[cluster] + 0.8 * torch.randn(TARGET, PLM_WIDTH, generator=generator)
     save_file({"embeddings.word_embeddings.weight": rows}, folder / "model.safetensors", metadata={"format": "pt"})
     BertConfig(
-        vocab_size=TARGET, hidden_size=DONOR_WIDTH, num_hidden_layers=1, architectures=["BertModel"]
+        vocab_size=TARGET, hidden_size=PLM_WIDTH, num_hidden_layers=1, architectures=["BertModel"]
     ).save_pretrained(folder)
 
 
 def save_model(folder: Path, layout: str) -> int:
-    """The sharded model; returns its bytes."""
+    """Save the sharded model; returns its size in bytes."""
     from transformers import LlamaConfig
 
-    rows, width, inner, layers, narrow, drawn = LAYOUTS[layout]
+    rows, width, inner, layers, key_width, random = LAYOUTS[layout]
     tensors = [("model.embed_tokens.weight", (rows, width))]
     for layer in range(layers):
         shapes = {
-            "self_attn.q_proj": (width, width), "self_attn.k_proj": (narrow, width), "self_attn.v_proj": (narrow, width),
-            "self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width),
-            "mlp.down_proj": (width, inner), "input_layernorm": (width,), "post_attention_layernorm": (width,),
-        }  # fmt: skip
+            "self_attn.q_proj": (width, width),
+            "self_attn.k_proj": (key_width, width),
+            "self_attn.v_proj": (key_width, width),
+            "self_attn.o_proj": (width, width),
+            "mlp.gate_proj": (inner, width),
+            "mlp.up_proj": (inner, width),
+            "mlp.down_proj": (width, inner),
+            "input_layernorm": (width,),
+            "post_attention_layernorm": (width,),
+        }
         tensors += [(f"model.layers.{layer}.{name}.weight", shape) for name, shape in shapes.items()]
     tensors += [("model.norm.weight", (width,)), ("lm_head.weight", (rows, width))]
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
-    room = SHARD
+    free = SHARD
     for name, shape in tensors:
-        if math.prod(shape) * 2 > room:
+        if math.prod(shape) * 2 > free:
             shards.append([])
-            room = SHARD
+            free = SHARD
         shards[-1].append((name, shape))
-        room -= math.prod(shape) * 2
-    where, total = {}, 0
+        free -= math.prod(shape) * 2
+    shard_of, total = {}, 0
     block = torch.randn(32 << 20, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     data = memoryview(block.view(torch.uint8).numpy())
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        header, place = {}, 0
+        header, offset = {}, 0
         for key, shape in shard:
             size = math.prod(shape) * 2
-            header[key] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [place, place + size]}
-            where[key], place = name, place + size
+            header[key] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+            shard_of[key], offset = name, offset + size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         with (folder / name).open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for key, shape in shard:
-                left = math.prod(shape) * 2
-                if not drawn and "layers" in key:
-                    file.seek(left, os.SEEK_CUR)
+                remaining = math.prod(shape) * 2
+                if not random and "layers" in key:
+                    file.seek(remaining, os.SEEK_CUR)
                     continue
-                skip = 2 * (hash_of(key) % 1000)  # no two tensors alike
-                while left:
-                    left -= file.write(data[skip : skip + left])
-            file.truncate(8 + len(text) + place)
-        total += place
-    index = {"metadata": {"total_size": total}, "weight_map": where}
+                skip = 2 * (hash_of(key) % 1000)  # so that tensors of the same shape differ
+                while remaining:
+                    remaining -= file.write(data[skip : skip + remaining])
+            file.truncate(8 + len(text) + offset)
+        total += offset
+    index = {"metadata": {"total_size": total}, "weight_map": shard_of}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     LlamaConfig(
-        vocab_size=rows, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=width // 128,
-        num_key_value_heads=narrow // 128, tie_word_embeddings=False, architectures=["LlamaForCausalLM"], dtype="bfloat16",
-        bos_token_id=0, eos_token_id=1,
-    ).save_pretrained(folder)  # fmt: skip
+        vocab_size=rows,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 128,
+        num_key_value_heads=key_width // 128,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+        bos_token_id=0,
+        eos_token_id=1,
+    ).save_pretrained(folder)
     return total
 
 
 def hash_of(text: str) -> int:
-    """The same in every process, unlike Python's own."""
+    """Hash that is the same in every process, unlike Python's ``hash``."""
     return int.from_bytes(text.encode(), "little") % 1_000_003
 
 
@@ -170,12 +188,13 @@ with open("/proc/self/status") as status:
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e6
 names = list(stages)
 parts = {name: (stages[after] if after else end) - stages[name] for name, after in zip(names, [*names[1:], None])}
-found = {"seconds": end - begin, "fsync": flushed[0], "peak": peak, "stages": parts}
-print(json.dumps({**found, "support": done.summary["support"]}))
+figures = {"seconds": end - begin, "fsync": flushed[0], "peak": peak, "stages": parts}
+print(json.dumps({**figures, "support": done.summary["support"]}))
 """
 
 
 def ours(source: Path, target: Path, out: Path, link: str, method: str) -> dict:
+    """Run a transfer in a process of its own; returns its seconds, fsync seconds, peak MB, stages and support sizes."""
     done = subprocess.run(
         [sys.executable, "-c", OURS, *map(str, (source, target, out)), link, method],
         capture_output=True,
@@ -188,6 +207,7 @@ def ours(source: Path, target: Path, out: Path, link: str, method: str) -> dict:
 
 
 def copy(source: Path, out: Path) -> dict:
+    """Copy the folder with cp; returns the seconds of cp, and of cp and sync."""
     start = time.perf_counter()
     subprocess.run(["cp", "-r", "--sparse=auto", str(source), str(out)], check=True)
     seconds = time.perf_counter() - start
@@ -196,7 +216,13 @@ def copy(source: Path, out: Path) -> dict:
 
 
 def check(source: Path, out: Path) -> tuple[int, int]:
-    """Equality first: every kept tensor by samples of its bytes, every copied row by its bits, the index by the headers."""
+    """Compare a transferred folder with its source.
+
+    Unchanged tensors are compared by samples of their bytes, copied rows bit for bit, and the index with the file headers.
+
+    Returns:
+        The number of samples, and the number of copied rows.
+    """
     from safetensors.torch import load_file
 
     from saltlm.model.weights import find_weights
@@ -205,7 +231,7 @@ def check(source: Path, out: Path) -> tuple[int, int]:
     if old.files_of() != new.files_of() or json.loads((out / "model.safetensors.index.json").read_text())[
         "weight_map"
     ] != {name: old.files_of()[name] for name in old.index["weight_map"]}:
-        raise SystemExit("the index or the files of tensors differ")
+        raise SystemExit("the index, or the files that tensors are stored in, differ")
     vocabulary = ("model.embed_tokens.weight", "lm_head.weight")
     sampled = 0
     for name, file in old.files_of().items():
@@ -234,88 +260,92 @@ def check(source: Path, out: Path) -> tuple[int, int]:
 
 
 def drop_caches() -> None:
+    """Drop the page cache of the system (root only)."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 def measure(layout: str, link: str, method: str, root: Path, runs: int, cold: bool) -> None:
-    source, target = root / layout, root / "donor"
-    theirs, mine = [], []
+    """Time cp and saltlm alternately, and record the figures."""
+    source, target = root / layout, root / "target"
+    copies, transfers = [], []
     for number in range(runs):
         for side in ("cp", "saltlm"):
             if cold:
                 drop_caches()
             out = root / "out"
             if side == "cp":
-                theirs.append(copy(source, out))
+                copies.append(copy(source, out))
             else:
-                mine.append(ours(source, target, out, link, method))
+                transfers.append(ours(source, target, out, link, method))
                 if number == 0:
                     sampled, copied = check(source, out)
             shutil.rmtree(out)
 
-    def middle(found: list[dict], name: str) -> float:
-        return statistics.median(run[name] for run in found)
+    def median(measured: list[dict], name: str) -> float:
+        return statistics.median(run[name] for run in measured)
 
-    whole, write = middle(mine, "seconds"), statistics.median(run["stages"]["write"] for run in mine)
-    flush, peak = middle(mine, "fsync"), max(run["peak"] for run in mine)
-    plain, synced = middle(theirs, "seconds"), middle(theirs, "synced")
-    taken = sum(path.stat().st_blocks * 512 for path in source.iterdir())
+    whole, write = median(transfers, "seconds"), statistics.median(run["stages"]["write"] for run in transfers)
+    flush, peak = median(transfers, "fsync"), max(run["peak"] for run in transfers)
+    plain, synced = median(copies, "seconds"), median(copies, "synced")
+    stored = sum(path.stat().st_blocks * 512 for path in source.iterdir())
     size = sum(path.stat().st_size for path in source.iterdir())
-    stages = ", ".join(f"{name} {figure(seconds)}" for name, seconds in mine[-1]["stages"].items())
+    stages = ", ".join(f"{name} {figure(seconds)}" for name, seconds in transfers[-1]["stages"].items())
     record(
         f"Out of core, {layout} layout, {method}, --link {link}: {size / 1e9:.0f} GB in"
-        f" {len(list(source.glob('*.safetensors')))} shards, {taken / 1e9:.1f} GB of them no holes",
+        f" {len(list(source.glob('*.safetensors')))} shards, {stored / 1e9:.1f} GB of them not holes",
         [
             ("cp -r --sparse=auto", f"{figure(plain)} s"),
-            ("the same, and brought to the disk", f"{figure(synced)} s"),
-            ("saltlm, writing the folder (brought to the disk)", f"{figure(write)} s"),
-            ("of it: waiting for the disk at the end", f"{figure(flush)} s"),
+            ("cp and sync", f"{figure(synced)} s"),
+            ("saltlm, writing the folder (fsync included)", f"{figure(write)} s"),
+            ("of which final fsync", f"{figure(flush)} s"),
             ("saltlm, whole process", f"{figure(whole)} s"),
             ("stages of the last run", stages),
-            ("cp and disk / saltlm writing", f"**{synced / write:.0%}** (bar {BAR:.0%}: {verdict(synced / write)})"),
-            ("cp and disk / saltlm whole", f"**{synced / whole:.0%}**"),
-            ("cp alone / saltlm writing without the wait", f"{plain / max(1e-9, write - flush):.0%}"),
-            ("cp alone / saltlm whole", f"{plain / whole:.0%}"),
+            ("cp and sync / saltlm writing", f"**{synced / write:.0%}** (bar {BAR:.0%}: {verdict(synced / write)})"),
+            ("cp and sync / saltlm whole process", f"**{synced / whole:.0%}**"),
+            ("cp / saltlm writing without fsync", f"{plain / max(1e-9, write - flush):.0%}"),
+            ("cp / saltlm whole process", f"{plain / whole:.0%}"),
             (
-                "largest memory of the process",
+                "peak memory of the process",
                 f"**{figure(peak)} MB** (bar {MEMORY:,}: {'met' if peak < MEMORY else 'missed'})",
             ),
-            ("support sizes", json.dumps(mine[-1]["support"])),
+            ("support sizes", json.dumps(transfers[-1]["support"])),
         ],
         f"python bench/outofcore.py --layouts {layout} --link {link} --methods {method} --runs {runs}"
         + (" --cold" if cold else ""),
         [
-            f"Medians of {runs} runs in turn, caches {'dropped before each' if cold else 'warm'}. Before: {sampled:,} samples"
-            f" of kept tensors and {copied:,} copied rows of both matrices equal bit for bit, sizes and index right."
+            f"Medians of {runs} alternating runs, caches {'dropped before each' if cold else 'warm'}. Checked before:"
+            f" {sampled:,} samples of unchanged tensors and {copied:,} copied rows of both matrices are equal bit for bit,"
+            " and sizes and index are right."
         ],
-    )  # fmt: skip
+    )
 
 
 def verdict(ratio: float) -> str:
+    """Whether the ratio meets the bar."""
     return "met" if ratio >= BAR else "missed"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
-    parser.add_argument("--link", nargs="+", choices=("copy", "hard"), default=["copy"])
+    parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), help="models")
+    parser.add_argument("--link", nargs="+", choices=("copy", "hard"), default=["copy"], help="as for saltlm transfer")
     parser.add_argument(
-        "--folder", type=Path, help="where the models are made (default: the system's temporary folder)"
+        "--folder", type=Path, help="where the models are generated (default: the system's temporary folder)"
     )
-    parser.add_argument("--methods", nargs="+", default=["salt"], help="of saltlm transfer (default: salt)")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--methods", nargs="+", default=["salt"], help="as for saltlm transfer (default: salt)")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs of each side (default: 3)")
+    parser.add_argument("--cold", action="store_true", help="drop the system's caches before each run (root only)")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="outofcore-") as name:
         root = Path(name)
-        (root / "donor").mkdir()
-        save_donor(root / "donor")
+        (root / "target").mkdir()
+        save_target(root / "target")
         for layout in arguments.layouts:
             (root / layout).mkdir()
             save_model(root / layout, layout)
-            save_tokenizers(root / layout, root / "donor", LAYOUTS[layout][0])
+            save_tokenizers(root / layout, root / "target", LAYOUTS[layout][0])
             os.sync()
             for link, method in itertools.product(arguments.link, arguments.methods):
                 measure(layout, link, method, root, arguments.runs, arguments.cold)

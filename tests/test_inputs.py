@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo import e5, input_text, inputs
 from saltlm.errors import InputError
 from saltlm.files.cache import cached_folder
 from saltlm.files.hashing import sha256_file
+from saltlm_demo import e5, input_text, inputs
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from demo.finnish import finnish_pair
 from saltlm.batches.config import BatchConfig
 from saltlm.batches.run import batch
+from saltlm_demo.finnish import finnish_pair
 
 pytestmark = pytest.mark.real
 

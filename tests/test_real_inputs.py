@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from demo import e5, finnish, input_text, inputs
 from saltlm.alignment.align import load_tokens
+from saltlm_demo import e5, finnish, input_text, inputs
 
 pytestmark = pytest.mark.real
 LANGUAGES = ("fi", "de", "fr", "pt", "ar", "vi")

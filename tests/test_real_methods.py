@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from demo import finnish
-from demo.inputs import Package, fetch
+from saltlm_demo import finnish
+from saltlm_demo.inputs import Package, fetch
 
 pytestmark = pytest.mark.real
 

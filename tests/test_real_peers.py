@@ -18,14 +18,14 @@ import pytest
 import torch
 from test_real_methods import ENTMAX
 
-from demo import finnish
-from demo.inputs import Package, fetch
 from saltlm.alignment.align import BYTE_PIECE, HOLE, SPECIAL, MatchKind, load_tokens
 from saltlm.config import TransferConfig
 from saltlm.model.checkpoint import load_source
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED
 from saltlm.vectors.auxiliary import load_auxiliary
+from saltlm_demo import finnish
+from saltlm_demo.inputs import Package, fetch
 
 pytestmark = pytest.mark.real
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from demo import finnish
-from demo.dialogue_task import dialogue_task
+from saltlm_demo import finnish
+from saltlm_demo.dialogue_task import dialogue_task
 
 pytestmark = pytest.mark.real
 ITEMS = 8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from demo import finnish
+from saltlm_demo import finnish
 
 pytestmark = pytest.mark.real
 TOLERANCE = 1e-4

@@ -11,11 +11,11 @@ import torch
 from models_tiny import save_llama
 from tokenizers_tiny import TEXT, tiny
 
-from demo.dialogue_task import dialogue_items, write_task
 from saltlm.errors import InputError
 from saltlm.evaluation.harness.presets import FOLDERS, LANGUAGES, paper_tasks
 from saltlm.evaluation.harness.squad import compute_exact, compute_f1
 from saltlm.model.causal_lm import CausalLM, load_causal_lm
+from saltlm_demo.dialogue_task import dialogue_items, write_task
 
 ITEMS = [
     {"context": text[:25], "choices": [text[25:], *(other[25:] for other in TEXT if other != text)][:3], "gold": 0}

@@ -1,6 +1,6 @@
 """The demo: a real English model gets a real Finnish vocabulary, starts are compared in bits per byte, and one is adapted.
 
-``python -m demo.run`` fetches the inputs, transfers, evaluates, trains for a few minutes and shows what came out. Everything
+``python -m saltlm_demo`` fetches the inputs, transfers, evaluates, trains for a few minutes and shows what came out. Everything
 that takes a while is kept in the cache, by the contents of the inputs and of this package, so a second run takes seconds.
 """
 
@@ -105,7 +105,7 @@ def run(folder: Path, steps: Steps) -> dict[str, Any]:
         "adaptation": json.loads((adapted / "saltlm.json").read_text(encoding="utf-8"))["adapted"],
         "model": str(folder / "model"),
     }
-    (folder / "demo.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "saltlm_demo.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return figures
 
 
@@ -206,7 +206,7 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
 
 
 def _key(pair: Pair) -> str:
-    """Digest of the inputs, of the demo and of the whole package: a changed method must not show the figures of an older one."""
+    """Digest of the inputs, the demo and the whole package, so that a changed method never shows older figures."""
     roots = [Path(__file__).parent, Path(saltlm.__file__).parent]
     files = [path for root in roots for ending in ("*.py", "*.so") for path in sorted(root.rglob(ending))]
     code = [sha256_file(path) for path in files]
@@ -242,7 +242,7 @@ def _write_text(folder: Path, text: Text) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 anything that failed outside it."""
-    parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m saltlm_demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="output folder (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object and nothing else")
     options = parser.parse_args(arguments)
@@ -263,7 +263,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         show(figures, options.out, PROMPTS)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
