@@ -394,13 +394,6 @@ def test_options_out_of_range(options):
         AdaptConfig(**options)
 
 
-def test_every_option_is_documented():
-    from saltlm.cli.options import documented
-
-    words = documented(AdaptConfig)
-    assert all(words.get(field.name) for field in dataclasses.fields(AdaptConfig))
-
-
 def test_phases_count_their_steps():
     phases = AdaptConfig(phases="rows:3@1e-2, embeddings:5,all:7@1e-4/5e-4").schedule_of_phases
     assert [(p.name, p.start, p.steps, p.learning_rate, p.embedding_learning_rate) for p in phases] == [

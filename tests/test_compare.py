@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import os
@@ -20,7 +19,6 @@ from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, t
 from saltlm.adaptation.packing import Packer
 from saltlm.adaptation.run import _read_text, _streams
 from saltlm.cli.main import main
-from saltlm.cli.options import documented
 from saltlm.cli.show_compare import comparison
 from saltlm.comparison import probe as compare_run
 from saltlm.comparison.config import Cell, parse_cells
@@ -321,11 +319,6 @@ def test_a_cell_may_have_vectors_of_its_own(pair, place):
     assert {run["method"]: run["rows"] for run in again.content["results"]} == {
         label: row for label, row in rows.items() if label != "focus"
     }
-
-
-def test_every_option_is_documented():
-    words = documented(CompareConfig)
-    assert all(words.get(field.name) for field in dataclasses.fields(CompareConfig))
 
 
 CURVES = st.lists(st.floats(0, 10), min_size=1, max_size=8)

@@ -149,6 +149,18 @@ def run_compare(arguments: argparse.Namespace) -> None:
         compare_show.comparison(done)
 
 
+def run_methods(arguments: argparse.Namespace) -> None:
+    """``saltlm methods``."""
+    from ..rows.methods import describe_methods
+    from . import show
+
+    described = describe_methods()
+    if arguments.json:
+        _json({"methods": described})
+    else:
+        show.methods(described)
+
+
 def run_status(arguments: argparse.Namespace) -> None:
     """``saltlm status``."""
     from ..environment import status
@@ -203,10 +215,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     silence_libraries()
     module, run = {
-        "transfer": (".pipeline", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".adaptation.packing", run_adapt),
+        "transfer": (".pipeline", run_transfer),
+        "evaluate": (".evaluation.score", run_evaluate),
+        "adapt": (".adaptation.packing", run_adapt),
         "batch": (".batches.run", run_batch),
-        "inspect": (".inspection.rows", run_inspect), "compare": (".comparison.run", run_compare), "status": (".environment", run_status),
-    }[arguments.command]  # fmt: skip
+        "inspect": (".inspection.rows", run_inspect),
+        "compare": (".comparison.run", run_compare),
+        "methods": (".rows.methods", run_methods),
+        "status": (".environment", run_status),
+    }[arguments.command]
     try:
         interrupt.load(module)
         code = run(arguments) or EXIT_DONE
