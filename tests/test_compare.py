@@ -321,6 +321,24 @@ def test_a_cell_may_have_vectors_of_its_own(pair, place):
     }
 
 
+@pytest.mark.parametrize("methods", [["mean"], ["mean", "salt"], ["mean", "focus:auxiliary=plm"]])
+def test_vectors_that_no_method_reads_are_told_once(pair, place, tmp_path, capsys, methods):
+    """The file may then be missing: it is not opened."""
+    read = "salt" in methods
+    vectors = pair.vectors if read else tmp_path / "missing.vec"
+    words = [
+        "compare", "--source", pair.source, "--target", pair.target, "--auxiliary", vectors, "--methods", *methods,
+        "--text", place / "text.txt", "--eval-text", place / "eval.txt", "--out", tmp_path / "out", "--probe-steps", 1,
+        "--seeds", 1, "--seq-length", 32, "--device", "cpu", "--eval-bytes", 600, "--quiet",
+    ]  # fmt: skip
+    assert main([*map(str, words)]) == 0
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    err = capsys.readouterr().err
+    assert len(content["warnings"]) == err.count("note: ") == (not read)
+    assert (str(vectors) in err) == (not read)
+    assert not any("does not read" in warning for run in content["results"] for warning in run["warnings"])
+
+
 CURVES = st.lists(st.floats(0, 10), min_size=1, max_size=8)
 
 

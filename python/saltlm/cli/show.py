@@ -109,8 +109,6 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
         console.print(
             f"blend: weight {weight:g}, length {length:g}, the best on average; --tune-text FILE chooses for this language"
         )
-    for warning in summary["warnings"]:
-        console.print(f"[yellow]note[/yellow]: {escape(warning)}", highlight=False)
     if done.out is not None:
         # One line, however long: it is there to be copied.
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)

@@ -115,8 +115,21 @@ class Cell:
     tunes: bool = False
 
     def inputs(self, common: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        """Source, target and auxiliary vectors of its transfer, from those of the comparison."""
+        """Source, target and auxiliary vectors of its transfer; ``None`` for the vectors that its method does not read.
+
+        Args:
+            common: source, target and auxiliary vectors of the comparison.
+        """
+        if not self.reads_vectors:
+            return (*common[:2], None)
         return common if self.auxiliary is None else (*common[:2], self.auxiliary)
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether its method reads auxiliary vectors; the original model has no method."""
+        from ..rows.methods import method_of  # with torch, which the command's help does without
+
+        return self.config is not None and method_of(self.config).vectors
 
     def own(self) -> dict[str, str]:
         """What it has beside its transfer's options."""

@@ -7,6 +7,7 @@ import mmap
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -127,3 +128,24 @@ def _sharded(folder: Path, side: str) -> Weights:
                 f"{side}, {folder / file}", f"no tensor {name!r}", f"it there, as {INDEX} says", "fetch the file again"
             )
     return Weights(headers, index)
+
+
+def with_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, add: bool = False) -> dict[str, Any]:
+    """A config.json that names this dtype, also in the configurations of the model's parts (``text_config`` and the like).
+
+    Transformers 5 loads a model in the dtype that config.json names, unless told otherwise; where ``AutoModelForCausalLM``
+    takes the text part of a model, it is the dtype that the part's configuration names.
+
+    Args:
+        config: content of config.json.
+        dtype: a float dtype.
+        add: name it also where config.json names none, by the key that transformers 4 and 5 both read.
+    """
+    name = str(dtype).removeprefix("torch.")
+    changed = dict(config)
+    keys = [key for key in ("dtype", "torch_dtype") if key in config]
+    changed.update(dict.fromkeys(keys or ["torch_dtype"] * add, name))
+    for key, part in config.items():
+        if key.endswith("_config") and isinstance(part, Mapping):
+            changed[key] = with_dtype(part, dtype)
+    return changed
