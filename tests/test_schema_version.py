@@ -10,7 +10,7 @@ from saltlm.adaptation.output import _summary
 from saltlm.batches.finished import difference
 from saltlm.batches.jobs_file import BatchJob
 from saltlm.config import TransferConfig
-from saltlm.folder.provenance import FORMAT, SCHEMA_VERSION, schema_version_of
+from saltlm.files.summary_file import FORMAT, SCHEMA_VERSION, schema_version_of
 from saltlm.pipeline import transfer
 
 CONFIG = TransferConfig(method="subword-mean", heldout=0.0)

@@ -13,7 +13,7 @@ import torch
 
 from ..files.json_files import write_json_whole
 from ..files.output_folder import whole_folder
-from ..folder.provenance import FORMAT, SCHEMA_VERSION, schema_version_of
+from ..files.summary_file import FORMAT, SCHEMA_VERSION, schema_version_of
 from ..model.causal_lm import DTYPES
 from ..model.weights import with_dtype
 from .checkpoints import METRICS, RECORD, read_metrics

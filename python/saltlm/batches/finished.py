@@ -18,7 +18,7 @@ from typing import Any
 from ..environment import versions
 from ..errors import InputError
 from ..files.hashing import sha256_file
-from ..folder.provenance import FORMAT, SCHEMA_VERSION, schema_version_of
+from ..files.summary_file import FORMAT, SCHEMA_VERSION, schema_version_of
 from ..model.checkpoint import hash_files
 from ..model.locate import local_folder
 from ..model.weights import find_weights

@@ -14,18 +14,6 @@ from .._rust import Vocabulary
 from ..model.stored_rows import lengths_of
 from ..rows.assembly import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
-FORMAT = 1  # of the folder: which files lie in it
-SCHEMA_VERSION = 1  # of saltlm.json: its keys and what they mean; raised when a reader of the old ones would be wrong
-
-
-def schema_version_of(summary: Mapping[str, Any]) -> int:
-    """The schema version of a ``saltlm.json``; a file without the entry is of version 1, which was written without it.
-
-    Args:
-        summary: what the file holds.
-    """
-    return summary.get("schema_version", 1)
-
 
 def support_summary(assembly: Assembly, neighbours: str) -> dict[str, int | float | str] | None:
     """Minimum, median, 95th percentile and maximum support size; ``None`` where there are no supports.

@@ -12,6 +12,7 @@ import torch
 from ..alignment.expand import Expansion
 from ..config import TransferConfig
 from ..environment import versions
+from ..files.summary_file import FORMAT, SCHEMA_VERSION
 from ..model.checkpoint import Donor, Source
 from ..rows.assembly import ORIGINS, Assembly
 from ..rows.build import Built
@@ -20,7 +21,7 @@ from ..rows.methods.blend import BESIDE, UNSET, as_blend
 from ..rows.norm_guard import norm_warnings, support_warnings
 from ..rows.recipe import RULES
 from ..rows.rules import unread_auxiliary
-from .provenance import FORMAT, SCHEMA_VERSION, counts, licence_of, norms, statuses, support_summary
+from .provenance import counts, licence_of, norms, statuses, support_summary
 
 NO_END = (
     "the new tokenizer has no token that ends a text (neither eos nor sep): generation goes on to its length, and documents"
