@@ -10,6 +10,7 @@ import torch
 from ..alignment.align import Alignment
 from ..errors import input_error
 from ..files.hashing import sha256_file
+from ..nearest import EqualRows
 from ..text.documents import read_text
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 
@@ -79,7 +80,8 @@ def load_source_vectors(
         **tokens.description, "dictionary": dictionary, "dictionary_sha256": sha256_file(Path(dictionary)),
         "pairs": int(both.sum()),
     }  # fmt: skip
-    return Auxiliary((tokens.vectors.double() @ turn).float(), tokens.known, description)
+    vectors = EqualRows.of(tokens.vectors).share_rows((tokens.vectors.double() @ turn).float())
+    return Auxiliary(vectors, tokens.known, description)
 
 
 def _look_up(
