@@ -34,11 +34,12 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", COLUMNS="200")
 
 import numpy as np
-import saltlm
 import torch
 import transformers
 from golden_inputs import MODELS, make_inputs, options_in
 from safetensors import safe_open
+
+import saltlm
 
 # Each method runs on each of these pairs. Beyond that, each entry is a transfer: source, target, method, options.
 PAIRS = ("tied t5", "untied bert", "biased other")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import Planted, built, cosines, draw, orthogonal, planted, sparsemax
 
-from saltlm.nearest import EqualRows
 from saltlm.operators import ops
+from saltlm.operators.nearest import EqualRows
 from saltlm.rows.methods import METHODS, pursuit
 from saltlm.rows.methods.pursuit import pursue
 

@@ -13,8 +13,8 @@ from operator_problems import auxiliaries, entries, normal
 from planted import draw
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from saltlm.nearest import EqualRows, largest
 from saltlm.operators import ops, reference
+from saltlm.operators.nearest import EqualRows, largest
 from saltlm.rows.methods import pursuit, words
 from saltlm.rows.methods.local_map import nearest
 from saltlm.vectors.bilingual import load_source_vectors

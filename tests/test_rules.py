@@ -15,8 +15,8 @@ from saltlm.cli.main import main
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_donor, load_source
-from saltlm.nearest import EqualRows
 from saltlm.operators import reference
+from saltlm.operators.nearest import EqualRows
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, SOLVED
 from saltlm.rows.hidden import hide_in

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..nearest import EqualRows
+from .nearest import EqualRows
 
 EPSILON = torch.finfo(torch.float64).eps
 FULL_RANK, ILL_CONDITIONED, RANK_DEFICIENT, NO_SUPPORT, NON_FINITE = range(5)

@@ -10,7 +10,7 @@ import torch
 from ..alignment.align import Alignment
 from ..errors import input_error
 from ..files.hashing import sha256_file
-from ..nearest import EqualRows
+from ..operators.nearest import EqualRows
 from ..text.documents import read_text
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 

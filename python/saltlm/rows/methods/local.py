@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from ...model.stored_rows import block_rows, gather
-from ...nearest import EqualRows
 from ...operators.finite import finite_rows
+from ...operators.nearest import EqualRows
 from ...operators.ops import combine, salt_coefficients, support_chunks, support_lstsq
 from ..assembly import COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block
 from ..job import (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from ...model.stored_rows import block_rows
-from ...nearest import EqualRows, largest
+from ...operators.nearest import EqualRows, largest
 from ...operators.ops import Support, combine, sparsemax_support, support_lstsq
 from ..assembly import SOLVED, Block
 from ..job import Job, recipe_of, rows_at, side_blocks, split_by_plm_row, support_blocks

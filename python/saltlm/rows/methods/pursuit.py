@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...nearest import EqualRows
+from ...operators.nearest import EqualRows
 from ...operators.ops import Support, backend
 
 # What is unexplained below this share of the row (float32 rounding of 64 steps) counts as explained.

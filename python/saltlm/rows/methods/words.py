@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...model.stored_rows import gather
-from ...nearest import EqualRows, largest
+from ...operators.nearest import EqualRows, largest
 from ..assembly import COMPOSED, NO_VECTOR, Block
 from ..job import Job, left, rows_at, split_by_vector
 from ..recipe import Recipe
