@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import pkgutil
 import re
 import shutil
@@ -13,25 +14,46 @@ import pytest
 
 import saltlm
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = sorted((Path(saltlm.__file__).parent / "lib").glob("_ops_*.so"))
 STABLE = re.compile(r"^(aoti_torch_|torch_|_Z|__|_Unwind|_ITM)")
 
 
-def _field(path: str, pattern: str) -> str:
-    found = re.search(pattern, (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
-    assert found, f"{path} has no line like {pattern}"
-    return found[1]
-
-
-def test_one_version_in_every_layer() -> None:
+def test_cargo_toml_alone_states_the_version() -> None:
     from saltlm import _rust
 
-    version = _field("pyproject.toml", r'^version = "(.+)"')
-    assert _field("rust/Cargo.toml", r'^version = "(.+)"') == version
+    cargo = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))
+    version = cargo["workspace"]["package"]["version"]
+    crate = tomllib.loads((ROOT / "rust/Cargo.toml").read_text(encoding="utf-8"))["package"]
+    assert crate["version"] == {"workspace": True}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
     assert _rust.__version__ == version
     assert saltlm.__version__ == version
+    assert importlib.metadata.version("saltlm") == version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_one_minimum_of_rust_is_stated_everywhere() -> None:
+    minimum = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["rust-version"]
+    for path in ("Makefile", "cuda_ext/backend.py"):
+        stated = re.findall(r"Rust (?:>= )?(\d+\.\d+)", (ROOT / path).read_text(encoding="utf-8"))
+        assert stated and set(stated) == {minimum}, path
+
+
+def test_the_version_needs_no_torch_and_no_numpy() -> None:
+    code = (
+        "import sys, saltlm\n"
+        "assert saltlm.__version__ and '__version__' in vars(saltlm)\n"
+        "assert not {'torch', 'numpy', 'importlib.metadata'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_import_needs_no_network_and_not_transformers() -> None:

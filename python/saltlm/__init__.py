@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._rust import __version__ as __version__
     from .adaptation.config import AdaptConfig as AdaptConfig
     from .adaptation.run import Adaptation as Adaptation
     from .adaptation.run import adapt as adapt
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .pipeline import transfer as transfer
     from .vectors.auxiliary import load_auxiliary as load_auxiliary
 
-__version__ = "0.1.0"
 __all__ = [
     "AdaptConfig",
     "Adaptation",
@@ -98,9 +98,11 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    # Only Cargo.toml states the version. The native module has it, and takes a millisecond to import.
+    module = "_rust" if name == "__version__" else _MODULE_OF.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
     globals()[name] = value  # later uses do not come here
     return value
 

@@ -1,151 +1,158 @@
-//! Vocabulary alignment: a verdict for every target token.
+//! Vocabulary alignment: a matching source token or a cover for every target token.
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
-use crate::cover::{Coverer, Scratch};
-use crate::index::{Index, Tables};
+use crate::cover::{CoverBuilder, Scratch};
+use crate::index::{Index, IndexedVocabulary};
 use crate::token::{Vocabulary, BYTE_PIECE, SPECIAL};
 
-/// Verdict on a target token.
+/// How a target token matches its source token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum MatchKind {
-    /// No source token.
+    /// There is no source token.
     None = 0,
-    /// A source token of the same bytes and word start.
+    /// Same canonical bytes.
     Exact = 1,
-    /// A source token of the same bytes but for the word start.
+    /// Same canonical bytes except for the leading space.
     WordStart = 2,
-    /// A source token of the same bytes but for case (and perhaps the word start).
+    /// Same lower-cased text, with or without the leading space.
     Case = 3,
-    /// A special token of the same role or spelling.
+    /// A given pair, or two special tokens of the same spelling.
     Role = 4,
-    /// A byte-fallback piece and a token of that one byte.
+    /// Same canonical byte; at least one of the two is a byte-fallback piece.
     Byte = 5,
 }
 
-/// The loosest match that makes a token shared.
+/// The loosest kind of match that is accepted. Each one accepts the stricter ones too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Overlap {
-    /// Same bytes, same word start.
+    /// Same canonical bytes.
     Exact,
-    /// The word start may differ.
+    /// The leading space may differ.
     WordStart,
-    /// Case may differ too.
+    /// The case may differ as well.
     Case,
 }
 
-/// The source id of the same bytes as target `token`: same spelling first, then same class, then smallest id.
-fn same_bytes(index: &Index<'_>, target: &Vocabulary, token: usize, bytes: &[u8]) -> Option<(u32, MatchKind)> {
-    let flags = target.flags[token];
-    let spelling = target.spelling.get(token);
-    let source = index.vocabulary;
-    let rank = |id: u32| {
-        let other = source.flags[id as usize];
-        let same_spelling = source.kind == target.kind && source.spelling.get(id as usize) == spelling;
-        (!(same_spelling && other & BYTE_PIECE == flags & BYTE_PIECE), (other ^ flags) & BYTE_PIECE != 0, id)
-    };
-    let id = index.ids(bytes).min_by_key(|&id| rank(id))?;
-    if bytes.is_empty() && rank(id).0 {
-        return None;
-    }
-    let byte = (flags | source.flags[id as usize]) & BYTE_PIECE != 0;
-    Some((id, if byte { MatchKind::Byte } else { MatchKind::Exact }))
-}
-
-/// The result of [`align`], flat.
+/// The result of [`align`] for `T` target ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alignment {
-    /// [`MatchKind`] of each target id.
-    pub kind: Vec<u8>,
-    /// Source id of each target id, -1 for none.
+    /// [`MatchKind`] of each target id, `[T]`.
+    pub match_kind: Vec<u8>,
+    /// Source id of each target id, or -1, `[T]`.
     pub source_id: Vec<i32>,
-    /// Where each target id's cover starts in `cover_ids`.
-    pub cover_offsets: Vec<i64>,
-    /// Source pieces that spell each unmatched target token.
-    pub cover_ids: Vec<i32>,
+    /// Covers of the target tokens without a source token; the others have empty covers.
+    pub covers: Covers,
 }
 
-/// Makes the lookups that [`align`] needs of its `source`, unless they are there: they can be while the target is still read.
-pub fn prepare(source: &Vocabulary, covers: bool) {
-    rayon::join(|| Index::new(source), || covers.then(|| Tables::of(source)));
+/// Covers of `n` tokens: cover `i` is `ids[offsets[i]..offsets[i + 1]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Covers {
+    /// Start of each cover in `ids`, then the end of the last, `[n + 1]`.
+    pub offsets: Vec<i64>,
+    /// Source ids of all covers, joined.
+    pub ids: Vec<i32>,
 }
 
 /// Aligns `target` to `source`.
 ///
-/// `roles` are pairs (target id, source id) that match whatever their text; ids outside the vocabularies are ignored.
-/// The result does not depend on the number of threads.
+/// `roles` are pairs (target id, source id) that match whatever their text is. Of several pairs with one target id the first
+/// counts; a pair with an id outside its vocabulary is ignored. Covers are computed if `with_covers` is set. The result does
+/// not depend on the number of threads.
 pub fn align(
-    source: &Vocabulary,
+    source: &IndexedVocabulary,
     target: &Vocabulary,
     overlap: Overlap,
     roles: &[(u32, u32)],
-    covers: bool,
+    with_covers: bool,
 ) -> Alignment {
-    prepare(source, covers);
-    let index = Index::new(source);
-    let folded = (overlap == Overlap::Case).then(|| fold_index(source));
-    let specials: FxHashMap<&[u8], u32> = (0..source.size())
+    source.prepare(with_covers);
+    let index = source.index();
+    let source_vocabulary = source.vocabulary();
+    let lower_cased = (overlap == Overlap::Case).then(|| lower_case_index(source_vocabulary));
+    // Descending, so that the smallest id of equal spellings stays.
+    let specials: FxHashMap<&[u8], u32> = (0..source_vocabulary.size())
         .rev()
-        .filter(|&id| source.flags[id] & SPECIAL != 0)
-        .map(|id| (source.spelling.get(id), id as u32))
+        .filter(|&id| source_vocabulary.flags[id] & SPECIAL != 0)
+        .map(|id| (source_vocabulary.spelling.get(id), id as u32))
         .collect();
-    let mut given: FxHashMap<usize, u32> = FxHashMap::default();
-    for &(token, id) in roles {
-        if (token as usize) < target.size() && (id as usize) < source.size() {
-            given.entry(token as usize).or_insert(id);
+    let mut role_of_target: FxHashMap<usize, u32> = FxHashMap::default();
+    for &(target_id, source_id) in roles {
+        if (target_id as usize) < target.size() && (source_id as usize) < source_vocabulary.size() {
+            role_of_target.entry(target_id as usize).or_insert(source_id);
         }
     }
-    let verdict = |token: usize| -> (MatchKind, i32) {
-        let found = if let Some(&id) = given.get(&token) {
+    let match_token = |token: usize| -> (MatchKind, i32) {
+        let matched = if let Some(&id) = role_of_target.get(&token) {
             Some((id, MatchKind::Role))
         } else if target.flags[token] & SPECIAL != 0 {
             specials.get(target.spelling.get(token)).map(|&id| (id, MatchKind::Role))
         } else if target.is_text(token) {
-            text_match(&index, folded.as_ref(), target, token, overlap)
+            text_match(&index, lower_cased.as_ref(), target, token, overlap)
         } else {
             None
         };
-        found.map_or((MatchKind::None, -1), |(id, kind)| (kind, id as i32))
+        matched.map_or((MatchKind::None, -1), |(id, kind)| (kind, id as i32))
     };
-    let verdicts: Vec<(MatchKind, i32)> = (0..target.size()).into_par_iter().map(verdict).collect();
-    let kind: Vec<u8> = verdicts.iter().map(|v| v.0 as u8).collect();
-    let source_id: Vec<i32> = verdicts.iter().map(|v| v.1).collect();
-    let (cover_offsets, cover_ids) = if covers {
-        cover_all(&Coverer::new(index), target, &source_id)
+    let matches: Vec<(MatchKind, i32)> = (0..target.size()).into_par_iter().map(match_token).collect();
+    let match_kind = matches.iter().map(|&(kind, _)| kind as u8).collect();
+    let source_id: Vec<i32> = matches.iter().map(|&(_, id)| id).collect();
+    let covers = if with_covers {
+        cover_unmatched(&CoverBuilder::new(source), target, &source_id)
     } else {
-        (vec![0; target.size() + 1], Vec::new())
+        Covers { offsets: vec![0; target.size() + 1], ids: Vec::new() }
     };
-    Alignment { kind, source_id, cover_offsets, cover_ids }
+    Alignment { match_kind, source_id, covers }
 }
 
-/// The strictest match that `overlap` allows.
+/// The strictest match of text token `token` that `overlap` accepts.
 fn text_match(
     index: &Index<'_>,
-    folded: Option<&FxHashMap<Vec<u8>, u32>>,
+    lower_cased: Option<&FxHashMap<Vec<u8>, u32>>,
     target: &Vocabulary,
     token: usize,
     overlap: Overlap,
 ) -> Option<(u32, MatchKind)> {
     let bytes = target.canonical.get(token);
-    if let Some(found) = same_bytes(index, target, token, bytes) {
-        return Some(found);
+    if let Some(matched) = exact_match(index, target, token, bytes) {
+        return Some(matched);
     }
-    let loose = target.flags[token] & BYTE_PIECE == 0;
-    if !loose || overlap == Overlap::Exact {
+    if overlap == Overlap::Exact || target.flags[token] & BYTE_PIECE != 0 {
         return None;
     }
-    let twin = toggled(bytes);
-    if let Some(id) = twin.as_deref().and_then(|twin| index.without(BYTE_PIECE, twin)) {
+    let toggled = toggle_word_start(bytes);
+    if let Some(id) = toggled.as_deref().and_then(|bytes| index.smallest_without(BYTE_PIECE, bytes)) {
         return Some((id, MatchKind::WordStart));
     }
-    let folded = folded?;
-    let lower = |bytes: &[u8]| folded.get(&fold(bytes)?).copied();
-    lower(bytes).or_else(|| lower(twin.as_deref()?)).map(|id| (id, MatchKind::Case))
+    let lower_cased = lower_cased?;
+    let find = |bytes: &[u8]| lower_cased.get(&lower_case(bytes)?).copied();
+    find(bytes).or_else(|| find(toggled.as_deref()?)).map(|id| (id, MatchKind::Case))
 }
 
-/// The same token with the other word start; `None` where that leaves no text.
-fn toggled(bytes: &[u8]) -> Option<Vec<u8>> {
+/// The source token of the same canonical bytes.
+///
+/// Of several the one of the same spelling (between tokenizers of one kind), then one that is a byte-fallback piece if and only
+/// if the target token is, then the smallest id. Empty canonical bytes match only by spelling.
+fn exact_match(index: &Index<'_>, target: &Vocabulary, token: usize, bytes: &[u8]) -> Option<(u32, MatchKind)> {
+    let source = index.vocabulary;
+    let flags = target.flags[token];
+    let spelling = target.spelling.get(token);
+    let preference = |id: u32| {
+        let differs_in_class = (source.flags[id as usize] ^ flags) & BYTE_PIECE != 0;
+        let same_spelling = source.kind == target.kind && source.spelling.get(id as usize) == spelling;
+        (differs_in_class || !same_spelling, differs_in_class, id)
+    };
+    let id = index.ids(bytes).min_by_key(|&id| preference(id))?;
+    if bytes.is_empty() && preference(id).0 {
+        return None;
+    }
+    let is_byte = (flags | source.flags[id as usize]) & BYTE_PIECE != 0;
+    Some((id, if is_byte { MatchKind::Byte } else { MatchKind::Exact }))
+}
+
+/// The bytes with the leading space removed, or added if there is none; `None` where that leaves no text.
+fn toggle_word_start(bytes: &[u8]) -> Option<Vec<u8>> {
     match bytes {
         [] | [b' '] => None,
         [b' ', rest @ ..] => Some(rest.to_vec()),
@@ -153,56 +160,62 @@ fn toggled(bytes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Lower case of valid UTF-8.
-fn fold(bytes: &[u8]) -> Option<Vec<u8>> {
+/// The text in lower case; `None` for bytes that are not valid UTF-8.
+fn lower_case(bytes: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(bytes).ok().map(|text| text.to_lowercase().into_bytes())
 }
 
-/// The smallest plain id by lower-cased bytes.
-fn fold_index(source: &Vocabulary) -> FxHashMap<Vec<u8>, u32> {
+/// The smallest id of each lower-cased text, among text tokens that are not byte-fallback pieces.
+fn lower_case_index(source: &Vocabulary) -> FxHashMap<Vec<u8>, u32> {
     let mut map = FxHashMap::default();
     for id in (0..source.size()).filter(|&id| source.is_text(id) && source.flags[id] & BYTE_PIECE == 0) {
-        if let Some(lower) = fold(source.canonical.get(id)).filter(|lower| !lower.is_empty()) {
-            map.entry(lower).or_insert(id as u32);
+        if let Some(text) = lower_case(source.canonical.get(id)).filter(|text| !text.is_empty()) {
+            map.entry(text).or_insert(id as u32);
         }
     }
     map
 }
 
-/// Covers of all unmatched text tokens.
-fn cover_all(coverer: &Coverer<'_>, target: &Vocabulary, source_id: &[i32]) -> (Vec<i64>, Vec<i32>) {
-    in_blocks(target.size(), |token, scratch, ids| {
+/// Covers of the text tokens without a source token.
+fn cover_unmatched(builder: &CoverBuilder<'_>, target: &Vocabulary, source_id: &[i32]) -> Covers {
+    collect_covers(target.size(), |token, scratch, ids| {
         if source_id[token] < 0 && target.is_text(token) {
-            coverer.cover(target.canonical.get(token), scratch, ids);
+            builder.cover(target.canonical.get(token), scratch, ids);
         }
     })
 }
 
-/// Covers of target `tokens`, matched or not, each by the source vocabulary without the ids forbidden to it.
+/// Covers of the target ids `tokens`, each without the source ids that are forbidden for it.
 ///
-/// The ids forbidden to `tokens[i]` are `forbidden[offsets[i]..offsets[i + 1]]`, in any order. Covers come flat, with where
-/// each starts. Special tokens and holes have none. The result does not depend on the number of threads.
+/// The ids forbidden for `tokens[i]` are `forbidden[offsets[i]..offsets[i + 1]]`, in any order. A token may have a source token;
+/// special tokens and unused ids have empty covers. The result does not depend on the number of threads.
+///
+/// # Panics
+///
+/// If a token is not below the size of `target`, or the offsets are not `tokens.len() + 1` ascending positions in `forbidden`.
 pub fn covers_without(
-    source: &Vocabulary,
+    source: &IndexedVocabulary,
     target: &Vocabulary,
     tokens: &[u32],
     offsets: &[usize],
     forbidden: &[u32],
-) -> (Vec<i64>, Vec<i32>) {
-    prepare(source, true);
-    let coverer = Coverer::new(Index::new(source));
-    in_blocks(tokens.len(), |place, scratch, ids| {
-        let token = tokens[place] as usize;
+) -> Covers {
+    source.prepare(true);
+    let builder = CoverBuilder::new(source);
+    collect_covers(tokens.len(), |index, scratch, ids| {
+        let token = tokens[index] as usize;
         if target.is_text(token) {
-            let mut without = forbidden[offsets[place]..offsets[place + 1]].to_vec();
-            without.sort_unstable();
-            coverer.cover_without(target.canonical.get(token), &without, scratch, ids);
+            let mut excluded = forbidden[offsets[index]..offsets[index + 1]].to_vec();
+            excluded.sort_unstable();
+            builder.cover_without(target.canonical.get(token), &excluded, scratch, ids);
         }
     })
 }
 
-/// What `each` appends for every place below `count`, flat, and where each starts; in blocks that are joined in order.
-fn in_blocks(count: usize, each: impl Fn(usize, &mut Scratch, &mut Vec<u32>) + Sync) -> (Vec<i64>, Vec<i32>) {
+/// Calls `push_cover(index, scratch, ids)`, which appends one cover to `ids`, for every index below `count`.
+///
+/// Threads work on blocks of indices; the blocks are joined in order.
+fn collect_covers(count: usize, push_cover: impl Fn(usize, &mut Scratch, &mut Vec<u32>) + Sync) -> Covers {
     const BLOCK: usize = 2048;
     let blocks: Vec<(Vec<u32>, Vec<u32>)> = (0..count.div_ceil(BLOCK))
         .into_par_iter()
@@ -211,8 +224,8 @@ fn in_blocks(count: usize, each: impl Fn(usize, &mut Scratch, &mut Vec<u32>) + S
             let mut ends = Vec::with_capacity(range.len());
             let mut ids = Vec::with_capacity(4 * range.len());
             let mut scratch = Scratch::default();
-            for place in range {
-                each(place, &mut scratch, &mut ids);
+            for index in range {
+                push_cover(index, &mut scratch, &mut ids);
                 ends.push(ids.len() as u32);
             }
             (ends, ids)
@@ -220,13 +233,13 @@ fn in_blocks(count: usize, each: impl Fn(usize, &mut Scratch, &mut Vec<u32>) + S
         .collect();
     let mut offsets = Vec::with_capacity(count + 1);
     offsets.push(0i64);
-    let mut all = Vec::with_capacity(blocks.iter().map(|b| b.1.len()).sum());
+    let mut all_ids = Vec::with_capacity(blocks.iter().map(|(_, ids)| ids.len()).sum());
     for (ends, ids) in blocks {
-        let base = all.len() as i64;
-        offsets.extend(ends.iter().map(|&end| base + i64::from(end)));
-        all.extend(ids.iter().map(|&id| id as i32));
+        let start = all_ids.len() as i64;
+        offsets.extend(ends.iter().map(|&end| start + i64::from(end)));
+        all_ids.extend(ids.iter().map(|&id| id as i32));
     }
-    (offsets, all)
+    Covers { offsets, ids: all_ids }
 }
 
 #[cfg(test)]
@@ -236,17 +249,17 @@ mod tests {
     use base64::Engine;
     use proptest::prelude::*;
 
-    fn ranks(tokens: &[Vec<u8>]) -> Vocabulary {
+    fn ranks(tokens: &[Vec<u8>]) -> IndexedVocabulary {
         let engine = base64::engine::general_purpose::STANDARD;
         let lines: Vec<String> =
             tokens.iter().enumerate().map(|(i, t)| format!("{} {i}\n", engine.encode(t))).collect();
-        tiktoken::read(lines.concat().as_bytes(), "ranks", &[]).unwrap()
+        IndexedVocabulary::new(tiktoken::read(lines.concat().as_bytes(), "ranks", &[]).unwrap())
     }
 
-    fn wordpiece(tokens: &[&str]) -> Vocabulary {
+    fn wordpiece(tokens: &[&str]) -> IndexedVocabulary {
         let vocab: serde_json::Map<_, _> = tokens.iter().zip(0..).map(|(t, i)| (t.to_string(), i.into())).collect();
         let file = serde_json::json!({"model": {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]"}});
-        tokenizer_json::read(file.to_string().as_bytes(), "wordpiece", &[]).unwrap()
+        IndexedVocabulary::new(tokenizer_json::read(file.to_string().as_bytes(), "wordpiece", &[]).unwrap())
     }
 
     proptest! {
@@ -256,16 +269,16 @@ mod tests {
             target in prop::collection::hash_set(prop::collection::vec(any::<u8>(), 1..4), 1..40),
         ) {
             let (source, target): (Vec<_>, Vec<_>) = (source.into_iter().collect(), target.into_iter().collect());
-            let found = align(&ranks(&source), &ranks(&target), Overlap::Exact, &[], true);
-            for (token, id) in found.source_id.iter().enumerate() {
+            let result = align(&ranks(&source), ranks(&target).vocabulary(), Overlap::Exact, &[], true);
+            for (token, id) in result.source_id.iter().enumerate() {
                 let expected = source.iter().position(|s| *s == target[token]).map_or(-1, |i| i as i32);
                 prop_assert_eq!(*id, expected);
-                let (from, to) = (found.cover_offsets[token] as usize, found.cover_offsets[token + 1] as usize);
-                let spelled: Vec<u8> =
-                    found.cover_ids[from..to].iter().flat_map(|&i| source[i as usize].clone()).collect();
+                let Covers { offsets, ids } = &result.covers;
+                let cover = &ids[offsets[token] as usize..offsets[token + 1] as usize];
+                let spelled: Vec<u8> = cover.iter().flat_map(|&i| source[i as usize].clone()).collect();
                 if *id >= 0 {
                     prop_assert!(spelled.is_empty());
-                } else if from < to {
+                } else if !cover.is_empty() {
                     prop_assert_eq!(&spelled, &target[token]);
                 } else {
                     prop_assert!(target[token].iter().any(|b| !source.contains(&vec![*b])));
@@ -273,7 +286,7 @@ mod tests {
             }
         }
 
-        /// The heap of pairs against the definition: again and again the best pair, the leftmost of equals.
+        /// Compares the merge algorithm with its definition: merge the pair of the smallest rank, the leftmost of equal ranks.
         #[test]
         fn merging_follows_the_definition(
             longer in prop::collection::hash_set(prop::collection::vec(97u8..100, 2..6), 0..30),
@@ -294,12 +307,12 @@ mod tests {
             let expected: Vec<u32> = parts.iter().map(|p| rank(p).unwrap() as u32).collect();
             let vocabulary = ranks(&tokens);
             let mut out = Vec::new();
-            Coverer::new(Index::new(&vocabulary)).cover(&text, &mut Scratch::default(), &mut out);
+            CoverBuilder::new(&vocabulary).cover(&text, &mut Scratch::default(), &mut out);
             prop_assert_eq!(out, expected);
         }
 
-        /// A cover without some ids is the cover by a vocabulary that lacks them; their tokens are respelled here, so that
-        /// ranks stay.
+        /// A cover without some ids is the cover by a vocabulary without these tokens. The test gives these tokens another
+        /// spelling instead of removing them, so that the ranks stay.
         #[test]
         fn covers_without_ids_are_those_of_a_smaller_vocabulary(
             tokens in prop::collection::hash_set(prop::collection::vec(97u8..100, 1..4), 1..30),
@@ -318,11 +331,11 @@ mod tests {
             let target = ranks(&texts);
             let all: Vec<u32> = (0..texts.len() as u32).collect();
             let counts: Vec<usize> = (0..=texts.len()).map(|i| i * forbidden.len()).collect();
-            let found = covers_without(&ranks(&tokens), &target, &all, &counts, &forbidden.repeat(texts.len()));
+            let result = covers_without(&ranks(&tokens), target.vocabulary(), &all, &counts, &forbidden.repeat(texts.len()));
             let none = vec![0; texts.len() + 1];
-            let expected = covers_without(&ranks(&fewer), &target, &all, &none, &[]);
-            prop_assert_eq!(&found, &expected);
-            prop_assert!(found.1.iter().all(|&id| !forbidden.contains(&(id as u32))));
+            let expected = covers_without(&ranks(&fewer), target.vocabulary(), &all, &none, &[]);
+            prop_assert_eq!(&result, &expected);
+            prop_assert!(result.ids.iter().all(|&id| !forbidden.contains(&(id as u32))));
         }
 
         #[test]
@@ -333,19 +346,19 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_piece_first_and_continuations_only_inside() {
+    fn wordpiece_takes_the_longest_piece_and_continuations_only_inside() {
         let source = wordpiece(&["[UNK]", "un", "una", "##a", "##able", "##ble"]);
         let target = wordpiece(&["[UNK]", "unable", "##ablea", "able"]);
-        let found = align(&source, &target, Overlap::Exact, &[], true);
-        assert_eq!(found.source_id, [0, -1, -1, -1]);
-        assert_eq!(found.cover_ids, [2, 5, 4, 3], "una+ble, able+a, and 'able' cannot be spelled");
-        assert_eq!(found.cover_offsets, [0, 0, 2, 4, 4]);
+        let result = align(&source, target.vocabulary(), Overlap::Exact, &[], true);
+        assert_eq!(result.source_id, [0, -1, -1, -1]);
+        assert_eq!(result.covers.ids, [2, 5, 4, 3], "una+ble, able+a, and 'able' cannot be spelled");
+        assert_eq!(result.covers.offsets, [0, 0, 2, 4, 4]);
     }
 
     #[test]
     fn role_pairs_outside_the_vocabularies_are_ignored() {
         let one = wordpiece(&["[UNK]", "a"]);
-        let found = align(&one, &one, Overlap::Exact, &[(9, 0), (0, 9), (1, 0)], false);
-        assert_eq!((found.kind, found.source_id), (vec![1, 4], vec![0, 0]));
+        let result = align(&one, one.vocabulary(), Overlap::Exact, &[(9, 0), (0, 9), (1, 0)], false);
+        assert_eq!((result.match_kind, result.source_id), (vec![1, 4], vec![0, 0]));
     }
 }

@@ -1,46 +1,36 @@
-//! Subword overlap: a token's canonical bytes segmented by the source tokenizer's own algorithm.
+//! Covers: the canonical bytes of a token, segmented by the algorithm of the source tokenizer.
 //!
-//! Law: the canonical bytes of a cover's pieces, joined, are the token's bytes; where that cannot be, the cover is empty.
-//! A cover may be asked to do without some ids: it is then the cover by a vocabulary that lacks them.
+//! The canonical bytes of the pieces of a cover, joined, are the bytes of the token. The cover is empty where the pieces
+//! cannot spell these bytes. A cover can exclude ids: it is then the cover by a vocabulary without these tokens.
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::index::{Index, Pieces, NONE};
-use crate::token::Vocabulary;
+use crate::index::{IndexedVocabulary, Pieces};
+use crate::token::{Segmenter, Vocabulary, NONE};
 
-/// What a tokenizer's own segmentation needs beside its tokens.
-#[derive(Debug, Default)]
-pub enum Segmenter {
-    /// Merges in order of priority, as pairs of native spellings' ids and the id they make.
-    Bpe(Vec<[u32; 3]>),
-    /// Merge any two neighbours whose joined bytes are a token; the smallest id (rank) first.
-    Ranks,
-    /// Log-probability of each id.
-    Unigram(Vec<f64>),
-    /// Greedy longest match from the left.
-    #[default]
-    Longest,
-}
-
-/// A segmenter made ready: lookups over one vocabulary.
-pub struct Coverer<'a> {
+/// Computes covers by the segmentation algorithm of one vocabulary.
+pub struct CoverBuilder<'a> {
     vocabulary: &'a Vocabulary,
     pieces: Pieces<'a>,
 }
 
-/// Buffers of one thread, used again for every token.
+/// Buffers of one thread, reused for every token.
 #[derive(Default)]
 pub struct Scratch {
     symbols: Vec<Symbol>,
-    /// Rank of the merge of each symbol with its right neighbour; [`NONE`] where there is none. Apart from the symbols so
-    /// that the best is found by one pass over consecutive numbers.
+    /// Rank of the merge of each symbol with its right neighbour, or [`NONE`]. Kept apart from the symbols, so that the search
+    /// for the smallest rank reads consecutive numbers.
     ranks: Vec<u32>,
+    /// Merges as (rank, index of the left symbol), smallest first; only for long texts.
     queue: BinaryHeap<Reverse<(u32, u32)>>,
+    /// Viterbi: for each end in bytes, the log-probability of the best segmentation up to there, and the start and the id of
+    /// its last piece.
     best: Vec<(f64, u32, u32)>,
+    /// Pieces of the best segmentation as (start, end, id), from right to left.
     spans: Vec<(u32, u32, u32)>,
 }
 
-/// A symbol under merging: a stretch of the text, linked to its neighbours.
+/// A symbol of byte-pair encoding: a span of the text, in a doubly linked list. An index outside the list marks its ends.
 #[derive(Clone, Copy)]
 struct Symbol {
     id: u32,
@@ -48,169 +38,174 @@ struct Symbol {
     end: u32,
     previous: u32,
     next: u32,
-    /// What the merge with the right neighbour makes.
-    made: u32,
+    /// Id that the merge with the right neighbour produces, or [`NONE`].
+    merged_id: u32,
 }
 
-/// Up to this many symbols the best merge is looked for in turn, which takes half the time of a queue; beyond, the queue
-/// keeps the cost of long tokens at O(n log n).
-const FEW: usize = 96;
+/// Up to this many symbols a linear search finds the best merge, in half the time of a priority queue. Longer texts use the
+/// queue, so that their cost stays O(n log n).
+const LINEAR_SEARCH_LIMIT: usize = 96;
 
-impl<'a> Coverer<'a> {
-    /// Over the vocabulary of `index`.
-    pub fn new(index: Index<'a>) -> Self {
-        Coverer { vocabulary: index.vocabulary, pieces: Pieces::new(index) }
+impl<'a> CoverBuilder<'a> {
+    /// Computes covers by the algorithm of `source`; builds the lookup tables of `source` unless they exist.
+    pub fn new(source: &'a IndexedVocabulary) -> Self {
+        CoverBuilder { vocabulary: source.vocabulary(), pieces: source.pieces() }
     }
 
-    /// Appends the cover of `text` to `out`; nothing is appended where the pieces cannot spell it.
+    /// Appends the ids of the cover of `text` to `out`; appends nothing if the pieces cannot spell `text`.
     pub fn cover(&self, text: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        self.cover_by(text, &|_| true, scratch, out);
+        self.cover_allowed(text, &|_| true, scratch, out);
     }
 
-    /// The same with the ids that `forbidden` (ascending) does not name, as if the vocabulary had no others.
+    /// Appends the ids of the cover of `text` without the ids in `forbidden`, which must be ascending.
     ///
-    /// Merges that name a forbidden id are gone with it; scores, the penalty of what has no piece among them, stay.
+    /// The result is the cover by a vocabulary that lacks these tokens: merges that involve one of them are removed, all other
+    /// ranks and scores stay, and so does the score of a character that has no piece.
     pub fn cover_without(&self, text: &[u8], forbidden: &[u32], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        self.cover_by(text, &|id| forbidden.binary_search(&id).is_err(), scratch, out);
+        self.cover_allowed(text, &|id| forbidden.binary_search(&id).is_err(), scratch, out);
     }
 
-    /// The cover by the ids that `may` allows; the test that allows all is compiled away.
-    fn cover_by(&self, text: &[u8], may: &impl Fn(u32) -> bool, scratch: &mut Scratch, out: &mut Vec<u32>) {
+    /// The cover by the ids for which `allowed` holds. The compiler removes a test that is always true.
+    fn cover_allowed(&self, text: &[u8], allowed: &impl Fn(u32) -> bool, scratch: &mut Scratch, out: &mut Vec<u32>) {
         let start = out.len();
-        let whole = !text.is_empty()
+        let complete = !text.is_empty()
             && match &self.vocabulary.segmenter {
-                Segmenter::Bpe(_) | Segmenter::Ranks => self.merge(text, may, scratch, out),
-                Segmenter::Unigram(scores) => self.viterbi(text, scores, may, scratch, out),
-                Segmenter::Longest => self.longest_match(text, may, out),
+                Segmenter::Bpe(_) | Segmenter::Ranks => self.merge(text, allowed, scratch, out),
+                Segmenter::Unigram(scores) => self.viterbi(text, scores, allowed, scratch, out),
+                Segmenter::LongestMatch => self.longest_match(text, allowed, out),
             };
-        if !whole {
+        if !complete {
             out.truncate(start);
         }
     }
 
-    /// Width of the unit the model starts from: a byte where it is byte-level, else a character.
-    fn width(&self, text: &[u8], at: usize) -> usize {
-        if self.vocabulary.kind.by_bytes() {
+    /// Width in bytes of the smallest unit of the model at `start`: a byte or a character.
+    fn unit_width(&self, text: &[u8], start: usize) -> usize {
+        if self.vocabulary.kind.is_byte_based() {
             1
         } else {
-            character_width(text, at)
+            character_width(text, start)
         }
     }
 
-    /// The token of one byte: a byte piece, else the model's own.
-    fn byte(&self, byte: u8, may: &impl Fn(u32) -> bool) -> Option<u32> {
-        let id = self.pieces.tables.bytes[byte as usize];
+    /// The token of one byte: a byte-fallback piece, else a piece of the model.
+    fn byte_token(&self, byte: u8, allowed: &impl Fn(u32) -> bool) -> Option<u32> {
+        let id = self.pieces.tables.byte_pieces[byte as usize];
         if id != NONE {
-            if may(id) {
+            if allowed(id) {
                 return Some(id);
             }
-            if let Some(other) = self.pieces.byte_piece(byte, may) {
+            if let Some(other) = self.pieces.allowed_byte_piece(byte, allowed) {
                 return Some(other);
             }
         }
-        self.piece(&[byte], may)
+        self.piece(&[byte], allowed)
     }
 
     /// The piece of exactly these bytes.
-    fn piece(&self, bytes: &[u8], may: &impl Fn(u32) -> bool) -> Option<u32> {
-        self.pieces.get(bytes).and_then(|id| self.pieces.twin(id, bytes, may))
+    fn piece(&self, bytes: &[u8], allowed: &impl Fn(u32) -> bool) -> Option<u32> {
+        self.pieces.get(bytes).and_then(|id| self.pieces.allowed_piece(id, bytes, allowed))
     }
 
-    /// Byte-pair merging: the pair of best rank first, the leftmost on ties.
-    fn merge(&self, text: &[u8], may: &impl Fn(u32) -> bool, scratch: &mut Scratch, out: &mut Vec<u32>) -> bool {
+    /// Byte-pair encoding: repeatedly merges the pair of the smallest rank, the leftmost of equal ranks.
+    ///
+    /// Returns whether the pieces can spell the text.
+    fn merge(&self, text: &[u8], allowed: &impl Fn(u32) -> bool, scratch: &mut Scratch, out: &mut Vec<u32>) -> bool {
         let Scratch { symbols, ranks, queue, .. } = scratch;
-        symbols.clear();
-        let mut at = 0;
-        while at < text.len() {
-            let width = self.width(text, at);
-            match self.piece(&text[at..at + width], may) {
-                Some(id) => push_symbol(symbols, id, at, width),
-                None => {
-                    for (place, &byte) in text.iter().enumerate().skip(at).take(width) {
-                        let Some(id) = self.byte(byte, may) else { return false };
-                        push_symbol(symbols, id, place, 1);
-                    }
-                }
-            }
-            at += width;
+        if !self.split_into_symbols(text, allowed, symbols) {
+            return false;
         }
         let count = symbols.len();
         ranks.clear();
         ranks.resize(count, NONE);
         queue.clear();
         for left in 0..count {
-            self.rank(text, symbols, ranks, left, may);
+            self.update_rank(text, symbols, ranks, left, allowed);
         }
-        let queued = count > FEW;
-        if queued {
-            queue
-                .extend((0..count).filter(|&left| ranks[left] != NONE).map(|left| Reverse((ranks[left], left as u32))));
+        let use_queue = count > LINEAR_SEARCH_LIMIT;
+        if use_queue {
+            let mergeable = (0..count).filter(|&left| ranks[left] != NONE);
+            queue.extend(mergeable.map(|left| Reverse((ranks[left], left as u32))));
         }
-        loop {
-            let left = if queued {
-                // An entry is stale when its place has another rank by now.
-                match std::iter::from_fn(|| queue.pop()).find(|Reverse((rank, left))| ranks[*left as usize] == *rank) {
-                    Some(Reverse((_, left))) => left as usize,
-                    None => break,
-                }
-            } else {
-                let (mut left, mut least) = (0, NONE);
-                for (place, &rank) in ranks.iter().enumerate() {
-                    if rank < least {
-                        (left, least) = (place, rank);
-                    }
-                }
-                if least == NONE {
-                    break;
-                }
-                left
-            };
+        while let Some(left) = if use_queue { pop_smallest(queue, ranks) } else { find_smallest(ranks) } {
             let right = symbols[symbols[left].next as usize];
             ranks[symbols[left].next as usize] = NONE;
-            symbols[left].id = symbols[left].made;
+            symbols[left].id = symbols[left].merged_id;
             symbols[left].end = right.end;
             symbols[left].next = right.next;
             if right.next as usize != count {
                 symbols[right.next as usize].previous = left as u32;
             }
-            let before = symbols[left].previous;
-            for place in [left, before as usize] {
-                if place < count {
-                    self.rank(text, symbols, ranks, place, may);
-                    if queued && ranks[place] != NONE {
-                        queue.push(Reverse((ranks[place], place as u32)));
+            let previous = symbols[left].previous as usize;
+            for changed in [left, previous] {
+                if changed < count {
+                    self.update_rank(text, symbols, ranks, changed, allowed);
+                    if use_queue && ranks[changed] != NONE {
+                        queue.push(Reverse((ranks[changed], changed as u32)));
                     }
                 }
             }
         }
-        let mut at = 0;
-        while at < count {
-            out.push(symbols[at].id);
-            at = symbols[at].next as usize;
+        let mut index = 0;
+        while index < count {
+            out.push(symbols[index].id);
+            index = symbols[index].next as usize;
+        }
+        true
+    }
+
+    /// Splits the text into the smallest units of the model, and a unit without a piece into bytes.
+    ///
+    /// Returns whether every unit has a piece.
+    fn split_into_symbols(&self, text: &[u8], allowed: &impl Fn(u32) -> bool, symbols: &mut Vec<Symbol>) -> bool {
+        symbols.clear();
+        let mut start = 0;
+        while start < text.len() {
+            let width = self.unit_width(text, start);
+            match self.piece(&text[start..start + width], allowed) {
+                Some(id) => push_symbol(symbols, id, start, width),
+                None => {
+                    for (position, &byte) in text.iter().enumerate().skip(start).take(width) {
+                        let Some(id) = self.byte_token(byte, allowed) else { return false };
+                        push_symbol(symbols, id, position, 1);
+                    }
+                }
+            }
+            start += width;
         }
         true
     }
 
     /// Looks up the merge of symbol `left` with its right neighbour.
-    fn rank(&self, text: &[u8], symbols: &mut [Symbol], ranks: &mut [u32], left: usize, may: &impl Fn(u32) -> bool) {
+    fn update_rank(
+        &self,
+        text: &[u8],
+        symbols: &mut [Symbol],
+        ranks: &mut [u32],
+        left: usize,
+        allowed: &impl Fn(u32) -> bool,
+    ) {
         let Some(right) = symbols.get(symbols[left].next as usize).copied() else {
             ranks[left] = NONE;
             return;
         };
-        let found = if matches!(self.vocabulary.segmenter, Segmenter::Ranks) {
-            self.piece(&text[symbols[left].start as usize..right.end as usize], may).map(|made| (made, made))
+        let merge = if matches!(self.vocabulary.segmenter, Segmenter::Ranks) {
+            self.piece(&text[symbols[left].start as usize..right.end as usize], allowed).map(|id| (id, id))
         } else {
-            self.pieces.tables.merges.get(&(symbols[left].id, right.id)).copied().filter(|&(_, made)| may(made))
+            self.pieces.tables.merges.get(&(symbols[left].id, right.id)).copied().filter(|&(_, id)| allowed(id))
         };
-        (ranks[left], symbols[left].made) = found.unwrap_or((NONE, NONE));
+        (ranks[left], symbols[left].merged_id) = merge.unwrap_or((NONE, NONE));
     }
 
-    /// The most probable segmentation; of equals the one found first. O(n x pieces that begin at a place).
+    /// Unigram: the most probable segmentation; of equal ones the first, with pieces tried from left to right, short ones
+    /// first. O(bytes x pieces that begin at a byte).
+    ///
+    /// Returns whether the pieces can spell the text.
     fn viterbi(
         &self,
         text: &[u8],
         scores: &[f64],
-        may: &impl Fn(u32) -> bool,
+        allowed: &impl Fn(u32) -> bool,
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
     ) -> bool {
@@ -220,22 +215,23 @@ impl<'a> Coverer<'a> {
         best.resize(size + 1, (f64::NEG_INFINITY, 0, NONE));
         best[0].0 = 0.0;
         for start in 0..size {
-            let reached = best[start].0;
-            if reached == f64::NEG_INFINITY {
+            let score_before = best[start].0;
+            if score_before == f64::NEG_INFINITY {
                 continue;
             }
-            let width = self.width(text, start);
+            let width = self.unit_width(text, start);
             let mut has_single = false;
-            self.pieces.beginning(&text[start..], |length, id| {
-                let Some(id) = self.pieces.twin(id, &text[start..start + length], may) else { return };
+            self.pieces.for_each_prefix(&text[start..], |length, id| {
+                let Some(id) = self.pieces.allowed_piece(id, &text[start..start + length], allowed) else { return };
                 has_single |= length == width;
-                let score = scores[id as usize] + reached;
+                let score = scores[id as usize] + score_before;
                 if score > best[start + length].0 {
                     best[start + length] = (score, start as u32, id);
                 }
             });
-            if !has_single && self.pieces.tables.unknown_score + reached > best[start + width].0 {
-                best[start + width] = (self.pieces.tables.unknown_score + reached, start as u32, NONE);
+            let unknown_score = self.pieces.tables.unknown_score + score_before;
+            if !has_single && unknown_score > best[start + width].0 {
+                best[start + width] = (unknown_score, start as u32, NONE);
             }
         }
         spans.clear();
@@ -251,20 +247,22 @@ impl<'a> Coverer<'a> {
                 continue;
             }
             for &byte in &text[start as usize..end as usize] {
-                let Some(id) = self.byte(byte, may) else { return false };
+                let Some(id) = self.byte_token(byte, allowed) else { return false };
                 out.push(id);
             }
         }
         true
     }
 
-    /// The longest token that begins what is left, again and again.
-    fn longest_match(&self, text: &[u8], may: &impl Fn(u32) -> bool, out: &mut Vec<u32>) -> bool {
+    /// WordPiece: repeatedly takes the longest piece that begins the rest of the text.
+    ///
+    /// Returns whether the pieces can spell the text.
+    fn longest_match(&self, text: &[u8], allowed: &impl Fn(u32) -> bool, out: &mut Vec<u32>) -> bool {
         let mut start = 0;
         while start < text.len() {
             let mut longest = None;
-            self.pieces.beginning(&text[start..], |length, id| {
-                if let Some(id) = self.pieces.twin(id, &text[start..start + length], may) {
+            self.pieces.for_each_prefix(&text[start..], |length, id| {
+                if let Some(id) = self.pieces.allowed_piece(id, &text[start..start + length], allowed) {
                     longest = Some((length, id));
                 }
             });
@@ -276,27 +274,49 @@ impl<'a> Coverer<'a> {
     }
 }
 
+/// Index of the smallest rank, the first of equal ones; `None` if every rank is [`NONE`].
+fn find_smallest(ranks: &[u32]) -> Option<usize> {
+    let (mut smallest, mut smallest_rank) = (0, NONE);
+    for (index, &rank) in ranks.iter().enumerate() {
+        if rank < smallest_rank {
+            (smallest, smallest_rank) = (index, rank);
+        }
+    }
+    (smallest_rank != NONE).then_some(smallest)
+}
+
+/// The same by the queue. An entry is out of date if its symbol has another rank by now; such entries are dropped.
+fn pop_smallest(queue: &mut BinaryHeap<Reverse<(u32, u32)>>, ranks: &[u32]) -> Option<usize> {
+    while let Some(Reverse((rank, left))) = queue.pop() {
+        if ranks[left as usize] == rank {
+            return Some(left as usize);
+        }
+    }
+    None
+}
+
+/// Appends a symbol of `width` bytes to the list.
 fn push_symbol(symbols: &mut Vec<Symbol>, id: u32, start: usize, width: usize) {
-    let place = symbols.len() as u32;
+    let index = symbols.len() as u32;
     symbols.push(Symbol {
         id,
         start: start as u32,
         end: (start + width) as u32,
-        previous: place.wrapping_sub(1),
-        next: place + 1,
-        made: NONE,
+        previous: index.wrapping_sub(1),
+        next: index + 1,
+        merged_id: NONE,
     });
 }
 
-/// Width in bytes of the UTF-8 character at `at`; 1 where the bytes are not UTF-8.
-fn character_width(text: &[u8], at: usize) -> usize {
-    let width = match text[at] {
+/// Width in bytes of the UTF-8 character that begins at `start`; 1 where the bytes are not valid UTF-8.
+fn character_width(text: &[u8], start: usize) -> usize {
+    let width = match text[start] {
         0xC2..=0xDF => 2,
         0xE0..=0xEF => 3,
         0xF0..=0xF4 => 4,
         _ => 1,
     };
-    match text.get(at..at + width) {
+    match text.get(start..start + width) {
         Some(bytes) if std::str::from_utf8(bytes).is_ok() => width,
         _ => 1,
     }

@@ -1,31 +1,33 @@
-//! The crate's one error type.
-use std::fmt;
+//! The error type of the crate.
+use std::path::Path;
 
-/// What can go wrong while reading or aligning; mapped to Python exceptions in one place (`python.rs`).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An error of reading or aligning. `python.rs` maps each variant to one Python exception.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The input is not what it should be: `what` was given, `found` in it, `expected` instead, and what to `do_`.
+    /// The input is invalid. Python raises `ValueError`.
+    #[error("{what}: found {found}; expected {expected}; {advice}")]
     Input {
-        /// Which input (a path or the name of an argument).
+        /// The invalid input: a path or the name of an argument.
         what: String,
-        /// What was found there.
+        /// What the input contains.
         found: String,
-        /// What was expected.
+        /// What a valid input contains.
         expected: String,
         /// What the user can do about it.
         advice: String,
     },
-    /// The operating system refused a read.
+    /// The operating system could not read the file. Python raises `OSError`.
+    #[error("{path}: cannot be read: {message}")]
     Io {
-        /// The path that was read.
+        /// Path of the file.
         path: String,
-        /// The system's own message.
+        /// Message of the operating system.
         message: String,
     },
 }
 
 impl Error {
-    /// An [`Error::Input`] from its four parts.
+    /// Builds an [`Error::Input`] from its four parts.
     pub fn input(
         what: impl Into<String>,
         found: impl Into<String>,
@@ -35,24 +37,24 @@ impl Error {
         Error::Input { what: what.into(), found: found.into(), expected: expected.into(), advice: advice.into() }
     }
 
-    /// An [`Error::Io`] for `path`.
-    pub fn io(path: impl AsRef<std::path::Path>, error: &std::io::Error) -> Self {
+    /// Builds an [`Error::Io`] for the file at `path`.
+    pub fn io(path: impl AsRef<Path>, error: &std::io::Error) -> Self {
         Error::Io { path: path.as_ref().display().to_string(), message: error.to_string() }
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Input { what, found, expected, advice } => {
-                write!(f, "{what}: found {found}; expected {expected}; {advice}")
-            }
-            Error::Io { path, message } => write!(f, "{path}: cannot be read: {message}"),
-        }
+/// Refuses `data` if it is a Git LFS pointer instead of the content of the file `name`.
+///
+/// # Errors
+///
+/// [`Error::Input`], which says that `expected` was expected.
+pub(crate) fn refuse_git_lfs_pointer(data: &[u8], name: &str, expected: &str) -> Result<()> {
+    if data.starts_with(b"version https://git-lfs") {
+        let advice = "download the file that it points to: git lfs pull";
+        return Err(Error::input(name, "a git-lfs pointer", expected, advice));
     }
+    Ok(())
 }
 
-impl std::error::Error for Error {}
-
-/// Result with the crate's [`Error`].
+/// Result with the [`Error`] of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

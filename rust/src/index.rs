@@ -1,49 +1,83 @@
-//! Tokens by their canonical bytes: one table for matching, one made ready for segmenting; each is made once a vocabulary.
+//! Look-up tables over a vocabulary: one finds tokens by their canonical bytes, the others serve segmentation.
 use std::hash::Hasher;
 use std::sync::OnceLock;
 
+use hashbrown::hash_table::{Entry, HashTable};
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHasher};
 
-use crate::cover::Segmenter;
-use crate::packed::{four, Few};
-use crate::token::{Vocabulary, ADDED, BYTE_PIECE};
+use crate::short_pieces::{read_u32, ShortPieces};
+use crate::token::{Segmenter, Vocabulary, BYTE_PIECE, NONE};
 
-/// No id.
-pub(crate) const NONE: u32 = u32::MAX;
-
-/// What has been made of a vocabulary for lookups, kept with it for the next alignment.
-#[derive(Debug, Default)]
-pub struct Lookups {
-    slots: OnceLock<Slots>,
-    tables: OnceLock<Tables>,
+/// A vocabulary with its look-up tables. A table is built when it is first needed and kept for the next alignment.
+#[derive(Debug)]
+pub struct IndexedVocabulary {
+    vocabulary: Vocabulary,
+    by_bytes: OnceLock<ByteIndex>,
+    tables: OnceLock<PieceTables>,
 }
 
-/// What is there, or else what `make` gives. Two threads may both make it: were one to wait for the other, it might be inside
-/// a job that the other one took up while it waited itself.
-fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
+impl IndexedVocabulary {
+    /// Wraps a vocabulary; builds nothing yet.
+    pub fn new(vocabulary: Vocabulary) -> Self {
+        IndexedVocabulary { vocabulary, by_bytes: OnceLock::new(), tables: OnceLock::new() }
+    }
+
+    /// The vocabulary itself.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// Builds the tables that an alignment needs of its source, in parallel; the tables for covers only if `with_covers` is set.
+    ///
+    /// A caller may do this while the target is still being read. Tables that exist are kept.
+    pub fn prepare(&self, with_covers: bool) {
+        rayon::join(|| self.index(), || with_covers.then(|| self.tables()));
+    }
+
+    /// The text tokens by their canonical bytes.
+    pub fn index(&self) -> Index<'_> {
+        let by_bytes = get_or_build(&self.by_bytes, || ByteIndex::new(&self.vocabulary));
+        Index { vocabulary: &self.vocabulary, by_bytes }
+    }
+
+    /// The pieces of the model.
+    pub fn pieces(&self) -> Pieces<'_> {
+        Pieces { index: self.index(), tables: self.tables() }
+    }
+
+    fn tables(&self) -> &PieceTables {
+        get_or_build(&self.tables, || PieceTables::new(&self.vocabulary))
+    }
+}
+
+/// The value of the cell, built by `build` if there is none.
+///
+/// Two threads may both build it; one of the two values is dropped. `OnceLock::get_or_init(build)` could deadlock: the thread
+/// that builds waits inside rayon, may run another job of the pool meanwhile, and that job would wait for the same cell.
+fn get_or_build<T>(cell: &OnceLock<T>, build: impl FnOnce() -> T) -> &T {
     match cell.get() {
-        Some(there) => there,
+        Some(value) => value,
         None => {
-            let made = make();
-            cell.get_or_init(|| made)
+            let value = build();
+            cell.get_or_init(|| value)
         }
     }
 }
 
-/// Ids of a vocabulary by canonical bytes; ids of equal bytes are chained in ascending order.
+/// The text tokens of a vocabulary by their canonical bytes.
 #[derive(Clone, Copy)]
 pub struct Index<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
-    slots: &'a Slots,
+    by_bytes: &'a ByteIndex,
 }
 
-/// Open addressing by hash: seven bits of it (0 is an empty slot), so that most strangers are told apart without leaving this
-/// small table, and the first id of each slot's chain. A general hash map of slices took twice the time.
+/// A hash table from canonical bytes to the chain of ids that have them, in ascending order.
 #[derive(Debug)]
-struct Slots {
-    tags: Vec<u8>,
-    first: Vec<u32>,
+struct ByteIndex {
+    /// First id of each chain. The table does not store the bytes: they are those of the id in the vocabulary.
+    first: HashTable<u32>,
+    /// For each id of the vocabulary, the next id in its chain, or [`NONE`].
     next: Vec<u32>,
 }
 
@@ -53,228 +87,211 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-fn tag(hash: u64) -> u8 {
-    (hash >> 57) as u8 | 0x80
-}
-
-impl Slots {
+impl ByteIndex {
     fn new(vocabulary: &Vocabulary) -> Self {
         let size = vocabulary.size();
         let hashes: Vec<u64> = (0..size).into_par_iter().map(|id| hash(vocabulary.canonical.get(id))).collect();
-        let count = (size * 2).next_power_of_two().max(2);
-        let mut slots = Slots { tags: vec![0; count], first: vec![NONE; count], next: vec![NONE; size] };
+        let mut index = ByteIndex { first: HashTable::with_capacity(size), next: vec![NONE; size] };
+        // Descending, because each id is put in front of its chain.
         for id in (0..size).rev().filter(|&id| vocabulary.is_text(id)) {
-            let slot = slots.slot(vocabulary, hashes[id], vocabulary.canonical.get(id));
-            slots.next[id] = slots.first[slot];
-            slots.first[slot] = id as u32;
-            slots.tags[slot] = tag(hashes[id]);
+            let bytes = vocabulary.canonical.get(id);
+            let has_bytes = |other: &u32| vocabulary.canonical.get(*other as usize) == bytes;
+            match index.first.entry(hashes[id], has_bytes, |&other| hashes[other as usize]) {
+                Entry::Occupied(mut first) => index.next[id] = std::mem::replace(first.get_mut(), id as u32),
+                Entry::Vacant(empty) => {
+                    empty.insert(id as u32);
+                }
+            }
         }
-        slots
+        index
     }
 
-    /// The slot of these bytes: the one that has them, else the empty one where they would go.
-    fn slot(&self, vocabulary: &Vocabulary, hash: u64, bytes: &[u8]) -> usize {
-        let mask = self.tags.len() - 1;
-        let mut slot = hash as usize & mask;
-        loop {
-            let found = self.tags[slot];
-            let same = |id: u32| vocabulary.canonical.get(id as usize) == bytes;
-            if found == 0 || (found == tag(hash) && same(self.first[slot])) {
-                return slot;
-            }
-            slot = (slot + 1) & mask;
-        }
+    /// The first id of the chain of these bytes, or [`NONE`].
+    fn first_id(&self, vocabulary: &Vocabulary, bytes: &[u8]) -> u32 {
+        let has_bytes = |id: &u32| vocabulary.canonical.get(*id as usize) == bytes;
+        self.first.find(hash(bytes), has_bytes).copied().unwrap_or(NONE)
     }
 }
 
-impl<'a> Index<'a> {
-    /// Indexes all tokens that stand for text.
-    pub fn new(vocabulary: &'a Vocabulary) -> Self {
-        Index { vocabulary, slots: once(&vocabulary.lookups.slots, || Slots::new(vocabulary)) }
-    }
-
-    /// Ids with these bytes, ascending.
+impl Index<'_> {
+    /// Ids of the text tokens with these canonical bytes, ascending.
     pub fn ids(&self, bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
-        let slots = self.slots;
-        let mut at = slots.first[slots.slot(self.vocabulary, hash(bytes), bytes)];
+        let mut next_id = self.by_bytes.first_id(self.vocabulary, bytes);
         std::iter::from_fn(move || {
-            let id = at;
+            let id = next_id;
             (id != NONE).then(|| {
-                at = slots.next[id as usize];
+                next_id = self.by_bytes.next[id as usize];
                 id
             })
         })
     }
 
-    /// The smallest id with these bytes and none of these flags.
-    pub fn without(&self, flags: u8, bytes: &[u8]) -> Option<u32> {
-        self.ids(bytes).find(|&id| self.vocabulary.flags[id as usize] & flags == 0)
+    /// The smallest id with these canonical bytes and none of the flags in `excluded`.
+    pub fn smallest_without(&self, excluded: u8, bytes: &[u8]) -> Option<u32> {
+        self.ids(bytes).find(|&id| self.vocabulary.flags[id as usize] & excluded == 0)
     }
 }
 
-/// The model's own pieces, made ready for the many lookups of a segmentation.
+/// The pieces of the model, with tables for the many look-ups of a segmentation.
 ///
-/// Byte pieces and added tokens are not among them: the model does not build text from those.
+/// Byte-fallback pieces and added tokens are not among them: the model does not build text from these.
 pub struct Pieces<'a> {
     index: Index<'a>,
-    pub(crate) tables: &'a Tables,
+    pub(crate) tables: &'a PieceTables,
 }
 
-/// What [`Pieces`] looks in first; made from the vocabulary alone, so that it can be while the index is.
+/// The tables of [`Pieces`]. They depend on the vocabulary alone, so they can be built at the same time as the [`Index`].
 #[derive(Debug)]
-pub struct Tables {
-    one: Box<[u32; 256]>,
-    two: Vec<u32>,
-    few: Few,
-    /// Bit `n - 4` of entry `key(text)`: a piece of `n` bytes (bit 15: 19 or more) may begin with the first four bytes of
-    /// `text`. Small enough to stay in the cache, where four times the bits would not.
+pub(crate) struct PieceTables {
+    /// Id of the piece of each byte.
+    one_byte: Box<[u32; 256]>,
+    /// Id of the piece of each pair of bytes, indexed by the pair as a little-endian number.
+    two_bytes: Vec<u32>,
+    /// Ids of the pieces of 3 to 7 bytes.
+    short: ShortPieces,
+    /// Which lengths the pieces have that begin with the four bytes of a [`prefix_slot`], as bits of [`length_bit`]. The table
+    /// fits into the cache; one of four times the size does not.
     lengths: Vec<u16>,
-    /// Bytes of the longest piece.
+    /// Length of the longest piece in bytes.
     longest: usize,
-    /// The byte piece of each byte.
-    pub(crate) bytes: Box<[u32; 256]>,
-    /// Of byte-pair merging: ids of two neighbours -> rank and what they make.
+    /// Id of the byte-fallback piece of each byte.
+    pub(crate) byte_pieces: Box<[u32; 256]>,
+    /// Byte-pair encoding: (left id, right id) -> (rank, id of the result).
     pub(crate) merges: FxHashMap<(u32, u32), (u32, u32)>,
-    /// Log-probability of a character that has no piece, of a Unigram.
+    /// Unigram: log-probability of a character that has no piece.
     pub(crate) unknown_score: f64,
 }
 
-const KEYS: usize = 1 << 16;
+/// Number of entries of [`PieceTables::lengths`].
+const PREFIX_SLOTS: usize = 1 << 16;
 
-impl Tables {
-    /// Those of a vocabulary.
-    pub fn of(vocabulary: &Vocabulary) -> &Self {
-        once(&vocabulary.lookups.tables, || Tables::new(vocabulary))
-    }
+/// SentencePiece's penalty: the log-probability of a character without a piece is this much below the smallest of all pieces.
+const UNKNOWN_PENALTY: f64 = 10.0;
 
+impl PieceTables {
     fn new(vocabulary: &Vocabulary) -> Self {
-        let is_piece = |id: &usize| vocabulary.is_text(*id) && vocabulary.flags[*id] & (BYTE_PIECE | ADDED) == 0;
-        let mut pieces = Tables {
-            one: Box::new([NONE; 256]),
-            two: vec![NONE; 1 << 16],
-            few: Few::with_capacity(
-                (0..vocabulary.size()).filter(|id| is_piece(id) && Few::takes(vocabulary.canonical.get(*id))).count(),
-            ),
-            lengths: vec![0; KEYS],
+        // Descending, so that the smallest id of equal pieces stays.
+        let piece_ids = || (0..vocabulary.size()).rev().filter(|&id| vocabulary.is_model_piece(id));
+        let short_count = piece_ids().filter(|&id| ShortPieces::accepts(vocabulary.canonical.get(id))).count();
+        let mut tables = PieceTables {
+            one_byte: Box::new([NONE; 256]),
+            two_bytes: vec![NONE; 1 << 16],
+            short: ShortPieces::with_capacity(short_count),
+            lengths: vec![0; PREFIX_SLOTS],
             longest: 0,
-            bytes: Box::new([NONE; 256]),
+            byte_pieces: Box::new([NONE; 256]),
             merges: FxHashMap::default(),
             unknown_score: 0.0,
         };
         match &vocabulary.segmenter {
-            Segmenter::Bpe(list) => {
-                pieces.merges.reserve(list.len());
-                for (rank, &[left, right, made]) in list.iter().enumerate() {
-                    pieces.merges.entry((left, right)).or_insert((rank as u32, made));
+            Segmenter::Bpe(merges) => {
+                tables.merges.reserve(merges.len());
+                for (rank, &[left, right, result]) in merges.iter().enumerate() {
+                    tables.merges.entry((left, right)).or_insert((rank as u32, result));
                 }
             }
-            // SentencePiece's own penalty for what has no piece: ten below the least likely one.
             Segmenter::Unigram(scores) => {
-                pieces.unknown_score = scores.iter().copied().fold(f64::INFINITY, f64::min) - 10.0;
+                tables.unknown_score = scores.iter().copied().fold(f64::INFINITY, f64::min) - UNKNOWN_PENALTY;
             }
-            _ => {}
+            Segmenter::Ranks | Segmenter::LongestMatch => {}
         }
         for (id, flag) in vocabulary.flags.iter().enumerate().rev() {
             if flag & BYTE_PIECE != 0 {
                 if let [byte] = vocabulary.canonical.get(id) {
-                    pieces.bytes[*byte as usize] = id as u32;
+                    tables.byte_pieces[*byte as usize] = id as u32;
                 }
             }
         }
-        // Descending, so that the smallest of equal pieces stays.
-        for id in (0..vocabulary.size()).rev().filter(is_piece) {
-            let bytes = vocabulary.canonical.get(id);
-            pieces.longest = pieces.longest.max(bytes.len());
-            match *bytes {
-                [] => continue,
-                [a] => pieces.one[a as usize] = id as u32,
-                [a, b] => pieces.two[usize::from(u16::from_le_bytes([a, b]))] = id as u32,
-                _ if Few::takes(bytes) => pieces.few.insert(bytes, id as u32),
-                _ => {}
-            }
-            if bytes.len() > 3 {
-                pieces.lengths[key(bytes)] |= bit(bytes.len());
-            }
+        for id in piece_ids() {
+            tables.insert(vocabulary.canonical.get(id), id as u32);
         }
-        pieces
+        tables
+    }
+
+    fn insert(&mut self, bytes: &[u8], id: u32) {
+        self.longest = self.longest.max(bytes.len());
+        match *bytes {
+            [] => {}
+            [a] => self.one_byte[a as usize] = id,
+            [a, b] => self.two_bytes[usize::from(u16::from_le_bytes([a, b]))] = id,
+            _ if ShortPieces::accepts(bytes) => self.short.insert(bytes, id),
+            _ => {}
+        }
+        if bytes.len() > 3 {
+            self.lengths[prefix_slot(bytes)] |= length_bit(bytes.len());
+        }
     }
 }
 
-impl<'a> Pieces<'a> {
-    /// The pieces of the index's vocabulary.
-    pub fn new(index: Index<'a>) -> Self {
-        Pieces { index, tables: Tables::of(index.vocabulary) }
-    }
-
-    /// The piece of exactly these bytes.
+impl Pieces<'_> {
+    /// The smallest id of the pieces of exactly these bytes.
     pub fn get(&self, bytes: &[u8]) -> Option<u32> {
         let id = match *bytes {
             [] => NONE,
-            [a] => self.tables.one[a as usize],
-            [a, b] => self.tables.two[usize::from(u16::from_le_bytes([a, b]))],
-            [a, b, c] => self.tables.few.three([a, b, c]),
-            _ if self.tables.lengths[key(bytes)] & bit(bytes.len()) == 0 => NONE,
-            _ => return self.probe(bytes),
+            [a] => self.tables.one_byte[a as usize],
+            [a, b] => self.tables.two_bytes[usize::from(u16::from_le_bytes([a, b]))],
+            [a, b, c] => self.tables.short.get_three([a, b, c]),
+            _ if self.tables.lengths[prefix_slot(bytes)] & length_bit(bytes.len()) == 0 => NONE,
+            _ => return self.get_long(bytes),
         };
         (id != NONE).then_some(id)
     }
 
-    /// The piece of these bytes, at least four.
-    fn probe(&self, bytes: &[u8]) -> Option<u32> {
-        if Few::takes(bytes) {
-            return Some(self.tables.few.get(bytes)).filter(|&id| id != NONE);
+    /// The same for at least four bytes, without a look at [`PieceTables::lengths`].
+    fn get_long(&self, bytes: &[u8]) -> Option<u32> {
+        if ShortPieces::accepts(bytes) {
+            return Some(self.tables.short.get(bytes)).filter(|&id| id != NONE);
         }
-        self.index.without(BYTE_PIECE | ADDED, bytes)
+        self.index.ids(bytes).find(|&id| self.index.vocabulary.is_model_piece(id as usize))
     }
 
-    /// The piece `id` of these bytes if it may be used, else the smallest other piece of the same bytes that may.
-    pub fn twin(&self, id: u32, bytes: &[u8], may: &impl Fn(u32) -> bool) -> Option<u32> {
-        if may(id) {
+    /// `id`, a piece of these bytes, if it is allowed, else the smallest allowed id of the pieces of the same bytes.
+    pub fn allowed_piece(&self, id: u32, bytes: &[u8], allowed: &impl Fn(u32) -> bool) -> Option<u32> {
+        if allowed(id) {
             return Some(id);
         }
-        let flags = &self.index.vocabulary.flags;
-        self.index.ids(bytes).find(|&id| flags[id as usize] & (BYTE_PIECE | ADDED) == 0 && may(id))
+        self.index.ids(bytes).find(|&id| self.index.vocabulary.is_model_piece(id as usize) && allowed(id))
     }
 
-    /// The smallest byte piece of this byte that may be used.
-    pub fn byte_piece(&self, byte: u8, may: &impl Fn(u32) -> bool) -> Option<u32> {
+    /// The smallest allowed id of the byte-fallback pieces of this byte.
+    pub fn allowed_byte_piece(&self, byte: u8, allowed: &impl Fn(u32) -> bool) -> Option<u32> {
         let flags = &self.index.vocabulary.flags;
-        self.index.ids(&[byte]).find(|&id| flags[id as usize] & BYTE_PIECE != 0 && may(id))
+        self.index.ids(&[byte]).find(|&id| flags[id as usize] & BYTE_PIECE != 0 && allowed(id))
     }
 
-    /// Calls `found(length, id)` for every piece that begins `text`, shortest first.
-    pub fn beginning(&self, text: &[u8], mut found: impl FnMut(usize, u32)) {
+    /// Calls `visit(length in bytes, id)` for every piece that `text` begins with, the shortest first.
+    pub fn for_each_prefix(&self, text: &[u8], mut visit: impl FnMut(usize, u32)) {
         for length in 1..=text.len().min(3) {
             if let Some(id) = self.get(&text[..length]) {
-                found(length, id);
+                visit(length, id);
             }
         }
         if text.len() < 4 {
             return;
         }
-        let mut lengths = self.tables.lengths[key(text)];
+        let mut lengths = self.tables.lengths[prefix_slot(text)];
         while lengths != 0 {
-            let length = lengths.trailing_zeros() as usize + 4;
+            let shortest = lengths.trailing_zeros() as usize + 4;
             lengths &= lengths - 1;
-            let last = if length == MANY { self.tables.longest } else { length };
-            for length in length..=last.min(text.len()) {
-                if let Some(id) = self.probe(&text[..length]) {
-                    found(length, id);
+            let longest = if shortest == LONG { self.tables.longest } else { shortest };
+            for length in shortest..=longest.min(text.len()) {
+                if let Some(id) = self.get_long(&text[..length]) {
+                    visit(length, id);
                 }
             }
         }
     }
 }
 
-/// The first length that shares its bit with all longer ones.
-const MANY: usize = 19;
+/// All lengths from this one on, in bytes, share one bit.
+const LONG: usize = 19;
 
-/// The bit of a length, at least four.
-fn bit(length: usize) -> u16 {
-    1 << (length.min(MANY) - 4)
+/// The bit of a length in bytes, at least four.
+fn length_bit(length: usize) -> u16 {
+    1 << (length.min(LONG) - 4)
 }
 
-/// The place of the first four bytes of `bytes` in a table of [`KEYS`] entries.
-fn key(bytes: &[u8]) -> usize {
-    (four(bytes, 0).wrapping_mul(0x9e37_79b1) >> 16) as usize
+/// Index of the first four bytes in [`PieceTables::lengths`]; different prefixes can share an index.
+fn prefix_slot(bytes: &[u8]) -> usize {
+    (read_u32(bytes, 0).wrapping_mul(0x9e37_79b1) >> 16) as usize
 }

@@ -1,137 +1,124 @@
-//! The Python face: conversions only, no algorithm.
-use std::sync::{Arc, Mutex, PoisonError};
+//! The Python module. It only converts arguments and results; the algorithms know no Python.
+use std::sync::Arc;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::align::Overlap;
-use crate::cover::Segmenter;
-use crate::error::Error;
-use crate::{align, tiktoken, token, tokenizer_json};
+use self::runtime::{in_pool, to_py};
+use crate::align::{self, Overlap};
+use crate::error::{Error, Result};
+use crate::index::IndexedVocabulary;
+use crate::token::{self, Segmenter, ADDED, HOLE, SPECIAL};
+use crate::{tiktoken, tokenizer_json};
 
+mod runtime;
 mod vectors;
 
-/// Maps the crate's error to the exception a Python caller expects.
-fn to_py(error: Error) -> PyErr {
-    match error {
-        Error::Input { .. } => PyValueError::new_err(error.to_string()),
-        Error::Io { .. } => PyOSError::new_err(error.to_string()),
+/// A vocabulary by id: canonical bytes, flags and the segmentation algorithm of the tokenizer.
+#[pyclass(frozen, module = "saltlm._rust")]
+struct Vocabulary(Arc<IndexedVocabulary>);
+
+impl Vocabulary {
+    fn inner(&self) -> &token::Vocabulary {
+        self.0.vocabulary()
+    }
+
+    fn from_read(read: Result<token::Vocabulary>) -> PyResult<Self> {
+        Ok(Vocabulary(Arc::new(IndexedVocabulary::new(read.map_err(to_py)?))))
     }
 }
-
-/// The worker threads of this process, and the process they belong to.
-static POOL: Mutex<Option<(u32, Arc<rayon::ThreadPool>)>> = Mutex::new(None);
-
-/// Runs `job` on the worker threads with the interpreter lock released.
-///
-/// rayon's own pool does not survive a fork: a child would wait for threads that it does not have. So the pool is kept with
-/// its process, and a forked child starts one of its own.
-fn work<T: Send>(py: Python<'_>, job: impl FnOnce() -> T + Send) -> PyResult<T> {
-    py.detach(|| {
-        let mut kept = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = std::process::id();
-        let pool = match &*kept {
-            Some((process, pool)) if *process == here => Arc::clone(pool),
-            _ => {
-                let pool = rayon::ThreadPoolBuilder::new().build();
-                let pool = Arc::new(pool.map_err(|error| PyOSError::new_err(error.to_string()))?);
-                // The parent's pool must not be dropped here: that would wait for its threads too.
-                std::mem::forget(kept.replace((here, Arc::clone(&pool))));
-                pool
-            }
-        };
-        drop(kept);
-        Ok(pool.install(job))
-    })
-}
-
-/// A vocabulary by id: canonical bytes, flags and the tokenizer's own segmentation.
-#[pyclass(frozen, module = "saltlm._rust")]
-struct Vocabulary(Arc<token::Vocabulary>);
 
 #[pymethods]
 impl Vocabulary {
-    /// From the content of a tokenizer.json; `special_ids` are special beside those it marks. ValueError when broken.
+    /// Reads the content of a tokenizer.json; `special_ids` are special in addition to those that the file declares special.
+    ///
+    /// Raises ValueError for invalid content; the message calls the file `name`.
     #[staticmethod]
     #[pyo3(signature = (data, special_ids, name = "tokenizer.json"))]
     fn from_tokenizer_json(py: Python<'_>, data: &[u8], special_ids: Vec<u32>, name: &str) -> PyResult<Self> {
-        let read = work(py, || tokenizer_json::read(data, name, &special_ids))?;
-        Ok(Vocabulary(Arc::new(read.map_err(to_py)?)))
+        Vocabulary::from_read(in_pool(py, || tokenizer_json::read(data, name, &special_ids))?)
     }
 
-    /// From the content of a tiktoken ranks file. ValueError when broken.
+    /// Reads the content of a tiktoken ranks file; `specials` are the special tokens as spelling and id.
+    ///
+    /// Raises ValueError for invalid content; the message calls the file `name`.
     #[staticmethod]
     #[pyo3(signature = (data, specials, name = "tiktoken ranks"))]
     fn from_tiktoken(py: Python<'_>, data: &[u8], specials: Vec<(String, u32)>, name: &str) -> PyResult<Self> {
-        let read = work(py, || tiktoken::read(data, name, &specials))?;
-        Ok(Vocabulary(Arc::new(read.map_err(to_py)?)))
+        Vocabulary::from_read(in_pool(py, || tiktoken::read(data, name, &specials))?)
     }
 
-    /// Largest id + 1, holes counted.
+    /// Number of ids: the largest id + 1, unused ids included.
     #[getter]
     fn size(&self) -> usize {
-        self.0.size()
+        self.inner().size()
     }
 
-    /// Makes the lookups of a source, those of covers too: while the target is still read they cost nothing.
+    /// Builds the look-up tables that an alignment needs of its source; a caller may do it while the target is being read.
     fn prepare(&self, py: Python<'_>) -> PyResult<()> {
-        work(py, || align::prepare(&self.0, true))
+        in_pool(py, || self.0.prepare(true))
     }
 
-    /// How tokens are spelled.
+    /// Name of the tokenizer family, such as "byte_level_bpe".
     #[getter]
     fn kind(&self) -> &'static str {
-        self.0.kind.name()
+        self.inner().kind.name()
     }
 
-    /// Canonical bytes of all tokens, flat, and where each starts.
+    /// Canonical bytes of all ids, joined [B], and the start of each with the end of the last [size + 1].
     fn token_bytes<'py>(&self, py: Python<'py>) -> (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i64>>) {
-        let table = &self.0.canonical;
-        let offsets: Vec<i64> = table.offsets.iter().map(|&o| o as i64).collect();
-        (table.bytes.clone().into_pyarray(py), offsets.into_pyarray(py))
+        let strings = &self.inner().canonical;
+        let offsets: Vec<i64> = strings.offsets.iter().map(|&offset| offset as i64).collect();
+        (strings.bytes.clone().into_pyarray(py), offsets.into_pyarray(py))
     }
 
-    /// Flags of all tokens: 1 word start, 2 special, 4 byte piece, 8 hole, 16 added.
+    /// Flags of all ids [size], sums of 1 word start, 2 special, 4 byte-fallback piece, 8 unused id, 16 added.
     fn flags<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u8>> {
-        self.0.flags.clone().into_pyarray(py)
+        self.inner().flags.clone().into_pyarray(py)
     }
 
-    /// The text of each token as static vectors would list it, or None.
+    /// The word of each id under which a file of static vectors would list it, or None.
     fn words(&self) -> Vec<Option<&str>> {
-        (0..self.0.size()).map(|id| self.0.word(id)).collect()
+        (0..self.inner().size()).map(|id| self.inner().word(id)).collect()
     }
 
-    /// Log-probability of each id where the model is a Unigram, else None.
+    /// Natural logarithm of the probability of each id [size] for a Unigram model, else None.
     fn scores<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<f64>>> {
-        match &self.0.segmenter {
+        match &self.inner().segmenter {
             Segmenter::Unigram(scores) => Some(scores.clone().into_pyarray(py)),
             _ => None,
         }
     }
 
-    /// Special and added tokens: spelling and id, ascending ids.
+    /// Special and added tokens as spelling and id, ascending by id.
     fn added(&self) -> Vec<(String, u32)> {
-        let flagged = |id: &usize| self.0.flags[*id] & (token::SPECIAL | token::ADDED) != 0;
-        let spelled = |id: usize| (String::from_utf8_lossy(self.0.spelling.get(id)).into_owned(), id as u32);
-        (0..self.0.size()).filter(flagged).map(spelled).collect()
+        let vocabulary = self.inner();
+        let spelling = |id: usize| String::from_utf8_lossy(vocabulary.spelling.get(id)).into_owned();
+        let flagged = vocabulary.flags.iter().enumerate().filter(|(_, &flags)| flags & (SPECIAL | ADDED) != 0);
+        flagged.map(|(id, _)| (spelling(id), id as u32)).collect()
     }
 
-    /// The smallest id with this native spelling, or None.
+    /// The smallest id with this spelling in the tokenizer's file, or None.
     fn find(&self, spelling: &str) -> Option<usize> {
-        (0..self.0.size())
-            .find(|&id| self.0.flags[id] & token::HOLE == 0 && self.0.spelling.get(id) == spelling.as_bytes())
+        let vocabulary = self.inner();
+        let mut used = vocabulary.flags.iter().enumerate().filter(|(_, &flags)| flags & HOLE == 0);
+        used.find(|&(id, _)| vocabulary.spelling.get(id) == spelling.as_bytes()).map(|(id, _)| id)
     }
 
     fn __repr__(&self) -> String {
-        format!("Vocabulary(kind={:?}, size={})", self.0.kind.name(), self.0.size())
+        format!("Vocabulary(kind={:?}, size={})", self.inner().kind.name(), self.inner().size())
     }
 }
 
-type Flat<'py> =
+type AlignmentArrays<'py> =
     (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i32>>);
 
-/// Verdict, source id and cover of every target token. The interpreter lock is released while it works.
+type CoverArrays<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i32>>);
+
+/// Match kind [T] and source id or -1 [T] of every target id, and the covers: offsets [T + 1] into the joined source ids.
+///
+/// `overlap` is "exact", "word-start" or "case"; `roles` are pairs (target id, source id) that always match. The interpreter lock
+/// is released meanwhile. Raises ValueError for another `overlap`.
 #[pyfunction(name = "align")]
 #[pyo3(signature = (source, target, overlap, roles, covers = true))]
 fn align_py<'py>(
@@ -141,32 +128,29 @@ fn align_py<'py>(
     overlap: &str,
     roles: Vec<(u32, u32)>,
     covers: bool,
-) -> PyResult<Flat<'py>> {
+) -> PyResult<AlignmentArrays<'py>> {
     let overlap = match overlap {
         "exact" => Overlap::Exact,
         "word-start" => Overlap::WordStart,
         "case" => Overlap::Case,
         other => {
-            let error =
-                Error::input("overlap", format!("{other:?}"), "exact, word-start or case", "choose one of these");
-            return Err(to_py(error));
+            let expected = "exact, word-start or case";
+            return Err(to_py(Error::input("overlap", format!("{other:?}"), expected, "choose one of these")));
         }
     };
-    let (source, target) = (&source.0, &target.0);
-    let found = work(py, || align::align(source, target, overlap, &roles, covers))?;
+    let alignment = in_pool(py, || align::align(&source.0, target.inner(), overlap, &roles, covers))?;
     Ok((
-        found.kind.into_pyarray(py),
-        found.source_id.into_pyarray(py),
-        found.cover_offsets.into_pyarray(py),
-        found.cover_ids.into_pyarray(py),
+        alignment.match_kind.into_pyarray(py),
+        alignment.source_id.into_pyarray(py),
+        alignment.covers.offsets.into_pyarray(py),
+        alignment.covers.ids.into_pyarray(py),
     ))
 }
 
-type Covers<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i32>>);
-
-/// Covers of target `tokens`, each by the source vocabulary without its forbidden ids, and where each starts.
+/// Covers of the target ids `tokens` [n], each without the source ids forbidden for it: offsets [n + 1], joined source ids.
 ///
-/// Those of `tokens[i]` are `forbidden[offsets[i]:offsets[i + 1]]`. ValueError where ids or offsets do not fit.
+/// The ids forbidden for `tokens[i]` are `forbidden[offsets[i]:offsets[i + 1]]`. Raises ValueError for an id outside its vocabulary
+/// and for offsets that do not ascend from 0 to the number of forbidden ids.
 #[pyfunction]
 fn covers_without<'py>(
     py: Python<'py>,
@@ -175,31 +159,42 @@ fn covers_without<'py>(
     tokens: PyReadonlyArray1<'py, i64>,
     offsets: PyReadonlyArray1<'py, i64>,
     forbidden: PyReadonlyArray1<'py, i64>,
-) -> PyResult<Covers<'py>> {
-    let ids = |given: PyReadonlyArray1<'py, i64>, size: usize, what: &str| -> PyResult<Vec<u32>> {
-        let outside = |&id: &i64| id < 0 || id as usize >= size;
-        let given = given.as_slice()?;
-        if let Some(id) = given.iter().copied().find(outside) {
+) -> PyResult<CoverArrays<'py>> {
+    let tokens = checked_ids(tokens.as_slice()?, target.inner().size(), "tokens").map_err(to_py)?;
+    let forbidden = checked_ids(forbidden.as_slice()?, source.inner().size(), "forbidden").map_err(to_py)?;
+    let offsets = checked_offsets(offsets.as_slice()?, tokens.len(), forbidden.len()).map_err(to_py)?;
+    let covers = in_pool(py, || align::covers_without(&source.0, target.inner(), &tokens, &offsets, &forbidden))?;
+    Ok((covers.offsets.into_pyarray(py), covers.ids.into_pyarray(py)))
+}
+
+/// The ids, if all are in [0, size).
+fn checked_ids(ids: &[i64], size: usize, what: &str) -> Result<Vec<u32>> {
+    let check = |&id: &i64| match u32::try_from(id) {
+        Ok(valid) if (valid as usize) < size => Ok(valid),
+        _ => {
             let expected = format!("ids in [0, {size})");
-            return Err(to_py(Error::input(what, id.to_string(), &expected, "take ids of this vocabulary")));
+            Err(Error::input(what, id.to_string(), expected, "give ids of this vocabulary"))
         }
-        Ok(given.iter().map(|&id| id as u32).collect())
     };
-    let (source, target) = (&source.0, &target.0);
-    let tokens = ids(tokens, target.size(), "tokens")?;
-    let forbidden = ids(forbidden, source.size(), "forbidden")?;
-    let offsets = offsets.as_slice()?;
-    let whole = offsets.len() == tokens.len() + 1
+    ids.iter().map(check).collect()
+}
+
+/// The offsets, if they are `count + 1` numbers that ascend from 0 to `total`.
+fn checked_offsets(offsets: &[i64], count: usize, total: usize) -> Result<Vec<usize>> {
+    let valid = offsets.len() == count + 1
         && offsets.first() == Some(&0)
-        && offsets.last() == Some(&(forbidden.len() as i64))
-        && offsets.windows(2).all(|pair| pair[0] <= pair[1]);
-    if !whole {
-        let expected = format!("{} ascending from 0 to {}", tokens.len() + 1, forbidden.len());
-        return Err(to_py(Error::input("offsets", format!("{} of them", offsets.len()), &expected, "count again")));
+        && offsets.last() == Some(&(total as i64))
+        && offsets.is_sorted();
+    if !valid {
+        let expected = format!("{} ascending from 0 to {total}", count + 1);
+        return Err(Error::input(
+            "offsets",
+            format!("{} of them", offsets.len()),
+            expected,
+            "check how they are counted",
+        ));
     }
-    let offsets: Vec<usize> = offsets.iter().map(|&at| at as usize).collect();
-    let (starts, covers) = work(py, || align::covers_without(source, target, &tokens, &offsets, &forbidden))?;
-    Ok((starts.into_pyarray(py), covers.into_pyarray(py)))
+    Ok(offsets.iter().map(|&offset| offset as usize).collect())
 }
 
 /// Native part of saltlm; use it through the Python package.

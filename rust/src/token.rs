@@ -1,125 +1,152 @@
-//! Byte-exact token identity: every token as the bytes it stands for.
+//! Tokens as the bytes of text that they stand for.
 //!
-//! A word start is a leading space (0x20) of the canonical bytes, whatever mark the tokenizer spells it with.
-use crate::cover::Segmenter;
-use crate::index::Lookups;
+//! The canonical bytes of a token are these bytes. A token starts a word if its canonical bytes begin with a space (0x20),
+//! whatever mark the tokenizer writes.
 
-/// Flag of a token whose canonical bytes begin with a space: it starts a word.
+/// Flag of a token that starts a word: its canonical bytes begin with a space.
 pub const WORD_START: u8 = 1;
-/// Flag of a special token: it stands for a role, not for text.
+/// Flag of a special token: it stands for a role (such as the end of a text), not for text.
 pub const SPECIAL: u8 = 2;
 /// Flag of a byte-fallback piece such as `<0x0A>`.
 pub const BYTE_PIECE: u8 = 4;
-/// Flag of an id that no token has.
+/// Flag of an unused id: no token has it.
 pub const HOLE: u8 = 8;
 /// Flag of an added token that is not special: its content is plain text.
 pub const ADDED: u8 = 16;
 
-/// How a tokenizer spells bytes and word starts.
+/// Marks the absence of an id or of a merge rank in the lookup tables; no vocabulary is that large.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// Every id is below this limit (2^24). A file with a larger id is taken for damaged.
+pub const MAX_VOCABULARY_SIZE: u64 = 1 << 24;
+
+/// Family of a tokenizer: it decides how a token spells bytes and word starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// BPE over a fixed 256-character spelling of bytes.
+pub enum TokenizerKind {
+    /// BPE; each of 256 fixed characters spells one byte.
     ByteLevelBpe,
-    /// Unigram pieces over the same 256-character spelling of bytes.
+    /// Unigram; each of the same 256 characters spells one byte.
     ByteLevelUnigram,
-    /// Unigram pieces, U+2581 for a space.
+    /// Unigram; U+2581 spells a space.
     SentencePieceUnigram,
-    /// BPE pieces, U+2581 for a space, often with byte-fallback pieces.
+    /// BPE; U+2581 spells a space; often with byte-fallback pieces.
     SentencePieceBpe,
-    /// Words and `##` continuations.
+    /// WordPiece or WordLevel; a prefix such as `##` marks a piece that continues a word.
     WordPiece,
-    /// Raw bytes with ranks.
+    /// tiktoken: byte strings with ranks.
     Tiktoken,
 }
 
-impl Kind {
-    /// The name Python sees.
+impl TokenizerKind {
+    /// The name that Python sees.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::ByteLevelBpe => "byte_level_bpe",
-            Kind::ByteLevelUnigram => "byte_level_unigram",
-            Kind::SentencePieceUnigram => "sentencepiece_unigram",
-            Kind::SentencePieceBpe => "sentencepiece_bpe",
-            Kind::WordPiece => "wordpiece",
-            Kind::Tiktoken => "tiktoken",
+            TokenizerKind::ByteLevelBpe => "byte_level_bpe",
+            TokenizerKind::ByteLevelUnigram => "byte_level_unigram",
+            TokenizerKind::SentencePieceUnigram => "sentencepiece_unigram",
+            TokenizerKind::SentencePieceBpe => "sentencepiece_bpe",
+            TokenizerKind::WordPiece => "wordpiece",
+            TokenizerKind::Tiktoken => "tiktoken",
         }
     }
 
-    /// Whether the model builds text from bytes rather than from characters.
-    pub fn by_bytes(self) -> bool {
-        matches!(self, Kind::ByteLevelBpe | Kind::ByteLevelUnigram | Kind::Tiktoken)
+    /// Whether the smallest unit of the model is a byte; otherwise it is a character.
+    pub fn is_byte_based(self) -> bool {
+        matches!(self, TokenizerKind::ByteLevelBpe | TokenizerKind::ByteLevelUnigram | TokenizerKind::Tiktoken)
     }
 }
 
-/// Byte strings in one flat buffer: entry `i` is `bytes[offsets[i]..offsets[i + 1]]`.
+/// Byte strings in one buffer: string `i` is `bytes[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Table {
-    /// All entries, one after the other.
+pub struct ByteStrings {
+    /// All strings, joined.
     pub bytes: Vec<u8>,
-    /// Where each entry starts, and the end of the last.
+    /// Start of each string in `bytes`, then the end of the last: one number more than there are strings.
     pub offsets: Vec<usize>,
 }
 
-impl Table {
-    /// An empty table with room for `entries` entries of `bytes` bytes in all.
-    pub fn with_capacity(entries: usize, bytes: usize) -> Self {
-        let mut offsets = Vec::with_capacity(entries + 1);
+impl ByteStrings {
+    /// No strings yet, with memory reserved for `strings` strings of `bytes` bytes in total.
+    pub fn with_capacity(strings: usize, bytes: usize) -> Self {
+        let mut offsets = Vec::with_capacity(strings + 1);
         offsets.push(0);
-        Table { bytes: Vec::with_capacity(bytes), offsets }
+        ByteStrings { bytes: Vec::with_capacity(bytes), offsets }
     }
 
-    /// Ends the entry whose bytes were appended to `bytes`.
-    pub fn close(&mut self) {
+    /// Ends the current string: it consists of the bytes appended to `bytes` since the last call.
+    pub fn finish_string(&mut self) {
         self.offsets.push(self.bytes.len());
     }
 
-    /// Number of entries.
+    /// Number of strings.
     pub fn len(&self) -> usize {
         self.offsets.len().saturating_sub(1)
     }
 
-    /// Whether there is no entry.
+    /// Whether there are no strings.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Entry `id`.
-    pub fn get(&self, id: usize) -> &[u8] {
-        &self.bytes[self.offsets[id]..self.offsets[id + 1]]
+    /// String number `index`.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not below [`ByteStrings::len`].
+    pub fn get(&self, index: usize) -> &[u8] {
+        &self.bytes[self.offsets[index]..self.offsets[index + 1]]
     }
 }
 
-/// A vocabulary by id: canonical bytes, native spelling, flags, and how it segments text.
+/// The segmentation algorithm of a tokenizer, with its parameters.
+#[derive(Debug, Default)]
+pub enum Segmenter {
+    /// Byte-pair encoding. Merges in order of rank, each as ids: left, right, result.
+    Bpe(Vec<[u32; 3]>),
+    /// Byte-pair encoding without a list of merges (tiktoken): two neighbours merge if their joined bytes are a token, and
+    /// the id of that token is the rank of the merge.
+    Ranks,
+    /// Unigram language model. Natural logarithm of the probability of each id.
+    Unigram(Vec<f64>),
+    /// WordPiece: the longest matching piece, from left to right.
+    #[default]
+    LongestMatch,
+}
+
+/// A vocabulary of `N` ids, and the segmentation algorithm of its tokenizer.
 #[derive(Debug)]
 pub struct Vocabulary {
-    /// How it spells tokens.
-    pub kind: Kind,
-    /// Canonical bytes of each id; empty for a hole.
-    pub canonical: Table,
-    /// Native spelling of each id; decides between tokens of equal canonical bytes.
-    pub spelling: Table,
-    /// [`WORD_START`] and the other flags of each id.
+    /// Family of the tokenizer.
+    pub kind: TokenizerKind,
+    /// Canonical bytes of each id, `N` strings; empty for an unused id.
+    pub canonical: ByteStrings,
+    /// Spelling of each id in the tokenizer's file, `N` strings; distinguishes tokens of equal canonical bytes.
+    pub spelling: ByteStrings,
+    /// Flags of each id, `N` sums of [`WORD_START`], [`SPECIAL`], [`BYTE_PIECE`], [`HOLE`] and [`ADDED`].
     pub flags: Vec<u8>,
-    /// What the tokenizer's own segmentation needs.
+    /// Segmentation algorithm.
     pub segmenter: Segmenter,
-    /// What has been made of all that for lookups.
-    pub lookups: Lookups,
 }
 
 impl Vocabulary {
-    /// Largest id + 1, holes counted.
+    /// Number of ids `N`: the largest id + 1, unused ids included.
     pub fn size(&self) -> usize {
         self.flags.len()
     }
 
-    /// Whether `id` can be matched as text: neither special nor a hole.
+    /// Whether `id` stands for text: it is neither special nor unused.
     pub fn is_text(&self, id: usize) -> bool {
         self.flags[id] & (SPECIAL | HOLE) == 0
     }
 
-    /// The text under which a static-vector file would list the token, if it is a whole piece of text.
+    /// Whether the segmentation algorithm can produce `id`: a text token that is neither a byte-fallback piece nor added.
+    pub(crate) fn is_model_piece(&self, id: usize) -> bool {
+        self.flags[id] & (SPECIAL | HOLE | BYTE_PIECE | ADDED) == 0
+    }
+
+    /// The word under which a file of static word vectors would list token `id`: its text without surrounding spaces.
     ///
-    /// `None` for special tokens, byte pieces, holes, blanks and bytes that are not UTF-8 by themselves.
+    /// `None` for special tokens, byte-fallback pieces, unused ids, white space and bytes that are not valid UTF-8.
     pub fn word(&self, id: usize) -> Option<&str> {
         if self.flags[id] & (SPECIAL | HOLE | BYTE_PIECE) != 0 {
             return None;
@@ -129,57 +156,82 @@ impl Vocabulary {
     }
 }
 
-/// One token of a vocabulary under construction.
-pub struct Entry<'a, S: ?Sized> {
+/// A token as a reader finds it in a file.
+pub struct TokenEntry<'a, S: ?Sized> {
     /// Its id.
     pub id: usize,
-    /// Its native spelling, text or bytes.
+    /// Its spelling in the file, text or bytes.
     pub spelling: &'a S,
-    /// Flags other than [`WORD_START`] and [`HOLE`].
+    /// Its flags except [`WORD_START`] and [`HOLE`], which follow from the other entries and the canonical bytes.
     pub flags: u8,
 }
 
-/// Lays entries out by id, turning each spelling into canonical bytes.
-///
-/// Ids that no entry has become holes. The first `own` entries are the model's: two of them with one id are an error (their
-/// places are returned), since an id stands for one token. An added token, given after them, replaces a piece.
-pub fn lay_out<S: AsRef<[u8]> + ?Sized>(
-    entries: &[Entry<'_, S>],
-    own: usize,
-    canonical: impl Fn(&Entry<'_, S>, &mut Vec<u8>),
-) -> Result<(Table, Table, Vec<u8>), [usize; 2]> {
-    let size = entries.iter().map(|e| e.id + 1).max().unwrap_or(0);
-    let mut at = vec![usize::MAX; size];
-    for (index, entry) in entries.iter().enumerate() {
-        let before = std::mem::replace(&mut at[entry.id], index);
-        if index < own && before != usize::MAX {
-            return Err([before, index]);
-        }
-    }
-    let total: usize = entries.iter().map(|e| e.spelling.as_ref().len()).sum();
-    let mut tokens = Table::with_capacity(size, total);
-    let mut spellings = Table::with_capacity(size, total);
-    let mut flags = Vec::with_capacity(size);
-    for index in at {
-        let mut flag = HOLE;
-        if index != usize::MAX {
-            let entry = &entries[index];
-            let start = tokens.bytes.len();
-            canonical(entry, &mut tokens.bytes);
-            spellings.bytes.extend_from_slice(entry.spelling.as_ref());
-            flag = entry.flags;
-            if flag & SPECIAL == 0 && tokens.bytes.get(start) == Some(&b' ') {
-                flag |= WORD_START;
-            }
-        }
-        tokens.close();
-        spellings.close();
-        flags.push(flag);
-    }
-    Ok((tokens, spellings, flags))
+/// Tokens in order of their ids; the fields are those of [`Vocabulary`].
+pub struct TokenTable {
+    /// Canonical bytes of each id.
+    pub canonical: ByteStrings,
+    /// Spelling of each id.
+    pub spelling: ByteStrings,
+    /// Flags of each id.
+    pub flags: Vec<u8>,
 }
 
-/// The byte a byte-fallback piece `<0xNN>` stands for.
+/// Two tokens of the model have the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DuplicateId {
+    /// Index of the earlier entry.
+    pub first: usize,
+    /// Index of the later entry.
+    pub second: usize,
+}
+
+impl TokenTable {
+    /// Sorts `entries` by id. `push_canonical(entry, out)` appends the canonical bytes of an entry to `out`.
+    ///
+    /// The first `model_count` entries are the tokens of the model. The later ones are added tokens; an added token replaces a
+    /// token of the model that has the same id. Ids without an entry are flagged [`HOLE`].
+    ///
+    /// # Errors
+    ///
+    /// [`DuplicateId`] if two tokens of the model have the same id.
+    pub fn from_entries<S: AsRef<[u8]> + ?Sized>(
+        entries: &[TokenEntry<'_, S>],
+        model_count: usize,
+        push_canonical: impl Fn(&TokenEntry<'_, S>, &mut Vec<u8>),
+    ) -> std::result::Result<Self, DuplicateId> {
+        const UNUSED: usize = usize::MAX;
+        let size = entries.iter().map(|entry| entry.id + 1).max().unwrap_or(0);
+        let mut entry_of_id = vec![UNUSED; size];
+        for (index, entry) in entries.iter().enumerate() {
+            let previous = std::mem::replace(&mut entry_of_id[entry.id], index);
+            if index < model_count && previous != UNUSED {
+                return Err(DuplicateId { first: previous, second: index });
+            }
+        }
+        let total: usize = entries.iter().map(|entry| entry.spelling.as_ref().len()).sum();
+        let mut canonical = ByteStrings::with_capacity(size, total);
+        let mut spelling = ByteStrings::with_capacity(size, total);
+        let mut flags = Vec::with_capacity(size);
+        for index in entry_of_id {
+            let mut flag = HOLE;
+            if let Some(entry) = entries.get(index) {
+                let start = canonical.bytes.len();
+                push_canonical(entry, &mut canonical.bytes);
+                spelling.bytes.extend_from_slice(entry.spelling.as_ref());
+                flag = entry.flags;
+                if flag & SPECIAL == 0 && canonical.bytes.get(start) == Some(&b' ') {
+                    flag |= WORD_START;
+                }
+            }
+            canonical.finish_string();
+            spelling.finish_string();
+            flags.push(flag);
+        }
+        Ok(TokenTable { canonical, spelling, flags })
+    }
+}
+
+/// The byte that a byte-fallback piece `<0xNN>` stands for; `None` for any other spelling.
 pub fn byte_piece(spelling: &[u8]) -> Option<u8> {
     match spelling {
         [b'<', b'0', b'x', high, low, b'>'] => {
@@ -190,16 +242,16 @@ pub fn byte_piece(spelling: &[u8]) -> Option<u8> {
     }
 }
 
-/// The byte that a character of the byte-level alphabet spells.
+/// The byte that a character of the byte-level alphabet spells; `None` for a character outside the alphabet.
 ///
-/// Printable characters of Latin-1 spell themselves; the other 68 bytes are spelled by U+0100 and up, in byte order.
+/// A printable character of Latin-1 spells its own code. The other 68 bytes are spelled by U+0100 to U+0143, in byte order.
 pub fn byte_of_char(c: char) -> Option<u8> {
     let code = c as u32;
     match code {
         33..=126 | 161..=172 | 174..=255 => Some(code as u8),
         0x100..=0x143 => {
             let rank = (code - 0x100) as u8;
-            // 0..=32 are bytes 0..=32, 33..=66 are 127..=160, 67 is 173.
+            // Ranks 0 to 32 are the bytes 0 to 32, ranks 33 to 66 the bytes 127 to 160, rank 67 is the byte 173.
             Some(match rank {
                 0..=32 => rank,
                 33..=66 => rank - 33 + 127,
@@ -213,29 +265,29 @@ pub fn byte_of_char(c: char) -> Option<u8> {
 /// What the characters of a spelling stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alphabet {
-    /// Themselves.
+    /// Each character stands for itself.
     Plain,
-    /// Bytes, by the table of [`byte_of_char`].
+    /// Each character stands for one byte, see [`byte_of_char`].
     ByteLevel,
-    /// Themselves, but for U+2581: a space.
-    Mark,
+    /// U+2581 stands for a space, any other character for itself.
+    Metaspace,
 }
 
-/// How a tokenizer spells its tokens.
+/// The rules by which a tokenizer spells its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spelling {
-    /// What characters stand for.
+    /// What the characters stand for.
     pub alphabet: Alphabet,
-    /// Prefix of pieces that continue a word; empty for none.
+    /// Prefix of a piece that continues a word; empty if the tokenizer has none.
     pub continuation: String,
-    /// Whether what continues nothing starts a word, though no character says so.
+    /// Whether a piece without the continuation prefix starts a word, although its spelling has no mark for that.
     pub starts_words: bool,
 }
 
 impl Spelling {
-    /// Appends the bytes that a piece of the model stands for.
-    pub fn push(&self, spelling: &str, out: &mut Vec<u8>) {
-        // The bare prefix continues with nothing: it is a word of its own.
+    /// Appends the canonical bytes of a token of the model to `out`.
+    pub fn push_piece(&self, spelling: &str, out: &mut Vec<u8>) {
+        // The prefix alone continues no word: it is a word.
         let prefix = Some(self.continuation.as_str()).filter(|prefix| !prefix.is_empty());
         let rest = prefix.and_then(|prefix| spelling.strip_prefix(prefix)).filter(|rest| !rest.is_empty());
         if rest.is_none() && self.starts_words {
@@ -245,22 +297,24 @@ impl Spelling {
         match self.alphabet {
             Alphabet::Plain => out.extend_from_slice(rest.as_bytes()),
             Alphabet::ByteLevel => push_byte_level(rest, out),
-            Alphabet::Mark => push_sentencepiece(rest, out),
+            Alphabet::Metaspace => push_sentencepiece(rest, out),
         }
     }
 
-    /// Appends the bytes that an added token stands for: its content, which is looked for in the text itself. Only there
-    /// is the byte-level spelling not undone; the other rules hold for added tokens too.
+    /// Appends the canonical bytes of an added token to `out`.
+    ///
+    /// The tokenizer searches the text for the content of an added token, so the byte-level spelling is not decoded. The
+    /// other rules are those of [`Spelling::push_piece`].
     pub fn push_added(&self, content: &str, out: &mut Vec<u8>) {
         match self.alphabet {
             Alphabet::ByteLevel => out.extend_from_slice(content.as_bytes()),
             _ if content.starts_with(' ') => out.extend_from_slice(content.as_bytes()),
-            _ => self.push(content, out),
+            _ => self.push_piece(content, out),
         }
     }
 }
 
-/// Appends the bytes a byte-level spelling stands for; characters outside the alphabet keep their UTF-8 bytes.
+/// Appends the bytes of a byte-level spelling; a character outside the alphabet keeps its UTF-8 bytes.
 fn push_byte_level(spelling: &str, out: &mut Vec<u8>) {
     for c in spelling.chars() {
         match byte_of_char(c) {
@@ -270,13 +324,13 @@ fn push_byte_level(spelling: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a SentencePiece spelling with every U+2581 as a space.
+/// Appends the bytes of a SentencePiece spelling: every U+2581 becomes a space.
 fn push_sentencepiece(spelling: &str, out: &mut Vec<u8>) {
     let mut rest = spelling;
-    while let Some(at) = rest.find('\u{2581}') {
-        out.extend_from_slice(&rest.as_bytes()[..at]);
+    while let Some((before, after)) = rest.split_once('\u{2581}') {
+        out.extend_from_slice(before.as_bytes());
         out.push(b' ');
-        rest = &rest[at + '\u{2581}'.len_utf8()..];
+        rest = after;
     }
     out.extend_from_slice(rest.as_bytes());
 }
@@ -286,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_byte_alphabet_is_a_bijection() {
+    fn the_byte_level_alphabet_is_a_bijection() {
         let mut seen = [false; 256];
         for c in (0..0x200).filter_map(char::from_u32) {
             if let Some(byte) = byte_of_char(c) {
@@ -299,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_pieces_cover_all_bytes() {
+    fn every_byte_has_a_byte_piece() {
         for byte in 0..=255u8 {
             assert_eq!(byte_piece(format!("<0x{byte:02X}>").as_bytes()), Some(byte));
         }
@@ -307,20 +361,20 @@ mod tests {
         assert_eq!(byte_piece(b"<0xG0>"), None);
     }
 
-    fn spelled(alphabet: Alphabet, continuation: &str, text: &str) -> Vec<u8> {
+    fn canonical_bytes(alphabet: Alphabet, continuation: &str, text: &str) -> Vec<u8> {
         let starts_words = alphabet == Alphabet::Plain;
         let mut out = Vec::new();
-        Spelling { alphabet, continuation: continuation.into(), starts_words }.push(text, &mut out);
+        Spelling { alphabet, continuation: continuation.into(), starts_words }.push_piece(text, &mut out);
         out
     }
 
     #[test]
-    fn spellings_become_bytes() {
-        assert_eq!(spelled(Alphabet::Mark, "", "\u{2581}\u{2581}a\u{2581}"), b"  a ");
-        assert_eq!(spelled(Alphabet::ByteLevel, "", "\u{120}a\u{c3}\u{a4}"), " aä".as_bytes());
-        assert_eq!(spelled(Alphabet::Plain, "##", "##llo"), b"llo");
-        assert_eq!(spelled(Alphabet::Plain, "##", "he"), b" he");
-        assert_eq!(spelled(Alphabet::Plain, "##", "##"), b" ##", "the bare prefix continues nothing");
-        assert_eq!(spelled(Alphabet::Plain, "", "##a"), b" ##a");
+    fn a_spelling_becomes_its_canonical_bytes() {
+        assert_eq!(canonical_bytes(Alphabet::Metaspace, "", "\u{2581}\u{2581}a\u{2581}"), b"  a ");
+        assert_eq!(canonical_bytes(Alphabet::ByteLevel, "", "\u{120}a\u{c3}\u{a4}"), " aä".as_bytes());
+        assert_eq!(canonical_bytes(Alphabet::Plain, "##", "##llo"), b"llo");
+        assert_eq!(canonical_bytes(Alphabet::Plain, "##", "he"), b" he");
+        assert_eq!(canonical_bytes(Alphabet::Plain, "##", "##"), b" ##", "the prefix alone continues no word");
+        assert_eq!(canonical_bytes(Alphabet::Plain, "", "##a"), b" ##a");
     }
 }

@@ -1,4 +1,4 @@
-//! Reads a `tokenizer.json` into a [`Vocabulary`]; strings are borrowed from the file where nothing is escaped.
+//! Reads a `tokenizer.json` file into a [`Vocabulary`]. A string without escapes is borrowed from the file, not copied.
 use std::borrow::Cow;
 use std::fmt;
 
@@ -8,15 +8,16 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cover::Segmenter;
-use crate::error::{Error, Result};
-use crate::index::Lookups;
-use crate::token::{byte_piece, lay_out, Alphabet, Entry, Kind, Spelling, Vocabulary, ADDED, BYTE_PIECE, SPECIAL};
+use crate::error::{refuse_git_lfs_pointer, Error, Result};
+use crate::token::{
+    byte_piece, Alphabet, DuplicateId, Segmenter, Spelling, TokenEntry, TokenTable, TokenizerKind, Vocabulary, ADDED,
+    BYTE_PIECE, MAX_VOCABULARY_SIZE, SPECIAL,
+};
 
-/// A vocabulary's ids end below this: beyond it a file is broken rather than large.
-pub const MAX_SIZE: u64 = 1 << 24;
+const SAVE_AGAIN: &str = "save the tokenizer again with save_pretrained of a current transformers";
+const SUPPORTED: &str = "choose a PLM with a byte-level, SentencePiece or WordPiece tokenizer";
 
-/// A string borrowed from the file unless it holds escapes.
+/// A string, borrowed from the file unless it contains escapes.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
@@ -38,9 +39,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// Tokens with ids (a map) or with scores, the place being the id (a list).
+/// The `vocab` field of a model.
 enum Tokens<'a> {
+    /// A JSON map from tokens to ids.
     Ids(Vec<(Text<'a>, u64)>),
+    /// A JSON list of tokens with their log-probabilities; the position in the list is the id.
     Scores(Vec<(Text<'a>, f64)>),
 }
 
@@ -71,7 +74,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Tokens<'a> {
     }
 }
 
-/// One merge, written as `"left right"` or as `["left", "right"]`.
+/// A merge of two tokens, in the file `"left right"` or `["left", "right"]`.
 struct Merge<'a>(Cow<'a, str>, Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
@@ -135,141 +138,145 @@ struct File<'a> {
 }
 
 impl File<'_> {
-    /// Whether a component of this type stands anywhere in the pipeline, nested sequences included.
-    fn has(&self, name: &str) -> bool {
-        [&self.normalizer, &self.pre_tokenizer, &self.decoder].into_iter().flatten().any(|value| mentions(value, name))
+    /// The components beside the model that the file has.
+    fn components(&self) -> impl Iterator<Item = &Value> {
+        [&self.normalizer, &self.pre_tokenizer, &self.decoder].into_iter().flatten()
     }
 
-    /// Whether a component replaces or prepends the SentencePiece mark.
-    fn marks_spaces(&self) -> bool {
-        self.has("Metaspace")
-            || [&self.normalizer, &self.pre_tokenizer, &self.decoder]
-                .into_iter()
-                .flatten()
-                .any(|value| value.to_string().contains('\u{2581}'))
+    /// Whether there is a component of type `name`, also inside a sequence of components.
+    fn has_component(&self, name: &str) -> bool {
+        self.components().any(|component| contains_type(component, name))
+    }
+
+    /// Whether a component writes U+2581 for a space.
+    fn uses_metaspace(&self) -> bool {
+        self.has_component("Metaspace") || self.components().any(|value| value.to_string().contains('\u{2581}'))
     }
 }
 
-fn mentions(value: &Value, name: &str) -> bool {
+/// Whether `value` or a value inside it is an object of type `name`.
+fn contains_type(value: &Value, name: &str) -> bool {
     match value {
         Value::Object(map) => {
-            map.get("type").and_then(Value::as_str) == Some(name) || map.values().any(|inner| mentions(inner, name))
+            map.get("type").and_then(Value::as_str) == Some(name)
+                || map.values().any(|inner| contains_type(inner, name))
         }
-        Value::Array(list) => list.iter().any(|inner| mentions(inner, name)),
+        Value::Array(list) => list.iter().any(|inner| contains_type(inner, name)),
         _ => false,
     }
 }
 
-/// Parses `data`, the content of a `tokenizer.json` called `name` in messages.
+/// Parses `data`, the content of a `tokenizer.json` file; error messages call the file `name`.
 ///
-/// `special_ids` are special beside those that the file itself marks.
+/// `special_ids` are ids of special tokens in addition to those that the file declares special.
+///
+/// # Errors
+///
+/// [`Error::Input`] for a file that is not a `tokenizer.json`, an empty vocabulary, two tokens of one id, an id of
+/// [`MAX_VOCABULARY_SIZE`] or more, an unsupported model, and a Git LFS pointer.
 pub fn read(data: &[u8], name: &str, special_ids: &[u32]) -> Result<Vocabulary> {
-    let advice = "save the tokenizer again with save_pretrained of a current transformers";
-    if data.starts_with(b"version https://git-lfs") {
-        return Err(Error::input(
-            name,
-            "a git-lfs pointer",
-            "a tokenizer.json",
-            "fetch the file it points to: git lfs pull",
-        ));
-    }
+    refuse_git_lfs_pointer(data, name, "a tokenizer.json")?;
     let file: File<'_> = serde_json::from_slice(data)
-        .map_err(|error| Error::input(name, format!("a broken file ({error})"), "a tokenizer.json", advice))?;
-    let kind = kind_of(&file, name)?;
+        .map_err(|error| Error::input(name, format!("a broken file ({error})"), "a tokenizer.json", SAVE_AGAIN))?;
+    let kind = tokenizer_kind(&file, name)?;
     let pieces: Vec<(&str, u64)> = match &file.model.vocab {
         Tokens::Ids(tokens) => tokens.iter().map(|(text, id)| (&*text.0, *id)).collect(),
         Tokens::Scores(tokens) => tokens.iter().zip(0..).map(|((text, _), id)| (&*text.0, id)).collect(),
     };
     if pieces.is_empty() {
-        return Err(Error::input(name, "an empty vocabulary", "at least one token", advice));
+        return Err(Error::input(name, "an empty vocabulary", "at least one token", SAVE_AGAIN));
     }
-    let largest = pieces.iter().map(|p| p.1).chain(file.added_tokens.iter().map(|a| a.id)).max().unwrap_or(0);
-    if largest >= MAX_SIZE {
-        return Err(Error::input(name, format!("token id {largest}"), format!("ids below {MAX_SIZE}"), advice));
+    let added_ids = file.added_tokens.iter().map(|added| added.id);
+    let largest = pieces.iter().map(|piece| piece.1).chain(added_ids).max().unwrap_or(0);
+    if largest >= MAX_VOCABULARY_SIZE {
+        let (found, expected) = (format!("token id {largest}"), format!("ids below {MAX_VOCABULARY_SIZE}"));
+        return Err(Error::input(name, found, expected, SAVE_AGAIN));
     }
-    let falls_back = file.model.byte_fallback == Some(true) || file.has("ByteFallback");
-    let has_byte_pieces = falls_back && matches!(kind, Kind::SentencePieceBpe | Kind::SentencePieceUnigram);
-    let mut special = vec![false; largest as usize + 1];
-    for &id in special_ids {
-        if let Some(flag) = special.get_mut(id as usize) {
+    let mut is_special = vec![false; largest as usize + 1];
+    let declared = file.added_tokens.iter().filter(|added| added.special).map(|added| added.id as usize);
+    for id in special_ids.iter().map(|&id| id as usize).chain(declared) {
+        if let Some(flag) = is_special.get_mut(id) {
             *flag = true;
         }
     }
-    for added in file.added_tokens.iter().filter(|added| added.special) {
-        special[added.id as usize] = true;
-    }
+    let entries = token_entries(&file, kind, &pieces, &is_special);
+    let rules = spelling_rules(&file, kind);
+    let table = TokenTable::from_entries(&entries, pieces.len(), |entry, out| {
+        let byte = if entry.flags & BYTE_PIECE != 0 { byte_piece(entry.spelling.as_bytes()) } else { None };
+        match byte {
+            _ if entry.flags & SPECIAL != 0 => out.extend_from_slice(entry.spelling.as_bytes()),
+            Some(byte) => out.push(byte),
+            None if entry.flags & ADDED != 0 => rules.push_added(entry.spelling, out),
+            None => rules.push_piece(entry.spelling, out),
+        }
+    });
+    let TokenTable { canonical, spelling, flags } = table.map_err(|DuplicateId { first, second }| {
+        let (first, id) = pieces[first];
+        let found = format!("{first:?} and {:?} with one id, {id}", pieces[second].0);
+        Error::input(name, found, "one token for each id", SAVE_AGAIN)
+    })?;
+    let segmenter = segmenter(&file, &pieces, flags.len());
+    Ok(Vocabulary { kind, canonical, spelling, flags, segmenter })
+}
+
+/// The tokens of the model, then the added tokens.
+///
+/// An added token that repeats a token of the model (same id, same text) is left out: it keeps the spelling of the model.
+fn token_entries<'a>(
+    file: &'a File<'_>,
+    kind: TokenizerKind,
+    pieces: &[(&'a str, u64)],
+    is_special: &[bool],
+) -> Vec<TokenEntry<'a, str>> {
+    let has_fallback = file.model.byte_fallback == Some(true) || file.has_component("ByteFallback");
+    let has_byte_pieces =
+        has_fallback && matches!(kind, TokenizerKind::SentencePieceBpe | TokenizerKind::SentencePieceUnigram);
+    let special_or = |id: u64, other: u8| if is_special[id as usize] { SPECIAL } else { other };
     let mut entries = Vec::with_capacity(pieces.len() + file.added_tokens.len());
-    for &(text, id) in &pieces {
-        let flags = match () {
-            () if special[id as usize] => SPECIAL,
-            () if has_byte_pieces && byte_piece(text.as_bytes()).is_some() => BYTE_PIECE,
-            () => 0,
-        };
-        entries.push(Entry { id: id as usize, spelling: text, flags });
+    for &(text, id) in pieces {
+        let byte_flag = if has_byte_pieces && byte_piece(text.as_bytes()).is_some() { BYTE_PIECE } else { 0 };
+        entries.push(TokenEntry { id: id as usize, spelling: text, flags: special_or(id, byte_flag) });
     }
     let contents: FxHashMap<u64, &str> = file.added_tokens.iter().map(|added| (added.id, &*added.content.0)).collect();
     let repeated: FxHashSet<u64> =
         pieces.iter().filter(|&(text, id)| contents.get(id) == Some(text)).map(|piece| piece.1).collect();
-    // Added tokens that repeat a piece of the model keep the model's spelling rules.
     for added in file.added_tokens.iter().filter(|added| !repeated.contains(&added.id)) {
-        let flags = if special[added.id as usize] { SPECIAL } else { ADDED };
-        entries.push(Entry { id: added.id as usize, spelling: &added.content.0, flags });
+        let flags = special_or(added.id, ADDED);
+        entries.push(TokenEntry { id: added.id as usize, spelling: &added.content.0, flags });
     }
-    let how = spelling_of(&file, kind);
-    let (canonical, spelling, flags) = lay_out(&entries, pieces.len(), |entry, out| {
-        match byte_piece(entry.spelling.as_bytes()).filter(|_| entry.flags & BYTE_PIECE != 0) {
-            _ if entry.flags & SPECIAL != 0 => out.extend_from_slice(entry.spelling.as_bytes()),
-            Some(byte) => out.push(byte),
-            None if entry.flags & ADDED != 0 => how.push_added(entry.spelling, out),
-            None => how.push(entry.spelling, out),
-        }
-    })
-    .map_err(|[one, other]| {
-        let found = format!("{:?} and {:?} with one id, {}", pieces[one].0, pieces[other].0, pieces[one].1);
-        Error::input(name, found, "one token for each id", advice)
-    })?;
-    let segmenter = segmenter(&file, &pieces, flags.len());
-    Ok(Vocabulary { kind, canonical, spelling, flags, segmenter, lookups: Lookups::default() })
+    entries
 }
 
-/// The kind, from the model's type and the pipeline's components.
-fn kind_of(file: &File<'_>, name: &str) -> Result<Kind> {
+/// The family of the tokenizer, from the type of the model and the components beside it.
+fn tokenizer_kind(file: &File<'_>, name: &str) -> Result<TokenizerKind> {
     let model = &file.model;
-    let inferred = match (&model.vocab, &model.merges) {
+    let is_set = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+    if is_set(&model.end_of_word_suffix) {
+        let expected = "a tokenizer that marks word starts or continuations";
+        return Err(Error::input(name, "a BPE that marks the end of words", expected, SUPPORTED));
+    }
+    let model_type = model.name.as_deref().unwrap_or(match (&model.vocab, &model.merges) {
         (Tokens::Scores(_), _) => "Unigram",
         (_, Some(_)) => "BPE",
         _ => "WordPiece",
-    };
-    if model.end_of_word_suffix.as_deref().is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(Error::input(
-            name,
-            "a BPE that marks the end of words",
-            "a tokenizer that marks word starts or continuations",
-            "choose a PLM with a byte-level, SentencePiece or WordPiece tokenizer",
-        ));
+    });
+    if is_set(&model.continuing_subword_prefix) && matches!(model_type, "BPE" | "Unigram") {
+        let expected = "a BPE over bytes or over U+2581";
+        return Err(Error::input(name, "a BPE that marks continuations", expected, SUPPORTED));
     }
-    let prefixed = model.continuing_subword_prefix.as_deref().is_some_and(|prefix| !prefix.is_empty());
-    if prefixed && matches!(model.name.as_deref().unwrap_or(inferred), "BPE" | "Unigram") {
-        return Err(Error::input(
-            name,
-            "a BPE that marks continuations",
-            "a BPE over bytes or over U+2581",
-            "choose a PLM with a byte-level, SentencePiece or WordPiece tokenizer",
-        ));
-    }
-    match model.name.as_deref().unwrap_or(inferred) {
-        "BPE" if file.has("ByteLevel") => Ok(Kind::ByteLevelBpe),
-        "BPE" if model.byte_fallback == Some(true) || file.marks_spaces() => Ok(Kind::SentencePieceBpe),
-        "BPE" => Err(Error::input(
+    match (model_type, &model.vocab) {
+        ("BPE", _) if file.has_component("ByteLevel") => Ok(TokenizerKind::ByteLevelBpe),
+        ("BPE", _) if model.byte_fallback == Some(true) || file.uses_metaspace() => Ok(TokenizerKind::SentencePieceBpe),
+        ("BPE", _) => Err(Error::input(
             name,
             "a BPE with neither a ByteLevel nor a Metaspace component",
             "one of them, which says how bytes and word starts are spelled",
             "save the tokenizer with its pre-tokenizer and decoder",
         )),
-        "Unigram" if file.has("ByteLevel") && matches!(model.vocab, Tokens::Scores(_)) => Ok(Kind::ByteLevelUnigram),
-        "Unigram" if matches!(model.vocab, Tokens::Scores(_)) => Ok(Kind::SentencePieceUnigram),
-        "WordPiece" | "WordLevel" if matches!(model.vocab, Tokens::Ids(_)) => Ok(Kind::WordPiece),
-        other => Err(Error::input(
+        ("Unigram", Tokens::Scores(_)) if file.has_component("ByteLevel") => Ok(TokenizerKind::ByteLevelUnigram),
+        ("Unigram", Tokens::Scores(_)) => Ok(TokenizerKind::SentencePieceUnigram),
+        ("WordPiece" | "WordLevel", Tokens::Ids(_)) => Ok(TokenizerKind::WordPiece),
+        (other, _) => Err(Error::input(
             name,
             format!("a model of type {other:?}"),
             "BPE, Unigram, WordPiece or WordLevel",
@@ -278,15 +285,15 @@ fn kind_of(file: &File<'_>, name: &str) -> Result<Kind> {
     }
 }
 
-/// How the pieces are spelled. A WordPiece model may stand behind a pipeline that marks spaces itself.
-fn spelling_of(file: &File<'_>, kind: Kind) -> Spelling {
+/// The rules by which the tokens are spelled. The components of a WordPiece tokenizer may write U+2581 or byte-level text.
+fn spelling_rules(file: &File<'_>, kind: TokenizerKind) -> Spelling {
     let alphabet = match kind {
-        _ if file.has("ByteLevel") => Alphabet::ByteLevel,
-        Kind::WordPiece if !file.marks_spaces() => Alphabet::Plain,
-        _ => Alphabet::Mark,
+        _ if file.has_component("ByteLevel") => Alphabet::ByteLevel,
+        TokenizerKind::WordPiece if !file.uses_metaspace() => Alphabet::Plain,
+        _ => Alphabet::Metaspace,
     };
     let continuation = match (kind, file.model.name.as_deref()) {
-        (Kind::WordPiece, Some("WordPiece") | None) => {
+        (TokenizerKind::WordPiece, Some("WordPiece") | None) => {
             file.model.continuing_subword_prefix.clone().unwrap_or_else(|| "##".into())
         }
         _ => String::new(),
@@ -294,26 +301,27 @@ fn spelling_of(file: &File<'_>, kind: Kind) -> Spelling {
     Spelling { alphabet, continuation, starts_words: alphabet == Alphabet::Plain }
 }
 
-/// What the model's own segmentation needs.
+/// The segmentation algorithm of the model; `size` is the number of ids.
 fn segmenter(file: &File<'_>, pieces: &[(&str, u64)], size: usize) -> Segmenter {
     match (&file.model.vocab, &file.model.merges) {
         (Tokens::Scores(tokens), _) => {
-            let mut scores: Vec<f64> = tokens.iter().map(|t| t.1).collect();
-            let least = scores.iter().copied().filter(|s| s.is_finite()).fold(0.0, f64::min);
-            scores.resize(size.max(scores.len()), least);
+            let mut scores: Vec<f64> = tokens.iter().map(|token| token.1).collect();
+            let smallest = scores.iter().copied().filter(|score| score.is_finite()).fold(0.0, f64::min);
+            scores.resize(size.max(scores.len()), smallest);
             Segmenter::Unigram(scores)
         }
         (Tokens::Ids(_), Some(merges)) => {
             let mut ids = FxHashMap::with_capacity_and_hasher(pieces.len(), Default::default());
             ids.extend(pieces.iter().map(|&(text, id)| (text, id as u32)));
-            let triple = |joined: &mut String, Merge(left, right): &Merge<'_>| {
+            // `joined` is a buffer that each thread reuses. A merge of tokens that the vocabulary lacks is left out.
+            let merge_ids = |joined: &mut String, Merge(left, right): &Merge<'_>| {
                 joined.clear();
                 joined.push_str(left);
                 joined.push_str(right);
                 Some([*ids.get(&**left)?, *ids.get(&**right)?, *ids.get(joined.as_str())?])
             };
-            Segmenter::Bpe(merges.par_iter().map_init(String::new, triple).flatten_iter().collect())
+            Segmenter::Bpe(merges.par_iter().map_init(String::new, merge_ids).flatten_iter().collect())
         }
-        _ => Segmenter::Longest,
+        _ => Segmenter::LongestMatch,
     }
 }

@@ -1,4 +1,4 @@
-//! Readers of static word vectors: only what the wanted words need is read.
+//! Readers of static word vectors. They read only what the requested words need.
 
 pub mod fasttext;
 pub mod hashing;
@@ -7,24 +7,24 @@ pub mod text;
 
 use rustc_hash::FxHashMap;
 
-/// Wanted words by their bytes, each with the places that ask for it.
-pub(crate) fn places<'a>(words: &'a [Option<String>]) -> FxHashMap<&'a [u8], Vec<u32>> {
-    let mut wanted: FxHashMap<&'a [u8], Vec<u32>> = FxHashMap::default();
-    for (place, word) in words.iter().enumerate() {
-        if let Some(word) = word {
-            wanted.entry(word.as_bytes()).or_default().push(place as u32);
-        }
-    }
-    wanted
+/// Vectors of `n` requested words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WordVectors {
+    /// Rows, `[n, dimension]` row by row; zeros for a word without a vector.
+    pub values: Vec<f32>,
+    /// Whether each word has a vector, `[n]`.
+    pub known: Vec<bool>,
+    /// Number of values of a row.
+    pub dimension: usize,
 }
 
-/// Vectors of words: row `i` belongs to word `i`, zeros where it has none.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Found {
-    /// Rows, flat.
-    pub values: Vec<f32>,
-    /// Whether each word has a vector.
-    pub known: Vec<bool>,
-    /// Width of a row.
-    pub dimension: usize,
+/// The requested words as bytes, each with the indices at which `words` contains it.
+pub(crate) fn indices_by_word<'a>(words: &'a [Option<String>]) -> FxHashMap<&'a [u8], Vec<usize>> {
+    let mut indices: FxHashMap<&'a [u8], Vec<usize>> = FxHashMap::default();
+    for (index, word) in words.iter().enumerate() {
+        if let Some(word) = word {
+            indices.entry(word.as_bytes()).or_default().push(index);
+        }
+    }
+    indices
 }

@@ -1,290 +1,323 @@
-//! A fastText `.bin` by memory map: of a 7 GB file only the dictionary and the rows asked for are read.
+//! Reads a fastText `.bin` file through a memory map: of a file of 7 GB only the dictionary and the requested rows are read.
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use memchr::memchr;
 use memmap2::Mmap;
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
-use super::hashing;
-use super::{places, Found};
+use super::{hashing, indices_by_word, WordVectors};
 use crate::error::{Error, Result};
 
 const MAGIC: i32 = 793_712_314;
+/// Value of the setting `model` of a classifier; cbow is 1 and skipgram is 2.
 const SUPERVISED: i32 = 3;
+/// Bytes of a dictionary entry after the word and its zero: an 8-byte count and a 1-byte type.
+const ENTRY_TAIL: usize = 9;
+/// Bytes of a 32-bit floating-point number.
+const F32_BYTES: usize = 4;
 
-/// An opened model: header and dictionary are checked, rows are read when asked for.
+const DAMAGED: &str = "the file is damaged: download it again";
+
+/// An open fastText model. Its header, dictionary and size have been checked; rows are read when they are requested.
 pub struct FastText {
     map: Mmap,
-    path: PathBuf,
-    dimension: usize,
-    words: usize,
-    buckets: usize,
-    shortest: usize,
-    longest: usize,
-    /// Where kept n-gram rows of a pruned model lie; `None` for a model that was never pruned.
-    pruned: Option<FxHashMap<u32, u32>>,
-    dictionary: usize,
-    matrix: usize,
+    header: Header,
 }
 
-/// A cursor over the file that names the field at which the file ends.
+/// The settings of a model, and where its parts begin in the file.
+struct Header {
+    /// Number of values of a vector.
+    dimension: usize,
+    /// Number of words in the dictionary.
+    words: usize,
+    /// Number of hash buckets of n-grams.
+    buckets: usize,
+    /// Length of the shortest n-grams in characters.
+    min_n: usize,
+    /// Length of the longest n-grams in characters.
+    max_n: usize,
+    /// Pruned model: row of each kept bucket, counted from the first n-gram row. `None` for a model that is not pruned.
+    pruned: Option<FxHashMap<u32, u32>>,
+    /// Start of the dictionary in the file, in bytes.
+    dictionary_start: usize,
+    /// Start of the values of the input matrix in the file, in bytes.
+    matrix_start: usize,
+    /// End of the values of the input matrix in the file, in bytes.
+    matrix_end: usize,
+}
+
+/// Reads the file from front to back. An error names the field at which the file ends.
 struct Cursor<'a> {
     bytes: &'a [u8],
-    at: usize,
+    position: usize,
     path: &'a Path,
 }
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, count: usize, field: &str) -> Result<&'a [u8]> {
-        let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or_else(|| truncated(self.path, self.bytes.len(), field, (self.at + count) as u64))?;
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
+        let end = self.position.saturating_add(count);
+        let taken = self.bytes.get(self.position..end).ok_or_else(|| self.truncated(field, end as u64))?;
+        self.position = end;
         Ok(taken)
     }
 
+    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
+        let needed = self.position.saturating_add(N) as u64;
+        self.take(N, field)?.first_chunk().copied().ok_or_else(|| self.truncated(field, needed))
+    }
+
+    fn byte(&mut self, field: &str) -> Result<u8> {
+        self.array::<1>(field).map(|[byte]| byte)
+    }
+
     fn i32(&mut self, field: &str) -> Result<i32> {
-        self.take(4, field).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        self.array(field).map(i32::from_le_bytes)
     }
 
     fn i64(&mut self, field: &str) -> Result<i64> {
-        self.take(8, field).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+        self.array(field).map(i64::from_le_bytes)
     }
 
-    /// A zero-terminated word.
-    fn word(&mut self) -> Result<&'a [u8]> {
-        let rest = &self.bytes[self.at..];
-        let length = rest.iter().position(|&b| b == 0);
-        let length = length.ok_or_else(|| truncated(self.path, self.bytes.len(), "dictionary", self.at as u64 + 1))?;
-        self.at += length + 1;
-        Ok(&rest[..length])
+    /// Skips a zero-terminated word and the rest of its dictionary entry.
+    fn skip_entry(&mut self) -> Result<()> {
+        let rest = self.bytes.get(self.position..).unwrap_or_default();
+        let length = memchr(0, rest).ok_or_else(|| self.truncated("dictionary", self.position as u64 + 1))?;
+        self.take(length + 1 + ENTRY_TAIL, "dictionary").map(|_| ())
+    }
+
+    /// Skips the 32-bit values of a matrix.
+    fn skip_matrix(&mut self, rows: u64, columns: u64, field: &str) -> Result<()> {
+        let bytes = rows.checked_mul(columns).and_then(|values| values.checked_mul(F32_BYTES as u64));
+        let bytes =
+            bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| self.truncated(field, u64::MAX))?;
+        self.take(bytes, field).map(|_| ())
+    }
+
+    fn truncated(&self, field: &str, needed: u64) -> Error {
+        Error::input(
+            self.path.display().to_string(),
+            format!("{} bytes, which end inside the {field}", self.bytes.len()),
+            format!("at least {needed} bytes"),
+            "the file is truncated: download it again",
+        )
+    }
+
+    fn refused(&self, found: impl Into<String>, advice: &str) -> Error {
+        let expected = "an unsupervised fastText .bin (cbow or skipgram)";
+        Error::input(self.path.display().to_string(), found, expected, advice)
     }
 }
 
-fn truncated(path: &Path, size: usize, field: &str, needed: u64) -> Error {
-    Error::input(
-        path.display().to_string(),
-        format!("{size} bytes, which end inside the {field}"),
-        format!("at least {needed} bytes"),
-        "the file is truncated: fetch it again",
-    )
-}
-
-fn refused(path: &Path, found: impl Into<String>, advice: &str) -> Error {
-    Error::input(path.display().to_string(), found, "an unsupervised fastText .bin (cbow or skipgram)", advice)
-}
-
-impl FastText {
-    /// Opens a model and checks its header, dictionary and size.
-    pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| Error::io(path, &error))?;
-        let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
-        if length == 0 {
-            return Err(truncated(path, 0, "header", 8));
-        }
-        // SAFETY: the map is read-only and private to this value; like every reader of a mapped file we rely on nobody
-        // truncating it meanwhile. The alternative, reading 7 GB to use some thousand rows, is what this reader is for.
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, &error))?;
-        let mut model = FastText {
-            map,
-            path: path.to_owned(),
-            dimension: 0,
-            words: 0,
-            buckets: 0,
-            shortest: 0,
-            longest: 0,
-            pruned: None,
-            dictionary: 0,
-            matrix: 0,
-        };
-        model.read_header()?;
-        Ok(model)
-    }
-
-    fn read_header(&mut self) -> Result<()> {
-        let path = self.path.clone();
-        let mut cursor = Cursor { bytes: &self.map, at: 0, path: &path };
+impl Header {
+    /// Reads and checks everything but the values of the matrices.
+    fn read(bytes: &[u8], path: &Path) -> Result<Self> {
+        let mut cursor = Cursor { bytes, position: 0, path };
         let magic = cursor.i32("magic number")?;
         if magic != MAGIC {
             let advice = "give a .bin written by fastText, or a .vec or word2vec text file";
-            return Err(refused(&path, format!("the magic number {magic}, which is not fastText's {MAGIC}"), advice));
+            return Err(cursor.refused(format!("the magic number {magic}, which is not fastText's {MAGIC}"), advice));
         }
         let version = cursor.i32("version")?;
         if !(11..=12).contains(&version) {
-            return Err(refused(&path, format!("format version {version}"), "train or export it with fastText 0.9"));
+            return Err(cursor.refused(format!("format version {version}"), "train or export it with fastText 0.9"));
         }
         let mut arguments = [0i32; 12];
         for value in &mut arguments {
             *value = cursor.i32("arguments")?;
         }
         cursor.take(8, "arguments")?;
-        let [dimension, _, _, _, _, _, _, model, buckets, shortest, longest, _] = arguments;
+        let [dimension, _, _, _, _, _, _, model, buckets, min_n, max_n, _] = arguments;
         if model == SUPERVISED {
-            return Err(refused(&path, "a supervised (classifier) model", "use word vectors of the language instead"));
+            return Err(cursor.refused("a supervised (classifier) model", "use word vectors of the language instead"));
         }
         if !(1..SUPERVISED).contains(&model)
             || !(1..=1 << 16).contains(&dimension)
             || buckets < 0
-            || shortest < 0
-            || !(0..=1 << 10).contains(&longest)
+            || min_n < 0
+            || !(0..=1 << 10).contains(&max_n)
         {
             let found = format!(
-                "impossible settings (model {model}, dimension {dimension}, buckets {buckets}, n-grams {shortest} to {longest})"
+                "impossible settings (model {model}, dimension {dimension}, buckets {buckets}, n-grams {min_n} to {max_n})"
             );
-            return Err(refused(&path, found, "the file is damaged: fetch it again"));
+            return Err(cursor.refused(found, DAMAGED));
         }
         let size = cursor.i32("dictionary")?;
         let words = cursor.i32("dictionary")?;
         let labels = cursor.i32("dictionary")?;
         cursor.i64("dictionary")?;
-        let prune = cursor.i64("dictionary")?;
-        if size < 0 || words < 0 || labels != 0 || words != size || prune < -1 {
-            let found =
-                format!("an impossible dictionary ({size} entries, {words} words, {labels} labels, {prune} pruned)");
-            return Err(refused(&path, found, "the file is damaged: fetch it again"));
+        let pruned_count = cursor.i64("dictionary")?;
+        if size < 0 || words < 0 || labels != 0 || words != size || pruned_count < -1 {
+            let found = format!(
+                "an impossible dictionary ({size} entries, {words} words, {labels} labels, {pruned_count} pruned)"
+            );
+            return Err(cursor.refused(found, DAMAGED));
         }
-        let dictionary = cursor.at;
+        let dictionary_start = cursor.position;
         for _ in 0..words {
-            cursor.word()?;
-            cursor.take(9, "dictionary")?;
+            cursor.skip_entry()?;
         }
-        let mut pruned = (prune >= 0).then(FxHashMap::default);
-        for _ in 0..prune.max(0) {
-            let (from, to) = (cursor.i32("pruning table")?, cursor.i32("pruning table")?);
-            pruned.get_or_insert_default().insert(from as u32, to as u32);
+        let mut pruned = (pruned_count >= 0).then(FxHashMap::default);
+        for _ in 0..pruned_count.max(0) {
+            let (bucket, row) = (cursor.i32("pruning table")?, cursor.i32("pruning table")?);
+            pruned.get_or_insert_default().insert(bucket as u32, row as u32);
         }
-        if cursor.take(1, "input matrix")?[0] != 0 {
-            return Err(refused(&path, "a quantised model (.ftz)", "use the .bin it was made from"));
+        if cursor.byte("input matrix")? != 0 {
+            return Err(cursor.refused("a quantised model (.ftz)", "use the .bin from which it was made"));
         }
         let rows = cursor.i64("input matrix")?;
         let columns = cursor.i64("input matrix")?;
-        let grams = pruned.as_ref().map_or(i64::from(buckets), |kept| kept.len() as i64);
-        if columns != i64::from(dimension) || rows != i64::from(words) + grams {
+        let ngram_rows = pruned.as_ref().map_or(i64::from(buckets), |kept| kept.len() as i64);
+        if columns != i64::from(dimension) || rows != i64::from(words) + ngram_rows {
             let found = format!(
-                "an input matrix of {rows} x {columns} where {words} words, {grams} n-gram rows and dimension {dimension} were announced"
+                "an input matrix of {rows} x {columns}, although the header says {words} words, {ngram_rows} n-gram rows and dimension {dimension}"
             );
-            return Err(refused(&path, found, "the file is damaged: fetch it again"));
+            return Err(cursor.refused(found, DAMAGED));
         }
-        let matrix = cursor.at;
-        skip_matrix(&mut cursor, rows as u64, columns as u64, "input matrix")?;
+        let matrix_start = cursor.position;
+        cursor.skip_matrix(rows as u64, columns as u64, "input matrix")?;
+        let matrix_end = cursor.position;
+        if cursor.byte("output matrix")? == 0 {
+            let (rows, columns) = (cursor.i64("output matrix")?, cursor.i64("output matrix")?);
+            cursor.skip_matrix(rows.max(0) as u64, columns.max(0) as u64, "output matrix")?;
+        }
+        Ok(Header {
+            dimension: dimension as usize,
+            words: words as usize,
+            buckets: buckets as usize,
+            min_n: min_n as usize,
+            max_n: max_n as usize,
+            pruned,
+            dictionary_start,
+            matrix_start,
+            matrix_end,
+        })
+    }
+}
+
+impl FastText {
+    /// Opens a model and checks its header, its dictionary and the size of the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] for a file that cannot be read; [`Error::Input`] for a file that is not a fastText model, is truncated, or
+    /// contains a supervised or quantised model.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|error| Error::io(path, &error))?;
+        let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
+        if length == 0 {
+            // An empty file cannot be mapped.
+            return Err(Cursor { bytes: &[], position: 0, path }.truncated("header", 8));
+        }
+        // SAFETY: the map is read-only and private to this value. As for every reader of a mapped file, no other process may
+        // truncate the file meanwhile. The alternative is to read 7 GB in order to use some thousand rows.
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, &error))?;
+        let header = Header::read(&map, path)?;
         #[cfg(unix)]
         {
-            // Rows are wanted here and there; without this the system reads 128 KiB around each. It is only advice.
-            let _ = self.map.advise_range(memmap2::Advice::Random, matrix, cursor.at - matrix);
+            // The rows are read in random order. Without this advice the system reads 128 KiB around each. An error is
+            // ignored: the advice changes no result.
+            let length = header.matrix_end - header.matrix_start;
+            let _ = map.advise_range(memmap2::Advice::Random, header.matrix_start, length);
         }
-        if cursor.take(1, "output matrix")?[0] == 0 {
-            let (rows, columns) = (cursor.i64("output matrix")?, cursor.i64("output matrix")?);
-            skip_matrix(&mut cursor, rows.max(0) as u64, columns.max(0) as u64, "output matrix")?;
-        }
-        self.dimension = dimension as usize;
-        self.words = words as usize;
-        self.buckets = buckets as usize;
-        self.shortest = shortest as usize;
-        self.longest = longest as usize;
-        self.pruned = pruned;
-        self.dictionary = dictionary;
-        self.matrix = matrix;
-        Ok(())
+        Ok(FastText { map, header })
     }
 
-    /// Width of a vector.
+    /// Number of values of a vector.
     pub fn dimension(&self) -> usize {
-        self.dimension
+        self.header.dimension
     }
 
     /// Number of words in the dictionary.
     pub fn word_count(&self) -> usize {
-        self.words
+        self.header.words
     }
 
-    /// fastText's own word vectors: the mean of the word's row (when it is in the dictionary) and its n-grams' rows.
+    /// The word vectors as fastText computes them: the mean of the row of the word, if the dictionary has it, and the rows of its
+    /// n-grams.
     ///
-    /// A word outside the dictionary with no n-gram has none. The result does not depend on the number of threads.
-    pub fn vectors(&self, words: &[Option<String>]) -> Found {
-        let known_words = self.find(words);
-        let mut values = vec![0f32; words.len() * self.dimension];
+    /// A word without any row has no vector, nor has `None`. The result does not depend on the number of threads.
+    pub fn vectors(&self, words: &[Option<String>]) -> WordVectors {
+        let dimension = self.header.dimension;
+        let word_rows = self.find_words(words);
+        let mut values = vec![0f32; words.len() * dimension];
         let mut known = vec![false; words.len()];
-        values.par_chunks_mut(self.dimension).zip(known.par_iter_mut()).enumerate().for_each(
-            |(place, (row, known))| {
-                let Some(word) = &words[place] else { return };
-                let mut rows = Vec::new();
-                rows.extend(known_words[place].map(|id| id as usize));
-                if word != "</s>" {
-                    self.push_ngrams(word.as_bytes(), &mut rows);
-                }
-                for &index in &rows {
-                    self.add_row(index, row);
-                }
-                if !rows.is_empty() {
-                    let scale = 1.0 / rows.len() as f32;
-                    row.iter_mut().for_each(|value| *value *= scale);
-                    *known = true;
-                }
-            },
-        );
-        Found { values, known, dimension: self.dimension }
+        let outputs = values.par_chunks_mut(dimension).zip(known.par_iter_mut());
+        outputs.zip(words).zip(word_rows).for_each(|(((vector, known), word), word_row)| {
+            let Some(word) = word else { return };
+            let mut rows = Vec::new();
+            rows.extend(word_row);
+            if word != "</s>" {
+                self.push_ngram_rows(word.as_bytes(), &mut rows);
+            }
+            for &row in &rows {
+                self.add_row(row, vector);
+            }
+            if !rows.is_empty() {
+                let scale = 1.0 / rows.len() as f32;
+                vector.iter_mut().for_each(|value| *value *= scale);
+                *known = true;
+            }
+        });
+        WordVectors { values, known, dimension }
     }
 
-    /// Dictionary ids of the wanted words, by one pass over the dictionary.
-    fn find(&self, words: &[Option<String>]) -> Vec<Option<u32>> {
-        let wanted = places(words);
-        let mut found = vec![None; words.len()];
-        let mut at = self.dictionary;
-        for id in 0..self.words as u32 {
-            // The dictionary was walked once when the file was opened, so every word ends.
-            let length = self.map[at..].iter().position(|&b| b == 0).unwrap_or(0);
-            if let Some(places) = wanted.get(&self.map[at..at + length]) {
-                for &place in places {
-                    found[place as usize] = Some(id);
+    /// Row of each word in the dictionary, by one pass over the dictionary.
+    fn find_words(&self, words: &[Option<String>]) -> Vec<Option<usize>> {
+        let indices = indices_by_word(words);
+        let mut rows = vec![None; words.len()];
+        let mut rest = self.map.get(self.header.dictionary_start..).unwrap_or_default();
+        for row in 0..self.header.words {
+            // `open` has checked every entry, so each word ends and its entry is complete.
+            let Some((word, tail)) = memchr(0, rest).and_then(|length| rest.split_at_checked(length)) else { break };
+            for &index in indices.get(word).into_iter().flatten() {
+                if let Some(word_row) = rows.get_mut(index) {
+                    *word_row = Some(row);
                 }
             }
-            at += length + 1 + 9;
+            rest = tail.get(1 + ENTRY_TAIL..).unwrap_or_default();
         }
-        found
+        rows
     }
 
-    /// Rows of the n-grams of `<word>`: lengths in characters, single boundary marks left out.
-    fn push_ngrams(&self, word: &[u8], rows: &mut Vec<usize>) {
-        if self.longest == 0 || self.buckets == 0 {
+    /// Appends the rows of the n-grams of `<word>`. Lengths count characters. The single characters `<` and `>` are no n-grams.
+    fn push_ngram_rows(&self, word: &[u8], rows: &mut Vec<usize>) {
+        let Header { words, buckets, min_n, max_n, ref pruned, .. } = self.header;
+        if max_n == 0 || buckets == 0 {
             return;
         }
         let marked = [b"<", word, b">"].concat();
-        let starts: Vec<usize> =
-            (0..marked.len()).filter(|&i| marked[i] & 0xC0 != 0x80).chain([marked.len()]).collect();
+        let is_start = |&(_, &byte): &(usize, &u8)| byte & 0xC0 != 0x80;
+        let starts = marked.iter().enumerate().filter(is_start).map(|(start, _)| start);
+        let starts: Vec<usize> = starts.chain([marked.len()]).collect();
         let characters = starts.len() - 1;
-        for first in 0..characters {
-            for size in self.shortest.max(1)..=self.longest.min(characters - first) {
-                let boundary = first == 0 || first + size == characters;
-                if size == 1 && boundary {
+        for (first, &start) in starts.iter().enumerate().take(characters) {
+            for size in min_n.max(1)..=max_n.min(characters - first) {
+                let at_boundary = first == 0 || first + size == characters;
+                if size == 1 && at_boundary {
                     continue;
                 }
-                let gram = &marked[starts[first]..starts[first + size]];
-                let bucket = hashing::fasttext(gram) % self.buckets as u32;
-                match &self.pruned {
-                    None => rows.push(self.words + bucket as usize),
-                    Some(kept) => rows.extend(kept.get(&bucket).map(|&row| self.words + row as usize)),
+                let Some(ngram) = starts.get(first + size).and_then(|&end| marked.get(start..end)) else { continue };
+                let bucket = hashing::fasttext(ngram) % buckets as u32;
+                match pruned {
+                    None => rows.push(words + bucket as usize),
+                    Some(kept) => rows.extend(kept.get(&bucket).map(|&row| words + row as usize)),
                 }
             }
         }
     }
 
-    fn add_row(&self, index: usize, row: &mut [f32]) {
-        let start = self.matrix + index * self.dimension * 4;
-        // A pruned model could name a row beyond the matrix; such a row adds nothing.
-        let Some(bytes) = self.map.get(start..start + self.dimension * 4) else { return };
-        for (value, four) in row.iter_mut().zip(bytes.chunks_exact(4)) {
-            *value += f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+    /// Adds a row of the input matrix to `vector`.
+    fn add_row(&self, row: usize, vector: &mut [f32]) {
+        let length = self.header.dimension * F32_BYTES;
+        let start = self.header.matrix_start + row * length;
+        // A damaged pruning table can name a row behind the end of the matrix; such a row adds nothing.
+        let matrix = self.map.get(..self.header.matrix_end).unwrap_or_default();
+        let Some(bytes) = matrix.get(start..start + length) else { return };
+        for (value, bytes) in vector.iter_mut().zip(bytes.chunks_exact(F32_BYTES)) {
+            *value += bytes.first_chunk().map_or(0.0, |bytes| f32::from_le_bytes(*bytes));
         }
-    }
-}
-
-fn skip_matrix(cursor: &mut Cursor<'_>, rows: u64, columns: u64, field: &str) -> Result<()> {
-    let bytes = rows.checked_mul(columns).and_then(|cells| cells.checked_mul(4));
-    let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| *bytes < usize::MAX / 2);
-    match bytes {
-        Some(bytes) => cursor.take(bytes, field).map(|_| ()),
-        None => Err(truncated(cursor.path, cursor.bytes.len(), field, u64::MAX)),
     }
 }
 
@@ -332,7 +365,7 @@ mod tests {
     fn a_word_is_the_mean_of_its_row_and_its_ngrams() {
         let model = open(&model()).unwrap();
         let words: Vec<_> = ["talo", "</s>", "ab", ""].iter().map(|w| Some(w.to_string())).chain([None]).collect();
-        let found = model.vectors(&words);
+        let result = model.vectors(&words);
         let grams = |grams: &[&str]| -> Vec<usize> {
             grams.iter().map(|g| 2 + (hashing::fasttext(g.as_bytes()) % 4) as usize).collect()
         };
@@ -340,10 +373,10 @@ mod tests {
             let sum = |column: usize| rows.iter().map(|&r| (r * 2 + column + 1) as f32).sum::<f32>();
             vec![sum(0) * (1.0 / rows.len() as f32), sum(1) * (1.0 / rows.len() as f32)]
         };
-        assert_eq!(found.values[0..2], mean([vec![1], grams(&["<ta", "tal", "alo", "lo>"])].concat()));
-        assert_eq!(found.values[2..4], mean(vec![0]));
-        assert_eq!(found.values[4..6], mean(grams(&["<ab", "ab>"])));
-        assert_eq!(found.known, [true, true, true, false, false]);
+        assert_eq!(result.values[0..2], mean([vec![1], grams(&["<ta", "tal", "alo", "lo>"])].concat()));
+        assert_eq!(result.values[2..4], mean(vec![0]));
+        assert_eq!(result.values[4..6], mean(grams(&["<ab", "ab>"])));
+        assert_eq!(result.known, [true, true, true, false, false]);
     }
 
     #[test]
