@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
+# What installs Python packages into .venv; .ci/run names uv, which is faster and shares files between environments.
+INSTALL ?= $(PY) -m pip install --quiet
 SETUP  := $(VENV)/.setup-demo
 TESTED := $(VENV)/.setup-test
 # What a build depends on: when one of these is newer than the stamp, the package is built again.
@@ -25,18 +27,18 @@ prerequisites:
 
 $(VENV)/.created: | prerequisites
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
+	$(INSTALL) --upgrade pip
 	@echo "installing torch and the build tools (several GB the first time; no GPU is needed)"
-	$(PY) -m pip install --quiet "torch>=2.10" "maturin>=1.9,<2" "ninja>=1.11" numpy
+	$(INSTALL) "torch>=2.10" "maturin>=1.9,<2" "ninja>=1.11" numpy
 	@touch $@
 
 $(SETUP): $(VENV)/.created $(SOURCES)
 	@echo "building saltlm"
-	$(PY) -m pip install --quiet --no-build-isolation -e ".[demo]"
+	$(INSTALL) --no-build-isolation -e ".[demo]"
 	@touch $@
 
 $(TESTED): $(SETUP)
-	$(PY) -m pip install --quiet --no-build-isolation -e ".[test,demo]"
+	$(INSTALL) --no-build-isolation -e ".[test,demo]"
 	@touch $@
 
 demo: $(SETUP)
