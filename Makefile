@@ -9,11 +9,12 @@ TESTED := $(VENV)/.setup-test
 # What a build depends on: when one of these is newer than the stamp, the package is built again.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src cuda_ext -type f \( -name '*.rs' -o -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \))
 
-.PHONY: demo test test-real bench lint wheel prerequisites clean help
+.PHONY: demo test coverage test-real bench lint wheel prerequisites clean help
 
 help:
 	@echo "make demo       transfer a real model to Finnish and show bits per byte (first run downloads about 300 MB)"
 	@echo "make test       all tests that need no network and no GPU, Rust's included"
+	@echo "make coverage   make test, measured: fails below the share of lines and branches in pyproject.toml"
 	@echo "make test-real  the tests on real inputs (downloaded once, cached)"
 	@echo "make bench      the benchmarks; results are kept in bench/RESULTS.md"
 	@echo "make lint       formatters and linters of all three languages"
@@ -47,6 +48,14 @@ demo: $(SETUP)
 test: $(TESTED)
 	cargo test --quiet --workspace --release
 	$(PY) -m pytest -q
+
+coverage: $(TESTED)
+	$(INSTALL) "coverage>=7.10"
+	cargo test --quiet --workspace --release
+	rm -rf build/coverage
+	$(PY) -m coverage run -m pytest -q
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report --skip-covered --sort=cover
 
 test-real: $(TESTED)
 	$(PY) -m pytest -q -m real
