@@ -138,6 +138,7 @@ def check_adapt(root: Path, model: Path) -> None:
 def main() -> None:
     """Run the smoke test; any failure raises."""
     torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
     check_help()
     check_status()
     with tempfile.TemporaryDirectory() as name:
