@@ -18,6 +18,9 @@ Sharding = Literal["none", "fsdp2"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 PhaseName = Literal["rows", "embeddings", "all", "distill"]
 
+# Default and minimum of seq_length, in tokens. A model with fewer positions than the default has another default.
+SEQ_LENGTH, SHORTEST_SEQ_LENGTH = 512, 8
+
 # Headings of the command line.
 TEXT, STEPS, OPTIMIZER, EVALUATION = "training text", "training steps", "optimizer", "evaluation while training"
 DISTILLATION, MEMORY = "row distillation", "speed and memory"
@@ -72,10 +75,10 @@ class AdaptConfig:
         group=STEPS,
         metavar="PHASES",
     )
-    seq_length: int = option(
-        512,
+    seq_length: int | None = option(
+        None,
         "Length of a block in tokens, an integer from 8 to the model's number of positions. Documents are packed into blocks; "
-        "tokens attend only to tokens of the same document.",
+        "tokens attend only to tokens of the same document. Default: 512, or the number of positions if it is smaller.",
         group=STEPS,
     )
     batch_size: int = option(1, "Number of blocks per batch on one device, an integer >= 1.", group=STEPS)
@@ -199,7 +202,7 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        lowest = {"seq_length": 8, "warmup_steps": 0}
+        lowest = {"seq_length": SHORTEST_SEQ_LENGTH, "warmup_steps": 0}
         for name in (
             "steps",
             "seq_length",

@@ -12,7 +12,7 @@ from ..files.hashing import sampled_digest
 from ..files.json_files import read_json
 from ..files.summary_file import SUMMARY
 from .checkpoints import RunFolder, config_identity, read_metrics
-from .config import AdaptConfig
+from .config import SEQ_LENGTH, AdaptConfig
 from .metrics import HELDOUT, SOURCE, AdaptProgress, Recorder
 from .text import Sources, open_streams, read_text
 
@@ -130,6 +130,7 @@ def _adapt(
     folder = RunFolder(out, main=processes.main, barrier=processes.barrier)
     folder.check(resume=resume, force=config.force, protected=[source])
     text = read_text(texts, *evaluation_texts, replay, config)
+    config = _with_seq_length(config, source, str(model))
     identity = {
         "model": model_identity(source),
         **text.identity,
@@ -170,6 +171,20 @@ def _adapt(
         session.close()
         folder.release()
     return read_finished(folder)
+
+
+def _with_seq_length(config: AdaptConfig, folder: Path, name: str) -> AdaptConfig:
+    """The options with a ``seq_length`` that fits the model; it is part of the run's identity.
+
+    Raises:
+        InputError: the given ``seq_length`` is above the number of the model's positions.
+    """
+    from ..model.causal_lm import positions_in, resolve_length
+
+    what = f"model {name!r}"
+    positions = positions_in(folder, what, trust_remote_code=config.trust_remote_code)
+    length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, positions, what)
+    return dataclasses.replace(config, seq_length=length)
 
 
 def _train(

@@ -13,11 +13,11 @@ from transformers import TrainingArguments
 
 from ..errors import input_error
 from ..evaluation.evaluate import evaluate
-from ..model.causal_lm import CausalLM, load_causal_lm
+from ..model.causal_lm import CausalLM, load_causal_lm, resolve_length, within_positions
 from ..protocols import LanguageModel
 from .checkpoints import CheckpointFolder
 from .chunked_loss import ChunkedLM
-from .config import DISTILL, AdaptConfig
+from .config import DISTILL, SEQ_LENGTH, AdaptConfig
 from .distillation import AlignedTexts, Teacher, load_teacher
 from .metrics import HELDOUT, SOURCE, Recorder
 from .optimizer import set_trained, vocabulary_parameters
@@ -36,7 +36,8 @@ class Session:
         lm: the model, on its device, in float32.
         chunked: its chunked loss.
         folder: the folder that the model was read from.
-        config: the options.
+        config: the options; ``seq_length`` is set.
+        seq_length: number of tokens in a block.
         streams: of blocks: the training text, then each replayed text.
         shares: share of all blocks that each stream fills, sum 1.
         heldout: held-out documents in the target language; may be empty.
@@ -49,6 +50,7 @@ class Session:
     chunked: ChunkedLM
     folder: Path
     config: AdaptConfig
+    seq_length: int
     streams: Sequence[Stream]
     shares: Sequence[float]
     heldout: Sequence[str]
@@ -85,7 +87,7 @@ class Session:
             self.streams[0].documents,
             (self.lm.tokenizer, self.source_model.lm.tokenizer),
             (self.lm.start_id, self.source_model.lm.start_id),
-            length=self.config.seq_length,
+            length=within_positions(self.seq_length, self.source_model.lm.max_positions),
             count=count,
             seed=self.config.seed,
         )
@@ -199,10 +201,8 @@ def load_session(
         )
     if rows is not None and not rows.any():
         raise input_error(what, "no row that was not copied", "new rows for the phase rows", "leave that phase out")
-    if lm.max_positions and config.seq_length > lm.max_positions:
-        raise input_error(
-            "seq_length", f"{config.seq_length}", f"at most the {lm.max_positions} positions of {what}", "choose less"
-        )
+    seq_length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, lm.max_positions, what)
+    config = dataclasses.replace(config, seq_length=seq_length)
     if config.sharding == "none":  # otherwise shard() moves the shards to the device
         lm.model.to(processes.device)
     if not config.cross_documents and not isolates_documents(lm):
@@ -219,7 +219,8 @@ def load_session(
         chunked=chunked,
         folder=folder,
         config=config,
-        streams=streams(Packer(lm.tokenizer, rows=lm.rows, length=config.seq_length, name=name)),
+        seq_length=seq_length,
+        streams=streams(Packer(lm.tokenizer, rows=lm.rows, length=seq_length, name=name)),
         shares=shares,
         heldout=heldout,
         source=source,
