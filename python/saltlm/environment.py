@@ -64,8 +64,17 @@ def require(module: str, extra: str, purpose: str) -> None:
     Raises:
         InputError: ``module`` is missing; the message names the extra that brings it.
     """
-    if importlib.util.find_spec(module) is None:
+    if not is_installed(module):
         raise input_error(purpose, f"no {module}", f"the package {module}", f'pip install "saltlm[{extra}]"')
+
+
+def is_installed(module: str) -> bool:
+    """Whether an optional package is installed; it is not imported.
+
+    Args:
+        module: name of the package's top module.
+    """
+    return importlib.util.find_spec(module) is not None
 
 
 @contextlib.contextmanager

@@ -79,6 +79,7 @@ class LanguageModel(Protocol):
     config: Any
     generation_config: Any
     training: bool
+    forward: Any
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Forward pass."""
