@@ -19,10 +19,9 @@ from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import Head
-from saltlm.rows.hidden import MOST, hide, hide_in, twin_keys
+from saltlm.rows.hidden import MAX_TOKENS, bands, hide, hide_in, script_of, twin_keys
 from saltlm.rows.methods import METHODS, Job
-from saltlm.rows.scripts import bands, script_of
-from saltlm.rows.self_check import LONGEST, check, fault, predict
+from saltlm.rows.self_check import MAX_LENGTH, check, fault, predict
 from saltlm.rows.self_check_figures import Spread, compared, grouped, score
 from saltlm.rows.tune import GRID, free_options, tune
 
@@ -53,8 +52,8 @@ def test_a_share_of_distinct_words_is_met_exactly(seed: int) -> None:
 
 
 def test_never_more_than_the_most() -> None:
-    keys = [f"w{i}" for i in range(3 * MOST)]
-    assert len(hide(keys, np.arange(len(keys)), 0.5, 0)[1]) == MOST
+    keys = [f"w{i}" for i in range(3 * MAX_TOKENS)]
+    assert len(hide(keys, np.arange(len(keys)), 0.5, 0)[1]) == MAX_TOKENS
 
 
 def test_a_few_anchors_more_change_few_hidden_ones() -> None:
@@ -211,7 +210,7 @@ def test_bands_go_by_score_where_there_is_one() -> None:
 def test_faults_are_named() -> None:
     fine = {"score": 0.1, "noise": 0.2}
     assert fault(fine, 1.5) is None
-    assert "times the longest" in fault(fine, 2 * LONGEST)
+    assert "times the longest" in fault(fine, 2 * MAX_LENGTH)
     assert "equal" in fault({**fine, "noise": 0.0}, 1.0)
     assert "random" in fault({**fine, "score": -2.0}, 1.0)
 

@@ -35,7 +35,7 @@ def test_the_default_is_a_longer_blend_and_pieces_alone_where_anchors_are_few(un
     for few in (width - 1, 0):
         with monkeypatch.context() as patched:
             patched.setattr(
-                sys.modules["saltlm.transfer"], "anchors_of", lambda *inputs, few=few: anchors_of(*inputs)[:few]
+                pipeline, "anchors_of", lambda *inputs, few=few: anchors_of(*inputs)[:few]
             )
             alone = run()
             if not few:

@@ -172,8 +172,8 @@ def test_the_compiled_pursuit_picks_as_the_products_do(seed: int, most: int) -> 
     new[5] = anchors[[7, 70, 300]].T @ torch.tensor([2.0, -1.5, 1.0])
     anchors[200] = anchors[100]  # twins
     found = pursue(new, anchors, most)
-    assert pursuit._by_gram(anchors, most)
-    size, picks = pursuit._pursue(new.double(), anchors.double(), most, EqualRows.of(anchors))
+    assert pursuit.uses_gram(anchors, most)
+    size, picks = pursuit.pursue_by_products(new.double(), anchors.double(), most, EqualRows.of(anchors))
     sizes = found.offsets.diff()
     assert sizes[3] == 0 and sizes.tolist() == [min(int(n), int(m)) for n, m in zip(sizes, size, strict=True)]
     for row in set(range(12)) - {3, 5}:

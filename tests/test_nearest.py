@@ -104,7 +104,7 @@ def test_neighbours_of_another_language_are_taken_by_position(seed: int, copies:
     space = torch.nn.functional.normalize(draw(12, 6, seed=seed), dim=1).repeat(copies, 1)
     new = torch.nn.functional.normalize(draw(4, 6, seed=seed + 1), dim=1)
     with uneven_products():
-        near, at = words._nearest(new, space, EqualRows.of(space))
+        near, at = words.nearest_source_tokens(new, space, EqualRows.of(space))
     order = (new.double() @ space[:12].double().T).argsort(dim=1, descending=True)
     expected = (order[:, :, None] + 12 * torch.arange(copies)).flatten(1)[:, : words.NEIGHBOURS]
     assert torch.equal(at, expected)

@@ -21,10 +21,9 @@ from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, SOLVED
 from saltlm.rows.hidden import hide_in
 from saltlm.rows.methods import METHODS, build, method_of
-from saltlm.rows.methods.blend_weight import HIDDEN, fitted_shares
-from saltlm.rows.methods.clean import cleaned, leave_one_out
+from saltlm.rows.methods.blend import HIDDEN_SHARE, fitted_shares
 from saltlm.rows.methods.local_map import nearest
-from saltlm.rows.methods.whole import ridge_map
+from saltlm.rows.methods.whole import cleaned_anchors, leave_one_out, ridge_map
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 
 # local-map
@@ -169,7 +168,7 @@ def test_precision_finds_the_side_that_is_right(untied, monkeypatch) -> None:
     shares = fitted_shares(dataclasses.replace(job, source_rows=mapped, config=exact), ridge_map)
     assert shares.max() < 0.01
     composed = draw(*job.source_rows.shape, seed=2)
-    hidden = hide_in(job, HIDDEN, job.config.seed)
+    hidden = hide_in(job, HIDDEN_SHARE, job.config.seed)
     for token in hidden.tokens:
         pieces = hidden.job.alignment.cover(token)
         if len(pieces):
@@ -180,7 +179,7 @@ def test_precision_finds_the_side_that_is_right(untied, monkeypatch) -> None:
 
 def test_the_precision_rule_is_the_least_squares_share(untied, monkeypatch) -> None:
     job = job_of(untied, monkeypatch, method="blend", blend_weight="precision")
-    alignment, found = job.alignment, hide_in(job, HIDDEN, job.config.seed)
+    alignment, found = job.alignment, hide_in(job, HIDDEN_SHARE, job.config.seed)
     kept, hidden = found.job.anchors, found.tokens
     x = job.plm_rows[kept].double()
     y = job.source_rows[alignment.source_id[kept].astype(np.int64)].double()
@@ -221,7 +220,7 @@ def test_planted_false_friends_are_left_out_and_stay_copied(parts) -> None:
     false = [3, 17, 44, 61]
     lm[false] = draw(4, 6, seed=2) * 3
     case = planted(plm, lm, 80, method="sava-affine", clean_anchors=0.05)
-    kept = cleaned(case.job)
+    kept = cleaned_anchors(case.job)
     assert sorted(set(range(80)) - set(kept.tolist())) == false
     rows = torch.cat([block.rows for block in build(case.job)]).double()
     exact = plm[80:].double() @ draw(5, 6, seed=1).double()

@@ -26,8 +26,8 @@ from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import evaluate
 from saltlm.pipeline import transfer
 from saltlm.rows import tune_text
-from saltlm.rows.tune import TEXT_GRID, free_options, meant, search
-from saltlm.rows.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of
+from saltlm.rows.tune import TEXT_GRID, free_options, effective_values, search
+from saltlm.rows.tune_text import MAX_DOCUMENT, TEXT_BYTES, check_text, sample, size_of
 from saltlm.text.documents import read_documents, read_text
 
 WORDS = "kissa istuu puun alla ja katsoo koiraa joka juoksee rannalla hitaasti kotiin päin"
@@ -54,7 +54,7 @@ def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_wri
     saved = json.loads((tmp_path / "out" / "saltlm.json").read_text(encoding="utf-8"))
     tuning = saved["tuning"]
     best = min(tuning["trials"], key=lambda trial: trial["bits_per_byte"])
-    assert tuning["choice"] == best["options"] and tuning["text"]["bytes"] <= TEXT_BYTES + LONGEST
+    assert tuning["choice"] == best["options"] and tuning["text"]["bytes"] <= TEXT_BYTES + MAX_DOCUMENT
     assert len(tuning["trials"]) > 5 and set(tuning["choice"]) == {"blend_length", "blend_weight", "ridge"}
     plain = run(tmp_path / "plain", **tuning["choice"])
     assert torch.equal(plain.input_rows, done.input_rows)
@@ -95,12 +95,12 @@ def test_a_sample_is_of_whole_documents_in_order(documents: list[str]) -> None:
         return
     chosen = sample(documents, TEXT_BYTES)
     assert chosen == sample(documents, TEXT_BYTES)
-    whole = size_of([document[:LONGEST] for document in documents])
+    whole = size_of([document[:MAX_DOCUMENT] for document in documents])
     if whole < TEXT_BYTES:  # what follows counts too
-        documents = [document[at : at + LONGEST] for document in documents for at in range(0, len(document), LONGEST)]
-    cut = iter(document[:LONGEST] for document in documents)
+        documents = [document[at : at + MAX_DOCUMENT] for document in documents for at in range(0, len(document), MAX_DOCUMENT)]
+    cut = iter(document[:MAX_DOCUMENT] for document in documents)
     assert all(any(one == other for other in cut) for one in chosen)  # a subsequence
-    assert min(whole, TEXT_BYTES) <= size_of(chosen) < TEXT_BYTES + 4 * LONGEST
+    assert min(whole, TEXT_BYTES) <= size_of(chosen) < TEXT_BYTES + 4 * MAX_DOCUMENT
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +152,10 @@ def test_a_search_ends_with_the_best_it_has_looked_at(values: list[int]) -> None
 def test_an_option_left_open_and_one_set_alike_are_one_trial() -> None:
     auto = TransferConfig()
     assert (
-        meant(auto, {"blend_length": None}) == meant(auto, {"blend_length": 1.4}) != meant(auto, {"blend_length": 1.0})
+        effective_values(auto, {"blend_length": None}) == effective_values(auto, {"blend_length": 1.4}) != effective_values(auto, {"blend_length": 1.0})
     )
     blend = TransferConfig(method="blend")
-    assert meant(blend, {"blend_length": None}) == meant(blend, {"blend_length": 1.0})
+    assert effective_values(blend, {"blend_length": None}) == effective_values(blend, {"blend_length": 1.0})
     assert set(free_options(TransferConfig(tune_text="x"))) == {"blend_length", "blend_weight", "ridge"}
     assert free_options(TransferConfig(tune_text="x", blend_length=1.0))["blend_weight"] == TEXT_GRID["blend_weight"]
 
@@ -262,9 +262,9 @@ def test_a_limit_cuts_at_a_line_or_a_character(tmp_path_factory, whole, limit) -
 
 
 def test_a_text_without_blank_lines_is_more_than_its_beginning() -> None:
-    document = "".join(f"{number:05}" for number in range(4 * LONGEST))
+    document = "".join(f"{number:05}" for number in range(4 * MAX_DOCUMENT))
     chosen = sample([document], TEXT_BYTES)
-    assert size_of(chosen) == TEXT_BYTES and len(set(chosen)) == TEXT_BYTES // LONGEST
+    assert size_of(chosen) == TEXT_BYTES and len(set(chosen)) == TEXT_BYTES // MAX_DOCUMENT
     assert all(part in document for part in chosen) and chosen == sorted(chosen)
     assert sample(["", document[:600], ""], TEXT_BYTES) == [document[:600]]
 
