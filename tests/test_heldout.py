@@ -104,7 +104,7 @@ def text_ids(alignment: Alignment) -> np.ndarray:
 def test_a_cover_without_ids_is_that_of_a_tokenizer_without_them(data, source: str, target: str) -> None:
     alignment = align(tiny(source), tiny(target))
     gone = data.draw(st.lists(st.sampled_from(text_ids(alignment).tolist()), max_size=12))
-    # The tokens that this can change: those whose match is gone.
+    # Tokens whose match is gone, and others whose pieces may be gone.
     touched = np.flatnonzero(np.isin(alignment.source_id, gone))
     tokens = np.union1d(touched, data.draw(st.lists(st.integers(0, alignment.target.size - 1), max_size=20))).astype(
         int

@@ -125,7 +125,10 @@ def test_a_blend_with_few_anchors_is_one_list(method: str, folders, untied) -> N
         assert (built[row] - weights.double() @ parts).norm() <= 1e-6 * size
 
 
-@given(st.lists(st.tuples(st.integers(0, MAX_ENTRIES), st.integers(0, MAX_ENTRIES)), min_size=1, max_size=5), st.integers(0, 99))
+@given(
+    st.lists(st.tuples(st.integers(0, MAX_ENTRIES), st.integers(0, MAX_ENTRIES)), min_size=1, max_size=5),
+    st.integers(0, 99),
+)
 def test_lists_side_by_side(sizes: list[tuple[int, int]], seed: int) -> None:
     one, other = (Recipe.of(*lists([pair[side] for pair in sizes], seed + side)) for side in (0, 1))
     factor = torch.linspace(0.5, 2, len(sizes))

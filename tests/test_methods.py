@@ -21,10 +21,11 @@ from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_source
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, DRAWN, SOLVED, Head
+from saltlm.rows.hidden import hide_in
 from saltlm.rows.methods import METHODS, NEEDS_VECTORS, Job, Method
 from saltlm.rows.methods.pieces import characters
 from saltlm.rows.methods.pursuit import pursue
-from saltlm.rows.self_check import heldout_check
+from saltlm.rows.self_check import check
 
 ANCHORED = [name for name, method in METHODS.items() if method.anchors]
 
@@ -188,7 +189,7 @@ def test_the_self_check_finds_a_planted_map(untied_parts) -> None:
         config=TransferConfig(method="sava-affine"),
         device=torch.device("cpu"),
     )
-    figures = heldout_check(job, 0.2, 0)
+    figures = check(hide_in(job, 0.2, 0))
     assert figures["relative_error"] < 1e-4 and figures["rank"] == 1 and figures["top1"] == 1
 
 

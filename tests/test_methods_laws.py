@@ -56,9 +56,8 @@ def test_the_orthogonal_map_recovers_a_planted_one_and_the_affine_one_too(seed: 
     centred = draw(60, width, seed=seed).double()
     centred = centred - centred[:50].mean(dim=0)
     values, vectors = torch.linalg.eigh(centred[:50].T @ centred[:50])
-    white = (
-        centred @ (vectors / values.sqrt()) * 7
-    )  # equal variances, so that the scaling of dimensions keeps the rotation
+    # Equal variances, so that the scaling of dimensions keeps the rotation.
+    white = centred @ (vectors / values.sqrt()) * 7
     image = 3 * white @ orthogonal(width, seed + 1) + draw(width, seed=seed + 2).double()
     for method in ("sava-orthogonal", "sava-affine"):
         torch.testing.assert_close(

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..model.stored_rows import blocks_of
 from .assembly import row_moments
-from .hidden import Hidden, hide_in
+from .hidden import Hidden
 from .methods import build
 from .self_check_figures import compared, grouped, score
-
-if TYPE_CHECKING:
-    from .methods import Job
 
 MAX_LENGTH = 10.0  # in units of the longest shared row; a tied head predicts a longer row's token everywhere
 MIN_NOISE = 1e-6  # variance of rows in units of the source's; rows of less are all equal
@@ -50,16 +47,6 @@ def predict(hidden: Hidden, **options: Any) -> tuple[torch.Tensor, torch.Tensor,
         rows[drawn] = mean + noise * deviation
     tokens, new = (torch.from_numpy(np.searchsorted(job.new, ids)) for ids in (hidden.tokens, hidden.new))
     return rows[tokens], rows[new], int(drawn[tokens].sum())
-
-
-def heldout_check(job: Job, share: float, seed: int) -> dict[str, Any] | None:
-    """Hide a share of the anchors and predict their input rows by the job's method from the other anchors.
-
-    Returns:
-        The figures of :func:`check`; ``None`` where there are too few anchors to hide any.
-    """
-    hidden = hide_in(job, share, seed)
-    return None if hidden is None else check(hidden)
 
 
 def check(hidden: Hidden, **options: Any) -> dict[str, Any]:
