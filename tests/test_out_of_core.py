@@ -25,7 +25,7 @@ from saltlm.model.checkpoint import load_source
 from saltlm.model.safetensors_header import read_header
 from saltlm.model.safetensors_stream import kept_bytes, rewrite
 from saltlm.model.weights import find_weights, release_pages
-from saltlm.operators.finite import all_finite, finite_rows
+from saltlm.operators.checks import all_finite, finite_rows
 from saltlm.rows.matrices import NewMatrices
 
 BPE = tiny("byte_level_bpe")

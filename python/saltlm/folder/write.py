@@ -21,7 +21,7 @@ from ..model.locate import TERMS
 from ..model.safetensors_header import DTYPES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
 from ..model.weights import INDEX, with_dtype
-from ..operators.finite import finite_rows
+from ..operators.checks import finite_rows
 from ..rows.matrices import NewMatrices
 
 ROOM = 64 << 20  # tokenizer, card and provenance beside the weights

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import input_error
 from ..files.copy import BLOCK
-from ..operators.finite import finite_rows
+from ..operators.checks import finite_rows
 from .architecture import Architecture
 from .safetensors_header import DTYPES
 from .safetensors_stream import byte_blocks

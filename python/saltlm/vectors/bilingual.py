@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from ..alignment.align import Alignment
 from ..errors import input_error
 from ..files.hashing import sha256_file
+from ..operators.linear import procrustes
 from ..operators.nearest import EqualRows
 from ..text.documents import read_text
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
@@ -75,7 +74,7 @@ def load_source_vectors(
             f"dictionary {dictionary}", f"{len(pairs) // 9} pairs, none with a vector on both sides",
             "words that both vector files know", "check that the source's language stands first",
         )  # fmt: skip
-    turn = procrustes(left.vectors[both].double(), right.vectors[both].double())
+    turn = procrustes(left.vectors[both].double().T @ right.vectors[both].double())
     description = {
         **tokens.description, "dictionary": dictionary, "dictionary_sha256": sha256_file(Path(dictionary)),
         "pairs": int(both.sum()),
@@ -113,9 +112,3 @@ def read_dictionary(path: str | Path) -> list[tuple[str, str]]:
         source, target = ((word, word.lower(), word.title()) for word in words)
         pairs += [(one, other) for one in source for other in target]
     return pairs
-
-
-def procrustes(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The orthogonal matrix R [P, P] that minimises ``||source R - target||``, both float64 [n, P]."""
-    left, _, right = torch.linalg.svd(source.T @ target)
-    return left @ right
