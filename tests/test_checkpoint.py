@@ -19,7 +19,7 @@ from models_tiny import (
     save_qwen2,
     save_t5,
     save_xlm_roberta,
-)  # fmt: skip
+)
 from safetensors.torch import load_file, save_file
 from tokenizers_tiny import TEXT, tiny
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -107,9 +107,10 @@ def test_rows_are_mapped_not_read(tmp_path: Path) -> None:
     maps = Path("/proc/self/maps").read_text()
     place = source.input_rows.data_ptr()
     inside = [
-        line for line in maps.splitlines()
+        line
+        for line in maps.splitlines()
         if int(line.split("-")[0], 16) <= place < int(line.split("-")[1].split()[0], 16)
-    ]  # fmt: skip
+    ]
     assert len(inside) == 1 and inside[0].endswith(path)
     before = Path(path).read_bytes()
     source.input_rows.zero_()
@@ -227,28 +228,38 @@ DAMAGE = {
     "cut in the header": (lambda f: os.truncate(f / "model.safetensors", 50), "ends inside the header"),
     "empty weights": (lambda f: os.truncate(f / "model.safetensors", 0), "truncated or corrupt"),
     "weights LFS": (lfs("model.safetensors"), "git-LFS pointer"),
-    "no input matrix": (lambda f: change_tensors(f, lambda c: c.pop("model.embed_tokens.weight")), "input matrix.*no tensor"),
+    "no input matrix": (
+        lambda f: change_tensors(f, lambda c: c.pop("model.embed_tokens.weight")),
+        "input matrix.*no tensor",
+    ),
     "no head": (lambda f: change_tensors(f, lambda c: c.pop("lm_head.weight")), "head.*no tensor lm_head.weight"),
     "other width": (lambda f: change_config(f, hidden_size=64), r"shape \[420, 32\]; expected \[420, 64\]"),
     "other vocabulary": (lambda f: change_config(f, vocab_size=500), r"shape \[420, 32\]; expected \[500, 32\]"),
     "integer rows": (
-        lambda f: change_tensors(f, lambda c: c.update({"lm_head.weight": c["lm_head.weight"].int()})), "dtype I32",
+        lambda f: change_tensors(f, lambda c: c.update({"lm_head.weight": c["lm_head.weight"].int()})),
+        "dtype I32",
     ),
     "NaN": (not_finite(float("nan"), [7, 300]), r"NaN or infinity in rows 7 \('.+'\), 300 \('.+'\);"),
     "inf in many": (not_finite(float("inf"), list(range(9)), "lm_head.weight"), r"lm_head.*rows 0 \('<.*and 4 more"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"model": {}}'), "tokenizer that transformers cannot"),
+    "broken tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text('{"model": {}}'),
+        "tokenizer that transformers cannot",
+    ),
     "tokenizer LFS": (lfs("tokenizer.json"), "git-LFS pointer"),
     "quantized": (lambda f: change_config(f, quantization_config={"quant_method": "gptq"}), "quantized.*'gptq'"),
     "remote code": (
-        lambda f: change_config(f, model_type="own", auto_map={"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.C"}),
+        lambda f: change_config(
+            f, model_type="own", auto_map={"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.C"}
+        ),
         "needs its own code.*--trust-remote-code",
     ),
     "adapter": (
-        lambda f: [(f / "model.safetensors").unlink(), (f / "adapter_config.json").write_text("{}")], "merge the adapter",
+        lambda f: [(f / "model.safetensors").unlink(), (f / "adapter_config.json").write_text("{}")],
+        "merge the adapter",
     ),
     "per-layer vocabulary": (lambda f: change_config(f, vocab_size_per_layer_input=420), "table in every layer"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -261,8 +272,18 @@ def test_damaged_sources_are_refused(tmp_path: Path, models: Path, name: str) ->
     assert "\n" not in str(caught.value)
 
 
-DONOR_DAMAGE = ("no config", "config not JSON", "pickled", "truncated", "no input matrix", "NaN", "no tokenizer", "quantized",
-                "remote code", "other width")  # fmt: skip
+DONOR_DAMAGE = (
+    "no config",
+    "config not JSON",
+    "pickled",
+    "truncated",
+    "no input matrix",
+    "NaN",
+    "no tokenizer",
+    "quantized",
+    "remote code",
+    "other width",
+)
 
 
 @pytest.mark.parametrize("name", DONOR_DAMAGE)
@@ -305,9 +326,13 @@ def test_an_encoder_made_a_decoder_is_a_source(tmp_path: Path) -> None:
     from models_tiny import save
 
     config = transformers.BertConfig(
-        vocab_size=len(PIECES), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=len(PIECES),
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
         is_decoder=True,
-    )  # fmt: skip
+    )
     source = load_source(save(tmp_path / "model", "BertLMHeadModel", config, PIECES, dtype=torch.float32))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert source.tied and torch.equal(source.output_bias, model.get_output_embeddings().bias)
@@ -417,6 +442,7 @@ def test_the_hub_is_asked_for_card_and_terms(tmp_path: Path, models: Path, monke
     names += ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
     found = huggingface_hub.utils.filter_repo_objects(
         [*names, "pytorch_model.bin", "onnx/model.safetensors"],
-        allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"],
-    )  # fmt: skip
+        allow_patterns=asked["allow_patterns"],
+        ignore_patterns=asked["ignore_patterns"],
+    )
     assert list(found) == names

@@ -16,9 +16,15 @@ from saltlm_demo import show as demo_show
 FIGURES = {
     "rows": [
         {
-            "name": start.name, "key": start.key, "transfer_seconds": None if start.options is None else 3.25,
-            "bits_per_byte": 3.0 + index, "tokens_per_byte": 0.25, "english_bits_per_byte": None, "evaluate_seconds": 9.0,
-            "notes": ["a note [x]"], "continuations": ["[bold] ei ole muotoilua", "b", "c"],
+            "name": start.name,
+            "key": start.key,
+            "transfer_seconds": None if start.options is None else 3.25,
+            "bits_per_byte": 3.0 + index,
+            "tokens_per_byte": 0.25,
+            "english_bits_per_byte": None,
+            "evaluate_seconds": 9.0,
+            "notes": ["a note [x]"],
+            "continuations": ["[bold] ei ole muotoilua", "b", "c"],
         }
         for index, start in enumerate(demo.STARTS)
     ],
@@ -30,11 +36,14 @@ FIGURES = {
     "statuses": [{"name": "not_solved", "count": 1}, {"name": "full_rank", "count": 12_762}],
     "warnings": [],
     "adaptation": {
-        "phases": "all:60", "bytes": 53_600, "seconds": 150.0, "heldout": [[0, 4.4], [15, 3.1], [30, 2.9], [60, 2.7]],
+        "phases": "all:60",
+        "bytes": 53_600,
+        "seconds": 150.0,
+        "heldout": [[0, 4.4], [15, 3.1], [30, 2.9], [60, 2.7]],
         "source": [[0, 2.2], [15, 2.4]],
     },
     "model": "demo-output/model",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -136,9 +136,15 @@ def container_file(path, seed=0):
     shapes = {"emb.word": (ROWS, HIDDEN), "emb.pos": (8, HIDDEN), "emb.type": (1, HIDDEN)}
     shapes |= {"emb.ln.w": (HIDDEN,), "emb.ln.b": (HIDDEN,)}
     for short, (out, into) in {
-        "q": (HIDDEN, HIDDEN), "k": (HIDDEN, HIDDEN), "v": (HIDDEN, HIDDEN), "ao": (HIDDEN, HIDDEN), "fi": (FFN, HIDDEN),
-        "fo": (HIDDEN, FFN), "aln": (HIDDEN, 0), "oln": (HIDDEN, 0),
-    }.items():  # fmt: skip
+        "q": (HIDDEN, HIDDEN),
+        "k": (HIDDEN, HIDDEN),
+        "v": (HIDDEN, HIDDEN),
+        "ao": (HIDDEN, HIDDEN),
+        "fi": (FFN, HIDDEN),
+        "fo": (HIDDEN, FFN),
+        "aln": (HIDDEN, 0),
+        "oln": (HIDDEN, 0),
+    }.items():
         shapes[f"l0.{short}.w"] = (out, into) if into else (out,)
         shapes[f"l0.{short}.b"] = (out,)
     head = b"E5S1" + struct.pack("<I7ifi", 1, HIDDEN, 1, 2, FFN, ROWS, 8, 1, 1e-12, 32)

@@ -138,11 +138,17 @@ def test_ids_in_configs_follow_roles_and_the_alignment() -> None:
     generation = {"suppress_tokens": [51, 8], "begin_suppress_tokens": [8], "forced_bos_token_id": None, "top_k": 3}
     changes = id_changes(config, generation, made, source_id)
     assert changes.config == {
-        "bos_token_id": made.cls_token_id, "eos_token_id": [made.sep_token_id, 9], "pad_token_id": made.pad_token_id,
-        "image_token_id": 7, "foo_token_id": None,
-    }  # fmt: skip
+        "bos_token_id": made.cls_token_id,
+        "eos_token_id": [made.sep_token_id, 9],
+        "pad_token_id": made.pad_token_id,
+        "image_token_id": 7,
+        "foo_token_id": None,
+    }
     assert changes.generation == {
-        "bos_token_id": made.cls_token_id, "eos_token_id": made.sep_token_id, "pad_token_id": made.pad_token_id,
-        "suppress_tokens": [9], "begin_suppress_tokens": None,
-    }  # fmt: skip
+        "bos_token_id": made.cls_token_id,
+        "eos_token_id": made.sep_token_id,
+        "pad_token_id": made.pad_token_id,
+        "suppress_tokens": [9],
+        "begin_suppress_tokens": None,
+    }
     assert id_changes(config, None, made, source_id).generation is None

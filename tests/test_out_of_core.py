@@ -104,9 +104,13 @@ def test_another_file_system_is_told_before_any_row_is_built(tmp_path: Path, pai
     out = memory / f"saltlm-test-{os.getpid()}" / "out"
     with pytest.raises(InputError, match="another file system"):
         transfer(
-            pair.source, pair.target, pair.vectors, out, TransferConfig(link="hard"),
+            pair.source,
+            pair.target,
+            pair.vectors,
+            out,
+            TransferConfig(link="hard"),
             progress=lambda stage, done, total: stages.append(stage),
-        )  # fmt: skip
+        )
     assert stages == ["load"] and not out.parent.exists()
 
 
@@ -204,9 +208,14 @@ def test_finite_means_what_torch_says(dtype, shape, bad) -> None:
 
 def test_mapped_tensors_are_the_files_and_outlive_the_release_of_their_pages(tmp_path: Path) -> None:
     content = {
-        "wide": torch.randn(300, 70), "half": torch.randn(33, 5).half(), "brain": torch.randn(1000).bfloat16(),
-        "double": torch.randn(7, 3).double(), "none": torch.empty(0, 4), "one": torch.tensor(2.5), "whole": torch.arange(9),
-    }  # fmt: skip
+        "wide": torch.randn(300, 70),
+        "half": torch.randn(33, 5).half(),
+        "brain": torch.randn(1000).bfloat16(),
+        "double": torch.randn(7, 3).double(),
+        "none": torch.empty(0, 4),
+        "one": torch.tensor(2.5),
+        "whole": torch.arange(9),
+    }
     save_file(content, tmp_path / "model.safetensors")
     weights = find_weights(tmp_path, "model")
     for _ in range(2):

@@ -22,9 +22,18 @@ from saltlm.model.safetensors_header import read_header
 from saltlm.model.safetensors_stream import rewrite
 
 ALL_DTYPES = [
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.int32, torch.int16,
-    torch.int8, torch.uint8, torch.bool,
-]  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 shapes = st.lists(st.integers(0, 5), min_size=0, max_size=3).map(tuple)

@@ -26,9 +26,12 @@ def small(rows: int, width: int) -> Iterator[None]:
 
 
 @given(
-    st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 40),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.booleans(),
-)  # fmt: skip
+    st.integers(0, 10**6),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.booleans(),
+)
 def test_rows_are_the_matrixs(seed: int, block: int, count: int, dtype: torch.dtype, flat: bool) -> None:
     matrix = draw(20, *([] if flat else [4]), seed=seed).to(dtype)
     ids = torch.randint(20, (count,), generator=torch.Generator().manual_seed(seed))
@@ -45,8 +48,20 @@ def test_rows_are_the_matrixs(seed: int, block: int, count: int, dtype: torch.dt
 @given(st.integers(0, 10**6), st.integers(1, 7))
 @pytest.mark.parametrize(
     "method",
-    ["salt", "focus", "clp", "clp-plus", "omp", "sava-affine", "sava-orthogonal", "ridge-map", "local-map", "mean", "zero"],
-)  # fmt: skip
+    [
+        "salt",
+        "focus",
+        "clp",
+        "clp-plus",
+        "omp",
+        "sava-affine",
+        "sava-orthogonal",
+        "ridge-map",
+        "local-map",
+        "mean",
+        "zero",
+    ],
+)
 def test_blocks_do_not_change_a_start(method: str, seed: int, rows: int) -> None:
     head = draw(30, 5, seed=seed + 2)
     case = planted(draw(41, 6, seed=seed) + 1, draw(30, 6, seed=seed + 1), 30, method=method, head=head)

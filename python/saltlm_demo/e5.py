@@ -32,9 +32,15 @@ WORDS = 60_000
 RULE = "words, capitalised words, Latin letters, short numbers and punctuation; 1"
 # Container name -> name in a BertModel's layer.
 LAYER_NAMES = {
-    "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value", "ao": "attention.output.dense",
-    "aln": "attention.output.LayerNorm", "fi": "intermediate.dense", "fo": "output.dense", "oln": "output.LayerNorm",
-}  # fmt: skip
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "ao": "attention.output.dense",
+    "aln": "attention.output.LayerNorm",
+    "fi": "intermediate.dense",
+    "fo": "output.dense",
+    "oln": "output.LayerNorm",
+}
 EMBEDDING_NAMES = {
     "emb.pos": "embeddings.position_embeddings.weight",
     "emb.type": "embeddings.token_type_embeddings.weight",
@@ -193,12 +199,22 @@ def write_bert(container: Container, rows: np.ndarray, tokenizer: Any, folder: P
             tensors[f"{prefix}.weight"] = half(container.tensor(f"l{layer}.{short}.w", columns))
             tensors[f"{prefix}.bias"] = half(container.tensor(f"l{layer}.{short}.b"))
     config = {
-        "architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(rows), "hidden_size": width,
-        "num_hidden_layers": shape["layers"], "num_attention_heads": shape["heads"], "intermediate_size": shape["ffn"],
-        "max_position_embeddings": shape["positions"], "type_vocab_size": shape["types"], "hidden_act": "gelu",
-        "layer_norm_eps": round(shape["eps"], 15), "bos_token_id": tokenizer.bos_token_id,
-        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "dtype": "float16",
-    }  # fmt: skip
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": len(rows),
+        "hidden_size": width,
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "intermediate_size": shape["ffn"],
+        "max_position_embeddings": shape["positions"],
+        "type_vocab_size": shape["types"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": round(shape["eps"], 15),
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "dtype": "float16",
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)

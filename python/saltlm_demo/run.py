@@ -162,10 +162,15 @@ def _adapt(base: Path, text: Text, steps: Steps) -> Path:
     english = files / "english.txt" if text.english else None
     with steps.step("adapting: SALT, a few minutes") as report:
         adapt(
-            base / KEPT, files / "training.txt", out, AdaptConfig(**ADAPTATION, drop_overlap=True),
-            eval_texts=files / "heldout.txt", source_eval_texts=english, resume=True,
+            base / KEPT,
+            files / "training.txt",
+            out,
+            AdaptConfig(**ADAPTATION, drop_overlap=True),
+            eval_texts=files / "heldout.txt",
+            source_eval_texts=english,
+            resume=True,
             progress=lambda found: report(found.step, found.steps, progress_words(found)),
-        )  # fmt: skip
+        )
     return out
 
 

@@ -80,9 +80,11 @@ def _template(target: Any, source: Any, policy: str) -> str | None:
         return target.chat_template
     if not source.chat_template:
         raise input_error(
-            "chat_template", "'source', but the source tokenizer has none", "a source with a chat template",
+            "chat_template",
+            "'source', but the source tokenizer has none",
+            "a source with a chat template",
             "use --chat-template target or none",
-        )  # fmt: skip
+        )
     return source.chat_template
 
 

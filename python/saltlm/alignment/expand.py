@@ -99,9 +99,11 @@ def _kind(alignment: Alignment, model: dict[str, Any]) -> str:
     odd = [name for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(name)]
     if found not in KINDS or odd:
         raise input_error(
-            "keep_source_vocabulary", f"a source tokenizer of kind {found}" + "".join(f" with {name}" for name in odd),
-            "byte-level BPE, SentencePiece BPE or SentencePiece Unigram", "leave it out to replace the tokenizer",
-        )  # fmt: skip
+            "keep_source_vocabulary",
+            f"a source tokenizer of kind {found}" + "".join(f" with {name}" for name in odd),
+            "byte-level BPE, SentencePiece BPE or SentencePiece Unigram",
+            "leave it out to replace the tokenizer",
+        )
     return found
 
 

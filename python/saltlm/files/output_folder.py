@@ -52,9 +52,11 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
         if out == other or other in out.parents or out in other.parents:
             relation = "is" if out == other else "lies in" if other in out.parents else "holds"
             raise input_error(
-                f"output {out}", f"that it {relation} the input {'file' if os.path.isfile(other) else 'folder'} {other}",
-                "a folder apart from all inputs", "choose one",
-            )  # fmt: skip
+                f"output {out}",
+                f"that it {relation} the input {'file' if os.path.isfile(other) else 'folder'} {other}",
+                "a folder apart from all inputs",
+                "choose one",
+            )
     if not os.path.lexists(out):
         return out
     if not os.path.isdir(out):
@@ -65,9 +67,11 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
         empty = not any(out.iterdir())
     if not empty and not _is_model(out):
         raise input_error(
-            f"output {out}", "a folder that holds no model", "a new folder, or an old model to replace",
+            f"output {out}",
+            "a folder that holds no model",
+            "a new folder, or an old model to replace",
             "choose another name, or remove it yourself",
-        )  # fmt: skip
+        )
     return out
 
 

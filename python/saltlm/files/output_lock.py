@@ -78,9 +78,11 @@ def lock_run(record: Path, doing: str) -> int:
     except BlockingIOError:
         os.close(lock)
         raise input_error(
-            f"output {record.parent}", f"another process that is {doing} into it", "a folder of its own",
+            f"output {record.parent}",
+            f"another process that is {doing} into it",
+            "a folder of its own",
             "wait for it, or choose another folder",
-        ) from None  # fmt: skip
+        ) from None
     except OSError:
         pass  # a file system without locks
     return lock
@@ -95,9 +97,11 @@ def refuse_written(out: Path) -> None:
     writer = _writer(out)
     if writer is not None:
         raise input_error(
-            f"output {out}", f"it locked: process {writer} is writing it", "a folder that no other run writes",
+            f"output {out}",
+            f"it locked: process {writer} is writing it",
+            "a folder that no other run writes",
             "wait for it, or choose another folder",
-        )  # fmt: skip
+        )
 
 
 def _writer(out: Path) -> str | None:

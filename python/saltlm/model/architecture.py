@@ -205,6 +205,8 @@ def _refuse_unknown_rows(model: Any, config: Any, found: Architecture, side: str
         raise input_error(side, f"rows whose number does not follow {key}", "a text model", "choose another model")
     if unknown := sorted(grown - known):
         raise input_error(
-            side, f"vocabulary-sized tensors of an unknown kind ({', '.join(unknown[:3])})",
-            "input matrix, head and head bias only", "choose another model",
-        )  # fmt: skip
+            side,
+            f"vocabulary-sized tensors of an unknown kind ({', '.join(unknown[:3])})",
+            "input matrix, head and head bias only",
+            "choose another model",
+        )

@@ -10,15 +10,40 @@ from ..errors import first_line, input_error
 from ..files.read import refuse_lfs_pointer
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "source.spm",
-    "spm.model", "tekken.json", "vocab.tiktoken", "qwen.tiktoken", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "source.spm",
+    "spm.model",
+    "tekken.json",
+    "vocab.tiktoken",
+    "qwen.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 # Any one of these is a vocabulary; without one transformers may make an empty tokenizer from the config's class.
 VOCABULARIES = (
-    "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "sentencepiece.model", "source.spm", "spm.model", "tekken.json", "vocab.tiktoken", "qwen.tiktoken",
-)  # fmt: skip
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "source.spm",
+    "spm.model",
+    "tekken.json",
+    "vocab.tiktoken",
+    "qwen.tiktoken",
+)
 
 
 def load_tokenizer(folder: Path, side: str, trust_remote_code: bool = False) -> Any:

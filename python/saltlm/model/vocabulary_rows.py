@@ -41,9 +41,11 @@ def _need(weights: Weights, names: tuple[str, ...], side: str, what: str) -> tup
     if not keys:
         some = ", ".join(sorted(weights.files_of())[:3])
         raise input_error(
-            f"{side}, {what}", f"no tensor {names[0]} (there are {some}, ...)", "it in the weights",
+            f"{side}, {what}",
+            f"no tensor {names[0]} (there are {some}, ...)",
+            "it in the weights",
             "the checkpoint is incomplete or of another model; fetch it again",
-        )  # fmt: skip
+        )
     return keys
 
 

@@ -95,8 +95,11 @@ class Corpus:
                 entry = json.loads(line)
             except ValueError as error:
                 raise input_error(
-                    f"text {source!r}", f"line {number}, which is no JSON ({error})", "a JSON object on each line", "mend it"
-                ) from error  # fmt: skip
+                    f"text {source!r}",
+                    f"line {number}, which is no JSON ({error})",
+                    "a JSON object on each line",
+                    "mend it",
+                ) from error
             text = entry.get(self.column) if isinstance(entry, dict) else None
             if not isinstance(text, str):
                 keys = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
@@ -175,9 +178,11 @@ def _checked(document: str, source: str) -> str:
         document.encode()
     except UnicodeEncodeError as error:
         raise input_error(
-            f"text {source!r}", f"a lone surrogate U+{ord(document[error.start]):04X} in {document[:40]!r}...",
-            "text that UTF-8 can hold", "mend that document, or leave it out",
-        ) from error  # fmt: skip
+            f"text {source!r}",
+            f"a lone surrogate U+{ord(document[error.start]):04X} in {document[:40]!r}...",
+            "text that UTF-8 can hold",
+            "mend that document, or leave it out",
+        ) from error
     return document
 
 
@@ -238,9 +243,11 @@ def _decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
         zero = line.find(b"\0")
         if zero >= 0:
             raise input_error(
-                what, f"a zero byte at offset {offset + zero}: a binary file", "UTF-8 text",
+                what,
+                f"a zero byte at offset {offset + zero}: a binary file",
+                "UTF-8 text",
                 "give plain text, jsonl or parquet; unpack or convert other files first",
-            )  # fmt: skip
+            )
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -290,8 +297,6 @@ def take_bytes(documents: Iterable[str], size: int) -> list[str]:
     return taken
 
 
-def training_documents(
-    corpus: Corpus, keep: Callable[[str], bool]
-) -> Callable[[], Iterator[str]]:  # fmt: skip
+def training_documents(corpus: Corpus, keep: Callable[[str], bool]) -> Callable[[], Iterator[str]]:
     """A function that starts reading a corpus anew, without the documents that ``keep`` refuses."""
     return lambda: (document for document in corpus if keep(document))

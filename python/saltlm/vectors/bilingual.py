@@ -64,21 +64,27 @@ def load_source_vectors(
     tokens, left = _look_up(source_auxiliary, alignment.source.words(), [pair[0] for pair in pairs], width)
     if tokens.vectors.shape[1] != width:
         raise input_error(
-            "source-auxiliary", f"vectors of width {tokens.vectors.shape[1]}", f"{width}, as the target's",
+            "source-auxiliary",
+            f"vectors of width {tokens.vectors.shape[1]}",
+            f"{width}, as the target's",
             "take both from one collection, or cut the wider one down",
-        )  # fmt: skip
+        )
     right = _look_up(auxiliary, alignment.target.words(), [pair[1] for pair in pairs])[1]
     both = left.known & right.known
     if not both.any():
         raise input_error(
-            f"dictionary {dictionary}", f"{len(pairs) // 9} pairs, none with a vector on both sides",
-            "words that both vector files know", "check that the source's language stands first",
-        )  # fmt: skip
+            f"dictionary {dictionary}",
+            f"{len(pairs) // 9} pairs, none with a vector on both sides",
+            "words that both vector files know",
+            "check that the source's language stands first",
+        )
     turn = procrustes(left.vectors[both].double(), right.vectors[both].double())
     description = {
-        **tokens.description, "dictionary": dictionary, "dictionary_sha256": sha256_file(Path(dictionary)),
+        **tokens.description,
+        "dictionary": dictionary,
+        "dictionary_sha256": sha256_file(Path(dictionary)),
         "pairs": int(both.sum()),
-    }  # fmt: skip
+    }
     return Auxiliary((tokens.vectors.double() @ turn).float(), tokens.known, description)
 
 
@@ -105,9 +111,11 @@ def read_dictionary(path: str | Path) -> list[tuple[str, str]]:
             words = line.split()
         if len(words) != 2 or not all(words):
             raise input_error(
-                f"dictionary {path}, line {number}", repr(line[:80]), "a source word and a target word",
+                f"dictionary {path}, line {number}",
+                repr(line[:80]),
+                "a source word and a target word",
                 "part them by a tab",
-            )  # fmt: skip
+            )
         source, target = ((word, word.lower(), word.title()) for word in words)
         pairs += [(one, other) for one in source for other in target]
     return pairs

@@ -29,9 +29,11 @@ def check_words(spec: str | Path) -> None:
     """
     if (kind := check_auxiliary(spec)) != "text":
         raise input_error(
-            "auxiliary", f"{str(spec)!r}, of kind {kind}", "a .vec or word2vec text file for method 'ofa'",
+            "auxiliary",
+            f"{str(spec)!r}, of kind {kind}",
+            "a .vec or word2vec text file for method 'ofa'",
             "its words are segmented: name a text file of multilingual vectors",
-        )  # fmt: skip
+        )
 
 
 def segmented_vectors(path: str | Path, tokenizers: tuple[Any, ...], sizes: tuple[int, ...]) -> list[Auxiliary]:
@@ -73,10 +75,14 @@ def segmented_vectors(path: str | Path, tokenizers: tuple[Any, ...], sizes: tupl
         vectors = (total / count.clamp_min(1)).float()
         have = (vectors != 0).any(dim=1)
         description = {
-            "kind": "segmented", "path": str(path), **file_digest(Path(path)), "words": len(kept),
+            "kind": "segmented",
+            "path": str(path),
+            **file_digest(Path(path)),
+            "words": len(kept),
             "dimension": values.shape[1],
-            "vectors_sha256": hashlib.sha256(vectors.numpy().tobytes()).hexdigest(), "known": int(have.sum()),
-        }  # fmt: skip
+            "vectors_sha256": hashlib.sha256(vectors.numpy().tobytes()).hexdigest(),
+            "known": int(have.sum()),
+        }
         found.append(Auxiliary(vectors, have, description))
     return found
 

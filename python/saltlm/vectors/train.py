@@ -16,9 +16,18 @@ from ..files.output_folder import CACHE_ADVICE, named_errors
 # One worker makes training deterministic. 200,000 n-gram buckets instead of fastText's two million keep the file near
 # 100 MB; FOCUS's other settings: CBOW, width 100, 3 epochs, 10 negatives, n-grams of 3 to 6 characters.
 SETTINGS = {
-    "vector_size": 100, "epochs": 3, "negative": 10, "min_count": 5, "min_n": 3, "max_n": 6, "window": 5, "sg": 0,
-    "bucket": 200_000, "workers": 1, "seed": 0,
-}  # fmt: skip
+    "vector_size": 100,
+    "epochs": 3,
+    "negative": 10,
+    "min_count": 5,
+    "min_n": 3,
+    "max_n": 6,
+    "window": 5,
+    "sg": 0,
+    "bucket": 200_000,
+    "workers": 1,
+    "seed": 0,
+}
 
 
 def trained_file(files: Sequence[Path], width: int | None = None) -> Path:
