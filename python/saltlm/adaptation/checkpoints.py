@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, SaltlmError, input_error
+from ..files.file_errors import FULL_DISK, os_error_code
 from ..files.json_files import write_json_whole
 from ..files.output_folder import check_output, sync_path
 from ..files.output_lock import lock_run
@@ -23,7 +23,6 @@ NAME = re.compile(r"step-(\d+)")
 # These may change between a run and the one that goes on with it: they do not touch what is computed. A changed loss_chunk
 # moves last bits alone; whoever ran out of memory has to lower it.
 FREE = ("save_steps", "keep_checkpoints", "force", "dtype", "loss_chunk")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunFolder:
@@ -88,7 +87,7 @@ class RunFolder:
         """
         self._take_lock()
         if self.main and checkpoint is None:
-            with named_errors(self.out, None):
+            with checkpoint_errors(self.out, None):
                 self._set_aside()
                 # The record comes first: by it the folder is known as a run's, whenever this one is killed.
                 self.out.resolve().mkdir(parents=True, exist_ok=True)
@@ -147,7 +146,7 @@ class RunFolder:
         """
         temporary = self.checkpoints / f".step-{step}.writing"
         final = self.checkpoints / f"step-{step}"
-        with named_errors(self.out, self.last()):
+        with checkpoint_errors(self.out, self.last()):
             try:
                 if self.main:
                     self.clear()
@@ -188,7 +187,7 @@ class RunFolder:
         if self.main and self.metrics.exists():
             lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
             temporary = self.metrics.with_name(f".{METRICS}.writing")
-            with named_errors(self.out, self.last()):
+            with checkpoint_errors(self.out, self.last()):
                 temporary.write_text(lines, encoding="utf-8")
                 temporary.replace(self.metrics)
         self.barrier()
@@ -263,21 +262,19 @@ def read_metrics(path: Path, step: int | None = None) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def named_errors(out: Path, last: Path | None) -> Iterator[None]:
-    """Say of a full disk what is safe; libraries report it as an OSError or in words."""
+def checkpoint_errors(out: Path, last: Path | None) -> Iterator[None]:
+    """Turn failures of the file system into errors that name the last checkpoint."""
     try:
         yield
     except SaltlmError:
         raise
     except Exception as error:
-        code = getattr(error, "errno", None)
-        match = re.search(r"os error (\d+)", str(error))
-        code = int(match[1]) if code is None and match else code
+        code = os_error_code(error)
         safe = f"the last checkpoint, {last.name}, is safe" if last else "no checkpoint had been written"
-        if code in FULL or "No space left" in str(error) or "file write failed" in str(error):
+        if code in FULL_DISK or "No space left" in str(error) or "file write failed" in str(error):
             raise input_error(
                 f"output {out}", "a full disk", "room for a checkpoint", f"make room and go on by --resume: {safe}"
             ) from error
-        if isinstance(error, OSError) or match:
+        if isinstance(error, OSError) or code is not None:
             raise BackendError(f"output {out}: writing failed ({error}); {safe}") from error
         raise

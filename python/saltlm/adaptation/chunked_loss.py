@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..model.body_and_head import Head, simplest_head, take_apart
+from ..model.body_and_head import LogitsFunction, simplest_head, split_head
 from .distillation import state_error
 
 LOGIT_FLOATS = 2**25
@@ -28,7 +28,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int, *parameters: torch.Tensor
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: LogitsFunction, chunk: int, *parameters: torch.Tensor
     ) -> torch.Tensor:
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
         needs_hidden = hidden.requires_grad
@@ -73,7 +73,7 @@ def _sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def chunked_cross_entropy(
-    hidden: torch.Tensor, targets: torch.Tensor, head: Head, parameters: Sequence[torch.Tensor], chunk: int
+    hidden: torch.Tensor, targets: torch.Tensor, head: LogitsFunction, parameters: Sequence[torch.Tensor], chunk: int
 ) -> torch.Tensor:
     """Summed cross-entropy of predictions made by a head, a chunk of tokens at a time.
 
@@ -93,7 +93,7 @@ def chunked_cross_entropy(
 class ChunkedLM:
     """Gives a causal LM a forward that returns the loss alone when labels are there.
 
-    Body and head are found by :func:`~saltlm.model.body_and_head.take_apart`. Where it finds none, the stock forward stays and whole
+    Body and head come from :func:`~saltlm.model.body_and_head.split_head`. Where it finds none, the stock forward stays and whole
     logits are made; :attr:`chunked` says so.
     """
 
@@ -102,7 +102,7 @@ class ChunkedLM:
         self.model = model
         self.stock = model.forward
         self.body: Any = None
-        self.head: Head | None = None
+        self.head: LogitsFunction | None = None
         self._find()
         self._steps: Any = self.body
         width = model.get_output_embeddings().weight.shape[0]
@@ -190,7 +190,7 @@ class ChunkedLM:
         try:
             with torch.no_grad():
                 logits = self.stock(**inputs, use_cache=False).logits[0]
-                parts = take_apart(model, inputs, logits, forward=self.stock)
+                parts = split_head(model, inputs, logits, forward=self.stock)
                 if parts is not None:
                     self.body, self.head = parts.body, simplest_head(model, parts, inputs)
         finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
-from .checkpoints import named_errors
+from .checkpoints import checkpoint_errors
 
 # A mean loss over so many steps above this multiple of what guessing costs is no training any more.
 DIVERGED_STEPS, DIVERGED_TIMES = 10, 2.0
@@ -100,7 +100,7 @@ class Recorder:
         self.lines.append(line)
         self._note(line)
         if self.writes:
-            with named_errors(self.path.parent, last):
+            with checkpoint_errors(self.path.parent, last):
                 self._append(line)
         if self.progress and self.writes:
             self.progress(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..errors import input_error
 from ..files.cache import cache_folder
+from ..files.file_errors import CACHE_ADVICE, output_errors
 from ..files.hashing import sha256_file
-from ..files.output_folder import CACHE_ADVICE, named_errors
 
 # One worker makes training deterministic. 200,000 n-gram buckets instead of fastText's two million keep the file near
 # 100 MB; FOCUS's other settings: CBOW, width 100, 3 epochs, 10 negatives, n-grams of 3 to 6 characters.
@@ -63,7 +63,7 @@ def train(files: Sequence[Path], width: int | None = None) -> Path:
     kept = trained_file(files, width)
     if kept.is_file():
         return kept
-    with named_errors(kept, 0, CACHE_ADVICE):  # before the work, not after it
+    with output_errors(kept, 0, CACHE_ADVICE):  # before the work, not after it
         kept.parent.mkdir(parents=True, exist_ok=True)
     model = FastText(**_settings(width))
     lines = _Lines(files)
@@ -75,7 +75,7 @@ def train(files: Sequence[Path], width: int | None = None) -> Path:
         raise input_error(
             "auxiliary train:...", found, f"words seen {SETTINGS['min_count']} times", "give more text"
         ) from None
-    with named_errors(kept, 0, CACHE_ADVICE):
+    with output_errors(kept, 0, CACHE_ADVICE):
         handle, name = tempfile.mkstemp(dir=kept.parent, suffix=".part")
         os.close(handle)
         try:
