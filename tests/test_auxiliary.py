@@ -162,7 +162,7 @@ def test_a_pickled_table_is_refused(tmp_path) -> None:
 def test_a_huge_file_has_no_digest_of_all_of_it(tmp_path, monkeypatch) -> None:
     write_fasttext(tmp_path / "m.bin")
     whole = load_auxiliary(tmp_path / "m.bin", WORDS).description
-    monkeypatch.setattr("saltlm.vectors.auxiliary._LARGEST_DIGEST", 100)
+    monkeypatch.setattr("saltlm.vectors.auxiliary.MAX_HASHED_BYTES", 100)
     huge = load_auxiliary(tmp_path / "m.bin", WORDS).description
     assert len(whole["sha256"]) == 64 and huge["sha256"] is None
     assert huge["vectors_sha256"] == whole["vectors_sha256"] and huge["bytes"] == whole["bytes"] > 100

@@ -80,6 +80,7 @@ class Tokenizer(Protocol):
 class LanguageModel(Protocol):
     """A causal LM: ``transformers.PreTrainedModel`` with an output layer (head)."""
 
+    base_model: Any
     config: Any
     generation_config: Any
     training: bool
