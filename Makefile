@@ -7,11 +7,12 @@ TESTED := $(VENV)/.setup-test
 # What a build depends on: when one of these is newer than the stamp, the package is built again.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src cuda_ext -type f \( -name '*.rs' -o -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \))
 
-.PHONY: demo test test-real bench lint wheel prerequisites clean help
+.PHONY: demo test test-property test-real bench lint wheel prerequisites clean help
 
 help:
 	@echo "make demo       transfer a real model to Finnish and show bits per byte (first run downloads about 300 MB)"
 	@echo "make test       all tests that need no network and no GPU, Rust's included"
+	@echo "make test-property  the property tests on random examples, from a seed that is printed; SALTLM_SEED=N repeats a run"
 	@echo "make test-real  the tests on real inputs (downloaded once, cached)"
 	@echo "make bench      the benchmarks; results are kept in bench/RESULTS.md"
 	@echo "make lint       formatters and linters of all three languages"
@@ -45,6 +46,10 @@ demo: $(SETUP)
 test: $(TESTED)
 	cargo test --quiet --workspace --release
 	$(PY) -m pytest -q
+
+test-property: $(TESTED)
+	@seed=$${SALTLM_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "SALTLM_SEED=$$seed"; \
+	SALTLM_SEED=$$seed $(PY) -m pytest -q -m "property and not real"
 
 test-real: $(TESTED)
 	$(PY) -m pytest -q -m real

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib.figure  # noqa: F401 - paid for before the forks, like the next two
@@ -27,45 +27,58 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def run(folder: Path, out: Path, pause: float = 0.0) -> None:
+# What a hook is told of: anything that is done to a file by its name.
+EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.listdir", "os.scandir")
+
+
+def run(folder: Path, out: Path, after_line: Callable[[], None]) -> None:
     torch.set_num_threads(1)
     adapt(
-        folder / "model", folder / "text.txt", out, AdaptConfig(**OPTIONS), replay={folder / "english.txt": 0.25}, resume=True,
-        progress=lambda report: time.sleep(pause),
-    )  # fmt: skip
+        folder / "model",
+        folder / "text.txt",
+        out,
+        AdaptConfig(**OPTIONS),
+        replay={folder / "english.txt": 0.25},
+        resume=True,
+        progress=lambda report: after_line(),
+    )
 
 
-def child(folder: Path, out: Path, pause: float = 0.0) -> int:
+def child(folder: Path, out: Path, when: Callable[[], bool] = lambda: False, number: int = 0) -> int:
+    """The exit code of a run in a child process, which sends itself the signal the first time that ``when`` holds.
+
+    That is asked after each line of metrics and before anything is done to a file by its name.
+    """
     process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            run(folder, out, pause)
-            code = 0
-        except KeyboardInterrupt as stopped:
-            (out / "stopped.txt").write_text(str(stopped))
-            code = 130
-        finally:
-            os._exit(code)
-    return process
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code, asked = 1, False
+
+    def ask() -> None:
+        nonlocal asked
+        if not asked:
+            asked = True  # asking opens files, too
+            if when():
+                os.kill(os.getpid(), number)
+            else:
+                asked = False
+
+    try:
+        sys.addaudithook(lambda event, arguments: ask() if event in EVENTS else None)
+        run(folder, out, ask)
+        code = 0
+    except KeyboardInterrupt as stopped:
+        (out / "stopped.txt").write_text(str(stopped))
+        code = 130
+    finally:
+        os._exit(code)
 
 
 def steps(out: Path) -> int:
     return len(read_metrics(out / "metrics.jsonl"))
 
 
-def kill(process: int, out: Path, when, number: int) -> int | None:
-    """Wait for a moment, then kill; the exit code where the child was quicker."""
-    while not when():
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    os.kill(process, number)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def moments(out: Path):
+def moments(out: Path) -> Iterator[Callable[[], bool]]:
     """Moments to be killed at: after lines of metrics, and within the writing of checkpoints and of the last folder."""
     writing = lambda pattern, place: lambda: any(place.glob(pattern))  # noqa: E731
     for step in (2, 5):
@@ -79,15 +92,14 @@ def main(folder: Path, out: Path, how: str) -> None:
     killed = []
     if how == "kill":
         for when in moments(out):
-            code = kill(child(folder, out, 0.02), out, when, signal.SIGKILL)
+            code = child(folder, out, when, signal.SIGKILL)
             whole = not (out / "config.json").exists() or (out / "model.safetensors").exists()
             killed.append([code, steps(out), whole])
     if how == "signal":
-        code = kill(child(folder, out, 0.05), out, lambda: steps(out) >= 4, signal.SIGTERM)
+        code = child(folder, out, lambda: steps(out) >= 4, signal.SIGTERM)
         killed.append([code, steps(out), (out / "stopped.txt").read_text()])
         (out / "stopped.txt").unlink()
-    status = os.waitpid(child(folder, out), 0)[1]
-    print(json.dumps({"code": os.waitstatus_to_exitcode(status), "killed": killed}))
+    print(json.dumps({"code": child(folder, out), "killed": killed}))
 
 
 if __name__ == "__main__":

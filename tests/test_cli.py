@@ -136,28 +136,38 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(monkeypatch, capsys) 
     assert "interrupted" in capsys.readouterr().err
 
 
+SIGNALLED = """
+import os, runpy, sys
+wanted, part, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sent = False
+def hook(event, arguments):
+    global sent
+    if not sent and event == wanted and part in str(arguments[0]):
+        sent = True
+        os.kill(os.getpid(), number)
+sys.addaudithook(hook)
+sys.argv = ["saltlm", *sys.argv[4:]]
+runpy.run_module("saltlm", run_name="__main__")
+"""
+
+
+def signalled(event: str, part: str, how: int, *words: object, **options) -> subprocess.CompletedProcess:
+    """The command line, which sends itself a signal at the first audit event of this name whose first argument has the part."""
+    command = [sys.executable, "-c", SIGNALLED, event, part, str(int(how)), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
 @pytest.mark.parametrize(
-    ("command", "library"), [("transfer", "libc10"), ("evaluate", "libtorch_cpu"), ("adapt", "libc10")]
+    ("command", "module"), [("transfer", "torch._C"), ("evaluate", "torch.nn"), ("adapt", "torch._C")]
 )
-def test_an_interrupt_while_torch_is_loaded_is_one_line(command: str, library: str, tmp_path) -> None:
+def test_an_interrupt_while_torch_is_loaded_is_one_line(command: str, module: str, tmp_path) -> None:
     words = {
         "transfer": ["--source", "a", "--target", "b", "--auxiliary", "plm", "--out", "c"], "evaluate": ["a", "--text", "b"],
         "adapt": ["a", "--text", "b", "--out", "c"],
     }[command]  # fmt: skip
-    begun = subprocess.Popen(
-        [sys.executable, "-m", "saltlm", command, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    maps = Path(f"/proc/{begun.pid}/maps")
-    while begun.poll() is None and library not in maps.read_text():  # its import of torch has begun
-        time.sleep(0.001)
-    begun.send_signal(signal.SIGINT)
-    out, err = begun.communicate()
-    assert (begun.returncode, out) == (130, ""), err
-    assert err == "saltlm: interrupted; nothing half-written was left behind\n"
+    done = signalled("import", module, signal.SIGINT, command, *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert done.stderr == "saltlm: interrupted; nothing half-written was left behind\n"
 
 
 def test_an_existing_model_needs_force(pair, tmp_path, capsys) -> None:
@@ -333,7 +343,7 @@ def test_the_output_may_not_be_an_input(pair, capsys) -> None:
 
 @pytest.fixture(scope="module")
 def heavy(tmp_path_factory) -> Pair:
-    """A source large enough that writing takes a moment to be killed in."""
+    """A source whose copy fills the small disk of a test."""
     root = tmp_path_factory.mktemp("heavy")
     save_llama(root / "source", tiny("byte_level_bpe"), width=2048)
     save_bert(root / "target", tiny("sentencepiece_unigram"))
@@ -350,20 +360,13 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_run_leaves_no_half_folder(heavy: Pair, tmp_path, how: int) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "saltlm", *heavy.arguments(out, "--quiet")]
-    # Kill as soon as anything stands beside the final name: that is inside the writing.
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not leftovers(tmp_path):
-        time.sleep(0.001)
-    process.send_signal(how)
-    code = process.wait()
-    if code == 0:  # it finished first: then the folder is whole
-        assert (out / "model.safetensors").is_file()
-        return
-    assert not out.exists()
-    if how != signal.SIGKILL:
-        assert code == 130 and leftovers(tmp_path) == []
-    subprocess.run(command, check=True)
+    done = signalled("open", f"{tmp_path}/.out.saltlm-", how, *heavy.arguments(out, "--quiet"))
+    left = leftovers(tmp_path)
+    if how == signal.SIGKILL:
+        assert done.returncode == -how and len(left) == 1 and left[0].startswith(".out.saltlm-")
+    else:
+        assert done.returncode == 130 and left == []
+    subprocess.run([sys.executable, "-m", "saltlm", *heavy.arguments(out, "--quiet")], check=True)
     assert leftovers(tmp_path) == ["out"], "the next run clears what the killed one left"
     assert (out / "saltlm.json").is_file()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import os
@@ -20,7 +19,6 @@ from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, t
 from saltlm.adaptation.packing import Packer
 from saltlm.adaptation.run import _read_text, _streams
 from saltlm.cli.main import main
-from saltlm.cli.options import documented
 from saltlm.cli.show_compare import comparison
 from saltlm.comparison import probe as compare_run
 from saltlm.comparison.config import Cell, parse_cells
@@ -323,9 +321,22 @@ def test_a_cell_may_have_vectors_of_its_own(pair, place):
     }
 
 
-def test_every_option_is_documented():
-    words = documented(CompareConfig)
-    assert all(words.get(field.name) for field in dataclasses.fields(CompareConfig))
+@pytest.mark.parametrize("methods", [["mean"], ["mean", "salt"], ["mean", "focus:auxiliary=plm"]])
+def test_vectors_that_no_method_reads_are_told_once(pair, place, tmp_path, capsys, methods):
+    """The file may then be missing: it is not opened."""
+    read = "salt" in methods
+    vectors = pair.vectors if read else tmp_path / "missing.vec"
+    words = [
+        "compare", "--source", pair.source, "--target", pair.target, "--auxiliary", vectors, "--methods", *methods,
+        "--text", place / "text.txt", "--eval-text", place / "eval.txt", "--out", tmp_path / "out", "--probe-steps", 1,
+        "--seeds", 1, "--seq-length", 32, "--device", "cpu", "--eval-bytes", 600, "--quiet",
+    ]  # fmt: skip
+    assert main([*map(str, words)]) == 0
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    err = capsys.readouterr().err
+    assert len(content["warnings"]) == err.count("note: ") == (not read)
+    assert (str(vectors) in err) == (not read)
+    assert not any("does not read" in warning for run in content["results"] for warning in run["warnings"])
 
 
 CURVES = st.lists(st.floats(0, 10), min_size=1, max_size=8)

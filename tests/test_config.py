@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saltlm.cli.options import config_from, documented, parser
+from saltlm.cli.options import config_from, parser
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
 
@@ -35,12 +34,6 @@ def test_bad_values_are_named_with_what_is_expected(name: str, value: object, wo
     with pytest.raises(InputError, match=words) as caught:
         TransferConfig(**{name: value})
     assert str(caught.value).startswith(f"{name}: found {value!r}")
-
-
-def test_every_field_is_documented() -> None:
-    words = documented(TransferConfig)
-    assert set(words) == {field.name for field in dataclasses.fields(TransferConfig)}
-    assert all(words.values())
 
 
 @given(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from planted import Planted, built, cosines, draw, orthogonal, planted, sparsemax
 
 from saltlm.operators import ops
+from saltlm.operators.nearest import EqualRows
 from saltlm.rows.methods import METHODS, pursuit
 from saltlm.rows.methods.pursuit import pursue
 
@@ -172,7 +173,7 @@ def test_the_compiled_pursuit_picks_as_the_products_do(seed: int, most: int) -> 
     anchors[200] = anchors[100]  # twins
     found = pursue(new, anchors, most)
     assert pursuit._by_gram(anchors, most)
-    size, picks = pursuit._pursue(new.double(), anchors.double(), most)
+    size, picks = pursuit._pursue(new.double(), anchors.double(), most, EqualRows.of(anchors))
     sizes = found.offsets.diff()
     assert sizes[3] == 0 and sizes.tolist() == [min(int(n), int(m)) for n, m in zip(sizes, size, strict=True)]
     for row in set(range(12)) - {3, 5}:

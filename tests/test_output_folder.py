@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -157,13 +157,13 @@ def test_too_long_a_name_is_refused(tmp_path: Path) -> None:
 
 
 HOLD = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from saltlm.files.output_folder import whole_folder
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     print(folder.name, flush=True)
-    time.sleep(60)
+    signal.pause()
 """
 
 
@@ -234,15 +234,14 @@ def test_an_old_folder_set_aside_by_a_killed_run_is_put_back(tmp_path: Path) -> 
 
 def test_many_writers_of_one_folder_leave_one_whole(tmp_path: Path) -> None:
     """Threads stand for processes here: locks belong to open files, and each writer opens its own."""
-    import threading
-
     out, errors = tmp_path / "out", []
+    together = threading.Barrier(12, timeout=60)
 
     def write(text: str) -> None:
         try:
             with whole_folder(out, force=True) as folder:
                 fill(folder, text)
-                time.sleep(0.002)
+                together.wait()  # all have written before the first one leaves the block
         except (InputError, BackendError) as error:
             errors.append(error)
 

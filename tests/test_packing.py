@@ -13,7 +13,11 @@ from tokenizers_tiny import KINDS, tiny
 from saltlm.adaptation.packing import Mixture, Packer, Stream, collate
 from saltlm.errors import InputError
 
-TEXTS = st.lists(st.text("abc ä\n🙂", min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=12)
+# Each has a character that is no space: a document has some text.
+TEXT = st.tuples(st.text("abc ä\n🙂", max_size=20), st.sampled_from("abcä🙂"), st.text("abc ä\n🙂", max_size=9)).map(
+    "".join
+)
+TEXTS = st.lists(TEXT, min_size=1, max_size=12)
 
 
 def packer(kind: str = "byte_level_bpe", length: int = 8) -> Packer:

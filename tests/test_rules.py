@@ -16,6 +16,7 @@ from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.operators import reference
+from saltlm.operators.nearest import EqualRows
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, SOLVED
 from saltlm.rows.hidden import hide_in
@@ -98,7 +99,7 @@ def test_local_maps_take_sparsemax_supports_too(rule: str) -> None:
 
 def test_of_equal_neighbours_the_first_come_first() -> None:
     anchors = torch.eye(3)[[0, 1, 0, 1, 2]]
-    support = nearest(torch.tensor([[1.0, 0.5, 0.0]]), anchors, 5)
+    support = nearest(torch.tensor([[1.0, 0.5, 0.0]]), anchors, 5, EqualRows.of(anchors))
     assert support.ids.tolist() == [0, 2, 1, 3, 4]
 
 

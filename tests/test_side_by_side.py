@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,11 @@ def test_the_table_for_people(inputs, capsys) -> None:
     )  # fmt: skip
     assert "one/model" in out and "two/model" in out and str(inputs) not in out
     assert "interval" in out and "one/model less two/model" in out and "the cat [x]" in out
-    assert "is better" in out or "a tie" in out
+    one, two = (str(inputs / name / "model") for name in ("one", "two"))
+    (pair,) = json.loads(output(capsys, one, two, "--text", inputs / "text.txt", "--json")[0])[one]["comparisons"]
+    better = "a tie" if pair["tie"] else f"{'one' if pair['difference'] < 0 else 'two'}/model is better"
+    told = re.findall(r"one/model less two/model: (\S+) bits per byte \(\S+ to \S+\): (a tie|\S+ is better)", out)
+    assert told[0] == (f"{pair['difference']:+.3f}", better)
 
 
 def test_one_document_has_no_interval(inputs, capsys) -> None:

@@ -16,6 +16,7 @@ from pairs import make_pair, write_vectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import saltlm
 from saltlm.alignment.align import MatchKind
@@ -215,6 +216,23 @@ def test_dtypes_are_kept_or_made(tmp_path, dtype: str) -> None:
     assert torch.equal(made.input_rows[copied], kept.input_rows[copied].float())
 
 
+@pytest.mark.parametrize("body", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16", None])
+def test_a_plain_load_gives_the_rows_of_the_transfer(tmp_path, body: str, asked: str | None) -> None:
+    source = save_llama(tmp_path / "source", tiny("byte_level_bpe"), tied=False, dtype=getattr(torch, body))
+    target = save_bert(tmp_path / "target", tiny("wordpiece"))
+    config = TransferConfig(method="subword-mean", heldout=0.0, dtype=asked)
+    done = transfer(source, target, out=tmp_path / "out", config=config)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for layer, rows in (
+        (model.get_input_embeddings(), done.input_rows),
+        (model.get_output_embeddings(), done.output_rows),
+    ):
+        assert rows.dtype == getattr(torch, asked or body)
+        assert torch.equal(layer.weight.to(rows.dtype), rows)
+        assert torch.equal(layer.weight, rows.to(layer.weight.dtype)), "nor is anything added to them"
+
+
 def test_the_folder_says_what_it_is(untied, tmp_path) -> None:
     done = transfer(untied.source, untied.target, untied.vectors, tmp_path / "out", SALT)
     out = tmp_path / "out"
@@ -282,8 +300,44 @@ def test_nothing_to_build_for_an_untied_head(tmp_path, method: str) -> None:
 def test_options_without_effect_are_told(pair) -> None:
     options = TransferConfig(method="zero", source_revision="main")
     warnings = transfer(pair.source, pair.target, pair.vectors, config=options).summary["warnings"]
-    assert "method zero does not use auxiliary" in warnings
+    assert sum(warning.startswith("method 'zero' does not read auxiliary vectors") for warning in warnings) == 1
     assert "source_revision has no effect on a local folder" in warnings
+
+
+TEMPLATE, OTHER = "{% for m in messages %}{{ m['content'] }}{% endfor %}", "{{ messages[0]['content'] }}"
+
+
+@pytest.mark.parametrize(
+    ("source_template", "target_template", "options", "lost"),
+    [
+        pytest.param(TEMPLATE, None, {}, True, id="the target has none"),
+        pytest.param(TEMPLATE, OTHER, {}, True, id="the target has another"),
+        pytest.param(TEMPLATE, TEMPLATE, {}, False, id="the target has the same"),
+        pytest.param(
+            {"default": TEMPLATE, "tools": OTHER}, {"default": TEMPLATE, "tools": OTHER}, {}, False, id="same set"
+        ),
+        pytest.param({"default": TEMPLATE, "tools": OTHER}, TEMPLATE, {}, True, id="one of two is missing"),
+        pytest.param(TEMPLATE, OTHER, {"chat_template": "source"}, False, id="the source's was asked for"),
+        pytest.param(TEMPLATE, OTHER, {"chat_template": "none"}, False, id="none was asked for"),
+        pytest.param(TEMPLATE, OTHER, {"keep_source_vocabulary": True}, False, id="the source's tokenizer is kept"),
+        pytest.param(None, OTHER, {}, False, id="the source has none"),
+    ],
+)
+def test_a_lost_chat_template_is_told_and_a_kept_one_is_not(
+    pair, tmp_path, source_template, target_template, options, lost: bool
+) -> None:
+    folders = {"source": (pair.source, source_template), "target": (pair.target, target_template)}
+    for name, (folder, template) in folders.items():
+        shutil.copytree(folder, tmp_path / name)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / name)
+    config = TransferConfig(method="subword-mean", heldout=0.0, **options)
+    done = transfer(tmp_path / "source", tmp_path / "target", config=config, dry_run=True)
+    told = any("chat template is left out" in warning for warning in done.summary["warnings"])
+    assert told == lost
+    if not lost and options.get("chat_template") != "none" and source_template:
+        assert done.tokenizer.chat_template == source_template
 
 
 def test_a_tokenizer_without_an_end_of_text_is_told(pair, tmp_path) -> None:

@@ -16,13 +16,14 @@ import models_tiny
 import pytest
 import torch
 from models_tiny import save_gpt2, save_llama, save_phi, save_qwen2
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers_tiny import KINDS, TEXT, tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from saltlm.errors import BackendError, InputError
 from saltlm.folder.write import write_folder
 from saltlm.model.checkpoint import Source, load_source
+from saltlm.model.weights import with_dtype
 from saltlm.rows.matrices import NewMatrices
 
 BPE = tiny("byte_level_bpe")
@@ -159,14 +160,117 @@ def test_autotokenizer_gives_the_new_tokenizer_back(tmp_path: Path, monkeypatch,
 
 @pytest.mark.parametrize("body", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", DTYPES, ids=str)
-def test_dtype_of_the_rows(tmp_path: Path, body: torch.dtype, rows: torch.dtype) -> None:
-    source = load_source(save_llama(tmp_path / "model", BPE, tied=False, dtype=body))
-    out = write(tmp_path / "out", source, resized(source, 430, rows))
+@pytest.mark.parametrize("kind", ["llama tied", "phi with head bias"])
+def test_a_plain_load_rounds_neither_rows_nor_body(
+    tmp_path: Path, kind: str, body: torch.dtype, rows: torch.dtype
+) -> None:
+    """config.json names the narrowest dtype that holds both: transformers casts everything to it."""
+    source = load_source(MAKERS[kind](tmp_path / "model", dtype=body))
+    new = resized(source, 430, rows)
+    out = write(tmp_path / "out", source, new)
     found = tensors(out)
-    assert found[source.input_name].dtype == found[source.output_name].dtype == rows
-    assert found["model.norm.weight"].dtype == body
-    assert json.loads((out / "config.json").read_text())["dtype"] == str(body).removeprefix("torch.")
-    assert AutoModelForCausalLM.from_pretrained(out).dtype == body
+    assert {found[key].dtype for key in (source.input_name, source.output_name, source.bias_name) if key} == {rows}
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.dtype == torch.promote_types(body, rows)
+    assert model.dtype == body or rows != body, "the dtype of the checkpoint where nothing else is written"
+    assert_loaded(model, new)
+    loaded = model.state_dict()
+    for key, tensor in found.items():
+        assert torch.equal(loaded[key].to(tensor.dtype), tensor), key
+
+
+def assert_loaded(model, new: NewMatrices) -> None:
+    """The model has these rows bit for bit."""
+    head = model.get_output_embeddings()
+    for weight, written in (
+        (model.get_input_embeddings().weight, new.input_rows),
+        (head.weight, new.input_rows if new.output_rows is None else new.output_rows),
+        (head.bias, new.output_bias),
+    ):
+        if written is not None:
+            assert torch.equal(weight.to(written.dtype).view(torch.uint8), written.view(torch.uint8))
+
+
+KEYS = [("dtype",), ("torch_dtype",), ("dtype", "torch_dtype"), ()]
+
+
+@pytest.mark.parametrize("body", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("size", ["1GB", SMALL], ids=["one file", "sharded"])
+@pytest.mark.parametrize("keys", KEYS, ids=" ".join)
+def test_every_way_to_name_the_dtype(tmp_path: Path, keys: tuple[str, ...], size, body: torch.dtype) -> None:
+    """The key of transformers 5, that of 4, both, or none: then the first tensor of a file would decide."""
+    folder = save_llama(tmp_path / "model", BPE, tied=False, dtype=body, max_shard_size=size)
+    edit_config(
+        folder, lambda config: {**config, **dict.fromkeys(keys, str(body).removeprefix("torch."))}, drop=("dtype",)
+    )
+    source = load_source(folder)
+    rows = torch.float32 if body == torch.bfloat16 else torch.bfloat16
+    new = resized(source, 430, rows)
+    out = write(tmp_path / "out", source, new)
+    named = {key: value for key, value in json.loads((out / "config.json").read_text()).items() if key in KEYS[2]}
+    assert named == dict.fromkeys(keys or ["torch_dtype"], "float32")
+    for dtype in ({}, {"dtype": "auto"}):
+        assert_loaded(AutoModelForCausalLM.from_pretrained(out, **dtype), new)
+
+
+def test_a_checkpoint_that_names_no_dtype_and_has_one_is_left_so(tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "model", BPE, dtype=torch.bfloat16)
+    edit_config(folder, dict, drop=("dtype",))
+    source = load_source(folder)
+    out = write(tmp_path / "out", source, resized(source, 430))
+    assert not set(json.loads((out / "config.json").read_text())) & {"dtype", "torch_dtype"}
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("named", ["bfloat16", None])
+@pytest.mark.parametrize("rows", DTYPES, ids=str)
+def test_a_body_of_several_dtypes(tmp_path: Path, rows: torch.dtype, named: str | None) -> None:
+    """A few float32 tensors in a bfloat16 model do not make it a float32 model, unless the rows are."""
+    folder = save_llama(tmp_path / "model", BPE, tied=False, dtype=torch.bfloat16)
+    content = load_file(folder / "model.safetensors")
+    content["model.norm.weight"] = content["model.norm.weight"].float()
+    save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
+    if named is None:
+        edit_config(folder, dict, drop=("dtype",))
+    source = load_source(folder)
+    new = resized(source, 430, rows)
+    model = AutoModelForCausalLM.from_pretrained(write(tmp_path / "out", source, new))
+    assert_loaded(model, new)
+    assert model.dtype == (torch.bfloat16 if named and rows == torch.bfloat16 else torch.float32)
+
+
+def edit_config(folder: Path, change, *, drop: tuple[str, ...] = ()) -> None:
+    """Rewrite config.json without some keys, then by a function."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(change({key: value for key, value in config.items() if key not in drop})))
+
+
+@pytest.mark.parametrize("keys", KEYS[:3], ids=" ".join)
+def test_the_dtype_is_named_in_the_parts_too(keys: tuple[str, ...], tmp_path: Path) -> None:
+    """Where a model has parts, AutoModelForCausalLM may load by the configuration of the text part."""
+    part = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+    names = dict.fromkeys(keys, "bfloat16")
+    nested = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        **names,
+        "text_config": {"model_type": "gemma3_text", **part, **names},
+        "vision_config": {"hidden_size": 32, **names},
+    }
+    changed = with_dtype(nested, torch.float32)
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.dtype == config.get_text_config().dtype == config.vision_config.dtype == torch.float32
+    assert nested["text_config"] == {"model_type": "gemma3_text", **part, **names}, "the argument is left as it is"
+    for name in ("text_config", "vision_config"):
+        assert set(changed[name]) == set(nested[name])
+
+
+def test_a_dtype_is_added_at_the_top_alone() -> None:
+    bare = {"text_config": {"hidden_size": 3}, "layers": 2}
+    assert with_dtype(bare, torch.float16) == bare
+    assert with_dtype(bare, torch.float16, add=True) == {**bare, "torch_dtype": "float16"}
 
 
 def test_config_dtype_follows_when_everything_has_it(tmp_path: Path) -> None:
@@ -401,6 +505,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from saltlm.model.checkpoint import load_source
+from saltlm.model.weights import with_dtype
 from saltlm.folder.write import NewMatrices, write_folder
 model, out = Path(sys.argv[1]), Path(sys.argv[2])
 source = load_source(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ __all__ = [
     "status",
     "transfer",
 ]
+
+# The program that uses the package decides where its warnings go. Without this handler Python would print them itself.
+logging.getLogger("saltlm").addHandler(logging.NullHandler())
 
 # Public name -> module that defines it. A module is imported when its name is first used (PEP 562), so that
 # `import saltlm` and `saltlm COMMAND --help` do not import torch. No module or package of saltlm has a public name of this

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from .shared import Shared, basis_of
 from .vectors.auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 from .vectors.bilingual import load_source_vectors
 from .vectors.segmented import segmented_vectors
+
+_LOGGER = logging.getLogger("saltlm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,8 @@ def transfer(
     dry_run: bool = False,
 ) -> Transfer:
     """Give a source causal LM the tokenizer of a target-language PLM, with new embedding rows.
+
+    The warnings of the summary are also logged, once the transfer is finished, by the logger ``saltlm``.
 
     Args:
         source: folder or hub name of the causal LM.
@@ -177,6 +182,8 @@ def run_transfer(
                 protected=[donor.folder],
                 progress=lambda done, total: clock.progress("write", done, total),
             )
+    for warning in summary["warnings"]:
+        _LOGGER.warning("%s", warning)
     return Transfer(
         input_rows=assembly.input_rows,
         output_rows=assembly.output_rows,

@@ -4,126 +4,184 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
-from ..config import DTYPES, _number, _one_of, _whole
+from ..config import INPUTS, OUTPUT, RUN, DTypeName
 from ..errors import input_error
+from ..options import check_choices, documented, is_number, is_whole_number, option
 from .phases import Phase, parse_phases
 
-SCHEDULES = ("cosine", "wsd", "constant")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-SPLITS = ("blank-line", "line")
-SHARDINGS = ("none", "fsdp2")
+Schedule = Literal["cosine", "wsd", "constant"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Split = Literal["blank-line", "line"]
+Sharding = Literal["none", "fsdp2"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+# Headings of the command line.
+TEXT, STEPS, OPTIMIZER, EVALUATION = "training text", "training steps", "optimizer", "evaluation while training"
+DISTILLATION, MEMORY = "row distillation", "speed and memory"
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
     """How a model is trained further on text.
-
-    Attributes:
-        steps: optimizer steps of the one phase ``all``, in [1, inf); not used when ``phases`` is given.
-        phases: what is trained, in order, as ``NAME:STEPS[@RATE[/EMBEDDINGS_RATE]]`` parted by commas. Names: ``rows`` (only
-            rows that were not copied), ``embeddings`` (all embedding and head rows), ``all`` (every weight).
-        seq_length: tokens in a block, in [8, the model's positions]; documents are packed into blocks and never see each other.
-        batch_size: blocks on one device at once, in [1, inf).
-        accumulate: batches summed up before a step, in [1, inf).
-        learning_rate: peak rate of the weights that are no vocabulary rows, in (0, inf).
-        embedding_learning_rate: peak rate of embedding and head rows, in (0, inf).
-        schedule: course of the rates in each phase: ``cosine`` to zero, ``wsd`` (flat, then linear to zero) or ``constant``.
-        warmup_steps: steps of linear rise at the start of each phase, in [0, inf); ``None`` is a tenth of the phase.
-        decay_share: last part of a phase in which ``wsd`` falls, in (0, 1].
-        weight_decay: decoupled decay of matrices, in [0, inf); never applied to frozen rows.
-        adam_beta2: decay of AdamW's second moment, in (0, 1).
-        max_grad_norm: gradients are scaled down to this norm, in (0, inf); ``None`` leaves them.
-        precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic over float32 weights; ``auto`` is bf16 on a GPU that
-            has it, else fp32.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
-        compile: compile the body of the model by torch.compile.
-        loss_chunk: tokens whose logits are held at once, in [1, inf); ``None`` takes as many as fit 2**25 logits.
-        heldout: share of documents kept back for evaluation when no held-out text is given, in [0, 0.5].
-        eval_steps: steps between evaluations on held-out text, in [1, inf); ``None`` is a tenth of all steps.
-        eval_bytes: held-out text is cut to about this many bytes, in [1, inf).
-        early_stop: stop after this many evaluations without a better one, and write the best weights however the run ends, in
-            [1, inf); ``None`` never stops and writes the last. Row distillation does not count.
-        save_steps: steps between checkpoints, in [1, inf).
-        keep_checkpoints: checkpoints kept, the newest ones, in [1, inf).
-        text_column: column or key that holds the text in jsonl, parquet and datasets.
-        split_at: what parts documents in plain text: ``blank-line`` or ``line``.
-        shuffle_documents: documents shuffled together at a time, in [1, inf).
-        drop_overlap: leave training documents out that share text with the held-out text, rather than refuse.
-        cross_documents: let documents in a block see each other, for models that cannot keep them apart.
-        seed: seed of data order and dropout, in [0, 2**32).
-        device: where training runs: ``auto``, ``cpu`` or ``cuda``.
-        sharding: what each process of torchrun or accelerate launch holds: ``none`` is the whole model, ``fsdp2`` a slice of
-            every weight and of its optimizer state.
-        distill_rows: before the phases, train the new rows so that hidden states match those of the source model on the same
-            text (Token Distillation); needs the source model.
-        distill_steps: steps of that, in [1, inf).
-        distill_source: folder or hub name of the source model; ``None`` takes the one that ``saltlm.json`` names.
-        dtype: dtype of the written weights, one of :data:`DTYPES`; ``None`` keeps the checkpoint's own.
-        trust_remote_code: let transformers run code that a checkpoint brings along.
-        force: replace an existing output folder.
 
     Raises:
         InputError: a value is out of its range or not one of the names.
     """
 
-    steps: int = 1000
-    phases: str | None = None
-    seq_length: int = 512
-    batch_size: int = 1
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    embedding_learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    warmup_steps: int | None = None
-    decay_share: float = 0.2
-    weight_decay: float = 0.0
-    adam_beta2: float = 0.95
-    max_grad_norm: float | None = 1.0
-    precision: str = "auto"
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    loss_chunk: int | None = None
-    heldout: float = 0.01
-    eval_steps: int | None = None
-    eval_bytes: int = 100_000
-    early_stop: int | None = None
-    save_steps: int = 200
-    keep_checkpoints: int = 2
-    text_column: str = "text"
-    split_at: str = "blank-line"
-    shuffle_documents: int = 10_000
-    drop_overlap: bool = False
-    cross_documents: bool = False
-    seed: int = 0
-    device: str = "auto"
-    sharding: str = "none"
-    distill_rows: bool = False
-    distill_steps: int = 200
-    distill_source: str | None = None
-    dtype: str | None = None
-    trust_remote_code: bool = False
-    force: bool = False
+    steps: int = option(
+        1000,
+        "Number of optimizer steps in which every weight is trained, an integer >= 1. Not used with --phases.",
+        group=STEPS,
+    )
+    phases: str | None = option(
+        None,
+        "Training phases in order, as NAME:STEPS[@RATE[/EMBEDDINGS_RATE]] separated by commas. NAME is rows (trains only the "
+        "rows that were not copied), embeddings (all embedding and head rows) or all (every weight). "
+        "Default: one phase all with --steps steps.",
+        group=STEPS,
+        metavar="PHASES",
+    )
+    seq_length: int = option(
+        512,
+        "Length of a block in tokens, an integer from 8 to the model's number of positions. Documents are packed into blocks; "
+        "tokens attend only to tokens of the same document.",
+        group=STEPS,
+    )
+    batch_size: int = option(1, "Number of blocks per batch on one device, an integer >= 1.", group=STEPS)
+    accumulate: int = option(
+        1, "Number of batches whose gradients are summed for one optimizer step, an integer >= 1.", group=STEPS
+    )
+    learning_rate: float = option(
+        1e-4, "Peak learning rate of all weights except embedding and head rows, a number > 0.", group=OPTIMIZER
+    )
+    embedding_learning_rate: float = option(
+        1e-3, "Peak learning rate of embedding and head rows, a number > 0.", group=OPTIMIZER
+    )
+    schedule: Schedule = option(
+        "cosine",
+        "Learning rate schedule of each phase: cosine (decay to zero), wsd (flat, then linear decay to zero) or constant.",
+        group=OPTIMIZER,
+    )
+    warmup_steps: int | None = option(
+        None,
+        "Number of steps at the start of each phase in which the learning rate rises linearly, an integer >= 0. "
+        "Default: a tenth of the phase.",
+        group=OPTIMIZER,
+    )
+    decay_share: float = option(
+        0.2, "Share of a phase, at its end, in which schedule wsd decays, a number in (0, 1].", group=OPTIMIZER
+    )
+    weight_decay: float = option(
+        0.0, "Decoupled weight decay of matrices, a number >= 0. Frozen rows are never decayed.", group=OPTIMIZER
+    )
+    adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment, a number in (0, 1).", group=OPTIMIZER)
+    max_grad_norm: float | None = option(
+        1.0,
+        "Scale gradients down to this norm, a number > 0.",
+        group=OPTIMIZER,
+    )
+    precision: Precision = option(
+        "auto",
+        "Arithmetic over the float32 weights: fp32, bf16, fp16 or auto (bf16 on a GPU that supports it, else fp32).",
+        group=MEMORY,
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "Recompute activations in the backward pass: takes less memory and about a third more time.",
+        group=MEMORY,
+    )
+    compile: bool = option(False, "Compile the model body with torch.compile.", group=MEMORY)
+    loss_chunk: int | None = option(
+        None,
+        "Number of tokens whose logits are in memory at once, an integer >= 1. Default: as many as fit 2**25 logits.",
+        group=MEMORY,
+    )
+    heldout: float = option(
+        0.01,
+        "Share of the training documents kept back for evaluation when no held-out text is given, a number in [0, 0.5]; 0 "
+        "trains without evaluation.",
+        group=EVALUATION,
+    )
+    eval_steps: int | None = option(
+        None,
+        "Number of steps between evaluations on held-out text, an integer >= 1. Default: a tenth of all steps.",
+        group=EVALUATION,
+    )
+    eval_bytes: int = option(100_000, "Cut held-out text to about this many bytes, an integer >= 1.", group=EVALUATION)
+    early_stop: int | None = option(
+        None,
+        "Stop after this many evaluations in a row without a lower loss, an integer >= 1, and write the best weights, also "
+        "when training runs to its end. Row distillation does not count. Default: never stop early, write the last weights.",
+        group=EVALUATION,
+    )
+    save_steps: int = option(200, "Number of steps between checkpoints, an integer >= 1.", group=OUTPUT)
+    keep_checkpoints: int = option(2, "Number of newest checkpoints to keep, an integer >= 1.", group=OUTPUT)
+    text_column: str = option("text", "Column or key that holds the text in jsonl, parquet and datasets.", group=TEXT)
+    split_at: Split = option(
+        "blank-line", "Separator of documents in plain text files: blank-line or line.", group=TEXT
+    )
+    shuffle_documents: int = option(
+        10_000, "Shuffle documents in windows of this many documents, an integer >= 1.", group=TEXT
+    )
+    drop_overlap: bool = option(
+        False,
+        "Leave out training documents that share text with the held-out text, instead of refusing to train.",
+        group=TEXT,
+    )
+    cross_documents: bool = option(
+        False,
+        "Let tokens attend to other documents of the same block, for models that cannot isolate documents.",
+        group=TEXT,
+    )
+    seed: int = option(0, "Seed of data order and dropout, an integer in [0, 2**32).", group=RUN)
+    device: DeviceName = option(
+        "auto", "Device that trains the model: auto (a GPU where there is one), cpu or cuda.", group=RUN
+    )
+    sharding: Sharding = option(
+        "none",
+        "What each process of torchrun or accelerate launch holds: none (the whole model) or fsdp2 (a slice of every weight "
+        "and of its optimizer state).",
+        group=MEMORY,
+    )
+    distill_rows: bool = option(
+        False,
+        "Before the phases, train the new rows so that hidden states match those of the source model on the same text (Token "
+        "Distillation). Needs the source model.",
+        group=DISTILLATION,
+    )
+    distill_steps: int = option(
+        200, "Number of optimizer steps of --distill-rows, an integer >= 1.", group=DISTILLATION
+    )
+    distill_source: str | None = option(
+        None,
+        "Source model of --distill-rows: a local folder or a hub name. Default: the source named in the model's saltlm.json.",
+        group=DISTILLATION,
+        metavar="MODEL",
+    )
+    dtype: DTypeName | None = option(
+        None, "Data type of the written weights. Default: the data type of the checkpoint.", group=OUTPUT
+    )
+    trust_remote_code: bool = option(
+        False, "Allow transformers to run Python code that comes with a checkpoint.", group=INPUTS
+    )
+    force: bool = option(False, "Replace an existing output folder.", group=OUTPUT)
 
     def __post_init__(self) -> None:
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("split_at", self.split_at, SPLITS)
-        _one_of("sharding", self.sharding, SHARDINGS)
-        _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        if self.dtype is not None:
-            _one_of("dtype", self.dtype, DTYPES)
+        check_choices(self)
         smallest = {"seq_length": 8, "warmup_steps": 0}
         for name in (
             "steps", "seq_length", "batch_size", "accumulate", "warmup_steps", "loss_chunk", "eval_steps", "eval_bytes",
             "early_stop", "save_steps", "keep_checkpoints", "shuffle_documents", "distill_steps",
         ):  # fmt: skip
             value, least = getattr(self, name), smallest.get(name, 1)
-            if value is not None and not _whole(value, least, math.inf):
+            if value is not None and not is_whole_number(value, least):
                 raise input_error(name, repr(value), f"a whole number >= {least}", "choose another")
         for name in ("learning_rate", "embedding_learning_rate", "max_grad_norm"):
             value = getattr(self, name)
-            if value is not None and not (_number(value) and value > 0):
+            if value is not None and not (is_number(value) and value > 0):
                 raise input_error(name, repr(value), "a finite number > 0", "choose another")
         for name, low, high in (
             ("weight_decay", 0, math.inf),
@@ -132,9 +190,9 @@ class AdaptConfig:
             ("adam_beta2", 1e-6, 1 - 1e-9),
         ):
             value = getattr(self, name)
-            if not (_number(value) and low <= value <= high):
+            if not (is_number(value) and low <= value <= high):
                 raise input_error(name, repr(value), f"a number in [{low:g}, {high:g}]", "choose another")
-        if not _whole(self.seed, 0, 2**32 - 1):
+        if not is_whole_number(self.seed, 0, 2**32 - 1):
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**32)", "choose another seed")
         parse_phases(self)
 

@@ -13,7 +13,9 @@ import torch
 
 from ..files.json_files import write_json_whole
 from ..files.output_folder import whole_folder
+from ..files.summary_file import FORMAT, SCHEMA_VERSION, schema_version_of
 from ..model.causal_lm import DTYPES
+from ..model.weights import with_dtype
 from .checkpoints import METRICS, RECORD, read_metrics
 from .metrics import draw_curve
 
@@ -98,8 +100,7 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
 def _config(source: Path, folder: Path, dtype: str | None) -> None:
     config = json.loads((source / "config.json").read_bytes())
     if dtype:
-        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-        config.update(dict.fromkeys(keys, dtype))
+        config = with_dtype(config, DTYPES[dtype], add=True)
     write_json_whole(folder / "config.json", config)
     if not (source / "generation_config.json").is_file():
         (folder / "generation_config.json").unlink(missing_ok=True)
@@ -107,7 +108,9 @@ def _config(source: Path, folder: Path, dtype: str | None) -> None:
 
 def _summary(source: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     path = source / "saltlm.json"
-    summary = json.loads(path.read_bytes()) if path.is_file() else {"format": 1}
+    there = path.is_file()
+    summary = json.loads(path.read_bytes()) if there else {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+    summary["schema_version"] = schema_version_of(summary)
     before = [summary["adapted"]] if "adapted" in summary else []
     return {**summary, "saltlm_version": record["saltlm_version"], "adapted": {**record, "before": before}}
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from ..config import RUN
 from ..errors import input_error
+from ..options import documented, is_whole_number, option
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -23,26 +25,38 @@ def memory_bytes(text: str) -> int:
     return size
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """Where and with what the jobs of a batch run.
-
-    Attributes:
-        workers: processes at once, in [1, 1024]; ``None``: as many as there are cores, jobs, and room in memory for.
-        memory: most that all processes may take together, such as ``12G`` or ``800M``; ``None`` is 80 % of what is free. A job
-            waits until its estimate fits; on a cluster, Ray sees to that for each node.
-        ray: address of a Ray cluster instead of processes here: ``auto``, ``local`` or HOST:PORT; needs ``saltlm[ray]``.
+    """Where the jobs of a batch run, and how much of the machine they use.
 
     Raises:
         InputError: a value is out of its range.
     """
 
-    workers: int | None = None
-    memory: str | None = None
-    ray: str | None = None
+    workers: int | None = option(
+        None,
+        "Number of jobs that run at once, each in a process of its own, an integer in [1, 1024]. Default: the number of "
+        "cores, or fewer where there are fewer jobs or the memory does not hold as many.",
+        group=RUN,
+    )
+    memory: str | None = option(
+        None,
+        "Memory limit of all processes together, such as 12G, 800M or 16GiB. A job starts when its estimated memory fits; on "
+        "a Ray cluster, Ray checks the memory of each node instead. Default: 80 % of the free memory.",
+        group=RUN,
+        metavar="SIZE",
+    )
+    ray: str | None = option(
+        None,
+        "Address of the Ray cluster that runs the jobs: auto, local or HOST:PORT. Needs saltlm[ray]. "
+        "Default: processes on this machine.",
+        group=RUN,
+        metavar="ADDRESS",
+    )
 
     def __post_init__(self) -> None:
-        if self.workers is not None and not 1 <= self.workers <= 1024:
+        if self.workers is not None and not is_whole_number(self.workers, 1, 1024):
             raise input_error(
                 "workers", repr(self.workers), "a whole number in [1, 1024]", "leave it out to have one chosen"
             )

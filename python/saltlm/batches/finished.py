@@ -18,7 +18,7 @@ from typing import Any
 from ..environment import versions
 from ..errors import InputError
 from ..files.hashing import sha256_file
-from ..folder.provenance import FORMAT
+from ..files.summary_file import FORMAT, SCHEMA_VERSION, schema_version_of
 from ..model.checkpoint import hash_files
 from ..model.locate import local_folder
 from ..model.weights import find_weights
@@ -60,9 +60,11 @@ def difference(job: BatchJob) -> str | None:
 
 
 def _options(summary: Mapping[str, Any], config: Mapping[str, Any], chosen: Collection[str]) -> str | None:
-    for name, ours in (("format", FORMAT), ("saltlm_version", versions()["saltlm"])):
-        if summary[name] != ours:
-            return f"its {name} is {summary[name]}, here {ours}"
+    recorded = {**summary, "schema_version": schema_version_of(summary)}
+    expected = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "saltlm_version": versions()["saltlm"]}
+    for name, ours in expected.items():
+        if recorded[name] != ours:
+            return f"its {name} is {recorded[name]}, here {ours}"
     for name in sorted(config.keys() | summary["config"].keys()):
         if name != "force" and name not in chosen and summary["config"].get(name) != config.get(name):
             return f"its {name} is {summary['config'].get(name)!r}, the job's {config.get(name)!r}"

@@ -12,15 +12,20 @@ from typing import Any
 
 from ..config import TransferConfig
 from ..errors import InputError, input_error
+from ..options import options_of
 from .toml_lines import Place, parse, toml_lines
 
 INPUTS = {"source": True, "target": True, "auxiliary": False, "out": True}  # whether a job must name it
-OPTIONS = {field.name: str(field.type) for field in dataclasses.fields(TransferConfig)}
+OPTIONS = {entry.name: entry.types for entry in options_of(TransferConfig)}
 COMPANIONS = {"unigram_text": {"unigram_shift": 1.0}}  # options that no other value is allowed without
-_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "str": (str, "text in quotes"), "bool": (bool, "true or false"), "int": (int, "a whole number"),
-    "float": ((int, float), "a number"), "Mapping": (dict, "a table of text"),
-}  # fmt: skip
+# Type of an option -> the types that TOML values of it have, and their name.
+_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "text in quotes"),
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    Mapping: ((dict,), "a table of text"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,14 +201,13 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> InputError:
 
 def _fault(name: str, value: Any) -> InputError | None:
     """What is wrong with a value by itself: its type, then its range, by the check that every transfer makes."""
-    kind = OPTIONS.get(name, "str")
-    kinds = [entry for part in kind.split("|") if (entry := part.split("[")[0].strip()) in _TYPES]
+    accepted = OPTIONS.get(name, (str,))
     if isinstance(value, bool):
-        right = "bool" in kinds
+        right = bool in accepted
     else:
-        right = any(isinstance(value, _TYPES[entry][0]) for entry in kinds)
-    if kinds and not right:
-        expected = " or ".join(_TYPES[entry][1] for entry in kinds)
+        right = any(isinstance(value, _TYPES[entry][0]) for entry in accepted)
+    if not right:
+        expected = " or ".join(_TYPES[entry][1] for entry in accepted)
         return input_error(name, repr(value), expected, "change the value")
     if name in INPUTS:
         return None if value else input_error(name, "an empty name", "a folder, a file or a hub name", "write one")

@@ -18,6 +18,7 @@ from ..model.gguf import converted
 from ..model.locate import local_folder
 from ..model.tokenizer import TOKENIZER_FILES
 from ..model.weights import find_weights
+from ..rows.methods import method_of
 from ..shared import stamp
 from ..vectors.auxiliary import auxiliary_files
 from ..vectors.train import trained_file
@@ -60,7 +61,8 @@ def with_memory(job: BatchJob) -> BatchJob:
     new_rows, plm_width, plm_size, plm_tokens = _model(target, f"target {job.target}")
     new_rows += rows if config.keep_source_vocabulary else 0
     files, vector_width = 0, 0
-    for spec in (job.auxiliary, config.source_auxiliary):
+    auxiliary = job.auxiliary if method_of(config).vectors else None  # else the file is not read
+    for spec in (auxiliary, config.source_auxiliary):
         paths = [path for name in auxiliary_files(spec) for path in _files(Path(name))]
         files += sum(path.stat().st_size for path in paths)
         if spec is not None and spec.startswith("train:"):
@@ -75,8 +77,8 @@ def with_memory(job: BatchJob) -> BatchJob:
         + TOKENIZER * tokens,
         f"target {job.target} {config.target_revision} {stamp(job.target)}": plm_size + TOKENIZER * plm_tokens,
     }
-    if job.auxiliary is not None:
-        shared[f"vectors {job.auxiliary} {job.target}"] = files + 1
+    if auxiliary is not None:
+        shared[f"vectors {auxiliary} {job.target}"] = files + 1
     coefficients = 0
     if (config.blend_with or config.method) in WITH_COEFFICIENTS:
         coefficients = COEFFICIENTS * new_rows

@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from ..adaptation.config import AdaptConfig
@@ -37,6 +38,7 @@ def run_transfer(arguments: argparse.Namespace) -> None:
             arguments.source, arguments.target, arguments.auxiliary, arguments.out, config,
             progress=report, dry_run=arguments.dry_run,
         )  # fmt: skip
+    _tell(done.summary["warnings"])
     if arguments.json:
         _json({**done.summary, "out": None if done.out is None else str(done.out)})
     else:
@@ -56,8 +58,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             revision=arguments.revision, trust_remote_code=arguments.trust_remote_code, progress=report,
         )  # fmt: skip
     for measured in found.models.values():
-        for note in measured.text.notes:
-            sys.stderr.write(f"note: {note}\n")
+        _tell(measured.text.notes)
     if arguments.json:
         plain = found.to_json()
         _json(next(iter(plain.values())) if len(plain) == 1 else plain)
@@ -143,10 +144,23 @@ def run_compare(arguments: argparse.Namespace) -> None:
             transfer_config=config_from(arguments, TransferConfig, OWN_TRANSFER, device=arguments.device, **common),
             adapt_config=config_from(arguments, AdaptConfig, OWN_ADAPT),
         )  # fmt: skip
+    _tell(done.content["warnings"])
     if arguments.json:
         _json({**done.content, "out": str(done.out)})
     else:
         compare_show.comparison(done)
+
+
+def run_methods(arguments: argparse.Namespace) -> None:
+    """``saltlm methods``."""
+    from ..rows.methods import describe_methods
+    from . import show
+
+    described = describe_methods()
+    if arguments.json:
+        _json({"methods": described})
+    else:
+        show.methods(described)
 
 
 def run_status(arguments: argparse.Namespace) -> None:
@@ -159,6 +173,12 @@ def run_status(arguments: argparse.Namespace) -> None:
         _json(found)
     else:
         show.status(found)
+
+
+def _tell(warnings: Sequence[str]) -> None:
+    """Write warnings to stderr, one a line; ``--quiet`` silences progress alone, and with ``--json`` stdout has them too."""
+    for warning in warnings:
+        sys.stderr.write(f"note: {warning}\n")
 
 
 def _json(content: Any) -> None:
@@ -203,13 +223,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     silence_libraries()
     module, run = {
-        "transfer": (".pipeline", run_transfer), "evaluate": (".evaluation.score", run_evaluate), "adapt": (".adaptation.packing", run_adapt),
+        "transfer": (".pipeline", run_transfer),
+        "evaluate": (".evaluation.score", run_evaluate),
+        "adapt": (".adaptation.packing", run_adapt),
         "batch": (".batches.run", run_batch),
-        "inspect": (".inspection.rows", run_inspect), "compare": (".comparison.run", run_compare), "status": (".environment", run_status),
-    }[arguments.command]  # fmt: skip
+        "inspect": (".inspection.rows", run_inspect),
+        "compare": (".comparison.run", run_compare),
+        "methods": (".rows.methods", run_methods),
+        "status": (".environment", run_status),
+    }[arguments.command]
     try:
         interrupt.load(module)
-        code = run(arguments) or EXIT_DONE
+        with _unlogged():
+            code = run(arguments) or EXIT_DONE
         sys.stdout.flush()
     except KeyboardInterrupt as stopped:
         return _interrupted(str(stopped))
@@ -243,6 +269,17 @@ def _drop_stdout() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep saltlm's log records from handlers that a library may have given the root logger: :func:`_tell` prints them."""
+    logger = logging.getLogger("saltlm")
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = before
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,75 +1,126 @@
-"""The options of the command line, each documented once, by the field of the configuration that it sets."""
+"""The options of the command line: those of the configuration classes with their texts, and those of the commands."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..adaptation.config import PRECISIONS, SCHEDULES, SHARDINGS, SPLITS, AdaptConfig
+from ..adaptation.config import DISTILLATION, EVALUATION, MEMORY, OPTIMIZER, STEPS, TEXT, AdaptConfig
 from ..batches.config import BatchConfig
-from ..comparison.config import OWN_ADAPT, OWN_TRANSFER, PROBES, CompareConfig
-from ..config import (
-    CHAT_TEMPLATES,
-    DTYPES,
-    LINKS,
-    METHODS,
-    NORM_GUARDS,
-    OVERLAPS,
-    REGRESSIONS,
-    SUPPORT_RULES,
-    TransferConfig,
-)
+from ..comparison.config import OWN_ADAPT, OWN_TRANSFER, PROBING, CompareConfig
+from ..config import DTYPES, INPUTS, METHOD, OUTPUT, RUN, TOKENS, TUNING, TransferConfig
 from ..errors import input_error
-from ..evaluation.side_by_side import MeasureConfig
+from ..evaluation.side_by_side import CONTINUATIONS, STATISTICS, TASKS, WINDOWS, MeasureConfig
+from ..options import Option, options_of
 
-CHOICES = {"method": METHODS, "overlap": OVERLAPS, "chat_template": CHAT_TEMPLATES, "dtype": DTYPES}
-CHOICES |= {"blend_with": REGRESSIONS, "support_rule": SUPPORT_RULES, "norm_guard": NORM_GUARDS}
-CHOICES |= {"link": LINKS, "schedule": SCHEDULES, "precision": PRECISIONS, "split_at": SPLITS, "sharding": SHARDINGS}
-CHOICES |= {"probe": PROBES}
+TEXT_FORMS = (
+    "text or .jsonl (both also .gz), .parquet, a folder of datasets.save_to_disk, or dataset:NAME[,CONFIG][,SPLIT]"
+)
+# Headings of the help, in this order.
+HEADINGS = (
+    INPUTS,
+    PROBING,
+    METHOD,
+    TUNING,
+    TOKENS,
+    TEXT,
+    STEPS,
+    OPTIMIZER,
+    DISTILLATION,
+    EVALUATION,
+    WINDOWS,
+    CONTINUATIONS,
+    TASKS,
+    STATISTICS,
+    MEMORY,
+    OUTPUT,
+    RUN,
+)
 
 
-def documented(config: type) -> dict[str, str]:
-    """Field -> what its class docstring says of it, so that each option is documented in one place."""
-    text = re.split(r"\n\s+Raises:", (config.__doc__ or "").split("Attributes:")[1])[0]
-    entries = re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", text, re.MULTILINE | re.DOTALL)
-    return {name: re.sub(r"\s+", " ", words).replace("``", "").replace("%", "%%").strip() for name, words in entries}
+class HelpFormatter(argparse.HelpFormatter):
+    """Breaks lines at blanks alone, so that option names such as ``--max-support`` stay whole."""
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return self._fill_text(text, width, "").splitlines()
 
-def add_config(parser: argparse.ArgumentParser, config: type, leave_out: Sequence[str] = ()) -> None:
-    """One option a field of ``config``, with the field's own words and default."""
-    words = documented(config)
-    for field in dataclasses.fields(config):
-        if field.name in leave_out:
-            continue
-        text = (
-            words[field.name]
-            .replace(":data:`METHODS`", ", ".join(METHODS))
-            .replace(":data:`DTYPES`", ", ".join(DTYPES))
-            .replace(":data:`REGRESSIONS`", ", ".join(REGRESSIONS))
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.fill(
+            " ".join(text.split()),
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
-        flag = "--" + field.name.replace("_", "-")
-        kind = str(field.type)
-        if kind == "bool":
-            parser.add_argument(flag, action="store_true", help=text)
-            continue
-        if kind.startswith("Mapping"):
-            parser.add_argument(
-                flag, action="append", metavar="TARGET=SOURCE", default=[], help=f"{text} (may be repeated)"
-            )
-            continue
-        number = (
-            number_or_rule if "float | str" in kind else int if "int" in kind else float if "float" in kind else str
+
+
+class Command:
+    """The parser of one command; its options stand under the headings of :data:`HEADINGS`."""
+
+    def __init__(self, commands: Any, name: str, summary: str, usage: str) -> None:
+        """Add a command to the command line.
+
+        Args:
+            commands: what ``add_subparsers`` returned.
+            name: of the command.
+            summary: a sentence that says what the command does.
+            usage: its arguments, with the required options.
+        """
+        self.parser: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            usage=f"saltlm {name} {usage}".strip(),
+            formatter_class=HelpFormatter,
         )
-        default = "" if field.default is None else f" (default: {field.default})"
-        metavar = (
-            "{" + ",".join(CHOICES[field.name]) + "}"
-            if field.name in CHOICES
-            else number.__name__.upper().replace("STR", "NAME").replace("_", "-")
-        )
-        parser.add_argument(flag, type=number, default=field.default, metavar=metavar, help=text + default)
+        # argparse leaves headings without options out of the help.
+        self._groups = {heading: self.parser.add_argument_group(heading) for heading in HEADINGS}
+
+    def add(self, group: str, *names: str, **settings: Any) -> None:
+        """Add an option or argument under a heading; settings are those of ``ArgumentParser.add_argument``."""
+        settings["help"] = settings["help"].replace("%", "%%")
+        self._groups[group].add_argument(*names, **settings)
+
+    def add_files(self, group: str, name: str, text: str, **settings: Any) -> None:
+        """Add an option that takes one or more files."""
+        self.add(group, name, nargs="+", metavar="FILE", help=text, **settings)
+
+    def add_flag(self, group: str, name: str, text: str) -> None:
+        """Add an option without a value."""
+        self.add(group, name, action="store_true", help=text)
+
+    def add_config(self, config: type, leave_out: Sequence[str] = ()) -> None:
+        """Add one option for each field of a configuration class, with the field's own text, default and heading.
+
+        Args:
+            config: the class.
+            leave_out: names of fields that get no option.
+        """
+        for entry in options_of(config):
+            if entry.name not in leave_out:
+                self.add(entry.group, entry.flag, **_settings(entry))
+
+
+def _settings(entry: Option) -> dict[str, Any]:
+    """The arguments of ``add_argument`` for an option. Values are checked by the configuration, whose messages say more."""
+    if entry.types == (bool,):
+        return {"action": "store_true", "help": entry.help}
+    if entry.types == (Mapping,):
+        return {"action": "append", "default": [], "metavar": entry.metavar, "help": f"{entry.help} May be repeated."}
+    if float in entry.types and str in entry.types:
+        read: Any = number_or_rule
+    else:
+        read = entry.types[0]
+    names = choices_metavar(entry.choices) if entry.choices else {int: "INT", float: "FLOAT"}.get(read, "NAME")
+    return {"type": read, "default": entry.default, "metavar": entry.metavar or names, "help": entry.help}
+
+
+def choices_metavar(choices: Sequence[str]) -> str:
+    """The placeholder of a value that is one of some names."""
+    return "{" + ",".join(choices) + "}"
 
 
 def number_or_rule(text: str) -> float | str:
@@ -81,8 +132,18 @@ def number_or_rule(text: str) -> float | str:
 
 
 def config_from(arguments: argparse.Namespace, config: type, leave_out: Sequence[str] = (), **given: Any) -> Any:
-    """Build ``config`` from parsed options, and from others given; its own checks name what is out of range."""
-    names = [field.name for field in dataclasses.fields(config) if field.name not in leave_out]
+    """Build a configuration from parsed options; its own checks name what is out of range.
+
+    Args:
+        arguments: as parsed.
+        config: the class.
+        leave_out: names of fields that are not read from ``arguments``.
+        given: values of further fields.
+
+    Raises:
+        InputError: a value is out of range, or a special token is not paired with another.
+    """
+    names = [entry.name for entry in options_of(config) if entry.name not in leave_out]
     values = {**{name: getattr(arguments, name) for name in names}, **given}
     if "special_overrides" in values:
         values["special_overrides"] = _pairs(values["special_overrides"])
@@ -108,123 +169,242 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="saltlm",
         description="Give a causal language model the tokenizer of a target-language PLM.",
-        epilog="Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything unforeseen (batch: a job failed).",
+        epilog="'saltlm COMMAND --help' explains the options of a command. Exit codes: 0 done, 2 bad input or usage, 130 "
+        "interrupted, 1 any other error (for batch: a job failed).",
+        formatter_class=HelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"saltlm {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    transfer = commands.add_parser("transfer", help="source LM + target PLM + vectors -> model folder")
-    _add_pair(transfer)
-    transfer.add_argument("--out", metavar="DIR", help="folder to write; needed unless --dry-run")
-    add_config(transfer, TransferConfig)
-    transfer.add_argument(
-        "--dry-run", action="store_true", help="read and align, tell what would be done, write nothing"
-    )
-
-    evaluate = commands.add_parser("evaluate", help="bits per byte and more of models on text, side by side")
-    evaluate.add_argument("model", nargs="+", metavar="MODEL", help="model folders or hub names, side by side")
-    evaluate.add_argument(
-        "--text", nargs="+", required=True, metavar="FILE", help="UTF-8 text; blank lines part documents"
-    )
-    evaluate.add_argument(
-        "--retention",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="UTF-8 text of the source language: what is left of it",
-    )
-    evaluate.add_argument(
-        "--prompt", nargs="+", default=[], metavar="TEXT", help="show how each model continues these texts"
-    )
-    evaluate.add_argument(
-        "--tasks", nargs="+", default=[], metavar="TASK",
-        help="tasks of lm-evaluation-harness (needs saltlm[eval]): their names, 'paper:LANGUAGE' for the SALT paper's suite in "
-        "that language, or folders with task files, whose data may be local",
-    )  # fmt: skip
-    add_config(evaluate, MeasureConfig)
-    evaluate.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
-    evaluate.add_argument(
-        "--dtype",
-        default=None,
-        metavar="{" + ",".join(DTYPES) + "}",
-        help="dtype to run in (default: float32 on the CPU, the model's own elsewhere)",
-    )
-    evaluate.add_argument("--gguf-file", metavar="NAME", help="GGUF file inside the folders, for models that are one")
-    evaluate.add_argument("--revision", metavar="NAME", help="revision of the models on the hub")
-    evaluate.add_argument(
-        "--trust-remote-code", action="store_true", help="let transformers run code that a model brings along"
-    )
-
-    adapt = commands.add_parser("adapt", help="continual pre-training of a model on text")
-    adapt.add_argument("model", metavar="MODEL", help="causal LM: a local folder or a hub name")
-    sources = (
-        "text, .jsonl (both also .gz), .parquet, a folder of datasets.save_to_disk, or dataset:NAME[,CONFIG][,SPLIT]"
-    )
-    adapt.add_argument("--text", nargs="+", required=True, metavar="FILE", help=f"what to train on: {sources}")
-    adapt.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    adapt.add_argument("--eval-text", nargs="+", metavar="FILE", help="held-out text of the target language")
-    adapt.add_argument("--source-eval-text", nargs="+", metavar="FILE", help="held-out text of the source language")
-    adapt.add_argument(
-        "--replay", action="append", default=[], metavar="FILE:RATIO",
-        help="source-language text to mix in, and its share of all blocks in (0, 1) (may be repeated)",
-    )  # fmt: skip
-    adapt.add_argument("--resume", action="store_true", help="go on with the run in --out, or start one")
-    add_config(adapt, AdaptConfig)
-
-    inspect = commands.add_parser("inspect", help="where each row of a transferred model came from")
-    inspect.add_argument("folder", metavar="DIR", help="folder written by transfer or adapt")
-    inspect.add_argument(
-        "token",
-        nargs="*",
-        metavar="TOKEN",
-        help="a token's text, with or without its word start, or '#123' for an id; none: all",
-    )
-    inspect.add_argument("--html", metavar="FILE", help="write one page with all rows, to search in a browser")
-
-    compare = commands.add_parser("compare", help="several methods, one probe, one table and chart")
-    _add_pair(compare)
-    compare.add_argument(
-        "--methods", nargs="+", required=True, metavar="METHOD[:OPTION=VALUE...]",
-        help="ways to start, parted by commas or blanks, each with options of its own, e.g. salt:center=true:ridge=0.01, or "
-        "focus:auxiliary=PATH with vectors of its own; auto is tuned by the probes' text, auto:tune-text=none is not; the "
-        "original model with its own tokenizer is always compared too",
-    )  # fmt: skip
-    compare.add_argument(
-        "--text", nargs="+", required=True, metavar="FILE", help=f"what the probes train on: {sources}"
-    )
-    compare.add_argument(
-        "--out", required=True, metavar="DIR", help="folder of the results; goes on with what is there"
-    )
-    compare.add_argument("--eval-text", nargs="+", metavar="FILE", help="held-out text of the target language")
-    compare.add_argument(
-        "--source-eval-text", nargs="+", metavar="FILE", help="text of the source language, measured before and after"
-    )
-    add_config(compare, CompareConfig)
-    add_config(compare, TransferConfig, OWN_TRANSFER)
-    add_config(compare, AdaptConfig, OWN_ADAPT)
-
-    batch = commands.add_parser("batch", help="many transfers from a jobs file, shared work done once")
-    batch.add_argument(
-        "jobs", metavar="JOBS.toml",
-        help="[[job]] tables with the options of saltlm transfer, and [defaults] for all; paths are relative to the current "
-        "folder",
-    )  # fmt: skip
-    add_config(batch, BatchConfig)
-    batch.add_argument("--dry-run", action="store_true", help="check every job, tell what would run, run nothing")
-
-    status = commands.add_parser("status", help="versions, operators that run and why, devices")
-    for command in (transfer, evaluate, adapt, inspect, compare, batch, status):
-        command.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
-        command.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for add in (_transfer, _evaluate, _adapt, _inspect, _compare, _batch, _methods, _status):
+        command = add(commands)
+        command.add_flag(OUTPUT, "--json", "Print one JSON object to standard output, and nothing else.")
+        command.add_flag(RUN, "--quiet", "Print no progress to standard error.")
     return top
 
 
-def _add_pair(parser: argparse.ArgumentParser) -> None:
+def _transfer(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "transfer",
+        "Transfer a source model to the tokenizer of a target PLM, and write the new model's folder.",
+        "--source MODEL --target MODEL --out DIR [options]",
+    )
+    _add_pair(command)
+    command.add(OUTPUT, "--out", metavar="DIR", help="Folder to write. Required, except with --dry-run.")
+    command.add_config(TransferConfig)
+    command.add_flag(
+        RUN, "--dry-run", "Read the inputs, align the tokenizers and report what would be built; write nothing."
+    )
+    return command
+
+
+def _evaluate(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "evaluate",
+        "Measure bits per byte and more of one or several models on the same text.",
+        "MODEL [MODEL ...] --text FILE [FILE ...] [options]",
+    )
+    command.add(
+        INPUTS, "model", nargs="+", metavar="MODEL", help="Local folders or hub names of causal LMs to compare."
+    )
+    command.add_files(INPUTS, "--text", "UTF-8 text files to score. Blank lines separate documents.", required=True)
+    command.add_files(
+        INPUTS,
+        "--retention",
+        "UTF-8 text files of the source language, to measure how much of it the model retains. Default: not measured.",
+        default=[],
+    )
+    command.add(
+        INPUTS,
+        "--gguf-file",
+        metavar="NAME",
+        help="Name of the GGUF file inside the model folders. Default: their safetensors files are read.",
+    )
+    command.add(
+        INPUTS,
+        "--revision",
+        metavar="NAME",
+        help="Revision of the models on the hub: a branch, tag or commit. Default: the default branch.",
+    )
+    command.add_flag(INPUTS, "--trust-remote-code", "Allow transformers to run Python code that comes with a model.")
+    command.add(
+        CONTINUATIONS,
+        "--prompt",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="Show how each model continues these texts. Default: no texts.",
+    )
+    command.add(
+        TASKS,
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="Tasks of lm-evaluation-harness to run (needs saltlm[eval]): names of tasks, paper:LANGUAGE for the task suite of "
+        "the SALT paper in this language, or folders with task files, whose data may be local. Default: no tasks.",
+    )
+    command.add_config(MeasureConfig)
+    command.add(
+        RUN,
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="Device that runs the models: auto, cpu or cuda[:INDEX]. Default: auto.",
+    )
+    command.add(
+        RUN,
+        "--dtype",
+        metavar=choices_metavar(DTYPES),
+        help="Data type of the computation. Default: float32 on the CPU, the checkpoint's data type on other devices.",
+    )
+    return command
+
+
+def _adapt(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "adapt",
+        "Train a model further on text (continual pre-training), and write the adapted model's folder.",
+        "MODEL --text FILE [FILE ...] --out DIR [options]",
+    )
+    command.add(INPUTS, "model", metavar="MODEL", help="Causal LM to train: a local folder or a hub name.")
+    command.add_files(INPUTS, "--text", f"Text to train on: {TEXT_FORMS}.", required=True)
+    command.add(
+        INPUTS,
+        "--replay",
+        action="append",
+        default=[],
+        metavar="FILE:RATIO",
+        help="Source-language text to mix into the training, and its share of all blocks, a number in (0, 1). May be repeated. "
+        "Default: no replay.",
+    )
+    command.add_files(
+        INPUTS,
+        "--eval-text",
+        "Held-out text of the target language. Default: a share of the training text (--heldout).",
+    )
+    command.add_files(
+        INPUTS, "--source-eval-text", "Held-out text of the source language, evaluated too. Default: not evaluated."
+    )
+    command.add(OUTPUT, "--out", required=True, metavar="DIR", help="Folder to write.")
+    command.add_flag(
+        OUTPUT, "--resume", "Continue from the last checkpoint in --out; start a new run where there is none."
+    )
+    command.add_config(AdaptConfig)
+    return command
+
+
+def _inspect(commands: Any) -> Command:
+    command = Command(
+        commands, "inspect", "Show where each row of a transferred model came from.", "DIR [TOKEN ...] [options]"
+    )
+    command.add(INPUTS, "folder", metavar="DIR", help="Folder written by saltlm transfer or saltlm adapt.")
+    command.add(
+        INPUTS,
+        "token",
+        nargs="*",
+        metavar="TOKEN",
+        help="Tokens to show: the text of a token, with or without its word start mark, or '#123' for a token id. "
+        "Default: an overview of all rows.",
+    )
+    command.add(OUTPUT, "--html", metavar="FILE", help="Write an HTML page that lists all rows and can be searched.")
+    return command
+
+
+def _compare(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "compare",
+        "Compare methods: transfer with each, train each result for the same few steps, and write a table and a chart.",
+        "--source MODEL --target MODEL --methods METHOD ...\n                      --text FILE ... --out DIR [options]",
+    )
+    _add_pair(command)
+    command.add(
+        INPUTS,
+        "--methods",
+        nargs="+",
+        required=True,
+        metavar="METHOD[:OPTION=VALUE...]",
+        help="Methods to compare, separated by commas or blanks, each with options of its own, such as "
+        "salt:center=true:ridge=0.01, or focus:auxiliary=PATH for vectors of its own. The text of the probes tunes auto; "
+        "auto:tune-text=none switches this off. The original model with its own tokenizer is always compared too.",
+    )
+    command.add_files(INPUTS, "--text", f"Text that the probes train on: {TEXT_FORMS}.", required=True)
+    command.add_files(
+        INPUTS,
+        "--eval-text",
+        "Held-out text of the target language. Default: a share of the training text (--heldout).",
+    )
+    command.add_files(
+        INPUTS,
+        "--source-eval-text",
+        "Text of the source language, evaluated before and after each probe. Default: not evaluated.",
+    )
+    command.add(
+        OUTPUT,
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="Folder of the results. A comparison that it already holds is continued.",
+    )
+    command.add_config(CompareConfig)
+    command.add_config(TransferConfig, OWN_TRANSFER)
+    command.add_config(AdaptConfig, OWN_ADAPT)
+    return command
+
+
+def _batch(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "batch",
+        "Run the transfers of a jobs file; work that jobs share is done once.",
+        "JOBS.toml [options]",
+    )
+    command.add(
+        INPUTS,
+        "jobs",
+        metavar="JOBS.toml",
+        help="Jobs file: a [[job]] table with the options of saltlm transfer for each transfer, and a [defaults] table for all "
+        "of them. Paths are relative to the current folder.",
+    )
+    command.add_config(BatchConfig)
+    command.add_flag(RUN, "--dry-run", "Check every job and report what would run; run nothing.")
+    return command
+
+
+def _methods(commands: Any) -> Command:
+    summary = "List the methods that build rows of new tokens: what each needs, its options and its source."
+    return Command(commands, "methods", summary, "[options]")
+
+
+def _status(commands: Any) -> Command:
+    summary = "Show versions, devices, and which implementation of the operators runs and why."
+    return Command(commands, "status", summary, "[options]")
+
+
+def _add_pair(command: Command) -> None:
     """The inputs of a transfer."""
-    parser.add_argument("--source", required=True, metavar="MODEL", help="causal LM: a local folder or a hub name")
-    parser.add_argument("--target", required=True, metavar="MODEL", help="target-language PLM (BERT, GPT or T5 kind)")
-    parser.add_argument(
-        "--auxiliary", metavar="VECTORS",
-        help="static vectors of the target language: a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors "
-        "folder, 'plm' (the PLM's own rows) or 'train:FILE[,FILE...]' (fastText trained on that text)",
-    )  # fmt: skip
+    command.add(
+        INPUTS,
+        "--source",
+        required=True,
+        metavar="MODEL",
+        help="Causal LM that gets the new tokenizer: a local folder or a hub name.",
+    )
+    command.add(
+        INPUTS,
+        "--target",
+        required=True,
+        metavar="MODEL",
+        help="Target-language PLM (a BERT, GPT or T5 model) that gives the tokenizer: a local folder or a hub name.",
+    )
+    command.add(
+        INPUTS,
+        "--auxiliary",
+        metavar="VECTORS",
+        help="Static vectors of the target language: a fastText .bin file, a .vec or word2vec text file (also .gz), a spaCy "
+        "vectors folder, plm (the PLM's own embedding rows) or train:FILE[,FILE...] (fastText trained on these text files). "
+        "Default: no vectors; the methods that need them are listed by 'saltlm methods'.",
+    )

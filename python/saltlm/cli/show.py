@@ -109,8 +109,6 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
         console.print(
             f"blend: weight {weight:g}, length {length:g}, the best on average; --tune-text FILE chooses for this language"
         )
-    for warning in summary["warnings"]:
-        console.print(f"[yellow]note[/yellow]: {escape(warning)}", highlight=False)
     if done.out is not None:
         # One line, however long: it is there to be copied.
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
@@ -230,3 +228,19 @@ def status(found: Mapping[str, Any]) -> None:
     table.add_row("threads", str(found["threads"]))
     table.add_row("platform", found["platform"])
     console.print(table)
+
+
+def methods(described: Sequence[Mapping[str, Any]]) -> None:
+    """Every method: what the row of a new token is, what the method needs, its options and its source."""
+    table = Table(title="saltlm methods", show_header=False, show_lines=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for method in described:
+        lines = [method["summary"]]
+        if method["needs"]:
+            lines.append("Needs: " + ", ".join(method["needs"]) + ".")
+        if method["options"]:
+            lines.append("Options: " + " ".join("--" + name.replace("_", "-") for name in method["options"]))
+        lines.append(f"Source: {method['source']}.")
+        table.add_row(f"{method['name']}{' (default)' if method['default'] else ''}", escape("\n".join(lines)))
+    Output().print(table)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..adaptation.config import AdaptConfig
-from ..config import METHODS, TransferConfig, _one_of, _whole
+from ..config import METHODS, OUTPUT, TransferConfig
 from ..errors import InputError, input_error
 from ..evaluation.intervals import check_numbers
+from ..options import check_choice, check_choices, documented, is_whole_number, option, options_of
 
-PROBES = ("embeddings", "all")
+Probe = Literal["embeddings", "all"]
+PROBING = "probes"  # a heading of the command line
 ORIGINAL = "original"
 AUXILIARY = "auxiliary"
 TEXT_AT_HAND = "the probes' text"  # what tunes ``auto`` where nothing else is said
@@ -34,39 +36,47 @@ OWN_ADAPT = (
 )  # fmt: skip
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """How starts are probed and compared.
-
-    Attributes:
-        probe: what is trained after each transfer: ``embeddings`` (all embedding and head rows) or ``all`` (every weight).
-        probe_steps: optimizer steps of each probe, in [1, inf).
-        seeds: number of probes of each method, in [1, inf); their seeds follow on ``seed``.
-        seed: the first seed, of drawn rows, data order and dropout, in [0, 2**32 - seeds].
-        eval_steps: steps between evaluations on held-out text, in [1, inf); ``None`` is a fifth of the probe.
-        confidence: of the intervals over held-out documents, in (0, 1).
-        force: replace another comparison in the output folder.
+    """How methods are probed (trained for a few steps each) and compared.
 
     Raises:
         InputError: a value is out of its range or not one of the names.
     """
 
-    probe: str = "embeddings"
-    probe_steps: int = 50
-    seeds: int = 3
-    seed: int = 0
-    eval_steps: int | None = None
-    confidence: float = 0.95
-    force: bool = False
+    probe: Probe = option(
+        "embeddings",
+        "Weights that are trained after each transfer: embeddings (all embedding and head rows) or all (every weight).",
+        group=PROBING,
+    )
+    probe_steps: int = option(50, "Number of optimizer steps of each probe, an integer >= 1.", group=PROBING)
+    seeds: int = option(
+        3, "Number of probes of each method, an integer >= 1; they use the seeds --seed, --seed + 1, ...", group=PROBING
+    )
+    seed: int = option(
+        0,
+        "First seed of drawn rows, data order and dropout, an integer in [0, 2**32 - --seeds].",
+        group=PROBING,
+    )
+    eval_steps: int | None = option(
+        None,
+        "Number of steps between evaluations on held-out text, an integer >= 1. Default: a fifth of --probe-steps.",
+        group=PROBING,
+    )
+    confidence: float = option(
+        0.95, "Confidence level of the intervals over held-out documents, a number in (0, 1).", group=PROBING
+    )
+    force: bool = option(False, "Replace a different comparison in the output folder.", group=OUTPUT)
 
     def __post_init__(self) -> None:
-        _one_of("probe", self.probe, PROBES)
+        check_choices(self)
         check_numbers(self.confidence, 0)
         for name in ("probe_steps", "seeds", "eval_steps"):
             value = getattr(self, name)
-            if value is not None and not _whole(value, 1, math.inf):
+            if value is not None and not is_whole_number(value, 1):
                 raise input_error(name, repr(value), "a whole number >= 1", "choose another")
-        if not _whole(self.seed, 0, 2**32 - self.seeds):
+        if not is_whole_number(self.seed, 0, 2**32 - self.seeds):
             raise input_error("seed", repr(self.seed), f"a whole number in [0, 2**32 - {self.seeds}]", "choose another")
 
     @property
@@ -105,8 +115,21 @@ class Cell:
     tunes: bool = False
 
     def inputs(self, common: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        """Source, target and auxiliary vectors of its transfer, from those of the comparison."""
+        """Source, target and auxiliary vectors of its transfer; ``None`` for the vectors that its method does not read.
+
+        Args:
+            common: source, target and auxiliary vectors of the comparison.
+        """
+        if not self.reads_vectors:
+            return (*common[:2], None)
         return common if self.auxiliary is None else (*common[:2], self.auxiliary)
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether its method reads auxiliary vectors; the original model has no method."""
+        from ..rows.methods import method_of  # with torch, which the command's help does without
+
+        return self.config is not None and method_of(self.config).vectors
 
     def own(self) -> dict[str, str]:
         """What it has beside its transfer's options."""
@@ -173,19 +196,22 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
         if any(cell.label == label for cell in cells):
             raise input_error("methods", f"{label!r} twice", "each once", "leave one out")
         name, *parts = label.split(":")
-        _one_of("methods", name, (*METHODS, ORIGINAL))
-        defaults = {field.name: _default(field) for field in dataclasses.fields(base) if field.name in optional}
+        check_choice("methods", name, (*METHODS, ORIGINAL))
+        defaults = {entry.name: entry.default for entry in options_of(TransferConfig) if entry.name in optional}
         try:
-            own = dict(_option(label, part) for part in parts)
+            own: dict[str, Any] = dict(_option(label, part) for part in parts)
             auxiliary = own.pop(AUXILIARY, None)
+            own["method"] = name
             # What a method takes may hang on its own options, as a blend's do on what it blends with.
-            alone = dataclasses.replace(TransferConfig(), method=name, **own)
+            alone = dataclasses.replace(TransferConfig(), **own)
             taken = method_of(alone).options if name in BUILDERS else optional
             unused = {option: value for option, value in defaults.items() if option not in taken}
-            config = dataclasses.replace(base, method=name, **{**unused, **own})
-            for option, off in (("tune", False), ("tune_text", None)):  # with nothing to choose, there is no use for it
-                if option not in own and not free_options(config):
-                    config = dataclasses.replace(config, **{option: off})
+            config = dataclasses.replace(base, **{**unused, **own})
+            # A method without options left to choose is not tuned.
+            if "tune" not in own and not free_options(config):
+                config = dataclasses.replace(config, tune=False)
+            if "tune_text" not in own and not free_options(config):
+                config = dataclasses.replace(config, tune_text=None)
             if auxiliary is not None and not method_of(config).vectors:
                 raise input_error(
                     AUXILIARY, repr(auxiliary), "a method that looks at vectors", "leave it out for this method"
@@ -211,14 +237,10 @@ def _left_to_itself(config: TransferConfig) -> bool:
     return len(free_options(config)) == sum(option in method_of(config).options for option in TEXT_GRID)
 
 
-def _default(field: dataclasses.Field) -> object:
-    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
-
-
-def _option(label: str, part: str) -> tuple[str, object]:
+def _option(label: str, part: str) -> tuple[str, Any]:
     """Name and value of ``option=value``; an option that is on or off may stand alone."""
-    known = {field.name: str(field.type) for field in dataclasses.fields(TransferConfig) if field.name not in SHARED}
-    known[AUXILIARY] = "str"
+    known = {entry.name: entry.types for entry in options_of(TransferConfig) if entry.name not in SHARED}
+    known[AUXILIARY] = (str,)
     name, mark, text = part.partition("=")
     name = name.replace("-", "_")
     if name in SHARED:
@@ -229,33 +251,31 @@ def _option(label: str, part: str) -> tuple[str, object]:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
         raise input_error("option", repr(part), "one of " + ", ".join(known), hint)
-    kind = known[name]
+    accepted = known[name]
     if name == "tune_text" and text == NO_TEXT:
         return name, None
     try:
-        return name, _value(kind, text if mark else "true" if kind == "bool" else "")
+        return name, _value(accepted, text if mark else "true" if bool in accepted else "")
     except ValueError:
-        expected = {"bool": "true or false"}.get(kind, "a number" if "int" in kind or "float" in kind else "text")
+        numeric = int in accepted or float in accepted
+        expected = "true or false" if bool in accepted else "a number" if numeric else "text"
         raise input_error(name, repr(text), expected, f"write e.g. {label.split(':')[0]}:{name}=VALUE") from None
 
 
-def _value(kind: str, text: str) -> object:
-    if kind == "bool":
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _refuse()
-    if "int" in kind and "float" not in kind:
+def _value(accepted: tuple[type, ...], text: str) -> Any:
+    """Read a value of one of the accepted types; raises ValueError where there is none."""
+    if bool in accepted and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if int in accepted:
         return int(text)
-    if "float" in kind:
-        try:
+    if float in accepted:
+        with contextlib.suppress(ValueError):
             return float(text)
-        except ValueError:
-            if "str" in kind and text:  # a rule's name, which the configuration checks
-                return text
-            raise
-    return text or _refuse()
-
-
-def _refuse() -> object:
-    raise ValueError
+    if (
+        str in accepted and text
+    ):  # of an option that also takes numbers, the name of a rule, which the configuration checks
+        return text
+    raise ValueError(text)
 
 
 def check_base(base: AdaptConfig) -> None:

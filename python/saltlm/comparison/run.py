@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .config import (
 from .folder import CHART, RESULT, CompareFolder
 
 Report = Callable[[str, int, int], None]
+_LOGGER = logging.getLogger("saltlm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,7 @@ class _Plan:
     adaptation: AdaptConfig
     blocks: Any
     identity: Mapping[str, Any]
+    warnings: Sequence[str]
 
 
 def compare(
@@ -133,9 +136,12 @@ def compare(
             raise KeyboardInterrupt(kept or "no run was finished, and nothing was left behind") from None
         content = {
             "format": 1, **_described(plan), **summarize(plan.cells, results, plan.config.confidence), "results": results,
+            "warnings": list(plan.warnings),
         }  # fmt: skip
         write_json_whole(folder.out / RESULT, content)
         draw_chart(content, folder.out / CHART)
+    for warning in plan.warnings:
+        _LOGGER.warning("%s", warning)
     return Comparison(folder.out, content)
 
 
@@ -227,10 +233,16 @@ def _plan(
     _check_positions(original, max(blocks.length, blocks.original), adaptation)
     identity = _identity(original, target, inputs[2], text, config, base, adaptation)
     folder.refuse_other(identity, force=config.force)
+    read = any(cell.reads_vectors and cell.auxiliary is None for cell in cells)
+    warnings = [] if read or inputs[2] is None else [_unread(inputs[2])]
     return _Plan(
         inputs=inputs, original=original, cells=cells, text=text, config=config, adaptation=adaptation, blocks=blocks,
-        identity=identity,
+        identity=identity, warnings=warnings,
     )  # fmt: skip
+
+
+def _unread(auxiliary: str | Path) -> str:
+    return f"no method of this comparison reads these auxiliary vectors: {auxiliary} changes nothing"
 
 
 def _identity(
@@ -248,7 +260,8 @@ def _identity(
     probe = {name: getattr(config, name) for name in ("probe", "probe_steps", "eval_steps")}
     adapting = {name: value for name, value in config_identity(adaptation).items() if name not in OWN_ADAPT}
     transferring = plain_transfer(base, leave_out=["method", *optional])
-    names = auxiliary_files(auxiliary)
+    # A file that no method reads may be missing: it then counts by its name.
+    names = [name for name in auxiliary_files(auxiliary) if Path(name).exists()]
     return {
         "version": __version__, "source": model_identity(original), "target": model_identity(target),
         "auxiliary": [sampled_digest(Path(name)) for name in names] or str(auxiliary), "text": content(text.identity["text"]),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import _whole
 from ..errors import input_error
+from ..options import documented, is_whole_number, option
 from ..text.documents import read_documents
 from .evaluate import Evaluation, evaluate
 from .intervals import Intervals, check_numbers, intervals
@@ -21,36 +20,54 @@ if TYPE_CHECKING:
 
 # Characters of a document that are shown as a prompt, to the last whole word.
 PROMPT_CHARACTERS = 80
+# Headings of the command line.
+STATISTICS, CONTINUATIONS, TASKS, WINDOWS = "statistics", "continuations", "tasks", "scoring windows"
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """What to measure beside bits per byte, and how.
-
-    Attributes:
-        confidence: of the intervals over documents, in (0, 1).
-        seed: of the resamples behind the intervals, of drawn continuations and of the solved examples of tasks; >= 0.
-        samples: continue the beginnings of the first N documents; >= 0.
-        new_tokens: the longest continuation in tokens; >= 1.
-        temperature: draw continuations at this temperature; 0 takes the likeliest token at each step.
-        shots: solved examples before each item of a task, >= 0; left out, what the task says.
-        limit: score the first N items of each task only, >= 1; left out, all.
-        max_length: tokens of a window; >= 2.
-        stride: tokens by which the window moves, from 1 to one less than a window; left out, half a window.
+    """What is measured beside bits per byte, and how.
 
     Raises:
         InputError: a number is out of range.
     """
 
-    confidence: float = 0.95
-    seed: int = 0
-    samples: int = 0
-    new_tokens: int = 40
-    temperature: float = 0.0
-    shots: int | None = None
-    limit: int | None = None
-    max_length: int = 1024
-    stride: int | None = None
+    confidence: float = option(
+        0.95, "Confidence level of the intervals over documents, a number in (0, 1).", group=STATISTICS
+    )
+    seed: int = option(
+        0,
+        "Seed of the bootstrap resamples behind the intervals, of continuations drawn with --temperature, and of the choice "
+        "of solved examples for tasks, an integer >= 0.",
+        group=STATISTICS,
+    )
+    samples: int = option(
+        0,
+        "Show how each model continues the beginnings of the first N documents, an integer >= 0.",
+        group=CONTINUATIONS,
+    )
+    new_tokens: int = option(40, "Maximum length of a continuation in tokens, an integer >= 1.", group=CONTINUATIONS)
+    temperature: float = option(
+        0.0,
+        "Sampling temperature of continuations, a number >= 0; 0 takes the most probable token at each step.",
+        group=CONTINUATIONS,
+    )
+    shots: int | None = option(
+        None,
+        "Number of solved examples before each item of a task, an integer >= 0. Default: the number that the task defines.",
+        group=TASKS,
+    )
+    limit: int | None = option(
+        None, "Score only the first N items of each task, an integer >= 1. Default: all items.", group=TASKS
+    )
+    max_length: int = option(1024, "Length of a scoring window in tokens, an integer >= 2.", group=WINDOWS)
+    stride: int | None = option(
+        None,
+        "Number of tokens by which the scoring window moves, an integer from 1 to --max-length - 1. "
+        "Default: half of --max-length.",
+        group=WINDOWS,
+    )
 
     def __post_init__(self) -> None:
         check_numbers(self.confidence, self.seed)
@@ -67,7 +84,7 @@ class MeasureConfig:
             ("stride", 1),
         ):
             value = getattr(self, name)
-            if value is not None and not _whole(value, least, math.inf):
+            if value is not None and not is_whole_number(value, least):
                 raise input_error(name, repr(value), f"a whole number >= {least}", "leave it out for the default")
         if self.stride is not None and self.stride >= self.max_length:
             raise input_error(

@@ -14,8 +14,6 @@ from ..files.json_files import json_bytes
 from ..model.stored_rows import lengths_of
 from ..rows.assembly import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
-FORMAT = 1
-
 
 def support_summary(assembly: Assembly, neighbours: str) -> dict[str, int | float | str] | None:
     """Minimum, median, 95th percentile and maximum support size; ``None`` where there are no supports.

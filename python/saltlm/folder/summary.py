@@ -12,6 +12,7 @@ import torch
 from ..alignment.expand import Expansion
 from ..config import TransferConfig
 from ..environment import versions
+from ..files.summary_file import FORMAT, SCHEMA_VERSION
 from ..model.checkpoint import Donor, Source
 from ..rows.assembly import ORIGINS, Assembly
 from ..rows.build import Built
@@ -19,7 +20,8 @@ from ..rows.methods import method_of
 from ..rows.methods.blend import BESIDE, UNSET, as_blend
 from ..rows.norm_guard import norm_warnings, support_warnings
 from ..rows.recipe import RULES
-from .provenance import FORMAT, counts, licence_of, norms, statuses, support_summary
+from ..rows.rules import unread_auxiliary
+from .provenance import counts, licence_of, norms, statuses, support_summary
 
 NO_END = (
     "the new tokenizer has no token that ends a text (neither eos nor sep): generation goes on to its length, and documents"
@@ -60,6 +62,7 @@ def summary_of(
         inputs["source_auxiliary"] = {**job.source_auxiliary.description, "licence": "not stated"}
     summary = {
         "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
         "saltlm_version": versions()["saltlm"],
         "method": config.method,
         "config": config.to_json(),
@@ -86,7 +89,8 @@ def summary_of(
     summary["expansion"] = None if expansion is None else expansion.counts
     summary |= built.posts
     summary["warnings"] = [
-        *_warnings(summary, model, config), *_rule_warnings(summary, config, assembly, donor),
+        *_warnings(summary, model, config), *_template_warnings(config, model.tokenizer, tokenizer),
+        *_rule_warnings(summary, config, assembly, donor),
         *_without_effect(config, auxiliary, model, donor), *([NO_END] if tokenizer.eos_token_id is None else []),
     ]  # fmt: skip
     return summary
@@ -111,9 +115,7 @@ def _rule_warnings(summary: dict[str, Any], config: TransferConfig, assembly: As
 
 def _without_effect(config: TransferConfig, auxiliary: str | Path | None, model: Source, donor: Donor) -> list[str]:
     """What was given and has no effect: the user may believe that it has."""
-    found = []
-    if auxiliary is not None and not method_of(config).vectors:
-        found.append(f"method {config.method} does not use auxiliary")
+    found = unread_auxiliary(config, auxiliary)
     if config.keep_source_vocabulary:
         default = TransferConfig()
         found += [
@@ -157,10 +159,21 @@ def _warnings(summary: dict[str, Any], model: Source, config: TransferConfig) ->
     drawn = summary["counts"]["drawn"] / max(1, summary["new_tokens"])
     if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
         found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
-    replaced = not summary["config"]["keep_source_vocabulary"]
-    if replaced and model.tokenizer.chat_template and summary["config"]["chat_template"] == "target":
-        found.append("the source's chat template is left out; --chat-template source keeps it")
     return found
+
+
+def _template_warnings(config: TransferConfig, source: Any, result: Any) -> list[str]:
+    """Whether the result lacks the source's chat template although the user did not choose that.
+
+    Args:
+        config: the options; ``chat_template`` other than the default is the user's choice.
+        source: tokenizer of the source model.
+        result: the tokenizer as written. It may carry the same template, when the target was made from the source's family.
+    """
+    lost = source.chat_template and result.chat_template != source.chat_template
+    if not lost or config.chat_template != "target":
+        return []
+    return ["the source's chat template is left out; --chat-template source keeps it"]
 
 
 def _norm_warnings(length: dict[str, dict[str, float]], origin: str, options: tuple[str, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,9 @@ from ..files.json_files import write_json
 from ..files.output_folder import check_output, whole_folder
 from ..model.checkpoint import Source
 from ..model.locate import TERMS
-from ..model.safetensors_header import NAMES, Header
+from ..model.safetensors_header import DTYPES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
-from ..model.weights import INDEX
+from ..model.weights import INDEX, with_dtype
 from ..operators.finite import finite_rows
 from ..rows.matrices import NewMatrices
 
@@ -243,16 +244,35 @@ def _config(
         config.pop("auto_map", None)  # its code is not in the new folder
     if source.config_says_tied and not source.tied:
         config["tie_word_embeddings"] = False
-    dtypes = {
-        NAMES[replaced[name].dtype] if name in replaced else entry.dtype
-        for header in source.weights.headers.values()
-        for name, entry in header.entries.items()
-        if name in replaced or entry.dtype.startswith(("F", "BF"))
-    }
-    if len(dtypes) == 1:  # otherwise the config's dtype stays that of the body
-        dtype = str(matrices.input_rows.dtype).removeprefix("torch.")
-        config.update({key: dtype for key in ("dtype", "torch_dtype") if key in config})
+    body = _body_dtypes(source, replaced)
+    rows = {tensor.dtype for tensor in replaced.values()}
+    config = with_dtype(config, _loading_dtype(config, body, rows), add=len(body | rows) > 1)
     return {**config, **changes}
+
+
+def _body_dtypes(source: Source, replaced: Mapping[str, torch.Tensor]) -> set[torch.dtype]:
+    """Float dtypes of the tensors that are taken over; those of 8 bits, which promote to no other, left out."""
+    entries = (entry for header in source.weights.headers.values() for entry in header.entries.values())
+    return {DTYPES[entry.dtype] for entry in entries if entry.name not in replaced and entry.dtype in DTYPES}
+
+
+def _loading_dtype(config: Mapping[str, Any], body: set[torch.dtype], rows: set[torch.dtype]) -> torch.dtype:
+    """The dtype for config.json: the narrowest one that a plain load can use without rounding body or rows.
+
+    A plain load casts all weights to the dtype that config.json names. So it is the narrowest dtype that holds both: float32
+    for float32 rows on a bfloat16 body, and for bfloat16 rows on a float32 body. Where the body has several dtypes (a few
+    float32 tensors in a bfloat16 model are common), its dtype is what the source's config.json names.
+
+    Args:
+        config: the source's config.json.
+        body: dtypes of the tensors taken over.
+        rows: dtypes of the vocabulary rows as written.
+    """
+    named = config.get("dtype") or config.get("torch_dtype")
+    declared = getattr(torch, str(named).removeprefix("torch."), None) if named else None
+    if len(body) > 1 and isinstance(declared, torch.dtype):
+        body = {declared}
+    return functools.reduce(torch.promote_types, body | rows)
 
 
 def _keep_files(source: Source, folder: Path) -> None:

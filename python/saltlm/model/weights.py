@@ -7,6 +7,7 @@ import mmap
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -132,3 +133,24 @@ def _sharded(folder: Path, side: str) -> Weights:
                 f"{side}, {folder / file}", f"no tensor {name!r}", f"it there, as {INDEX} says", "fetch the file again"
             )
     return Weights(headers, index)
+
+
+def with_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, add: bool = False) -> dict[str, Any]:
+    """A copy of a config with this dtype, also in the configs of the model's parts (``text_config`` and others).
+
+    transformers 5 loads a model in the dtype of config.json by default. If ``AutoModelForCausalLM`` loads only the text part of
+    a model, it uses the dtype of that part's config.
+
+    Args:
+        config: content of config.json.
+        dtype: a float dtype.
+        add: if the config has no dtype, add one, under the key that both transformers 4 and 5 read.
+    """
+    name = str(dtype).removeprefix("torch.")
+    changed = dict(config)
+    keys = [key for key in ("dtype", "torch_dtype") if key in config]
+    changed.update(dict.fromkeys(keys or ["torch_dtype"] * add, name))
+    for key, part in config.items():
+        if key.endswith("_config") and isinstance(part, Mapping):
+            changed[key] = with_dtype(part, dtype)
+    return changed

@@ -16,6 +16,8 @@ import math
 import torch
 from torch import Tensor
 
+from .nearest import EqualRows
+
 EPSILON = torch.finfo(torch.float64).eps
 FULL_RANK, ILL_CONDITIONED, RANK_DEFICIENT, NO_SUPPORT, NON_FINITE = range(5)
 # Largest over smallest singular value above which a full-rank support counts as ill-conditioned.
@@ -31,7 +33,8 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, max_suppo
     With cosines z sorted downwards, k the largest count with ``1 + k z_k > z_1 + ... + z_k`` and
     ``tau = (z_1 + ... + z_k - 1) / k``, the weights are ``max(z - tau, 0)`` and the support is where they are positive.
     A cap keeps the nearest ``max_support`` anchors and takes the sparsemax over those. A zero or non-finite anchor is in
-    no support; a zero or non-finite new row has an empty one.
+    no support; a zero or non-finite new row has an empty one. Anchors that are equal after each is divided by its largest
+    absolute entry have equal cosines to the last bit, on every machine.
 
     Args:
         new_auxiliary: reals [N, P].
@@ -42,13 +45,15 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, max_suppo
         offsets int64 [N + 1], ids int32 [nnz], weights float64 [nnz].
     """
     device, rows = new_auxiliary.device, new_auxiliary.shape[0]
-    anchors, usable_anchor = _directions(anchor_auxiliary)
+    anchors, usable_anchor = _scaled(anchor_auxiliary)
     positions = usable_anchor.nonzero().squeeze(1)
     anchors = anchors[positions]
+    equal, anchors = EqualRows.of(anchors), _directions(anchors)
     sizes, ids, weights = [], [], []
     for block in new_auxiliary.split(max(1, _BLOCK_VALUES // max(1, positions.numel()))) if rows else ():
-        directions, usable = _directions(block)
-        cosines, order = (directions @ anchors.T).sort(dim=1, descending=True, stable=True)
+        new, usable = _scaled(block)
+        product = equal.share_columns(_directions(new) @ anchors.T)
+        cosines, order = product.sort(dim=1, descending=True, stable=True)
         weight = _sparsemax_of_sorted(cosines[:, :max_support] if max_support else cosines)
         inside = (weight > 0) & usable[:, None]
         sizes.append(inside.sum(dim=1))
@@ -65,14 +70,18 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, max_suppo
     )
 
 
-def _directions(rows: Tensor) -> tuple[Tensor, Tensor]:
-    # Unit vectors in float64, and which rows have one. Dividing by the largest entry first keeps 1e-200 and 1e200 apart
-    # from zero and infinity.
+def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
+    # Rows in float64 divided by their largest entry, and which rows have a direction. The division keeps 1e-200 and 1e200
+    # apart from zero and infinity.
     rows = rows.to(torch.float64)
     largest = rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
     usable = largest.isfinite() & (largest > 0)
-    rows = torch.where(usable[:, None], rows / torch.where(usable, largest, 1.0)[:, None], 0.0)
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(EPSILON), usable
+    return torch.where(usable[:, None], rows / torch.where(usable, largest, 1.0)[:, None], 0.0), usable
+
+
+def _directions(scaled: Tensor) -> Tensor:
+    # Unit vectors, and zeros where a row has no direction.
+    return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(EPSILON)
 
 
 def _sparsemax_of_sorted(values: Tensor) -> Tensor:

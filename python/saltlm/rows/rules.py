@@ -43,6 +43,16 @@ def method_faults(config: TransferConfig, auxiliary: str | Path | None) -> Itera
     yield from _inputs(config, auxiliary)
 
 
+def unread_auxiliary(config: TransferConfig, auxiliary: str | Path | None) -> list[str]:
+    """The warning that auxiliary vectors are given to a method that does not read them; empty where there is none to give.
+
+    It is no fault, unlike an option of :data:`OF_METHODS`: a comparison and a batch name one file for many methods.
+    """
+    if auxiliary is None or method_of(config).vectors:
+        return []
+    return [f"{_named(config)} does not read auxiliary vectors: {auxiliary} is not opened and changes nothing"]
+
+
 def _unused(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
     default, options = TransferConfig(), method_of(config).options
     for name in OF_METHODS:
@@ -79,7 +89,7 @@ def _contradictions(config: TransferConfig) -> Iterator[tuple[str, InputError]]:
 
 def _inputs(config: TransferConfig, auxiliary: str | Path | None) -> Iterator[tuple[str, InputError]]:
     method = method_of(config)
-    if auxiliary is not None:
+    if method.vectors and auxiliary is not None:  # else the file is not read: see unread_auxiliary
         check = check_words if method.source_vectors == "segmented" else check_auxiliary
         yield from _raised("auxiliary", check, auxiliary)
     elif method.vectors:

@@ -10,6 +10,7 @@ import torch
 from ..alignment.align import Alignment
 from ..errors import input_error
 from ..files.hashing import sha256_file
+from ..operators.nearest import EqualRows
 from ..text.documents import read_text
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 
@@ -85,7 +86,9 @@ def load_source_vectors(
         "dictionary_sha256": sha256_file(Path(dictionary)),
         "pairs": int(both.sum()),
     }
-    return Auxiliary((tokens.vectors.double() @ rotation).float(), tokens.known, description)
+    # Tokens with equal vectors keep equal vectors, whatever the rounding of the matrix product.
+    vectors = EqualRows.of(tokens.vectors).share_rows((tokens.vectors.double() @ rotation).float())
+    return Auxiliary(vectors, tokens.known, description)
 
 
 def _look_up(

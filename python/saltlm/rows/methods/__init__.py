@@ -37,13 +37,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from ...config import TransferConfig
+from ...config import MethodName, TransferConfig
 from ..assembly import Block
 from ..job import Job, anchors_of
 from . import auto, blend, clean, flat, local, local_map, pieces, whole, words
 
-__all__ = ["METHODS", "NEEDS_VECTORS", "Job", "Method", "anchors_of", "build", "method_of"]
+__all__ = ["METHODS", "NEEDS_VECTORS", "Job", "Method", "anchors_of", "build", "describe_methods", "method_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Method:
 
     Attributes:
         build: yields the blocks.
+        summary: what the row of a new token is, in a sentence.
+        source: publication that the method comes from; ``saltlm`` where it is this package's, ``baseline`` for a plain one.
         vectors: whether it needs auxiliary vectors.
         plm: whether it looks at the PLM's rows.
         anchors: whether it learns from shared tokens, so that the self-check can hide some.
@@ -67,6 +70,8 @@ class Method:
     """
 
     build: Callable[[Job], Iterator[Block]]
+    summary: str = ""
+    source: str = ""
     vectors: bool = False
     plm: bool = False
     anchors: bool = False
@@ -79,15 +84,26 @@ class Method:
     options: tuple[str, ...] = ()
 
 
-_ANCHORED = {"anchors": True, "neighbours": "anchors"}
-_PIECES = {"neighbours": "pieces"}
+_ANCHORED: dict[str, Any] = {"anchors": True, "neighbours": "anchors"}
+_PIECES: dict[str, Any] = {"neighbours": "pieces"}
+_SAVA = "SAVA, Moroni et al. 2025, arXiv 2504.17025"
+_CLP = "CLP-Transfer, Ostendorff and Rehm 2023, arXiv 2301.09626"
+_ASYMMETRIC = "asymmetric composition, arXiv 2608.03494"
 
-METHODS: dict[str, Method] = {
+METHODS: dict[MethodName, Method] = {
     "auto": Method(
-        build=auto.auto, plm=True, alone=True, options=("ridge", "blend_weight", "blend_length"), **_ANCHORED
+        build=auto.auto,
+        summary="Average of subword-mean and ridge-map, with the weight and length that are best on average.",
+        source="saltlm",
+        plm=True,
+        alone=True,
+        options=("ridge", "blend_weight", "blend_length"),
+        **_ANCHORED,
     ),
     "salt": Method(
         build=local.salt,
+        summary="Least squares in the PLM space on the sparsemax neighbours among the auxiliary vectors.",
+        source="SALT, Lee et al. 2025, arXiv 2505.10945",
         vectors=True,
         plm=True,
         sparse=True,
@@ -95,38 +111,131 @@ METHODS: dict[str, Method] = {
         options=("ridge", "center", "max_support"),
         **_ANCHORED,
     ),
-    "focus": Method(build=local.focus, vectors=True, sparse=True, options=("max_support",), **_ANCHORED),
-    "clp": Method(build=whole.clp, plm=True, every=True, **_ANCHORED),
-    "clp-plus": Method(build=local.clp_plus, plm=True, sparse=True, options=("max_support",), **_ANCHORED),
-    "omp": Method(
-        build=local.omp, plm=True, interpolates=True, options=("ridge", "center", "max_support"), **_ANCHORED
+    "focus": Method(
+        build=local.focus,
+        summary="Mean of the sparsemax neighbours among the auxiliary vectors, with the sparsemax weights.",
+        source="FOCUS, Dobler and de Melo 2023, arXiv 2305.14481",
+        vectors=True,
+        sparse=True,
+        options=("max_support",),
+        **_ANCHORED,
     ),
-    "sava-affine": Method(build=whole.sava_affine, plm=True, every=True, options=("ridge",), **_ANCHORED),
-    "sava-orthogonal": Method(build=whole.sava_orthogonal, plm=True, every=True, **_ANCHORED),
-    "ridge-map": Method(build=whole.ridge_map, plm=True, every=True, options=("ridge",), **_ANCHORED),
+    "clp": Method(
+        build=whole.clp,
+        summary="Mean of all anchors, weighted by the cosine between PLM rows.",
+        source=_CLP,
+        plm=True,
+        every=True,
+        **_ANCHORED,
+    ),
+    "clp-plus": Method(
+        build=local.clp_plus,
+        summary="Mean of the sparsemax neighbours among the PLM rows, with the sparsemax weights.",
+        source=f"{_CLP}, with the sparsemax weights of FOCUS",
+        plm=True,
+        sparse=True,
+        options=("max_support",),
+        **_ANCHORED,
+    ),
+    "omp": Method(
+        build=local.omp,
+        summary="Least squares in the PLM space on 64 anchors picked by orthogonal matching pursuit.",
+        source="Goddard and Fernandes Neto 2025, arXiv 2506.06607",
+        plm=True,
+        interpolates=True,
+        options=("ridge", "center", "max_support"),
+        **_ANCHORED,
+    ),
+    "sava-affine": Method(
+        build=whole.sava_affine,
+        summary="One affine map from PLM rows to source rows, fitted on all anchors by least squares.",
+        source=_SAVA,
+        plm=True,
+        every=True,
+        options=("ridge",),
+        **_ANCHORED,
+    ),
+    "sava-orthogonal": Method(
+        build=whole.sava_orthogonal,
+        summary="One orthogonal map from scaled PLM rows to source rows, fitted on all anchors.",
+        source=_SAVA,
+        plm=True,
+        every=True,
+        **_ANCHORED,
+    ),
+    "ridge-map": Method(
+        build=whole.ridge_map,
+        summary="One affine map from PLM rows to source rows, fitted on all anchors by ridge regression.",
+        source="saltlm",
+        plm=True,
+        every=True,
+        options=("ridge",),
+        **_ANCHORED,
+    ),
     "local-map": Method(
         build=local_map.local_map,
+        summary="ridge-map, plus a ridge regression of its residuals on the neighbours of each token.",
+        source="saltlm",
         plm=True,
         interpolates=True,
         options=("ridge", "map_ridge", "center", "max_support", "support_rule"),
         **_ANCHORED,
     ),
-    "blend": Method(build=blend.blend, plm=True, options=("blend_with", "blend_weight", "blend_length"), **_ANCHORED),
+    "blend": Method(
+        build=blend.blend,
+        summary="Average of subword-mean and a regression of your choice.",
+        source="saltlm",
+        plm=True,
+        options=("blend_with", "blend_weight", "blend_length"),
+        **_ANCHORED,
+    ),
     "wechsel": Method(
         build=words.wechsel,
+        summary="Mean of the 10 nearest source tokens among bilingual vectors, weighted by a softmax (temperature 0.1).",
+        source="WECHSEL, Minixhofer et al. 2022, arXiv 2112.06598",
         vectors=True,
         source_vectors="dictionary",
         neighbours="source tokens",
         options=("source_auxiliary", "dictionary"),
     ),
-    "ofa": Method(build=words.wechsel, vectors=True, source_vectors="segmented", neighbours="source tokens"),
-    "subword-mean": Method(build=pieces.subword_mean, **_PIECES),
-    "subword-length": Method(build=pieces.subword_length, **_PIECES),
-    "subword-asymmetric": Method(build=pieces.subword_asymmetric, **_PIECES),
-    "multivariate": Method(build=flat.multivariate),
-    "mean": Method(build=flat.mean),
-    "normal": Method(build=flat.normal),
-    "zero": Method(build=flat.zero),
+    "ofa": Method(
+        build=words.wechsel,
+        summary="As wechsel, over means of multilingual word vectors; without the factorisation of the rows.",
+        source="OFA, Liu et al. 2024, arXiv 2311.08849",
+        vectors=True,
+        source_vectors="segmented",
+        neighbours="source tokens",
+    ),
+    "subword-mean": Method(
+        build=pieces.subword_mean,
+        summary="Mean of the source pieces that spell the token.",
+        source="Fast Vocabulary Transfer, Gee et al. 2022",
+        **_PIECES,
+    ),
+    "subword-length": Method(
+        build=pieces.subword_length,
+        summary="Mean of the source pieces, weighted by their numbers of characters.",
+        source=_ASYMMETRIC,
+        **_PIECES,
+    ),
+    "subword-asymmetric": Method(
+        build=pieces.subword_asymmetric,
+        summary="Input row: subword-mean scaled to the source's median norm; output row: subword-length.",
+        source=_ASYMMETRIC,
+        **_PIECES,
+    ),
+    "multivariate": Method(
+        build=flat.multivariate,
+        summary="Random rows from a normal distribution with the mean and covariance of the source rows.",
+        source="Hewitt 2021",
+    ),
+    "mean": Method(build=flat.mean, summary="The mean source row for every new token.", source="baseline"),
+    "normal": Method(
+        build=flat.normal,
+        summary="Random rows from a normal distribution with the mean and deviation of each source dimension.",
+        source="baseline",
+    ),
+    "zero": Method(build=flat.zero, summary="Rows of zeros.", source="baseline"),
 }
 NEEDS_VECTORS = tuple(name for name, method in METHODS.items() if method.vectors)
 
@@ -144,6 +253,40 @@ def method_of(config: TransferConfig) -> Method:
         if config.clean_anchors and "map_ridge" not in method.options:
             method = dataclasses.replace(method, options=(*method.options, "map_ridge"))
     return method
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """What ``saltlm methods`` lists.
+
+    Returns:
+        For each method ``name``, ``default`` (whether it is the default method), ``summary``, ``needs`` (a list of phrases),
+        ``options`` (names of fields of :class:`~saltlm.TransferConfig` that change its rows) and ``source``.
+    """
+    return [
+        {
+            "name": name,
+            "default": name == TransferConfig().method,
+            "summary": method.summary,
+            "needs": _needs(method),
+            "options": list(method_of(TransferConfig(method=name)).options),
+            "source": method.source,
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+def _needs(method: Method) -> list[str]:
+    """The inputs beside source and target model that a method cannot do without."""
+    needs = []
+    if method.anchors and not method.alone:
+        needs.append("shared tokens")
+    if method.source_vectors == "segmented":
+        needs.append("multilingual word vectors in a text file (--auxiliary)")
+    elif method.vectors:
+        needs.append("auxiliary vectors (--auxiliary)")
+    if method.source_vectors == "dictionary":
+        needs += ["vectors of the source language (--source-auxiliary)", "a dictionary (--dictionary)"]
+    return needs
 
 
 def build(job: Job) -> Iterator[Block]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ...config import TransferConfig
+from ...config import RegressionName, TransferConfig
 from ...model.stored_rows import gather
 from ...operators.finite import finite_rows
 from ..assembly import COMPOSED, SOLVED, Block
@@ -28,7 +28,7 @@ REGRESSIONS: dict[str, Callable[[Job], Iterator[Block]]] = {
     "sava-affine": whole.sava_affine,
     "sava-orthogonal": whole.sava_orthogonal,
 }
-DEFAULT = "ridge-map"
+DEFAULT: RegressionName = "ridge-map"
 # What holds where the user chooses nothing. The default's are near the best for each of six languages before any training
 # (bench/LOG.md, "weight and length of a blend").
 UNSET: dict[str, dict[str, float]] = {

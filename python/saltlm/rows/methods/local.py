@@ -9,6 +9,7 @@ import torch
 
 from ...model.stored_rows import block_rows, gather
 from ...operators.finite import finite_rows
+from ...operators.nearest import EqualRows
 from ...operators.ops import combine, salt_coefficients, support_chunks, support_lstsq
 from ..assembly import COMPOSED, NO_PLM_ROW, NO_VECTOR, SOLVED, STATUSES, Block
 from ..job import (
@@ -111,11 +112,17 @@ def omp(job: Job) -> Iterator[Block]:
 
     def pursued() -> Iterator[Part]:
         anchors, done = rows_at(job.plm_rows, job.anchors, job.device), 0
-        gram = gram_of(anchors, most) if len(ids) else None
+        equal = EqualRows.of(anchors)
+        gram = gram_of(anchors, most, equal) if len(ids) else None
         for block in support_blocks(ids):
             new = rows_at(job.plm_rows, block, job.device)
             picked = pursue(
-                new, anchors, most, gram=gram, progress=lambda rows, done=done: job.progress(done + rows, len(ids))
+                new,
+                anchors,
+                most,
+                gram=gram,
+                equal=equal,
+                progress=lambda rows, done=done: job.progress(done + rows, len(ids)),
             )
             done += len(block)
             solution = support_lstsq(new, anchors, picked, ridge=config.ridge, center=config.center)

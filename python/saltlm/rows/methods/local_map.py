@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from ...model.stored_rows import block_rows
+from ...operators.nearest import EqualRows, largest
 from ...operators.ops import Support, combine, sparsemax_support, support_lstsq
 from ..assembly import SOLVED, Block
 from ..job import Job, recipe_of, rows_at, side_blocks, split_by_plm_row, support_blocks
@@ -64,32 +65,31 @@ class Neighbours:
         self.space = plain if vectors is None else rows_at(vectors, job.anchors, job.device)
         self.most = min(self.cap or len(plain), len(plain))
         if self.rule == "nearest":
+            self.equal = EqualRows.of(plain)
             self.space = torch.nn.functional.normalize(self.space, dim=1)
 
     def __call__(self, ids: torch.Tensor, new: torch.Tensor) -> Support:
         """The supports of target ``ids`` [n] with the PLM rows ``new`` [n, E]."""
         if self.rule == "nearest":
-            return nearest(torch.nn.functional.normalize(new, dim=1), self.space, self.most)
+            return nearest(torch.nn.functional.normalize(new, dim=1), self.space, self.most, self.equal)
         if self.rule == "auxiliary":
             known = self.job.auxiliary.known[ids].to(new.device)
             new = rows_at(self.job.auxiliary.vectors, ids, self.job.device) * known[:, None]
         return sparsemax_support(new, self.space, max_support=self.cap)
 
 
-def nearest(new: torch.Tensor, anchors: torch.Tensor, count: int) -> Support:
+def nearest(new: torch.Tensor, anchors: torch.Tensor, count: int, equal: EqualRows) -> Support:
     """The ``count`` anchors with the largest product with each row, nearest first, equal ones by position; equal weights.
 
     Args:
         new: float32 [N, E], unit rows for cosines.
         anchors: float32 [A, E], likewise.
         count: in [1, A].
+        equal: which anchors are equal; their products are.
     """
     parts = []
     for block in new.split(1024):
-        values, at = (block @ anchors.T).topk(count, dim=1)
-        by_place = at.argsort(dim=1)
-        order = values.gather(1, by_place).sort(dim=1, descending=True, stable=True).indices
-        parts.append(at.gather(1, by_place).gather(1, order))
+        parts.append(largest(equal.share_columns(block @ anchors.T), count)[1])
     ids = torch.cat(parts).int() if parts else torch.zeros(0, count, dtype=torch.int32, device=new.device)
     offsets = torch.arange(len(new) + 1, device=new.device) * count
     weights = torch.full((ids.numel(),), 1 / count, dtype=torch.float64, device=new.device)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ...operators.nearest import EqualRows
 from ...operators.ops import Support, backend
 
 # What is unexplained below this share of the row (float32 rounding of 64 steps) counts as explained.
@@ -18,20 +19,26 @@ CHUNK_VALUES = 1 << 22  # products of a chunk of rows with all anchors (16 MB): 
 
 
 def pursue(
-    new: torch.Tensor, anchors: torch.Tensor, most: int, *, gram: torch.Tensor | None = None,
+    new: torch.Tensor,
+    anchors: torch.Tensor,
+    most: int,
+    *,
+    gram: torch.Tensor | None = None,
+    equal: EqualRows | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Support:  # fmt: skip
+) -> Support:
     """Pick anchors for each row, one after the other: the one with the largest absolute product with the residual.
 
     The residual is what of the row lies outside the span of the anchors picked so far. A row stops early when nothing is
     left of it, or when the pick lies in that span already. Compiled, the products are kept up to date from the anchors' Gram
-    matrix; products within float32 rounding of each other may be picked in either order.
+    matrix; products within float32 rounding of each other may be picked in either order. Of equal anchors the first is picked.
 
     Args:
         new: float32 or float64 [N, E].
         anchors: likewise [A, E].
         most: picks per row, in [1, A].
         gram: of :func:`gram_of` for the same anchors and ``most``, where they are used more than once.
+        equal: which anchors are equal, likewise.
         progress: called with the rows done.
 
     Returns:
@@ -39,10 +46,14 @@ def pursue(
     """
     rows_each = max(1, min(1024, CHUNK_VALUES // max(1, len(anchors))))
     sizes, picks, done = [], [], 0
-    if gram is None and len(new):
-        gram = gram_of(anchors, most)
+    if len(new):
+        equal = EqualRows.of(anchors) if equal is None else equal
+        gram = gram_of(anchors, most, equal) if gram is None else gram
     for block in new.split(rows_each) if len(new) else ():
-        size, picked = _pursue(block, anchors, most) if gram is None else _pursue_by_gram(block, anchors, gram, most)
+        if gram is None:
+            size, picked = _pursue(block, anchors, most, equal)
+        else:
+            size, picked = _pursue_by_gram(block, anchors, gram, most, equal)
         inside = torch.arange(most, device=new.device) < size[:, None]
         sizes.append(size)
         picks.append(picked[inside])
@@ -55,9 +66,9 @@ def pursue(
     return Support(offsets=offsets, ids=ids.int(), weights=weights)
 
 
-def gram_of(anchors: torch.Tensor, most: int) -> torch.Tensor | None:
+def gram_of(anchors: torch.Tensor, most: int, equal: EqualRows) -> torch.Tensor | None:
     """The products [A, A] of the anchors for the compiled pursuit; ``None`` where it does not take the problem."""
-    return anchors @ anchors.T if _by_gram(anchors, most) else None
+    return equal.share_rows(equal.share_columns(anchors @ anchors.T)) if _by_gram(anchors, most) else None
 
 
 def _by_gram(anchors: torch.Tensor, most: int) -> bool:
@@ -68,19 +79,19 @@ def _by_gram(anchors: torch.Tensor, most: int) -> bool:
 
 
 def _pursue_by_gram(
-    new: torch.Tensor, anchors: torch.Tensor, gram: torch.Tensor, most: int
+    new: torch.Tensor, anchors: torch.Tensor, gram: torch.Tensor, most: int, equal: EqualRows
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`_pursue`; rows of which float32 sums cannot tell what is left are handed to that."""
     squares = new.double().square().sum(dim=1)
-    picked, size = torch.ops.saltlm.pursue(new @ anchors.T, gram, squares, most)
+    picked, size = torch.ops.saltlm.pursue(equal.share_columns(new @ anchors.T), gram, squares, most)
     picked, size = picked.long(), size.long()
     careful = (size < 0).nonzero().squeeze(1)
     if len(careful):
-        size[careful], picked[careful] = _pursue(new[careful], anchors, most)
+        size[careful], picked[careful] = _pursue(new[careful], anchors, most, equal)
     return size, picked
 
 
-def _pursue(new: torch.Tensor, anchors: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pursue(new: torch.Tensor, anchors: torch.Tensor, most: int, equal: EqualRows) -> tuple[torch.Tensor, torch.Tensor]:
     # new [n, E] -> how many picks of each row count [n], the picks [n, most]
     rows, width = new.shape
     basis = new.new_zeros(rows, most, width)
@@ -89,7 +100,7 @@ def _pursue(new: torch.Tensor, anchors: torch.Tensor, most: int) -> tuple[torch.
     residual, length = new.clone(), new.norm(dim=1)
     going = length > 0
     for step in range(most):
-        scores = (residual @ anchors.T).abs_()
+        scores = equal.share_columns(residual @ anchors.T).abs_()
         scores.scatter_(1, picked[:, :step], -1.0)
         pick = scores.argmax(dim=1)
         picked[:, step] = pick

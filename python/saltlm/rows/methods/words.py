@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...model.stored_rows import gather
+from ...operators.nearest import EqualRows, largest
 from ..assembly import COMPOSED, NO_VECTOR, Block
 from ..job import Job, left, rows_at, split_by_vector
 from ..recipe import Recipe
@@ -26,14 +27,15 @@ def wechsel(job: Job) -> Iterator[Block]:
     yield from without
     usable = np.intersect1d(job.used, np.flatnonzero(job.source_auxiliary.known.numpy()))
     candidates = torch.from_numpy(np.setdiff1d(usable, job.hidden))
-    space = torch.nn.functional.normalize(rows_at(job.source_auxiliary.vectors, candidates, job.device), dim=1)
+    vectors = rows_at(job.source_auxiliary.vectors, candidates, job.device)
+    equal, space = EqualRows.of(vectors), torch.nn.functional.normalize(vectors, dim=1)
     if not len(candidates):
         yield left(ids, NO_VECTOR)
         return
     done = 0
     for block in ids.split(ROWS):
         new = torch.nn.functional.normalize(rows_at(job.auxiliary.vectors, block, job.device), dim=1)
-        near, at = _nearest(new, space)
+        near, at = _nearest(new, space, equal)
         weight = (near.cpu() / TEMPERATURE).softmax(dim=1)[:, None]
         source = candidates[at.cpu()]
         head = job.head.gather(source.flatten())
@@ -50,13 +52,15 @@ def wechsel(job: Job) -> Iterator[Block]:
         job.progress(done, len(ids))
 
 
-def _nearest(new: torch.Tensor, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest(new: torch.Tensor, space: torch.Tensor, equal: EqualRows) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines, float64 [n, 10], and positions of the nearest rows; of equal ones the smaller position comes first.
 
-    Twins share a vector, so that ties are common and a product's last bits must not decide: twice as many candidates are
-    compared again in float64.
+    Tokens that are spelled alike share a vector, so ties are common and the last bits of a product must not decide: twice as
+    many candidates are compared again in float64, and equal vectors share one cosine.
     """
-    at = (new @ space.T).topk(min(2 * NEIGHBOURS, len(space)), dim=1).indices.sort(dim=1).values
+    at = largest(equal.share_columns(new @ space.T), min(2 * NEIGHBOURS, len(space)))[1].sort(dim=1).values
     exact = (space[at].double() @ new.double()[:, :, None])[:, :, 0]
+    first = equal.first[at]
+    exact = exact.gather(1, (first[:, :, None] == first[:, None, :]).int().argmax(dim=2))
     near, order = exact.sort(dim=1, descending=True, stable=True)
     return near[:, :NEIGHBOURS], at.gather(1, order[:, :NEIGHBOURS])
