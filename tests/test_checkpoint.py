@@ -1,4 +1,4 @@
-"""Loading only what a transfer needs: the right tensors of every family, and a clear refusal of whatever is amiss."""
+"""Loading only what a transfer needs: the right tensors of every model family, and errors for damaged models."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def test_sharded_and_whole_load_the_same(tmp_path: Path, kind: str) -> None:
     )
     assert torch.equal(parts.input_rows, whole.input_rows)
     hashes = [{key.split("#")[-1]: value for key, value in s.files.items() if "#" in key} for s in (whole, parts)]
-    assert hashes[0] == hashes[1], "the rows' hashes do not depend on the file that holds them"
+    assert hashes[0] == hashes[1], "hashes of rows do not depend on the file that holds them"
 
 
 def test_keys_without_the_models_prefix_are_found(tmp_path: Path) -> None:
-    """The oldest GPT-2 checkpoints are of the bare model."""
+    """The oldest GPT-2 checkpoints were saved from the model without a head."""
     folder = save_gpt2(tmp_path / "model", BPE)
     content = load_file(folder / "model.safetensors")
     bare = {key.removeprefix("transformer."): value for key, value in content.items()}
@@ -105,19 +105,19 @@ def test_rows_are_mapped_not_read(tmp_path: Path) -> None:
     source = load_source(save_llama(tmp_path / "model", BPE))
     path = str(source.folder / "model.safetensors")
     maps = Path("/proc/self/maps").read_text()
-    place = source.input_rows.data_ptr()
+    address = source.input_rows.data_ptr()
     inside = [
         line
         for line in maps.splitlines()
-        if int(line.split("-")[0], 16) <= place < int(line.split("-")[1].split()[0], 16)
+        if int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16)
     ]
     assert len(inside) == 1 and inside[0].endswith(path)
     before = Path(path).read_bytes()
     source.input_rows.zero_()
-    assert Path(path).read_bytes() == before, "a slip of the caller must not reach the user's checkpoint"
+    assert Path(path).read_bytes() == before, "writing to the rows must not change the checkpoint"
 
 
-def test_files_carry_their_hashes(tmp_path: Path) -> None:
+def test_hashes_of_files_and_rows(tmp_path: Path) -> None:
     source = load_source(save_llama(tmp_path / "model", BPE))
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert source.files[name] == hashlib.sha256((source.folder / name).read_bytes()).hexdigest()
@@ -159,7 +159,7 @@ def test_a_slow_vocabulary_is_converted(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """Sound models, to be copied and damaged."""
+    """Valid models, which tests copy and damage."""
     root = tmp_path_factory.mktemp("models")
     save_llama(root / "llama", BPE, tied=False)
     save_llama(root / "sharded", BPE, tied=False, max_shard_size=20_000)
@@ -387,7 +387,7 @@ def test_missing_folders_are_refused(tmp_path: Path, monkeypatch, load, name: st
 
 
 def test_code_of_a_checkpoint_runs_only_when_trusted(tmp_path: Path, models: Path, monkeypatch) -> None:
-    """A model type of its own, whose code writes a file when it is run."""
+    """A model type whose code writes a file when it runs."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "model"
     shutil.copytree(models / "llama", folder)
@@ -425,24 +425,26 @@ def test_hub_names_work_offline_from_the_cache(tmp_path: Path, models: Path, mon
         load_source("someone/other")
     with pytest.raises(InputError, match=r"the hub gives none"):
         load_donor("someone/llama", revision="v2")
-    (cached / "snapshots" / commit / "model.safetensors").unlink()  # as of a model that has pickled weights alone
+    (cached / "snapshots" / commit / "model.safetensors").unlink()  # as for a model that has only pickled weights
     with pytest.raises(InputError, match=r"no weights.*if the hub has pickled weights.*save_pretrained"):
         load_source("someone/llama")
 
 
-def test_the_hub_is_asked_for_card_and_terms(tmp_path: Path, models: Path, monkeypatch) -> None:
+def test_model_card_and_licence_are_fetched_from_the_hub(tmp_path: Path, models: Path, monkeypatch) -> None:
     import huggingface_hub
 
-    asked = {}
+    options_given = {}
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or str(models / "llama")
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **options: options_given.update(options) or str(models / "llama"),
     )
     load_source("someone/llama")
     names = ["README.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "config.json", "tokenizer.json"]
     names += ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-    found = huggingface_hub.utils.filter_repo_objects(
+    fetched = huggingface_hub.utils.filter_repo_objects(
         [*names, "pytorch_model.bin", "onnx/model.safetensors"],
-        allow_patterns=asked["allow_patterns"],
-        ignore_patterns=asked["ignore_patterns"],
+        allow_patterns=options_given["allow_patterns"],
+        ignore_patterns=options_given["ignore_patterns"],
     )
-    assert list(found) == names
+    assert list(fetched) == names
