@@ -80,7 +80,7 @@ def test_an_error_under_force_keeps_the_old_folder(tmp_path: Path) -> None:
 
 def test_a_folder_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="made meanwhile"), whole_folder(out) as folder:
+    with pytest.raises(InputError, match="created meanwhile"), whole_folder(out) as folder:
         fill(folder)
         out.mkdir()
         (out / "theirs").write_text("x")

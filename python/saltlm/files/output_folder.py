@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ..errors import input_error
 from .file_errors import OUTPUT_ADVICE, output_errors
+from .summary_file import SUMMARY
 
-SUMMARY = "saltlm.json"
 # Many folders that are not models hold a config.json; only one with weights, too, is taken for a model.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # flags of renameat2
@@ -218,7 +218,7 @@ def _install(temporary: Path, out: Path, force: bool) -> None:
         if not _rename(temporary, out, RENAME_NOREPLACE):
             temporary.rename(out)
     elif not force:
-        raise input_error(f"output {out}", "a folder made meanwhile", "a new one", "give --force to replace it")
+        raise input_error(f"output {out}", "a folder that another process created meanwhile", "a new one", "give --force to replace it")
     elif _rename(temporary, out, RENAME_EXCHANGE):
         shutil.rmtree(temporary, ignore_errors=True)
     else:  # The file system cannot exchange. If a kill falls between the two renames, clear_leftovers restores ``out``.
@@ -253,7 +253,7 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     if code == errno.EEXIST:
-        raise input_error(f"output {new}", "a folder made meanwhile", "a new one", "give --force to replace it")
+        raise input_error(f"output {new}", "a folder that another process created meanwhile", "a new one", "give --force to replace it")
     raise OSError(code, os.strerror(code), str(new))
 
 
