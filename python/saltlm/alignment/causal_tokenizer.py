@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import input_error
+from ..protocols import Tokenizer
 from .roles import roles_of
 
 # Role -> roles whose token serves, the best first. An encoder uses cls and sep where a causal model uses bos and eos.
@@ -18,7 +19,7 @@ REPLACEMENTS = {"bos": ("bos", "cls", "eos"), "eos": ("eos", "sep"), "pad": ("pa
 TEMPLATE_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
-def causal_tokenizer(target: Any, source: Any, *, chat_template: str) -> Any:
+def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str) -> Tokenizer:
     """The target's tokenizer for a causal model.
 
     The segmentation of text stays. Around a text it adds the special tokens that the source adds: an encoder's closing
@@ -37,7 +38,8 @@ def causal_tokenizer(target: Any, source: Any, *, chat_template: str) -> Any:
     Raises:
         InputError: ``chat_template`` is ``source`` and the source has no chat template.
     """
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
     named = {role: target.convert_ids_to_tokens(index) for role, index in roles_of(target).items()}
@@ -45,7 +47,7 @@ def causal_tokenizer(target: Any, source: Any, *, chat_template: str) -> Any:
         token = next((named[name] for name in candidates if name in named), None)
         if token is not None:
             named[role] = token
-    backend = Tokenizer.from_str(target.backend_tokenizer.to_str())
+    backend = Backend.from_str(target.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
     template = _template(target, source, chat_template)
@@ -63,7 +65,7 @@ def causal_tokenizer(target: Any, source: Any, *, chat_template: str) -> Any:
     if others := [token for token in _other_special(target, extra) if token not in named.values()]:
         settings["additional_special_tokens"] = others
     result = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        tokenizer_object=Backend.from_str(json.dumps(content)),
         model_max_length=source.model_max_length,
         padding_side=source.padding_side,
         clean_up_tokenization_spaces=False,
@@ -74,7 +76,7 @@ def causal_tokenizer(target: Any, source: Any, *, chat_template: str) -> Any:
     return result
 
 
-def _template(target: Any, source: Any, policy: str) -> str | None:
+def _template(target: Tokenizer, source: Tokenizer, policy: str) -> str | None:
     """The chat template by the policy ``target``, ``source`` or ``none``."""
     if policy == "none":
         return None
@@ -90,12 +92,12 @@ def _template(target: Any, source: Any, policy: str) -> str | None:
     return source.chat_template
 
 
-def _other_special(target: Any, extra: list[str]) -> list[str]:
+def _other_special(target: Tokenizer, extra: list[str]) -> list[str]:
     """Special tokens of the target and the added ones, each once."""
     return list(dict.fromkeys([*(str(token) for token in target.all_special_tokens), *extra]))
 
 
-def _adds_bos_eos(source: Any) -> tuple[bool, bool]:
+def _adds_bos_eos(source: Tokenizer) -> tuple[bool, bool]:
     """Whether the source adds its bos before a text, and its eos after it."""
     bare = source("a", add_special_tokens=False)["input_ids"]
     whole = source("a")["input_ids"]
@@ -144,7 +146,7 @@ class IdChanges:
 
 
 def id_changes(
-    config: Mapping[str, Any], generation: Mapping[str, Any] | None, tokenizer: Any, source_id: np.ndarray
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None, tokenizer: Tokenizer, source_id: np.ndarray
 ) -> IdChanges:
     """New values of all config entries that name token ids.
 

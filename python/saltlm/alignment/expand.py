@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import input_error
+from ..protocols import Tokenizer
 from .align import ADDED, BYTE_PIECE, HOLE, SPECIAL, Alignment
 
 BYTE_LEVEL, UNIGRAM = "byte_level_bpe", "sentencepiece_unigram"
@@ -46,7 +47,7 @@ class Expansion:
             get a placeholder token so that ids are contiguous.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     added: np.ndarray
     first: int
     counts: dict[str, int]
@@ -69,7 +70,7 @@ class _New:
     starts: bool
 
 
-def expand(source: Any, alignment: Alignment, rows: int) -> Expansion:
+def expand(source: Tokenizer, alignment: Alignment, rows: int) -> Expansion:
     """Add the target's unmatched text tokens to a copy of the source's tokenizer.
 
     Args:
@@ -91,7 +92,7 @@ def expand(source: Any, alignment: Alignment, rows: int) -> Expansion:
         built, new, counts = _unigram(content, names, new, first)
     else:
         built, new, counts = _bpe(content, model, names, new, first)
-    expanded = copy.deepcopy(source)
+    expanded: Any = copy.deepcopy(source)
     expanded._tokenizer = built
     new = sorted(new, key=lambda token: token.target)
     fillers = first - alignment.source.size
@@ -259,9 +260,9 @@ def _best_score(spelling: str, scores: dict[str, float], unknown: float) -> floa
 
 def _tokenizer(content: dict[str, Any]) -> Any:
     """A ``tokenizers.Tokenizer`` of the content of a tokenizer.json."""
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as Backend
 
-    return Tokenizer.from_str(json.dumps(content))
+    return Backend.from_str(json.dumps(content))
 
 
 def _reached(tokenizer: Any, new: Sequence[_New], ids: dict[str, int]) -> set[int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import input_error
+from ..protocols import Tokenizer
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 
@@ -35,7 +35,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def roles_of(tokenizer: Any) -> dict[str, int]:
+def roles_of(tokenizer: Tokenizer) -> dict[str, int]:
     """Role -> id of a transformers tokenizer, for the roles that it has."""
     roles = {}
     for role in ROLES:

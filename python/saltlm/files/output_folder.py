@@ -218,7 +218,12 @@ def _install(temporary: Path, out: Path, force: bool) -> None:
         if not _rename(temporary, out, RENAME_NOREPLACE):
             temporary.rename(out)
     elif not force:
-        raise input_error(f"output {out}", "a folder that another process created meanwhile", "a new one", "give --force to replace it")
+        raise input_error(
+            f"output {out}",
+            "a folder that another process created meanwhile",
+            "a new one",
+            "give --force to replace it",
+        )
     elif _rename(temporary, out, RENAME_EXCHANGE):
         shutil.rmtree(temporary, ignore_errors=True)
     else:  # The file system cannot exchange. If a kill falls between the two renames, clear_leftovers restores ``out``.
@@ -253,7 +258,12 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     if code == errno.EEXIST:
-        raise input_error(f"output {new}", "a folder that another process created meanwhile", "a new one", "give --force to replace it")
+        raise input_error(
+            f"output {new}",
+            "a folder that another process created meanwhile",
+            "a new one",
+            "give --force to replace it",
+        )
     raise OSError(code, os.strerror(code), str(new))
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..protocols import LanguageModel
+
 # Relative difference up to which logits that are computed in two ways count as equal, by dtype of the model.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 # A soft cap changes only large logits. So heads are compared on the states as they are, and on states that are scaled up until
@@ -36,7 +38,11 @@ class BodyAndHead(NamedTuple):
 
 
 def split_head(
-    model: Any, inputs: Mapping[str, torch.Tensor], logits: torch.Tensor, *, forward: Callable[..., Any] | None = None
+    model: LanguageModel,
+    inputs: Mapping[str, torch.Tensor],
+    logits: torch.Tensor,
+    *,
+    forward: Callable[..., Any] | None = None,
 ) -> BodyAndHead | None:
     """Find the body of a causal LM, and a head that computes the model's own logits from its hidden states.
 
@@ -61,7 +67,7 @@ def split_head(
     return None
 
 
-def simplest_head(model: Any, parts: BodyAndHead, inputs: Mapping[str, torch.Tensor]) -> LogitsFunction:
+def simplest_head(model: LanguageModel, parts: BodyAndHead, inputs: Mapping[str, torch.Tensor]) -> LogitsFunction:
     """The model's output layer if it gives the same logits as the head, else the head; calling the layer is cheaper.
 
     Args:

@@ -121,7 +121,10 @@ def load_causal_lm(
             names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
             found = f"{len(names)} {problem} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             raise input_error(
-                what, found, "all weights of a causal language model", "check the model class, and that the copy is complete"
+                what,
+                found,
+                "all weights of a causal language model",
+                "check the model class, and that the copy is complete",
             )
     return _checked(str(model), loaded.to(target_device).eval(), tokenizer)
 

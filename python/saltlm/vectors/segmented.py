@@ -7,13 +7,13 @@ import hashlib
 import re
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from .. import _rust
 from ..errors import InputError, input_error
+from ..protocols import Tokenizer
 from .auxiliary import Auxiliary, check_auxiliary, file_digest
 
 LANGUAGE_PREFIX = re.compile(r"[a-z]{3}:")
@@ -38,7 +38,7 @@ def check_words(spec: str | Path) -> None:
         )
 
 
-def segmented_vectors(path: str | Path, tokenizers: tuple[Any, ...], sizes: tuple[int, ...]) -> list[Auxiliary]:
+def segmented_vectors(path: str | Path, tokenizers: tuple[Tokenizer, ...], sizes: tuple[int, ...]) -> list[Auxiliary]:
     """Give each token of each tokenizer the mean vector of the words whose segmentation contains it.
 
     As in OFA's code, a word is segmented in three spellings (:func:`variants`) and counts once for each that contains the
@@ -98,7 +98,7 @@ def variants(word: str) -> tuple[str, ...]:
     return text, " " + text, capital if starts else " " + capital
 
 
-def _segments(tokenizer: Any, words: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+def _segments(tokenizer: Tokenizer, words: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Word index and token of each pair where the word contains the token, once for each spelling.
 
     Args:
