@@ -37,12 +37,12 @@ def roles(tokenizer: Any) -> dict[str, Any]:
 
 def save_llama(
     folder: Path, tokenizer: Any, *, tied: bool = True, dtype: torch.dtype = torch.float32, rows: int | None = None,
-    max_shard_size: str | int = "1GB", seed: int = 0, width: int = WIDTH,
+    max_shard_size: str | int = "1GB", seed: int = 0, width: int = WIDTH, positions: int = 256,
 ) -> Path:  # fmt: skip
     """A Llama causal LM; ``rows`` other than the tokenizer's length makes matrix and tokenizer differ."""
     config = transformers.LlamaConfig(
         vocab_size=rows or len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, tie_word_embeddings=tied, max_position_embeddings=256, **roles(tokenizer),
+        num_attention_heads=HEADS, tie_word_embeddings=tied, max_position_embeddings=positions, **roles(tokenizer),
     )  # fmt: skip
     return save(
         folder, "LlamaForCausalLM", config, tokenizer, dtype=dtype, max_shard_size=max_shard_size, seed=seed
@@ -58,9 +58,9 @@ def save_qwen2(folder: Path, tokenizer: Any, *, dtype: torch.dtype = torch.float
     return save(folder, "Qwen2ForCausalLM", config, tokenizer, dtype=dtype, seed=seed)
 
 
-def gpt2_config(tokenizer: Any) -> Any:
+def gpt2_config(tokenizer: Any, positions: int = 256) -> Any:
     return transformers.GPT2Config(
-        vocab_size=len(tokenizer), n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=256, **roles(tokenizer)
+        vocab_size=len(tokenizer), n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=positions, **roles(tokenizer)
     )
 
 
@@ -71,12 +71,13 @@ def save_gpt2(
     dtype: torch.dtype = torch.float32,
     max_shard_size: str | int = "1GB",
     seed: int = 0,
+    positions: int = 256,
 ) -> Path:
     """A GPT-2 causal LM, tied, its input matrix named ``transformer.wte.weight``; serves as a donor too."""
     return save(
         folder,
         "GPT2LMHeadModel",
-        gpt2_config(tokenizer),
+        gpt2_config(tokenizer, positions),
         tokenizer,
         dtype=dtype,
         max_shard_size=max_shard_size,

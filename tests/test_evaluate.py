@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -30,13 +31,16 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import saltlm
 from saltlm.cli.show_evaluation import evaluation_table
 from saltlm.errors import InputError
 from saltlm.evaluation import score
+from saltlm.evaluation.config import EvaluateConfig
 from saltlm.evaluation.evaluate import Evaluation, evaluate, tokenize
 from saltlm.evaluation.generate import continuations
 from saltlm.model import body_and_head
 from saltlm.model.causal_lm import load_causal_lm
+from saltlm.options import options_of
 from saltlm.text.documents import read_documents, read_text, split_documents
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -554,6 +558,75 @@ def test_bad_continuations(options: dict, message: str) -> None:
 def test_a_prompt_without_tokens_needs_a_start_token() -> None:
     with pytest.raises(InputError, match="prompt ''"):
         continuations((lm_of()[0], bytes_only()), [""])
+
+
+OPTIONS = [
+    {},
+    {"max_length": 40},
+    {"max_length": 40, "stride": 7},
+    {"batch_tokens": 100},
+    {"max_length": 64, "batch_tokens": 77},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_config_and_keywords_are_two_ways_to_say_the_same(options: dict) -> None:
+    found = [
+        evaluate(lm_of(), documents=TEXT, **options),
+        evaluate(lm_of(), config=EvaluateConfig(**options), documents=TEXT),
+        evaluate(lm_of(), None, EvaluateConfig(**options), documents=TEXT),
+    ]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.document_nats, found[0].document_nats)
+        assert (other.max_length, other.stride) == (found[0].max_length, found[0].stride)
+
+
+def test_a_keyword_replaces_what_the_config_says() -> None:
+    config = EvaluateConfig(max_length=40, stride=7)
+    found = evaluate(lm_of(), config=config, documents=TEXT[:1], stride=9)
+    assert (found.max_length, found.stride) == (40, 9) and config.stride == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_length": 1}, "max_length: found 1"),
+        ({"max_length": 9.5}, "max_length: found 9.5"),
+        ({"stride": 0}, "stride: found 0"),
+        ({"max_length": 8, "stride": 8}, "less than the window"),
+        ({"batch_tokens": 0}, "batch_tokens: found 0"),
+        ({"device": "cpu"}, "with neither device nor dtype"),
+        ({"dtype": "float32"}, "with neither device nor dtype"),
+    ],
+)
+def test_bad_options_are_refused_in_either_way(options: dict, words: str) -> None:
+    """Those of a model that is loaded already are refused when it is evaluated."""
+    with pytest.raises(InputError, match=words):
+        evaluate(lm_of(), documents=TEXT, **options)
+    with pytest.raises(InputError, match=words):
+        evaluate(lm_of(), config=EvaluateConfig(**options), documents=TEXT)
+
+
+def test_an_unknown_option_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="max_lenght"):
+        evaluate(lm_of(), documents=TEXT, max_lenght=40)
+
+
+def test_a_config_loads_a_folder_as_keywords_do(folder: Path) -> None:
+    options = {"device": "cpu", "dtype": "bfloat16", "trust_remote_code": False, "revision": None}
+    found = evaluate(folder, config=EvaluateConfig(**options), documents=TEXT[:2])
+    assert found.dtype == "bfloat16" and found.nats == evaluate(folder, documents=TEXT[:2], **options).nats
+    with pytest.raises(InputError, match=r"no file 'none\.gguf'"):
+        evaluate(folder, config=EvaluateConfig(gguf_file="none.gguf"), documents=TEXT[:2])
+
+
+def test_a_config_is_frozen_documented_and_named_by_the_package() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        EvaluateConfig().max_length = 3
+    with pytest.raises(TypeError):
+        EvaluateConfig(40)
+    assert all(entry.text for entry in options_of(EvaluateConfig))
+    assert saltlm.EvaluateConfig is EvaluateConfig and "EvaluateConfig" in saltlm.__all__
 
 
 @pytest.mark.parametrize(

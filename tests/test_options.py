@@ -53,7 +53,7 @@ SURFACE = {
     """,
     "adapt": """
         model=None --text=None --out=None --eval-text=None --source-eval-text=None --replay=[]
-        --resume=False --steps=1000 --phases=None --seq-length=512 --batch-size=1 --accumulate=1
+        --resume=False --steps=1000 --phases=None --seq-length=None --batch-size=1 --accumulate=1
         --learning-rate=0.0001 --embedding-learning-rate=0.001 --schedule='cosine' --warmup-steps=None
         --decay-share=0.2 --weight-decay=0.0 --adam-beta2=0.95 --max-grad-norm=1.0 --precision='auto'
         --gradient-checkpointing=False --compile=False --loss-chunk=None --heldout=0.01 --eval-steps=None
@@ -74,7 +74,7 @@ SURFACE = {
         --unigram-shift=None --unigram-text=None --norm-guard='warn' --tune=False --tune-text=None
         --source-auxiliary=None --dictionary=None --overlap='exact' --special-overrides=[]
         --keep-source-vocabulary=False --chat-template='target' --pad-to-multiple-of=None --dtype=None
-        --link='copy' --gguf-file=None --source-revision=None --target-revision=None --seq-length=512
+        --link='copy' --gguf-file=None --source-revision=None --target-revision=None --seq-length=None
         --batch-size=1 --accumulate=1 --learning-rate=0.0001 --embedding-learning-rate=0.001
         --schedule='cosine' --warmup-steps=None --decay-share=0.2 --weight-decay=0.0 --adam-beta2=0.95
         --max-grad-norm=1.0 --precision='auto' --gradient-checkpointing=False --loss-chunk=None

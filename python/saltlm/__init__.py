@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import BackendError as BackendError
     from .errors import InputError as InputError
     from .errors import SaltlmError as SaltlmError
+    from .evaluation.config import EvaluateConfig as EvaluateConfig
     from .evaluation.evaluate import Evaluation as Evaluation
     from .evaluation.evaluate import evaluate as evaluate
     from .evaluation.side_by_side import MeasureConfig as MeasureConfig
@@ -41,6 +42,7 @@ __all__ = [
     "BatchConfig",
     "CompareConfig",
     "Comparison",
+    "EvaluateConfig",
     "Evaluation",
     "InputError",
     "MeasureConfig",
@@ -75,6 +77,7 @@ _MODULE_OF = {
     "CompareConfig": "comparison.config",
     "Comparison": "comparison.run",
     "Evaluation": "evaluation.evaluate",
+    "EvaluateConfig": "evaluation.config",
     "InputError": "errors",
     "MeasureConfig": "evaluation.side_by_side",
     "SaltlmError": "errors",

@@ -17,6 +17,8 @@ Split = Literal["blank-line", "line"]
 Sharding = Literal["none", "fsdp2"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
+SEQ_LENGTH = 512  # default of seq_length for models with as many positions
+SHORTEST_SEQ_LENGTH = 8
 # Headings of the command line.
 TEXT, STEPS, OPTIMIZER, EVALUATION = "training text", "training steps", "optimizer", "evaluation while training"
 DISTILLATION, MEMORY = "row distillation", "speed and memory"
@@ -44,10 +46,10 @@ class AdaptConfig:
         group=STEPS,
         metavar="PHASES",
     )
-    seq_length: int = option(
-        512,
+    seq_length: int | None = option(
+        None,
         "Length of a block in tokens, an integer from 8 to the model's number of positions. Documents are packed into blocks; "
-        "tokens attend only to tokens of the same document.",
+        "tokens attend only to tokens of the same document. Default: 512, or the number of positions if it is smaller.",
         group=STEPS,
     )
     batch_size: int = option(1, "Number of blocks per batch on one device, an integer >= 1.", group=STEPS)
@@ -171,7 +173,7 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        smallest = {"seq_length": 8, "warmup_steps": 0}
+        smallest = {"seq_length": SHORTEST_SEQ_LENGTH, "warmup_steps": 0}
         for name in (
             "steps", "seq_length", "batch_size", "accumulate", "warmup_steps", "loss_chunk", "eval_steps", "eval_bytes",
             "early_stop", "save_steps", "keep_checkpoints", "shuffle_documents", "distill_steps",

@@ -13,7 +13,7 @@ from ..errors import input_error
 from ..files.hashing import sampled_digest
 from ..text.corpus import Corpus, Overlap, is_heldout, take_bytes, training_documents
 from .checkpoints import RunFolder, config_identity, read_metrics
-from .config import AdaptConfig
+from .config import SEQ_LENGTH, AdaptConfig
 from .metrics import AdaptProgress, Recorder
 
 Sources = str | Path | Iterable[str | Path]
@@ -127,6 +127,7 @@ def _adapt(
     folder = RunFolder(out, main=this.main, barrier=this.barrier)
     folder.check(resume=resume, force=config.force, protected=[source])
     text = _read_text(texts, *held_out, replay, config)
+    config = _sized(config, source, str(model))
     identity = {
         "model": model_identity(source), **text.identity, "config": config_identity(config), "processes": this.count,
     }  # fmt: skip
@@ -154,6 +155,16 @@ def _adapt(
         job.close()
         folder.release()
     return read_finished(folder)
+
+
+def _sized(config: AdaptConfig, folder: Path, name: str) -> AdaptConfig:
+    """The options with the length of blocks that this model gets, which is part of what the run is."""
+    from ..model.causal_lm import positions_in, resolve_length
+
+    what = f"model {name!r}"
+    positions = positions_in(folder, what, trust_remote_code=config.trust_remote_code)
+    length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, positions, what)
+    return dataclasses.replace(config, seq_length=length)
 
 
 def _train(

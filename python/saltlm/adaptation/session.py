@@ -12,10 +12,10 @@ import torch
 
 from ..errors import input_error
 from ..evaluation.evaluate import evaluate
-from ..model.causal_lm import CausalLM, load_causal_lm
+from ..model.causal_lm import CausalLM, load_causal_lm, resolve_length, within_positions
 from .checkpoints import RunFolder
 from .chunked_loss import ChunkedLM
-from .config import AdaptConfig
+from .config import SEQ_LENGTH, AdaptConfig
 from .distillation import Pieces, Teacher, load_teacher
 from .metrics import Recorder
 from .packing import Packer, Stream
@@ -67,8 +67,8 @@ class Job:
         """The source model, and so many pieces of the training text."""
         pieces = Pieces(
             self.streams[0].documents, (self.lm.tokenizer, self.source_model.lm.tokenizer),
-            (self.lm.start_id, self.source_model.lm.start_id), length=self.config.seq_length, count=count,
-            seed=self.config.seed,
+            (self.lm.start_id, self.source_model.lm.start_id), count=count, seed=self.config.seed,
+            length=within_positions(self.config.seq_length, self.source_model.lm.max_positions),
         )  # fmt: skip
         return self.source_model, pieces
 
@@ -135,10 +135,8 @@ def load_job(
         )
     if trained is not None and not trained.any():
         raise input_error(what, "no row that was not copied", "new rows for the phase rows", "leave that phase out")
-    if lm.max_positions and config.seq_length > lm.max_positions:
-        raise input_error(
-            "seq_length", f"{config.seq_length}", f"at most the {lm.max_positions} positions of {what}", "choose less"
-        )
+    length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, lm.max_positions, what)
+    config = dataclasses.replace(config, seq_length=length)
     if config.sharding == "none":  # else it goes there in slices
         lm.model.to(this.device)
     if not config.cross_documents and not keeps_apart(lm):

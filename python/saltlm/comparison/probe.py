@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation.config import AdaptConfig
+from ..adaptation.config import SEQ_LENGTH, SHORTEST_SEQ_LENGTH, AdaptConfig
 from ..adaptation.metrics import Recorder
 from ..adaptation.packing import Packer, Stream
 from ..adaptation.run import _streams, _Text
 from ..config import TransferConfig
-from ..errors import BackendError, input_error
+from ..errors import BackendError, InputError, input_error
 from ..evaluation.evaluate import Evaluation, evaluate
+from ..model.causal_lm import resolve_length
 from ..rows.tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
 from ..text.corpus import Overlap, take_bytes, training_documents
 from ..text.documents import read_documents
@@ -28,6 +29,16 @@ PROBED = (
     "bits_per_byte", "source_bits_per_byte", "document_nats", "document_bytes", "tokens_per_byte", "notes", "diverged",
     "seq_length", "training_bytes", "training_tokens", "step_seconds",
 )  # fmt: skip
+
+
+class TooLittleText(InputError):
+    """The text does not fill the blocks of a probe.
+
+    Attributes:
+        ratio: tokens of the source's own tokenizer by tokens of the new one, on the text there is.
+    """
+
+    ratio: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +59,53 @@ class Blocks:
     tokens_per_byte: tuple[float, float]
 
 
+def fitted_blocks(
+    text: _Text, tokenizers: tuple[Any, Any], config: AdaptConfig, steps: int, positions: int | None
+) -> Blocks:
+    """The blocks of :func:`measure_blocks` under both tokenizers, none longer than the source model takes.
+
+    Args:
+        text: of the probes.
+        tokenizers: the new one, and the source's own.
+        config: sizes of batches; its ``seq_length`` must fit where it is given, and is chosen where it is not.
+        steps: of a probe.
+        positions: the longest input that the source model takes; ``None`` is no limit.
+
+    Raises:
+        InputError: the length given is too long, or the text would have to be seen more than once.
+    """
+    length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, positions, "the source model")
+    while True:
+        try:
+            blocks = measure_blocks(text, tokenizers, dataclasses.replace(config, seq_length=length), steps)
+            original, ratio, fault = blocks.original, blocks.original / blocks.length, None
+        except TooLittleText as error:  # shorter blocks may do, where these must be shortened anyway
+            original, ratio, fault = round(length * error.ratio), error.ratio, error
+        if positions is None or original <= positions:
+            if fault is not None:
+                raise fault
+            return blocks
+        if config.seq_length is not None or length == SHORTEST_SEQ_LENGTH:
+            raise input_error(
+                "seq_length",
+                f"{length}, {original} tokens with the source's own tokenizer",
+                f"at most the {positions} positions of the source model",
+                "choose less, or leave it out",
+            )
+        length = max(SHORTEST_SEQ_LENGTH, min(length - 1, int(positions / ratio)))
+
+
 def measure_blocks(text: _Text, tokenizers: tuple[Any, Any], config: AdaptConfig, steps: int) -> Blocks:
     """Read as much text as a probe takes, as the probe will read it, and count its tokens by both tokenizers.
 
     Args:
         text: of the probes.
         tokenizers: the new one, and the source's own.
-        config: lengths of blocks and sizes of batches.
+        config: length of blocks, which it must name, and sizes of batches.
         steps: of a probe.
 
     Raises:
-        InputError: the text would have to be seen more than once.
+        TooLittleText: the text would have to be seen more than once.
     """
     packers = [Packer(tokenizer, rows=2**31, length=config.seq_length) for tokenizer in tokenizers]
     reader = Stream(
@@ -85,10 +132,15 @@ def measure_blocks(text: _Text, tokenizers: tuple[Any, Any], config: AdaptConfig
         found = f"{sum(count // length for count in windows):,} blocks of {length} tokens of the source's own tokenizer"
     else:
         found = f"{blocks:,} blocks of {config.seq_length} tokens"
-    raise input_error(
-        "text", f"{size:,} bytes to train on, {found}", f"the {needed:,} blocks that {steps:,} steps take, none of them twice",
+    fault = input_error(
+        "text",
+        f"{size:,} bytes to train on, {found}",
+        f"the {needed:,} blocks that {steps:,} steps take, none of them twice",
         "give more text, or fewer --probe-steps, or a shorter --seq-length",
-    )  # fmt: skip
+    )
+    error = TooLittleText(str(fault))
+    error.ratio = float(totals[1] / totals[0]) if totals[0] else 1.0
+    raise error
 
 
 class NoCheckpoints:

@@ -189,11 +189,12 @@ def _plan(
     held_out: tuple[Sources | None, Sources | None], base: TransferConfig, adaptation: AdaptConfig, report: Report,
 ) -> _Plan:  # fmt: skip
     """Check everything that can be checked before the first run, the cheap before the slow."""
+    from ..model.causal_lm import positions_in
     from ..model.gguf import convert
     from ..model.locate import resolve_model
     from ..pipeline import transfer
     from ..rows.rules import check_method
-    from .probe import measure_blocks, text_at_hand, tuning_documents
+    from .probe import fitted_blocks, text_at_hand, tuning_documents
 
     check_base(adaptation)
     cells = parse_cells(methods, base)
@@ -229,8 +230,10 @@ def _plan(
     )
     original = convert(source / base.gguf_file)[0] if base.gguf_file else source
     report("counting tokens", 0, 0)
-    blocks = measure_blocks(text, (dry.tokenizer, _tokenizer(original, base)), adaptation, config.probe_steps)
-    _check_positions(original, max(blocks.length, blocks.original), adaptation)
+    positions = positions_in(original, f"source {inputs[0]}", trust_remote_code=base.trust_remote_code)
+    tokenizers = (dry.tokenizer, _tokenizer(original, base))
+    blocks = fitted_blocks(text, tokenizers, adaptation, config.probe_steps, positions)
+    adaptation = dataclasses.replace(adaptation, seq_length=blocks.length)
     identity = _identity(original, target, inputs[2], text, config, base, adaptation)
     folder.refuse_other(identity, force=config.force)
     read = any(cell.reads_vectors and cell.auxiliary is None for cell in cells)
@@ -278,19 +281,6 @@ def _tokenizer(folder: Path, base: TransferConfig) -> Any:
 
     with quiet_transformers():
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=base.trust_remote_code)
-
-
-def _check_positions(folder: Path, length: int, adaptation: AdaptConfig) -> None:
-    from ..files.json_files import read_json
-    from ..model.causal_lm import POSITIONS
-
-    found = read_json(folder / "config.json")
-    most = next((found[name] for name in POSITIONS if isinstance(found.get(name), int) and found[name] > 0), length)
-    if length > most:
-        raise input_error(
-            "seq_length", f"{adaptation.seq_length}, {length} tokens with the source's own tokenizer",
-            f"at most the {most} positions of the source model", "choose less",
-        )  # fmt: skip
 
 
 def _described(plan: _Plan) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import input_error
 from ..text.documents import read_documents
+from .config import EvaluateConfig, check_windows
 from .self_check_record import read_heldout
 
 if TYPE_CHECKING:
@@ -144,17 +145,11 @@ class Evaluation:
 def evaluate(
     model: str | Path | tuple[Any, Any] | CausalLM,
     texts: str | Path | Iterable[str | Path] | None = None,
+    config: EvaluateConfig | None = None,
     *,
     documents: Sequence[str] | None = None,
-    max_length: int = 1024,
-    stride: int | None = None,
-    batch_tokens: int | None = None,
-    device: str = "auto",
-    dtype: str | None = None,
-    gguf_file: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Bits per byte of a causal language model on text: ``sum over all tokens of -log2 p(token | those before) / bytes``.
 
@@ -168,16 +163,10 @@ def evaluate(
             loaded, which stays where and as it is.
         texts: UTF-8 text files; the blocks between blank lines are the documents, the blank lines themselves do not count.
         documents: the documents as strings, in place of files; taken as they are.
-        max_length: tokens in a window, the start token included, in [2, inf); never more than the model's positions.
-        stride: tokens by which the window moves, in [1, max_length - 1]; ``None`` is half the window.
-        batch_tokens: padded tokens in a batch, in [1, inf); ``None`` is 2048 on a CPU and 16384 elsewhere. Changes memory and
-            speed, not the result (beyond the last digits of float32).
-        device: ``auto``, ``cpu`` or ``cuda[:index]``.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` is float32 on a CPU and the checkpoint's own elsewhere.
-        gguf_file: name of the GGUF file inside the folder, for a model that is one.
-        revision: revision on the hub.
-        trust_remote_code: let transformers run code that the checkpoint brings along.
+        config: the options; ``None`` is all defaults.
         progress: called with (scored tokens, all tokens) after each batch.
+        **options: fields of :class:`~saltlm.EvaluateConfig` by name, such as ``device="cpu"``, in place of those of
+            ``config``.
 
     Returns:
         The totals, and the costs of each document.
@@ -203,10 +192,10 @@ def evaluate(
     """
     if (texts is None) == (documents is None):
         raise input_error("text", "both or neither", "either text files or documents", "give one of them")
-    _check_numbers(max_length, stride, batch_tokens)
+    config = dataclasses.replace(config or EvaluateConfig(), **options)
     given = read_documents(texts) if documents is None else _strings(documents)
     sizes = _byte_sizes(given)
-    from ..model.causal_lm import CausalLM, load_causal_lm, same_mode
+    from ..model.causal_lm import CausalLM, load_causal_lm, same_mode, within_positions
 
     heldout = read_heldout(model.name if isinstance(model, CausalLM) else model)
     from .score import score_tokens
@@ -214,15 +203,15 @@ def evaluate(
     with same_mode(model):
         lm = load_causal_lm(
             model,
-            device=device,
-            dtype=dtype,
-            gguf_file=gguf_file,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            device=config.device,
+            dtype=config.dtype,
+            gguf_file=config.gguf_file,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
         )
-        length = min(max_length, lm.max_positions or max_length)
-        stride = length // 2 if stride is None else stride
-        _check_numbers(length, stride, batch_tokens)
+        length = within_positions(config.max_length, lm.max_positions)
+        stride = length // 2 if config.stride is None else config.stride
+        check_windows(length, stride)
         started = time.perf_counter()
         tokens = tokenize(lm, given)
         if not any(len(ids) for ids in tokens):
@@ -233,7 +222,7 @@ def evaluate(
             tokens,
             max_length=length,
             stride=stride,
-            batch_tokens=batch_tokens or (2048 if lm.device.type == "cpu" else 16384),
+            batch_tokens=config.batch_tokens or (2048 if lm.device.type == "cpu" else 16384),
             progress=progress,
         )
         seconds = time.perf_counter() - started
@@ -292,16 +281,6 @@ def tokenize(lm: CausalLM, documents: Sequence[str]) -> list[np.ndarray]:
         advice = "use the tokenizer made for the model"
         raise input_error(f"tokenizer of model {lm.name!r}", found, expected, advice)
     return tokens
-
-
-def _check_numbers(max_length: int, stride: int | None, batch_tokens: int | None) -> None:
-    if not isinstance(max_length, int) or max_length < 2:
-        raise input_error("max_length", repr(max_length), "a whole number >= 2", "a window needs a token and its past")
-    if stride is not None and not (isinstance(stride, int) and 1 <= stride < max_length):
-        expected = f"a whole number from 1 to {max_length - 1}, less than the window"
-        raise input_error("stride", repr(stride), expected, "leave it out for half the window")
-    if batch_tokens is not None and not (isinstance(batch_tokens, int) and batch_tokens >= 1):
-        raise input_error("batch_tokens", repr(batch_tokens), "a whole number >= 1", "leave it out for the default")
 
 
 def _strings(documents: Sequence[str]) -> list[str]:

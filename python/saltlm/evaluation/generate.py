@@ -17,6 +17,7 @@ def continuations(
     prompts: Sequence[str],
     max_new_tokens: int = 40,
     *,
+    shorten: bool = False,
     seed: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -34,7 +35,10 @@ def continuations(
     Args:
         model: a folder or hub name; or a pair ``(model, tokenizer)`` that is loaded.
         prompts: the texts to go on with; each must give a token, or the tokenizer must have a start token.
-        max_new_tokens: the longest continuation in tokens, in [1, inf).
+        max_new_tokens: the longest continuation in tokens, in [1, inf); never more than the model's positions leave after the
+            prompt.
+        shorten: read only the end of a prompt that leaves too little of the model's positions, rather than refuse it: room
+            is then kept for ``max_new_tokens``, or for half of the positions.
         seed: ``None`` takes the likeliest token at each step; a number in [0, 2**63) draws, the same for the same seed, and
             for each prompt independently of those before it.
         temperature: of drawn tokens, in (0, inf).
@@ -50,7 +54,8 @@ def continuations(
         What follows each prompt, without special tokens; up to the model's end token or ``max_new_tokens``.
 
     Raises:
-        InputError: no causal language model of that name, a prompt without tokens, or an option out of range.
+        InputError: no causal language model of that name, a prompt without tokens or longer than the model takes, or an
+            option out of range.
     """
     if max_new_tokens < 1:
         raise input_error("max_new_tokens", repr(max_new_tokens), "a whole number >= 1", "ask for at least one token")
@@ -79,7 +84,6 @@ def continuations(
         )
         sampling = {} if seed is None else {"temperature": temperature, "top_p": top_p, "top_k": 0}
         config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
             do_sample=seed is not None,
             eos_token_id=_first(getattr(lm.model.generation_config, "eos_token_id", None), lm.tokenizer.eos_token_id),
             pad_token_id=_first(lm.tokenizer.pad_token_id, lm.start_id, 0),
@@ -90,6 +94,9 @@ def continuations(
             if not start:
                 expected = "a token, or a start token before it"
                 raise input_error(f"prompt {prompt!r}", "no token", expected, "give a longer prompt")
+            if shorten:
+                start = _shortened(lm, start, max_new_tokens)
+            config.max_new_tokens = _room(lm, prompt, start, max_new_tokens)
             inputs = torch.tensor([start], device=lm.device)
             with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
                 if seed is not None:
@@ -99,6 +106,26 @@ def continuations(
             if progress is not None:
                 progress(done, len(prompts))
     return written
+
+
+def _room(lm: CausalLM, prompt: str, start: list[int], max_new_tokens: int) -> int:
+    """New tokens that the model's positions leave after these; the last one of them is not read and takes no position."""
+    if lm.max_positions is None:
+        return max_new_tokens
+    room = lm.max_positions - len(start) + 1
+    if room < 1:
+        expected = f"at most the {lm.max_positions} positions of model {lm.name!r}"
+        raise input_error(f"prompt {prompt[:40]!r}", f"{len(start)} tokens", expected, "give a shorter prompt")
+    return min(max_new_tokens, room)
+
+
+def _shortened(lm: CausalLM, start: list[int], max_new_tokens: int) -> list[int]:
+    """The start token and the last tokens of a prompt, so many that a continuation has room."""
+    if lm.max_positions is None:
+        return start
+    kept = max(1, lm.max_positions + 1 - min(max_new_tokens, lm.max_positions // 2))
+    first = 0 if lm.start_id is None else 1
+    return start if len(start) <= kept else start[:first] + start[len(start) - kept + first :]
 
 
 def _first(*values: Any) -> Any:

@@ -181,7 +181,7 @@ def evaluate_models(
     """
     documents = read_documents(texts)
     kept = read_documents(retention) if retention else []
-    prompts = [*prompts, *(beginning(document) for document in documents[: config.samples])]
+    beginnings = [beginning(document) for document in documents[: config.samples]]
     names = list(dict.fromkeys(map(str, models)))
     for name in names:
         read_heldout(name)  # a broken report is said before anything runs
@@ -201,7 +201,7 @@ def evaluate_models(
             lm = load_causal_lm(
                 name, device=device, dtype=dtype, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
             )  # fmt: skip
-            found[name] = _measure(lm, documents, kept, prompts, ready, config, report)
+            found[name] = _measure(lm, documents, kept, (prompts, beginnings), ready, config, report)
             del lm
     options = {"confidence": config.confidence, "seed": config.seed}
     return SideBySide(
@@ -233,8 +233,15 @@ def beginning(document: str, characters: int = PROMPT_CHARACTERS) -> str:
 
 
 def _measure(
-    lm: Any, documents: list[str], kept: list[str], prompts: list[str], tasks: Any, config: MeasureConfig, report: Any
+    lm: Any,
+    documents: list[str],
+    kept: list[str],
+    prompts: tuple[Sequence[str], Sequence[str]],
+    tasks: Any,
+    config: MeasureConfig,
+    report: Any,
 ) -> Measured:
+    """Everything that is measured of one model; ``prompts`` are those given, and beginnings of documents."""
     from .generate import continuations
 
     def stage(words: str) -> Callable[[int, int], None]:
@@ -245,18 +252,21 @@ def _measure(
     retained = None
     if kept:
         retained = evaluate(lm, documents=kept, **windows, progress=stage(": source language"))
-    samples: tuple[tuple[str, str], ...] = ()
-    if prompts:
-        drawn = {"seed": config.seed, "temperature": config.temperature} if config.temperature else {}
-        written = continuations(lm, prompts, config.new_tokens, **drawn, progress=stage(": continuations"))
-        samples = tuple(zip(prompts, written, strict=True))
+    samples: list[tuple[str, str]] = []
+    drawn = {"seed": config.seed, "temperature": config.temperature} if config.temperature else {}
+    for texts, shorten in zip(prompts, (False, True), strict=True):
+        if texts:
+            written = continuations(
+                lm, texts, config.new_tokens, shorten=shorten, **drawn, progress=stage(": continuations")
+            )
+            samples += zip(texts, written, strict=True)
     scores: Mapping[str, TaskScore] = {}
     if tasks is not None:
         from .harness.tasks import run_tasks
 
         options = {"shots": config.shots, "limit": config.limit, "seed": config.seed}
         scores = run_tasks(lm, tasks, **options, progress=stage(": tasks"))
-    return Measured(text=text, retention=retained, samples=samples, tasks=scores)
+    return Measured(text=text, retention=retained, samples=tuple(samples), tasks=scores)
 
 
 def _with_interval(evaluation: Evaluation, name: str, found: Intervals) -> dict[str, Any]:

@@ -179,16 +179,81 @@ def _checked(name: str, model: Any, tokenizer: Any) -> CausalLM:
             f"tokenizer of {what}", "an empty vocabulary", "at least one token", "check the tokenizer files"
         )
     candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, getattr(tokenizer, "cls_token_id", None))
-    config = model.config.get_text_config()
-    positions = [value for name in POSITIONS if isinstance(value := getattr(config, name, None), int) and value > 0]
     return CausalLM(
         name=name,
         model=model,
         tokenizer=tokenizer,
         start_id=next((token for token in candidates if token is not None), None),
         rows=model.get_input_embeddings().weight.shape[0],
-        max_positions=positions[0] if positions else None,
+        max_positions=_positions_of(model.config),
     )
+
+
+def _positions_of(config: Any) -> int | None:
+    """The longest input by a transformers configuration, in tokens; ``None`` where it names no limit."""
+    config = config.get_text_config()
+    found = (getattr(config, name, None) for name in POSITIONS)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def positions_in(folder: Path, what: str, *, trust_remote_code: bool = False) -> int | None:
+    """The longest input that the model of a folder takes, in tokens, by its config.json alone.
+
+    Args:
+        folder: the model folder.
+        what: what to call the model in messages.
+        trust_remote_code: let transformers run code that the checkpoint brings along.
+
+    Returns:
+        What :attr:`CausalLM.max_positions` of the loaded model is: ``None`` where the configuration names no limit.
+
+    Raises:
+        InputError: it is no model folder, or its configuration cannot be read.
+    """
+    _check_folder(what, folder, None)
+    with quiet_transformers():
+        from transformers import AutoConfig
+
+        with _one_error(what, "a causal language model that transformers can load", "its folder or hub name"):
+            return _positions_of(AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code))
+
+
+def within_positions(length: int, positions: int | None) -> int:
+    """A length in tokens that is an upper bound or a default, cut to what the model takes.
+
+    Args:
+        length: in tokens, in [1, inf).
+        positions: the longest input that the model takes; ``None`` is no limit.
+    """
+    return length if positions is None else min(length, positions)
+
+
+def resolve_length(name: str, given: int | None, default: int, positions: int | None, what: str) -> int:
+    """The length of the input for a model: the one given, which must fit, or the default, which is made to fit.
+
+    Args:
+        name: of the option, for messages.
+        given: in tokens; ``None`` where the user has given none.
+        default: in tokens; cut to the model's positions.
+        positions: the longest input that the model takes; ``None`` is no limit.
+        what: what to call the model in messages.
+
+    Raises:
+        InputError: the length given is longer than the model takes.
+
+    Example:
+        >>> resolve_length("seq_length", None, 512, 128, "the model")
+        128
+        >>> resolve_length("seq_length", 64, 512, 128, "the model")
+        64
+    """
+    if given is None:
+        return within_positions(default, positions)
+    if positions is not None and given > positions:
+        raise input_error(
+            name, f"{given}", f"at most the {positions} positions of {what}", "choose less, or leave it out"
+        )
+    return given
 
 
 def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:

@@ -239,10 +239,34 @@ def _harness_model(lm: CausalLM, batch_size: int, progress: Callable[[int, int],
 
     from lm_eval.models.huggingface import HFLM
 
+    class Model(HFLM):
+        """The harness's default length of an answer, which a short model has no room for, fits itself to the model.
+
+        A task file that has other settings of generation leaves the length to the model; one without any asks for the default.
+        """
+
+        @property
+        def max_gen_toks(self) -> int:
+            """Half of the positions where the default leaves none for the question."""
+            default = super().max_gen_toks
+            return default if default < self.max_length else max(1, self.max_length // 2)
+
+        def generate_until(self, requests: list[Any], **options: Any) -> list[str]:
+            default = super().max_gen_toks
+            fitted = []
+            for request in requests:
+                context, settings = request.args
+                if settings.get("max_gen_toks") == default:
+                    request = dataclasses.replace(
+                        request, arguments=(context, {**settings, "max_gen_toks": self.max_gen_toks})
+                    )
+                fitted.append(request)
+            return super().generate_until(fitted, **options)
+
     tokenizer = copy.deepcopy(lm.tokenizer)  # the harness may add a padding token
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = lm.start_id
-    model = HFLM(
+    model = Model(
         lm.model,
         backend="causal",
         tokenizer=tokenizer,
