@@ -190,25 +190,25 @@ def _checked(name: str, model: Any, tokenizer: Any) -> CausalLM:
 
 
 def _positions_of(config: Any) -> int | None:
-    """The longest input by a transformers configuration, in tokens; ``None`` where it names no limit."""
+    """The longest input by a transformers config, in tokens; ``None`` if it names no limit."""
     config = config.get_text_config()
-    found = (getattr(config, name, None) for name in POSITIONS)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+    values = (getattr(config, name, None) for name in POSITIONS)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def positions_in(folder: Path, what: str, *, trust_remote_code: bool = False) -> int | None:
-    """The longest input that the model of a folder takes, in tokens, by its config.json alone.
+    """The longest input of the model in a folder, in tokens, from its config.json; no weights are read.
 
     Args:
         folder: the model folder.
-        what: what to call the model in messages.
-        trust_remote_code: let transformers run code that the checkpoint brings along.
+        what: name of the model in messages.
+        trust_remote_code: let transformers run code from the checkpoint.
 
     Returns:
-        What :attr:`CausalLM.max_positions` of the loaded model is: ``None`` where the configuration names no limit.
+        The same as :attr:`CausalLM.max_positions` of the loaded model; ``None`` if the config names no limit.
 
     Raises:
-        InputError: it is no model folder, or its configuration cannot be read.
+        InputError: the folder is not a model folder, or its config cannot be read.
     """
     _check_folder(what, folder, None)
     with quiet_transformers():
@@ -219,27 +219,27 @@ def positions_in(folder: Path, what: str, *, trust_remote_code: bool = False) ->
 
 
 def within_positions(length: int, positions: int | None) -> int:
-    """A length in tokens that is an upper bound or a default, cut to what the model takes.
+    """The smaller of a length in tokens and the longest input of the model.
 
     Args:
-        length: in tokens, in [1, inf).
-        positions: the longest input that the model takes; ``None`` is no limit.
+        length: an upper bound or a default, in tokens, in [1, inf).
+        positions: the longest input of the model, in tokens; ``None`` for no limit.
     """
     return length if positions is None else min(length, positions)
 
 
 def resolve_length(name: str, given: int | None, default: int, positions: int | None, what: str) -> int:
-    """The length of the input for a model: the one given, which must fit, or the default, which is made to fit.
+    """The input length to use: the given one, after a check that it fits the model, or else the default, reduced to fit.
 
     Args:
-        name: of the option, for messages.
-        given: in tokens; ``None`` where the user has given none.
-        default: in tokens; cut to the model's positions.
-        positions: the longest input that the model takes; ``None`` is no limit.
-        what: what to call the model in messages.
+        name: name of the option, for the message.
+        given: length that the user gave, in tokens; ``None`` if not given.
+        default: length to use otherwise, in tokens.
+        positions: the longest input of the model, in tokens; ``None`` for no limit.
+        what: name of the model in the message.
 
     Raises:
-        InputError: the length given is longer than the model takes.
+        InputError: the given length exceeds the longest input of the model.
 
     Example:
         >>> resolve_length("seq_length", None, 512, 128, "the model")
