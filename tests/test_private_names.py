@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import saltlm
 import torch
+
+import saltlm
 
 GIVEN = "a value"  # stands for an argument: only the signature is checked, nothing is called
 

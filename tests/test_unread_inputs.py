@@ -88,7 +88,9 @@ def test_whether_vectors_are_read_may_hang_on_another_option(options: dict, read
 
 def test_every_option_of_a_method_has_a_rule() -> None:
     assert set(VALUES) == set(METHOD_OPTIONS)
-    assert {name for method in METHODS for name in method_of(TransferConfig(method=method)).options} <= set(METHOD_OPTIONS)
+    assert {name for method in METHODS for name in method_of(TransferConfig(method=method)).options} <= set(
+        METHOD_OPTIONS
+    )
 
 
 @pytest.mark.parametrize("option", METHOD_OPTIONS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import BackendError, SaltlmError, input_error
+from ..files.file_errors import FULL_DISK, os_error_code
 from ..files.json_files import write_json_whole
 from ..files.output_folder import check_output, sync_path
 from ..files.output_lock import lock_run
@@ -33,7 +33,6 @@ _IDENTITY_ADVICE = {
     "config": "give the options that the run began with",
     "processes": "start as many processes as the run began with",
 }
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CheckpointFolder(Protocol):
@@ -355,14 +354,12 @@ def checkpoint_errors(out: Path, last: Path | None) -> Iterator[None]:
     except SaltlmError:
         raise
     except Exception as error:
-        code = getattr(error, "errno", None)
-        match = re.search(r"os error (\d+)", str(error))  # safetensors, which is written in Rust
-        code = int(match[1]) if code is None and match else code
+        code = os_error_code(error)
         safe = f"the last checkpoint, {last.name}, is safe" if last else "no checkpoint had been written"
         if code in FULL_DISK or "No space left" in str(error) or "file write failed" in str(error):
             raise input_error(
                 f"output {out}", "a full disk", "room for a checkpoint", f"make room and go on by --resume: {safe}"
             ) from error
-        if isinstance(error, OSError) or match:
+        if isinstance(error, OSError) or code is not None:
             raise BackendError(f"output {out}: writing failed ({error}); {safe}") from error
         raise

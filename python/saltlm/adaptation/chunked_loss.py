@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..model.body_and_head import Head, simplest_head, take_apart
+from ..model.body_and_head import LogitsFunction, simplest_head, split_head
 from ..protocols import LanguageModel
 from .distillation import state_error
 from .packing import IGNORED
@@ -31,7 +31,12 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int, *parameters: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        head: LogitsFunction,
+        chunk: int,
+        *parameters: torch.Tensor,
     ) -> torch.Tensor:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         hidden_gradient = torch.empty_like(hidden) if hidden.requires_grad else None
@@ -79,7 +84,7 @@ def _summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.
 
 
 def chunked_cross_entropy(
-    hidden: torch.Tensor, targets: torch.Tensor, head: Head, parameters: Sequence[torch.Tensor], chunk: int
+    hidden: torch.Tensor, targets: torch.Tensor, head: LogitsFunction, parameters: Sequence[torch.Tensor], chunk: int
 ) -> torch.Tensor:
     """Summed cross-entropy of next-token predictions, computed one chunk of tokens at a time.
 
@@ -99,7 +104,7 @@ def chunked_cross_entropy(
 class ChunkedLM:
     """Replaces the forward of a causal LM: with labels it returns the chunked loss alone, and no logits.
 
-    :func:`~saltlm.model.body_and_head.take_apart` splits the model into body and head. Where it cannot, the model's own forward
+    :func:`~saltlm.model.body_and_head.split_head` splits the model into body and head. Where it cannot, the model's own forward
     stays and computes the logits of the whole batch; :attr:`chunked` tells which of the two happened.
     """
 
@@ -113,7 +118,7 @@ class ChunkedLM:
         self.model = model
         self.original_forward = model.forward
         self.body: Any = None
-        self.head: Head | None = None
+        self.head: LogitsFunction | None = None
         self._split_model()
         # The body that training calls: compiled after compile().
         self._training_body: Any = self.body
@@ -209,7 +214,7 @@ class ChunkedLM:
         try:
             with torch.no_grad():
                 logits = self.original_forward(**inputs, use_cache=False).logits[0]
-                parts = take_apart(model, inputs, logits, forward=self.original_forward)
+                parts = split_head(model, inputs, logits, forward=self.original_forward)
                 if parts is not None:
                     self.body, self.head = parts.body, simplest_head(model, parts, inputs)
         finally:

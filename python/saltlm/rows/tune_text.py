@@ -13,6 +13,7 @@ import torch
 
 from ..errors import InputError, input_error
 from ..evaluation.evaluate import evaluate
+from ..files.hashing import sha256_file
 from ..model.causal_lm import load_causal_lm
 from ..progress import Progress
 from ..protocols import LanguageModel, Tokenizer
@@ -118,8 +119,7 @@ def check_text(path: str) -> list[str]:
 
 def digest_of(path: str | Path) -> str:
     """Hexadecimal sha256 of the first :data:`READ_BYTES` bytes of a file, the part that is read."""
-    with Path(path).open("rb") as file:
-        return hashlib.sha256(file.read(READ_BYTES)).hexdigest()
+    return sha256_file(path, limit=READ_BYTES)
 
 
 def sample(documents: Sequence[str], size: int) -> list[str]:
