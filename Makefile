@@ -6,8 +6,13 @@ PY     := $(VENV)/bin/python
 INSTALL ?= $(PY) -m pip install --quiet
 SETUP  := $(VENV)/.setup-demo
 TESTED := $(VENV)/.setup-test
+LINTED := $(VENV)/.setup-lint
 # What a build depends on: when one of these is newer than the stamp, the package is built again.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src cuda_ext -type f \( -name '*.rs' -o -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \))
+
+# C++ and CUDA sources that clang-format checks, and those that clang-tidy can compile.
+CPP_SOURCES  := $(shell find cuda_ext/csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+TIDY_SOURCES := $(wildcard cuda_ext/csrc/*.cpp cuda_ext/csrc/cpu/*.cpp)
 
 .PHONY: demo test test-property coverage test-real bench lint wheel prerequisites clean help
 
@@ -43,6 +48,10 @@ $(TESTED): $(SETUP)
 	$(INSTALL) --no-build-isolation -e ".[test,demo]"
 	@touch $@
 
+$(LINTED): $(TESTED)
+	$(PY) -m pip install --quiet --no-build-isolation -e ".[lint]"
+	@touch $@
+
 demo: $(SETUP)
 	$(PY) -m saltlm_demo
 
@@ -70,12 +79,16 @@ bench: $(TESTED)
 	$(PY) bench/rows.py
 	$(PY) bench/batch.py
 
-lint: $(TESTED)
+lint: $(LINTED)
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --workspace --all-targets --features python -- -D warnings
 	$(PY) -m ruff check python tests bench cuda_ext
 	$(PY) -m ruff format --check python tests bench cuda_ext
+	$(PY) -m mypy cuda_ext/*.py
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_SOURCES)
+	$(PY) cuda_ext/build_ops.py --compile-commands build/tidy/compile_commands.json
+	printf '%s\n' $(abspath $(TIDY_SOURCES)) | xargs -P 2 -n 1 $(VENV)/bin/clang-tidy --quiet -p build/tidy
 
 wheel: $(SETUP)
 	MATURIN_PEP517_ARGS="--compatibility pypi" $(PY) -m pip wheel . --no-build-isolation --no-deps -w dist

@@ -22,7 +22,7 @@ import types
 from pathlib import Path
 
 import torch
-from gpu_checks import capture, run_checks
+from gpu_checks import run_checks
 from gpu_stock import stock_rows
 
 # name: new tokens, anchors, auxiliary width, PLM width, model width
@@ -36,14 +36,11 @@ ROOFLINE, STOCK = 0.6, 10
 
 
 def operators(package: Path) -> tuple[types.ModuleType, ...]:
-    """saltlm.operators.ops, ops_fixed and reference from ``package``, without the rest of the package and what that imports."""
+    """saltlm.operators.ops and saltlm.operators.reference from ``package``, without the rest of the package and what that imports."""
     shell = types.ModuleType("saltlm")
     shell.__path__ = [str(package / "saltlm")]
     sys.modules["saltlm"] = shell
-    return tuple(
-        importlib.import_module(f"saltlm.{name}")
-        for name in ("operators.ops", "operators.fixed", "operators.reference")
-    )
+    return tuple(importlib.import_module(f"saltlm.{name}") for name in ("ops", "reference"))
 
 
 def problem(size: tuple[int, ...], device: str) -> dict[str, torch.Tensor]:
@@ -112,7 +109,7 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(ops, fixed, size: tuple[int, ...], device: str, runs: int, ceiling: dict[str, float]) -> dict[str, object]:
+def measure(ops, size: tuple[int, ...], device: str, runs: int, ceiling: dict[str, float]) -> dict[str, object]:
     """Time salt_rows as a whole and in parts, the bare product, and stock torch; returns the figures of one size."""
     tensors = problem(size, device)
     new = size[0]
@@ -143,10 +140,8 @@ def measure(ops, fixed, size: tuple[int, ...], device: str, runs: int, ceiling: 
     result["rows_in_parts"] = len(auxiliary)
     result["parts_s"] = {name: timed(work, device, runs) for name, work in parts.items()}
 
-    result["fixed_s"] = measured_fixed(fixed, tensors, whole, block, device, runs)
-
     if device == "cuda":
-        result["fixed_s_by_buffer_mb"] = by_buffer(fixed, tensors, block, device, runs)
+        result["salt_rows_s_by_buffer_mb"] = by_buffer(ops, tensors, block, device, runs)
 
     sample = {name: t[:STOCK_TOKENS] if name.startswith("new") else t for name, t in tensors.items()}
     rows = stock_rows(**sample)
@@ -160,31 +155,13 @@ def measure(ops, fixed, size: tuple[int, ...], device: str, runs: int, ceiling: 
     return result
 
 
-def measured_fixed(
-    fixed, tensors: dict[str, torch.Tensor], whole, block: slice, device: str, runs: int
-) -> dict[str, object]:
-    """Seconds of the block's rows without waiting, and on a GPU of the same as a graph; the share that is settled."""
-    given = {name: t[block] if name.startswith("new") else t for name, t in tensors.items()}
-    made = fixed.salt_rows_fixed(**given)
-    found = {"settled": made.settled.double().mean().item()}
-    found["plain"] = timed(lambda: fixed.salt_rows_fixed(**given), device, runs)
-    if device == "cuda":
-        try:
-            graph, made = capture(lambda: fixed.salt_rows_fixed(**given))
-            found["captured"] = timed(graph.replay, device, runs)
-        except RuntimeError as error:  # what else was measured is not to be lost
-            found["captured_fault"] = str(error)
-    found["equal"] = torch.equal(made.rows[made.settled], whole.rows[block][made.settled])
-    return found
-
-
-def by_buffer(fixed, tensors: dict[str, torch.Tensor], block: slice, device: str, runs: int) -> dict[int, float]:
-    """Seconds of the block's rows without waiting, by the size of the buffer for cosines: does one that fits the cache pay?"""
+def by_buffer(ops, tensors: dict[str, torch.Tensor], block: slice, device: str, runs: int) -> dict[int, float]:
+    """Seconds of the block's rows by the size of the buffer for cosines, to see whether one that fits the cache is faster."""
     given = {name: t[block] if name.startswith("new") else t for name, t in tensors.items()}
     found = {}
     for megabytes in (16, 32, 64, 128, 256, 512):
         os.environ["SALTLM_CUDA_BUFFER_MB"] = str(megabytes)
-        found[megabytes] = timed(lambda: fixed.salt_rows_fixed(**given), device, runs)
+        found[megabytes] = timed(lambda: ops.salt_rows(**given), device, runs)
     del os.environ["SALTLM_CUDA_BUFFER_MB"]
     return found
 
@@ -198,16 +175,15 @@ def table(report: dict) -> str:
         f" {ceiling['bfloat16_flops'] / 1e12:.3g} TFLOP/s, float32 {ceiling['float32_flops'] / 1e12:.3g} TFLOP/s, copies"
         f" {ceiling['bytes'] / 1e9:.3g} GB/s. {len(report['checks'])} checks passed.\n",
         f"| N, A, P, E, D | SALT rows | share of the roofline (bar {ROOFLINE:.0%}) | stock torch / saltlm (bar {STOCK})"
-        " | device memory beyond inputs and results | up to 8,192 rows without waiting: settled, plain, as a CUDA graph |",
-        "| --- | --- | --- | --- | --- | --- |",
+        " | device memory beyond inputs and results |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for found in report["timings"].values():
         memory = found.get("device_memory_beyond_inputs_and_results_mb")
         lines.append(
             f"| {', '.join(f'{n:,}' for n in found['size'].values())} | {found['salt_rows_s']:.3g} s |"
             f" {found['share_of_roofline']:.1%} | {found['stock_over_saltlm']:.3g} |"
-            f" {'-' if memory is None else f'{memory:,.0f} MB'} | {found['fixed_s']['settled']:.1%},"
-            f" {found['fixed_s']['plain']:.3g} s, {found['fixed_s'].get('captured', float('nan')):.3g} s |"
+            f" {'-' if memory is None else f'{memory:,.0f} MB'} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -231,7 +207,7 @@ def main() -> None:
     device = "cpu" if arguments.cpu else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch finds no CUDA device; expected one; --cpu runs the script on the CPU")
-    ops, fixed, reference = operators(arguments.package)
+    ops, reference = operators(arguments.package)
     chosen = ops.backend(device)
     print(f"{device}: {chosen.name} operators ({chosen.reason})", flush=True)
     if chosen.name != "compiled":
@@ -241,7 +217,7 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "operators": ops.backends(),
-        "checks": run_checks(ops, fixed, reference, device),
+        "checks": run_checks(ops, reference, device),
     }
     failed = [name for name, fault in report["checks"].items() if fault]
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -252,16 +228,13 @@ def main() -> None:
         report["ceilings"], report["timings"] = ceilings(device), {}
         for name in sizes:
             runs = 3 if arguments.cpu else 5
-            report["timings"][name] = measure(ops, fixed, SIZES[name], device, runs, report["ceilings"])
+            report["timings"][name] = measure(ops, SIZES[name], device, runs, report["ceilings"])
             save(file, report)
             print(f"{name}: {json.dumps(report['timings'][name])}", flush=True)
     print(f"results: {file}")
     if "timings" in report:
         (arguments.out / "gpu.md").write_text(table(report), encoding="utf-8")
         print(table(report))
-    fixed_rows = {name: found["fixed_s"] for name, found in report.get("timings", {}).items()}
-    if wrong := [name for name, found in fixed_rows.items() if not found["equal"] or "captured_fault" in found]:
-        raise SystemExit(f"rows of fixed room differ from the others, or cannot be captured, at {', '.join(wrong)}")
     if failed:
         raise SystemExit(f"{len(failed)} of {len(report['checks'])} checks failed: {', '.join(failed)}")
 

@@ -1,8 +1,8 @@
-"""PEP 517/660 build backend: builds the torch operators with ninja, then lets maturin build the Rust module and the wheel.
+"""PEP 517/660 build backend: builds the torch operators with ninja, then maturin builds the Rust module and the wheel.
 
-maturin knows nothing of torch operators and torch's own extension builder needs a CUDA build of torch to compile CUDA
-sources, so this thin wrapper joins them: every hook delegates to maturin, and the two that produce an importable
-package first run :mod:`build_ops`, whose results maturin then packages (``tool.maturin.include``).
+maturin cannot build torch operators, and torch's own extension builder needs a CUDA build of torch to compile CUDA
+sources. So every hook delegates to maturin, and the two hooks that produce an importable package first run
+:mod:`build_ops`, whose results maturin packages (``tool.maturin.include``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # build front ends import the backend alone, not its folder
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # build front ends import this file by itself
 
 import build_ops
-import maturin
+import maturin  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +28,7 @@ get_requires_for_build_sdist = maturin.get_requires_for_build_sdist
 
 
 def _requirements(from_maturin: list[str]) -> list[str]:
-    # torch is asked for only when no headers are at hand: under pip's isolation the environment's own torch is still
+    # torch is requested only when its headers are not found: under pip's isolation the environment's torch is still
     # visible by path, and a second one would be a download of gigabytes.
     extra = ["ninja>=1.11"]
     if build_ops.torch_include() is None:
@@ -47,9 +47,9 @@ def get_requires_for_build_editable(config_settings: dict[str, Any] | None = Non
 
 
 def _prepare() -> None:
-    # Without an activated environment its scripts (maturin, ninja) are not on PATH and maturin's backend fails.
+    # The environment's scripts (maturin, ninja) may not be on PATH, and maturin's backend needs them there.
     os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ.get("PATH", "")
-    # Fail at once when Rust is missing instead of letting maturin try to fetch a toolchain.
+    # When Rust is missing the build fails immediately; maturin must not try to download a toolchain.
     os.environ.setdefault("MATURIN_NO_INSTALL_RUST", "1")
     if shutil.which("cargo") is None:
         sys.exit(
@@ -63,7 +63,7 @@ def build_wheel(
 ) -> str:
     """Build the operators, then the wheel."""
     _prepare()
-    return maturin.build_wheel(wheel_directory, config_settings, metadata_directory)
+    return str(maturin.build_wheel(wheel_directory, config_settings, metadata_directory))
 
 
 def build_editable(
@@ -71,4 +71,4 @@ def build_editable(
 ) -> str:
     """Build the operators in place, then the editable wheel."""
     _prepare()
-    return maturin.build_editable(wheel_directory, config_settings, metadata_directory)
+    return str(maturin.build_editable(wheel_directory, config_settings, metadata_directory))

@@ -1,12 +1,15 @@
-// CUDA on the host, for test_cuda_emulated.py: every thread of a block is a coroutine that runs until it meets the others, at
-// __syncthreads or at a warp's shuffle, so that the operators' own sources run, kernels and all, where there is no GPU. Included
-// before them (cuda_emulated.py says how they are read).
+// An emulation of CUDA on the host, for test_cuda_emulated.py. Every thread of a block is a coroutine that runs until
+// it reaches __syncthreads or a shuffle, so that the operators' own sources, including their kernels, run without a
+// GPU. This header is included before them; cuda_emulated.py describes how the sources are translated.
 //
-// What is stricter than a device: threads must meet at the same line, all of them; a warp runs until it has to wait for others, so
-// that a barrier that is missing shows, and who reads or writes what another thread may not yet have written or read is told (every
-// access is seen, by the calls that -fsanitize=thread inserts); shared memory begins as NaN and -1 in every block and ends at a page that can't be touched;
-// the order in which threads run is the test's to choose. What is missing: speed,
-// what a race does to words that are half written, other blocks at the same time, the hardware's own product.
+// Stricter than a device:
+//   - All threads of a block (or warp) must wait at the same source line.
+//   - A warp runs until it has to wait for others, so that a missing barrier has an effect.
+//   - Accesses to memory that another thread may not have written or read yet are reported as races. Every access is
+//     observed by the calls that -fsanitize=thread inserts.
+//   - Shared memory is filled with NaN (-1 for integers) at the start of every block, and ends at an inaccessible page.
+//   - The test chooses the order in which threads run.
+// Not emulated: speed, torn words in a race, blocks that run at the same time, and the hardware's matrix product.
 #pragma once
 
 #include <setjmp.h>
@@ -55,15 +58,15 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 namespace emulated {
 
-// What the tests choose.
+// Settings of the tests.
 struct Device {
-  int order = 0;  // warps, and their threads, run from the first to the last (0), back to front (1), or shuffled by this seed
+  int order = 0;  // order of the warps and of their threads: 0 ascending, 1 descending, else shuffled with this seed
   int multiprocessors = 2;
   int shared_bytes = 227 * 1024;
-  bool races = true;  // looked for, which takes twice the time
+  bool races = true;  // whether to detect races, which doubles the time
 };
 inline Device device;
-inline bool watched = false;  // whether a kernel's own code runs, not the device's
+inline bool watching = false;  // whether the code of a kernel runs (and not that of the emulation)
 
 struct Config {
   dim3 grid, block;
@@ -73,24 +76,25 @@ struct Config {
 
 enum class State { kReady, kAtBlock, kAtWarp, kEnded };
 
-#define QUIET __attribute__((no_sanitize("thread"), noinline))  // the device's own accesses are nobody's race
+// Excludes the emulation's own accesses from race detection.
+#define NOT_INSTRUMENTED __attribute__((no_sanitize("thread"), noinline))
 
 struct Thread {
-  jmp_buf place;  // where it goes on
-  bool made = false;
-  dim3 at;
+  jmp_buf context;  // where the coroutine continues
+  bool started = false;
+  dim3 index;
   State state;
   const char* file;
   int line;
-  int turn;      // which of a warp's two sets of slots its next shuffle uses
-  int barriers;  // of the block that it has passed, and shuffles since
+  int slot_set;  // which of the warp's two sets of slots the next shuffle uses
+  int barriers;  // number of barriers of the block passed so far, and of shuffles since the last one
   int shuffles;
 };
 
 enum class Access { kRead, kWrite, kAtomic };
 
-// Who last touched an address, and how far it had come.
-struct Touch {
+// The last access to an address, and the thread's progress at that time.
+struct LastAccess {
   int thread = -1, barriers = 0, shuffles = 0;
   bool atomic = false;
 };
@@ -98,18 +102,18 @@ struct Touch {
 struct Cell {
   uintptr_t address = 0;
   int64_t block = -1;
-  Touch write, reads[2];  // the last readers that are not the same
+  LastAccess write, reads[2];  // the last two different readers
 };
 
-constexpr unsigned kWarp = 32, kMostThreads = 1024;
+constexpr unsigned kWarp = 32, kMaxThreads = 1024;
 constexpr size_t kStack = 128 << 10, kShared = 256 << 10;
 
-// One block at a time.
+// State of the device. Blocks run one at a time.
 struct Machine {
-  std::vector<Thread> threads = std::vector<Thread>(kMostThreads);
+  std::vector<Thread> threads = std::vector<Thread>(kMaxThreads);
   std::vector<unsigned> warps, lanes = std::vector<unsigned>(kWarp);
-  std::array<std::array<std::array<double, kWarp>, kMostThreads / kWarp>, 2> slots;
-  std::vector<void*> fresh;  // static shared memory that this block has met
+  std::array<std::array<std::array<double, kWarp>, kMaxThreads / kWarp>, 2> slots;
+  std::vector<void*> cleared_shared;  // static shared memory that this block has filled already
   std::function<void()> kernel;
   jmp_buf scheduler;
   Thread* current = nullptr;
@@ -118,201 +122,206 @@ struct Machine {
   size_t shared = 0;
   int shared_limit = 48 << 10;
   std::vector<Cell> cells = std::vector<Cell>(1 << 16);
-  int64_t blocks = 0, touched = 0;
+  int64_t blocks = 0, cells_in_use = 0;
   std::string race;
   cudaError_t error = cudaSuccess;
 
   Machine() {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const auto map = [](size_t bytes) {
-      void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      STD_TORCH_CHECK(found != MAP_FAILED, "no memory for the emulated device");
-      return static_cast<char*>(found);
+      void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      STD_TORCH_CHECK(memory != MAP_FAILED, "no memory for the emulated device");
+      return static_cast<char*>(memory);
     };
-    stacks = map(kMostThreads * kStack);
+    stacks = map(kMaxThreads * kStack);
     shared_end = map(kShared + page) + kShared;
     STD_TORCH_CHECK(mprotect(shared_end, page, PROT_NONE) == 0, "mprotect");
   }
 };
 
-QUIET inline Machine& machine() {
-  static Machine one;
-  return one;
+NOT_INSTRUMENTED inline Machine& machine() {
+  static Machine instance;
+  return instance;
 }
 
-// A coroutine's own frames: one kernel after the other, for a thread of this number in every block.
-QUIET inline void live() {
+// Main function of a coroutine. It runs one kernel after the other, for the thread with this index in every block.
+NOT_INSTRUMENTED inline void thread_main() {
   Machine& m = machine();
   for (;;) {
-    Thread& me = *m.current;
-    watched = device.races;
+    Thread& self = *m.current;
+    watching = device.races;
     m.kernel();
-    watched = false;
-    me.state = State::kEnded, me.line = 0;
-    if (_setjmp(me.place) == 0) _longjmp(m.scheduler, 1);
+    watching = false;
+    self.state = State::kEnded, self.line = 0;
+    if (_setjmp(self.context) == 0) _longjmp(m.scheduler, 1);
   }
 }
 
-// Contexts are made once and then left and entered by jumps, which, unlike swapcontext, don't ask the system each time.
-QUIET inline void resume(Machine& m, unsigned i) {
+// Contexts are created once and then entered and left by jumps, which, unlike swapcontext, need no system call.
+NOT_INSTRUMENTED inline void run_until_wait(Machine& m, unsigned i) {
   m.current = &m.threads[i];
   if (_setjmp(m.scheduler) != 0) return;
-  watched = device.races && m.current->made;  // else it begins in live
-  if (m.current->made) _longjmp(m.current->place, 1);
-  m.current->made = true;
-  ucontext_t context;
-  getcontext(&context);
-  context.uc_stack.ss_sp = m.stacks + i * kStack;
-  context.uc_stack.ss_size = kStack;
-  context.uc_link = nullptr;
-  makecontext(&context, live, 0);
-  setcontext(&context);
+  watching = device.races && m.current->started;  // a new coroutine begins in thread_main, which sets it
+  if (m.current->started) _longjmp(m.current->context, 1);
+  m.current->started = true;
+  ucontext_t new_context;
+  getcontext(&new_context);
+  new_context.uc_stack.ss_sp = m.stacks + i * kStack;
+  new_context.uc_stack.ss_size = kStack;
+  new_context.uc_link = nullptr;
+  makecontext(&new_context, thread_main, 0);
+  setcontext(&new_context);
 }
 
-QUIET inline void meet(State where, const char* file, int line) {
-  watched = false;
+NOT_INSTRUMENTED inline void wait_at(State state, const char* file, int line) {
+  watching = false;
   Machine& m = machine();
-  Thread& me = *m.current;
-  me.state = where, me.file = file, me.line = line;
-  where == State::kAtBlock ? (++me.barriers, me.shuffles = 0) : ++me.shuffles;
-  if (_setjmp(me.place) == 0) _longjmp(m.scheduler, 1);
-  watched = device.races;
+  Thread& self = *m.current;
+  self.state = state, self.file = file, self.line = line;
+  state == State::kAtBlock ? (++self.barriers, self.shuffles = 0) : ++self.shuffles;
+  if (_setjmp(self.context) == 0) _longjmp(m.scheduler, 1);
+  watching = device.races;
 }
 
-QUIET inline Cell& cell(Machine& m, uintptr_t address) {
-  if (2 * ++m.touched > static_cast<int64_t>(m.cells.size())) {
-    std::vector<Cell> before(2 * m.cells.size());
-    before.swap(m.cells);
-    m.touched = 0;
-    for (const Cell& one : before)
-      if (one.block == m.blocks) cell(m, one.address) = one;
+NOT_INSTRUMENTED inline Cell& cell_of(Machine& m, uintptr_t address) {
+  if (2 * ++m.cells_in_use > static_cast<int64_t>(m.cells.size())) {
+    std::vector<Cell> old_cells(2 * m.cells.size());
+    old_cells.swap(m.cells);
+    m.cells_in_use = 0;
+    for (const Cell& cell : old_cells)
+      if (cell.block == m.blocks) cell_of(m, cell.address) = cell;
   }
   size_t at = address / 2 * 0x9e3779b97f4a7c15u >> 20 & (m.cells.size() - 1);
   while (m.cells[at].block == m.blocks && m.cells[at].address != address) at = (at + 1) & (m.cells.size() - 1);
-  Cell& found = m.cells[at];
-  if (found.block == m.blocks) {
-    --m.touched;
+  Cell& cell = m.cells[at];
+  if (cell.block == m.blocks) {
+    --m.cells_in_use;
   } else {
-    found = Cell{};
-    found.address = address, found.block = m.blocks;
+    cell = Cell{};
+    cell.address = address, cell.block = m.blocks;
   }
-  return found;
+  return cell;
 }
 
-// Whether what `one` did is certain to be over for a thread that has come as far as `me`.
-QUIET inline bool settled(const Touch& one, const Touch& me) {
-  if (one.thread < 0 || one.thread == me.thread || one.barriers < me.barriers) return true;
-  return one.thread / static_cast<int>(kWarp) == me.thread / static_cast<int>(kWarp) && one.shuffles < me.shuffles;
+// Whether `access` is certain to be complete for a thread with the progress of `self`.
+NOT_INSTRUMENTED inline bool ordered_before(const LastAccess& access, const LastAccess& self) {
+  if (access.thread < 0 || access.thread == self.thread || access.barriers < self.barriers) return true;
+  return access.thread / static_cast<int>(kWarp) == self.thread / static_cast<int>(kWarp) &&
+         access.shuffles < self.shuffles;
 }
 
-// Two that write the same word are let be, for they may write the same: check_ids_kernel does.
-QUIET inline void note(Machine& m, void* memory, Access access) {
+// Two writes to the same word are not reported, because they may write the same value, as check_ids_kernel does.
+NOT_INSTRUMENTED inline void record_access(Machine& m, void* memory, Access access) {
   const Thread& thread = *m.current;
-  const Touch me{static_cast<int>(thread.at.x), thread.barriers, thread.shuffles, access == Access::kAtomic};
-  Cell& found = cell(m, reinterpret_cast<uintptr_t>(memory));
-  const Touch* other = nullptr;
+  const LastAccess self{static_cast<int>(thread.index.x), thread.barriers, thread.shuffles, access == Access::kAtomic};
+  Cell& cell = cell_of(m, reinterpret_cast<uintptr_t>(memory));
+  const LastAccess* earlier = nullptr;
   const bool writes = access != Access::kRead;
-  if (!settled(found.write, me) && !(found.write.atomic && me.atomic) && (!writes || found.write.atomic != me.atomic))
-    other = &found.write;
-  for (const Touch& read : found.reads)
-    if (writes && !settled(read, me)) other = &read;
-  if (other != nullptr && m.race.empty())
-    m.race = std::string("thread ") + std::to_string(me.thread) + (writes ? " writes" : " reads") + " what thread " +
-             std::to_string(other->thread) + (other == &found.write ? " wrote" : " read") + " and may not have yet, " +
+  if (!ordered_before(cell.write, self) && !(cell.write.atomic && self.atomic) &&
+      (!writes || cell.write.atomic != self.atomic))
+    earlier = &cell.write;
+  for (const LastAccess& read : cell.reads)
+    if (writes && !ordered_before(read, self)) earlier = &read;
+  if (earlier != nullptr && m.race.empty())
+    m.race = std::string("thread ") + std::to_string(self.thread) + (writes ? " writes" : " reads") + " what thread " +
+             std::to_string(earlier->thread) + (earlier == &cell.write ? " wrote" : " read") +
+             " without a barrier in between, " +
              (thread.file == nullptr ? "before any barrier"
                                      : "after " + std::string(thread.file) + ":" + std::to_string(thread.line));
   if (writes) {
-    found.write = me;
-  } else if (found.reads[0].thread != me.thread) {
-    found.reads[1] = found.reads[0], found.reads[0] = me;
+    cell.write = self;
+  } else if (cell.reads[0].thread != self.thread) {
+    cell.reads[1] = cell.reads[0], cell.reads[0] = self;
   } else {
-    found.reads[0] = me;
+    cell.reads[0] = self;
   }
 }
 
-// Called before every access of a kernel to memory.
-QUIET inline void touch(void* memory, Access access) {
-  if (!watched) return;
-  watched = false;
+// Called before every memory access of a kernel.
+NOT_INSTRUMENTED inline void on_access(void* memory, Access access) {
+  if (!watching) return;
+  watching = false;
   Machine& m = machine();
   const char* byte = static_cast<const char*>(memory);
-  if (byte < m.stacks || byte >= m.stacks + kMostThreads * kStack) note(m, memory, access);
-  watched = device.races;
+  if (byte < m.stacks || byte >= m.stacks + kMaxThreads * kStack) record_access(m, memory, access);
+  watching = device.races;
 }
 
-// Lets threads go on if all of [begin, end) wait at the same place.
-QUIET inline bool release(Machine& m, unsigned begin, unsigned end, State where) {
+// Lets the threads [begin, end) continue if all of them wait at the same place.
+NOT_INSTRUMENTED inline bool release_if_all_wait(Machine& m, unsigned begin, unsigned end, State state) {
   const Thread& first = m.threads[begin];
   for (unsigned i = begin; i < end; ++i) {
-    const Thread& one = m.threads[i];
-    if (one.state != where || one.line != first.line) return false;
-    if (one.file != first.file && std::strcmp(one.file, first.file) != 0) return false;
+    const Thread& thread = m.threads[i];
+    if (thread.state != state || thread.line != first.line) return false;
+    if (thread.file != first.file && std::strcmp(thread.file, first.file) != 0) return false;
   }
   for (unsigned i = begin; i < end; ++i) m.threads[i].state = State::kReady;
   return true;
 }
 
-inline std::string where(const Thread& thread) {
+inline std::string describe(const Thread& thread) {
   if (thread.state == State::kEnded) return "has ended";
   const char* name = std::strrchr(thread.file, '/');
-  return std::string(thread.state == State::kAtWarp ? "shuffles at " : "waits at ") + (name ? name + 1 : thread.file) + ":" +
-         std::to_string(thread.line);
+  return std::string(thread.state == State::kAtWarp ? "shuffles at " : "waits at ") + (name ? name + 1 : thread.file) +
+         ":" + std::to_string(thread.line);
 }
 
-QUIET inline void arrange(std::vector<unsigned>& numbers, std::mt19937& random) {
+NOT_INSTRUMENTED inline void set_order(std::vector<unsigned>& numbers, std::mt19937& random) {
   std::iota(numbers.begin(), numbers.end(), 0u);
   if (device.order == 1) std::reverse(numbers.begin(), numbers.end());
   if (device.order > 1) std::shuffle(numbers.begin(), numbers.end(), random);
 }
 
-// One warp as far as it goes alone: as far ahead of the others as a device may let it get.
-QUIET inline void run_warp(Machine& m, unsigned begin, std::mt19937& random) {
-  arrange(m.lanes, random);
+// Runs one warp until it has to wait for other warps, which is as far ahead of them as it can get on a device.
+NOT_INSTRUMENTED inline void run_warp(Machine& m, unsigned begin, std::mt19937& random) {
+  set_order(m.lanes, random);
   do {
     for (const unsigned lane : m.lanes)
-      if (m.threads[begin + lane].state == State::kReady) resume(m, begin + lane);
-  } while (release(m, begin, begin + kWarp, State::kAtWarp));
+      if (m.threads[begin + lane].state == State::kReady) run_until_wait(m, begin + lane);
+  } while (release_if_all_wait(m, begin, begin + kWarp, State::kAtWarp));
 }
 
-QUIET inline void run_block(Machine& m, std::mt19937& random) {
+NOT_INSTRUMENTED inline void run_block(Machine& m, std::mt19937& random) {
   const unsigned count = m.size.x;
-  m.fresh.clear();
+  m.cleared_shared.clear();
   std::memset(m.shared_end - m.shared, 0xff, m.shared);
   for (unsigned i = 0; i < count; ++i) {
     Thread& thread = m.threads[i];
-    thread.at = dim3(i, 0, 0);
+    thread.index = dim3(i, 0, 0);
     thread.state = State::kReady;
-    thread.turn = thread.barriers = thread.shuffles = 0;
+    thread.slot_set = thread.barriers = thread.shuffles = 0;
     thread.file = nullptr;
   }
   ++m.blocks;
-  m.touched = 0;
+  m.cells_in_use = 0;
   m.warps.resize(count / kWarp);
   for (;;) {
-    arrange(m.warps, random);
+    set_order(m.warps, random);
     for (const unsigned warp : m.warps) run_warp(m, warp * kWarp, random);
-    if (release(m, 0, count, State::kAtBlock)) continue;
-    const auto differs = [&m](const Thread& one) { return one.state != m.threads[0].state || one.line != m.threads[0].line; };
-    const auto end = m.threads.begin() + count, odd = std::find_if(m.threads.begin(), end, differs);
-    if (odd == end && m.threads[0].state == State::kEnded) return;
-    const unsigned other = odd == end ? count - 1 : odd->at.x;
-    for (Thread& thread : m.threads) thread.made = false;  // what they were at is given up
+    if (release_if_all_wait(m, 0, count, State::kAtBlock)) continue;
+    const auto differs = [&m](const Thread& thread) {
+      return thread.state != m.threads[0].state || thread.line != m.threads[0].line;
+    };
+    const auto end = m.threads.begin() + count, other_state = std::find_if(m.threads.begin(), end, differs);
+    if (other_state == end && m.threads[0].state == State::kEnded) return;
+    const unsigned second = other_state == end ? count - 1 : other_state->index.x;
+    for (Thread& thread : m.threads) thread.started = false;  // their unfinished work is discarded
     m.current = nullptr;
     m.race.clear();
-    STD_TORCH_CHECK(false, "emulated: threads do not meet: thread 0 ", where(m.threads[0]), ", thread ", other, " ",
-                    where(m.threads[other]));
+    STD_TORCH_CHECK(false, "emulated: threads do not meet: thread 0 ", describe(m.threads[0]), ", thread ", second, " ",
+                    describe(m.threads[second]));
   }
 }
 
-// KERNEL<<<CONFIG>>>(ARGUMENTS): the arguments are evaluated once, as a launch does.
+// KERNEL<<<CONFIG>>>(ARGUMENTS). The arguments are evaluated once, as in a launch.
 template <class Kernel, class... Arguments>
 void launch(const Config& config, const Kernel& kernel, Arguments... arguments) {
   Machine& m = machine();
-  const bool fits = config.grid.x >= 1 && config.grid.y >= 1 && config.grid.y <= 65535 && config.grid.x < (1u << 31) &&
-                    config.block.x >= 1 && config.block.x <= kMostThreads && config.block.x % kWarp == 0 &&
-                    config.block.y * config.block.z * config.grid.z == 1 &&
-                    config.shared <= static_cast<size_t>(m.shared_limit);
-  if (!fits) {
+  const bool valid = config.grid.x >= 1 && config.grid.y >= 1 && config.grid.y <= 65535 && config.grid.x < (1u << 31) &&
+                     config.block.x >= 1 && config.block.x <= kMaxThreads && config.block.x % kWarp == 0 &&
+                     config.block.y * config.block.z * config.grid.z == 1 &&
+                     config.shared <= static_cast<size_t>(m.shared_limit);
+  if (!valid) {
     m.error = cudaErrorInvalidConfiguration;
     return;
   }
@@ -328,41 +337,43 @@ void launch(const Config& config, const Kernel& kernel, Arguments... arguments) 
     }
 }
 
-// `__shared__` memory of this block: NaN, or -1, until it is written.
-QUIET inline void fresh(void* memory, size_t bytes) {
-  watched = false;
-  std::vector<void*>& met = machine().fresh;
-  if (std::find(met.begin(), met.end(), memory) == met.end()) {
+// Fills `__shared__` memory of this block with NaN (-1 for integers) on first use.
+NOT_INSTRUMENTED inline void clear_shared(void* memory, size_t bytes) {
+  watching = false;
+  std::vector<void*>& cleared = machine().cleared_shared;
+  if (std::find(cleared.begin(), cleared.end(), memory) == cleared.end()) {
     std::memset(memory, 0xff, bytes);
-    met.push_back(memory);
+    cleared.push_back(memory);
   }
-  watched = device.races;
+  watching = device.races;
 }
 
-QUIET inline double* dynamic_shared() { return reinterpret_cast<double*>(machine().shared_end - machine().shared); }
+NOT_INSTRUMENTED inline double* dynamic_shared() {
+  return reinterpret_cast<double*>(machine().shared_end - machine().shared);
+}
 
 template <class T>
-QUIET T exchange(unsigned mask, T value, int step, const char* file, int line) {
+NOT_INSTRUMENTED T exchange(unsigned mask, T value, int step, const char* file, int line) {
   static_assert(sizeof(T) <= sizeof(double));
-  watched = false;
+  watching = false;
   STD_TORCH_CHECK(mask == 0xffffffffu, "emulated: expected a whole warp's shuffle");
   Machine& m = machine();
-  Thread& me = *m.current;
-  const unsigned lane = me.at.x % kWarp;
-  auto& slots = m.slots[static_cast<size_t>(me.turn)][me.at.x / kWarp];
-  me.turn ^= 1;  // a lane can be one shuffle ahead of another, not two
+  Thread& self = *m.current;
+  const unsigned lane = self.index.x % kWarp;
+  auto& slots = m.slots[static_cast<size_t>(self.slot_set)][self.index.x / kWarp];
+  self.slot_set ^= 1;  // two sets suffice, because a lane can be at most one shuffle ahead of another
   std::memcpy(&slots[lane], &value, sizeof value);
-  meet(State::kAtWarp, file, line);
+  wait_at(State::kAtWarp, file, line);
   std::memcpy(&value, &slots[lane ^ static_cast<unsigned>(step)], sizeof value);
   return value;
 }
 
-QUIET inline dim3 thread_index() { return machine().current->at; }
-QUIET inline dim3 block_index() { return machine().block; }
-QUIET inline dim3 block_size() { return machine().size; }
-QUIET inline dim3 grid_size() { return machine().grid; }
+NOT_INSTRUMENTED inline dim3 thread_index() { return machine().current->index; }
+NOT_INSTRUMENTED inline dim3 block_index() { return machine().block; }
+NOT_INSTRUMENTED inline dim3 block_size() { return machine().size; }
+NOT_INSTRUMENTED inline dim3 grid_size() { return machine().grid; }
 
-// Nothing is current on the host.
+// The host has no current device.
 struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
@@ -388,9 +399,9 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   const emulated::Device& device = emulated::device;
-  *value = which == cudaDevAttrMultiProcessorCount           ? device.multiprocessors
+  *value = which == cudaDevAttrMultiProcessorCount            ? device.multiprocessors
            : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? device.shared_bytes
-                                                              : 9;  // of the compute capability
+                                                              : 9;  // major compute capability
   return cudaSuccess;
 }
 template <class Kernel>
@@ -412,18 +423,18 @@ struct alignas(16) double2 {
 };
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
-QUIET inline int atomicAdd(int* counter, int more) {
-  emulated::touch(counter, emulated::Access::kAtomic);
-  const int before = *counter;
-  *counter += more;
-  return before;
+NOT_INSTRUMENTED inline int atomicAdd(int* counter, int increment) {
+  emulated::on_access(counter, emulated::Access::kAtomic);
+  const int old_value = *counter;
+  *counter += increment;
+  return old_value;
 }
 
 #define threadIdx (::emulated::thread_index())
 #define blockIdx (::emulated::block_index())
 #define blockDim (::emulated::block_size())
 #define gridDim (::emulated::grid_size())
-#define __syncthreads() ::emulated::meet(::emulated::State::kAtBlock, __FILE__, __LINE__)
+#define __syncthreads() ::emulated::wait_at(::emulated::State::kAtBlock, __FILE__, __LINE__)
 #define __shfl_xor_sync(mask, value, step) ::emulated::exchange(mask, value, step, __FILE__, __LINE__)
 #define __global__
 #define __device__

@@ -1,7 +1,7 @@
 """Builds the CUDA operators for the emulated device of cuda_emulated.h, as ``torch.ops.saltlm_emulated`` on CPU tensors.
 
-The sources are read as they are but for what is no C++: launches, shared memory, and the names under which operators and
-the product are registered.
+The sources are compiled unchanged, except for constructs that are not C++ (launches, shared memory) and the names under
+which the operators and the product are registered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from unittest import mock
 
 import torch
 
-from saltlm.operators import fixed as ops_fixed
 from saltlm.operators import ops
 
 HEADER = Path(__file__).with_name("cuda_emulated.h")
@@ -38,18 +37,18 @@ RENAMED = {
     "torch::stable::accelerator::DeviceGuard": "::emulated::DeviceGuard",
     '"aten::mm", "dtype"': '"saltlm_emulated::product", ""',
 }
-# The tests' hold on the device, and misaligned loads end the process with a line that says where.
+# Lets the tests set up the device.
 CHOICES = """
 extern "C" __attribute__((visibility("default"))) void choose(int order, int multiprocessors, int shared_bytes,
                                                               bool races) {
   emulated::device = {order, multiprocessors, shared_bytes, races};
 }
 """
-# What gcc calls where a race is looked for, given meanings of our own.
-SEEN = (
+# The functions that gcc calls for every memory access under -fsanitize=thread; here they check for races.
+ACCESS_CALLS = (
     "".join(
-        f"""extern "C" QUIET void __tsan_{unaligned}{access}{size}(void* memory) {{
-  emulated::touch(memory, emulated::Access::k{access.capitalize()});
+        f"""extern "C" NOT_INSTRUMENTED void __tsan_{unaligned}{access}{size}(void* memory) {{
+  emulated::on_access(memory, emulated::Access::k{access.capitalize()});
 }}
 """
         for access in ("read", "write")
@@ -57,15 +56,15 @@ SEEN = (
         for size in (1, 2, 4, 8, 16)
     )
     + """
-extern "C" QUIET void __tsan_init() {}
-extern "C" QUIET void __tsan_func_entry(void*) {}
-extern "C" QUIET void __tsan_func_exit() {}
-extern "C" QUIET void __tsan_vptr_update(void**, void*) {}
-extern "C" QUIET void __tsan_vptr_read(void**) {}
-extern "C" QUIET void __tsan_read_range(void*, unsigned long) {}
-extern "C" QUIET void __tsan_write_range(void*, unsigned long) {}
-extern "C" QUIET char __tsan_atomic8_load(const volatile char* at, int order) { return __atomic_load_n(at, order); }
-extern "C" QUIET int __tsan_atomic32_fetch_add(volatile int* at, int more, int order) {
+extern "C" NOT_INSTRUMENTED void __tsan_init() {}
+extern "C" NOT_INSTRUMENTED void __tsan_func_entry(void*) {}
+extern "C" NOT_INSTRUMENTED void __tsan_func_exit() {}
+extern "C" NOT_INSTRUMENTED void __tsan_vptr_update(void**, void*) {}
+extern "C" NOT_INSTRUMENTED void __tsan_vptr_read(void**) {}
+extern "C" NOT_INSTRUMENTED void __tsan_read_range(void*, unsigned long) {}
+extern "C" NOT_INSTRUMENTED void __tsan_write_range(void*, unsigned long) {}
+extern "C" NOT_INSTRUMENTED char __tsan_atomic8_load(const volatile char* at, int order) { return __atomic_load_n(at, order); }
+extern "C" NOT_INSTRUMENTED int __tsan_atomic32_fetch_add(volatile int* at, int more, int order) {
   return __atomic_fetch_add(at, more, order);
 }
 """
@@ -81,16 +80,17 @@ FLAGS = [
     "-w",
     "-U_FORTIFY_SOURCE",
 ]
+# A misaligned load ends the process with a message that names the line.
 CHECKS = ["-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fno-sanitize-recover=all", "-static-libubsan"]
 
 
 def as_cpp(text: str) -> str:
-    """A CUDA source in words that a C++ compiler and cuda_emulated.h know."""
+    """Translate a CUDA source to C++ that compiles with cuda_emulated.h."""
     for before, after in RENAMED.items():
         text = text.replace(before, after)
     text = SHARED.sub(
         lambda m: (
-            f"static {m['type']} {m['name']}{m['size'] or ''}; ::emulated::fresh(&{m['name']}, sizeof {m['name']});"
+            f"static {m['type']} {m['name']}{m['size'] or ''}; ::emulated::clear_shared(&{m['name']}, sizeof {m['name']});"
         ),
         text,
     )
@@ -102,36 +102,36 @@ def as_cpp(text: str) -> str:
 
 @functools.cache
 def missing() -> str | None:
-    """Why the emulated device cannot be had here, or ``None``."""
+    """Why the emulated device is not available here, or ``None``."""
     if ops.backend("cpu").name != "compiled":
-        return "needs the compiled CPU operators, which settle what the device leaves"
+        return "needs the compiled CPU operators, which solve the tokens that the device leaves to them"
     if shutil.which("g++") is None:
         return "needs g++"
-    # Printed whole where it is found.
-    asked = subprocess.run(["g++", "-print-file-name=libubsan.a"], capture_output=True, text=True, check=False)
-    return None if Path(asked.stdout.strip()).is_absolute() else "needs g++ with libubsan.a"
+    # gcc prints an absolute path only if it finds the library.
+    result = subprocess.run(["g++", "-print-file-name=libubsan.a"], capture_output=True, text=True, check=False)
+    return None if Path(result.stdout.strip()).is_absolute() else "needs g++ with libubsan.a"
 
 
 @functools.cache
 def device() -> ctypes.CDLL:
-    """The library, built where it is not yet, and loaded; its ``choose`` sets up the device."""
-    sources = [CSRC / "ops.h", CSRC / "ops.cpp", *sorted((CSRC / "cuda").iterdir()), FAULTS]
+    """Build the library unless it is up to date, and load it. Its function ``choose`` sets up the device."""
+    sources = [CSRC / "contract.h", CSRC / "ops.h", CSRC / "ops.cpp", *sorted((CSRC / "cuda").iterdir()), FAULTS]
     digest = hashlib.blake2b(torch.__version__.encode(), digest_size=8)
     for file in (HEADER, Path(__file__), *sources):
         digest.update(file.read_bytes())
-    kept = CSRC.parent.parent / "build" / f"cuda_emulated-{digest.hexdigest()}.so"
-    if not kept.exists():
-        kept.parent.mkdir(exist_ok=True)
-        for older in kept.parent.glob("cuda_emulated-*.so"):
-            older.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            _build(Path(folder), sources).replace(kept)
-    torch.ops.load_library(str(kept))
+    library_file = CSRC.parent.parent / "build" / f"cuda_emulated-{digest.hexdigest()}.so"
+    if not library_file.exists():
+        library_file.parent.mkdir(exist_ok=True)
+        for outdated in library_file.parent.glob("cuda_emulated-*.so"):
+            outdated.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=library_file.parent) as folder:
+            _build(Path(folder), sources).replace(library_file)
+    torch.ops.load_library(str(library_file))
     product = torch.library.Library("saltlm_emulated", "FRAGMENT")
     product.define("product(Tensor a, Tensor b, ScalarType dtype) -> Tensor")
     product.impl("product", lambda a, b, dtype: a.float() @ b.float(), "CPU")
-    library = ctypes.CDLL(str(kept))
-    library.product = product  # which lasts as long as this object
+    library = ctypes.CDLL(str(library_file))
+    library.product = product  # the registration ends when this object is deleted
     return library
 
 
@@ -143,7 +143,7 @@ def _build(folder: Path, sources: list[Path]) -> Path:
     for name in ("cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h"):
         (folder / name).write_text("", encoding="utf-8")
     with (folder / "ops.cpp").open("a", encoding="utf-8") as file:
-        file.write(CHOICES + SEEN)
+        file.write(CHOICES + ACCESS_CALLS)
     torch_folder = Path(torch.__file__).parent
     words = [
         "g++",
@@ -171,21 +171,21 @@ def _build(folder: Path, sources: list[Path]) -> Path:
 
 
 class _Operators:
-    """``torch.ops.saltlm`` with the device's kernels."""
+    """``torch.ops.saltlm`` with the emulated device's kernels."""
 
     def __getattr__(self, name: str):
         return getattr(torch.ops.saltlm_emulated, name)
 
     @staticmethod
     def combine_into(*arguments: torch.Tensor) -> torch.Tensor:
-        """CPUs alone have this one."""
-        *given, rows = arguments
-        rows.copy_(torch.ops.saltlm_emulated.combine(*given))
+        """Only the CPU has this operator, so it is composed of ``combine`` and a check."""
+        *inputs, rows = arguments
+        rows.copy_(torch.ops.saltlm_emulated.combine(*inputs))
         return rows.isfinite().all(dim=1)
 
 
 class _Torch:
-    """torch, but for the operators."""
+    """torch with the emulated operators."""
 
     ops = SimpleNamespace(saltlm=_Operators())
 
@@ -197,14 +197,14 @@ class _Torch:
 def in_use(
     *, order: int = 2, multiprocessors: int = 2, shared_bytes: int = 227 << 10, races: bool = True
 ) -> Iterator[None]:
-    """``saltlm.operators.ops`` calls the emulated device's operators for CPU tensors in the body.
+    """Let ``saltlm.operators.ops`` call the emulated device's operators for CPU tensors in the body.
 
     Args:
-        order: in which the warps of a block, and a warp's threads, run: 0 from the first, 1 from the last, more: shuffled.
-        multiprocessors: of the device.
-        shared_bytes: the most that a block may ask for.
-        races: whether they are looked for, which takes twice the time.
+        order: Order of a block's warps and of a warp's threads: 0 ascending, 1 descending, else shuffled with this seed.
+        multiprocessors: Number of the device's multiprocessors.
+        shared_bytes: Largest shared memory of a block in bytes.
+        races: Whether to detect races, which doubles the time.
     """
     device().choose(order, multiprocessors, shared_bytes, races)
-    with mock.patch.object(ops, "torch", _Torch()), mock.patch.object(ops_fixed, "torch", _Torch()):
+    with mock.patch.object(ops, "torch", _Torch()):
         yield

@@ -1,4 +1,4 @@
-// Kernels with one fault each, for the tests of the emulated device itself.
+// Kernels with one fault each, for the tests of the emulated device.
 #include <stdexcept>
 #include <string>
 
@@ -38,7 +38,7 @@ __global__ void faultless(int* out) {
 
 }  // namespace
 
-// Runs kernel `which` with 128 threads; what was found, or "".
+// Runs kernel `which` with 128 threads. Returns the reported fault, or "".
 extern "C" __attribute__((visibility("default"))) const char* fault(int which, int* out) {
   static std::string message;
   message.clear();

@@ -206,6 +206,18 @@ def test_failed_compilation_ends_with_one_message(tools, monkeypatch, checkout):
     assert not (checkout / "python" / "saltlm" / "lib" / "_ops_cpu.so").exists()
 
 
+def test_compile_commands_have_an_entry_for_every_object(tools, monkeypatch, checkout):
+    build_ops, _ = tools
+    monkeypatch.setenv("SALTLM_WERROR", "1")
+    entries = build_ops.compile_commands(checkout)
+    outputs = [entry["output"] for entry in entries]
+    assert outputs[0] == "ops.o" and "kernels.base.o" in outputs and len(set(outputs)) == len(outputs)
+    for entry in entries:
+        assert {"-Wall", "-Wextra", "-Werror", entry["file"]} <= set(entry["arguments"])
+        # Each command compiles by itself.
+        subprocess.run([*entry["arguments"][:-1], os.devnull], check=True, cwd=entry["directory"])
+
+
 def test_missing_sources_are_named(tools, monkeypatch, tmp_path):
     build_ops, _ = tools
     monkeypatch.setenv("SALTLM_CUDA", "0")

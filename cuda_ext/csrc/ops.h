@@ -1,4 +1,4 @@
-// The operators' contract: argument checks, shapes, status codes and tolerances, the same for every device.
+// Argument checks of the operators, the same for every device. Numeric contract: contract.h.
 // Letters: N new rows, A anchors, K one row's support size, P auxiliary width, E width of the PLM rows, D width of the
 // source model's rows.
 #pragma once
@@ -13,40 +13,19 @@
 #include <cstdint>
 #include <optional>
 
+#include "contract.h"
+
 namespace saltlm {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// What became of a row; the order is that of saltlm.ops.STATUSES.
-enum Status : uint8_t { kFullRank = 0, kIllConditioned = 1, kRankDeficient = 2, kNoSupport = 3, kNonFinite = 4 };
-
-// The residual reported where no coefficients were found (they are zero then): nothing of the row is explained.
-constexpr float kNothingExplained = 1.0f;
-
-// float64's own unit; the rank is the number of singular values above max(K, E) * kEpsilon * (the largest one), which is
-// the default of torch.linalg.pinv. With centring the largest plain row norm counts as a singular value there, because
-// the centred rows carry rounding errors of that size.
-constexpr double kEpsilon = 2.220446049250313e-16;
-// A full-rank support whose condition number (largest over smallest singular value) is above this is reported as
-// ill-conditioned. The compiled kernels estimate the number, so within a factor of a few of it either status may come out.
-constexpr double kIllCondition = 1e4;
-// The Cholesky factorisation of the unit-diagonal Gram matrix is trusted only with pivots above this, ...
-constexpr double kPivot = 1e-8;
-// ... with row norms within this ratio of each other (scaling would hide that a tiny row is below pinv's tolerance) ...
-constexpr double kNormRatio = 1e-6;
-// ... and when the first correction computed from the rows themselves is this small. Refinement goes on until a
-// correction is below kConverged; one that never gets there is handed to the QR / SVD path.
-constexpr double kFirstCorrection = 1e-4;
-constexpr double kConverged = 1e-10;
-constexpr int kRefinements = 4;
 
 inline bool is_real(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
          type == ScalarType::Half;
 }
 
-// A matrix of reals on `device_of`'s device; `what` names operator and argument in the message.
+// Checks for a matrix of real numbers; `what` names operator and argument in the message.
 inline void check_matrix(const char* what, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.dim() == 2, what, ": expected a matrix, found ", tensor.dim(), " dimensions");
   STD_TORCH_CHECK(is_real(tensor.scalar_type()), what,
@@ -64,7 +43,7 @@ inline void check_same_device(const char* what, const Tensor& tensor, const Tens
   STD_TORCH_CHECK(tensor.device() == other.device(), what, ": expected the device of the first argument");
 }
 
-// ids are int32, so A stays below 2^31; every offset is int64.
+// Ids are int32, so A must be below 2^31. Offsets are int64.
 inline void check_rows(const char* what, int64_t rows) {
   STD_TORCH_CHECK(rows < (int64_t{1} << 31) - 1, what, ": expected fewer than 2^31 - 1 rows, found ", rows);
 }
@@ -83,11 +62,13 @@ inline void check_sparsemax_support(const Tensor& new_auxiliary, const Tensor& a
                   anchor_auxiliary.size(1));
   STD_TORCH_CHECK(max_support >= 0, "sparsemax_support, max_support: expected >= 0 (0 is no cap), found ", max_support);
   STD_TORCH_CHECK(slack >= 0 && slack < 1, "sparsemax_support, slack: expected a number in [0, 1), found ", slack);
-  STD_TORCH_CHECK(most_entries >= 0, "sparsemax_support, most_entries: expected >= 0 (0 is any number), found ", most_entries);
+  STD_TORCH_CHECK(most_entries >= 0, "sparsemax_support, most_entries: expected >= 0 (0 is any number), found ",
+                  most_entries);
 }
 
-// The checks of shape only: that offsets ascend from 0 to nnz and ids lie in [0, A) needs the values, so each device
-// checks those itself (check_offsets and check_ids on the CPU) before any kernel reads through them.
+// Checks types and shapes only. Whether the offsets ascend from 0 to nnz and the ids lie in [0, A) depends on the
+// values, which each device checks (check_values on the CPU, checked_offsets on CUDA) before a kernel reads through
+// them.
 inline void check_support(const char* op, const Tensor& offsets, const Tensor& ids, const Tensor& first) {
   check_vector(op, offsets, ScalarType::Long, "int64 offsets");
   check_vector(op, ids, ScalarType::Int, "int32 ids");
@@ -106,8 +87,8 @@ inline void check_plm(const Tensor& new_plm, const Tensor& anchor_plm, double ri
                   "support_lstsq, anchor_plm: expected the dtype of new_plm");
   STD_TORCH_CHECK(new_plm.size(1) == anchor_plm.size(1), "support_lstsq, anchor_plm: expected width ", new_plm.size(1),
                   ", found ", anchor_plm.size(1));
-  STD_TORCH_CHECK(std::isfinite(ridge) && ridge >= 0, "support_lstsq, ridge: expected a finite number >= 0 (0 is none), found ",
-                  ridge);
+  STD_TORCH_CHECK(std::isfinite(ridge) && ridge >= 0,
+                  "support_lstsq, ridge: expected a finite number >= 0 (0 is none), found ", ridge);
 }
 
 inline void check_support_lstsq(const Tensor& new_plm, const Tensor& anchor_plm, const Tensor& offsets,
@@ -129,33 +110,6 @@ inline void check_combine(const Tensor& offsets, const Tensor& ids, const Tensor
                   " values (one for each id), found ", coefficients.size(0));
 }
 
-// The largest room for a row's support in salt_rows_fixed.
-constexpr int64_t kCapacityLimit = 1024;
-
-inline void check_salt_rows_fixed(const Tensor& new_auxiliary, const Tensor& anchor_auxiliary, const Tensor& new_plm,
-                                  const Tensor& anchor_plm, const Tensor& anchor_lm, const Tensor& anchor_output,
-                                  int64_t max_support, double slack, int64_t capacity, double ridge) {
-  check_sparsemax_support(new_auxiliary, anchor_auxiliary, max_support, slack, 0);
-  check_plm(new_plm, anchor_plm, ridge);
-  check_same_device("salt_rows_fixed, new_plm", new_plm, new_auxiliary);
-  STD_TORCH_CHECK(new_plm.size(0) == new_auxiliary.size(0), "salt_rows_fixed, new_plm: expected ", new_auxiliary.size(0),
-                  " rows, found ", new_plm.size(0));
-  const auto check_anchors = [&](const char* what, const Tensor& tensor) {
-    check_matrix(what, tensor);
-    check_same_device(what, tensor, new_auxiliary);
-    STD_TORCH_CHECK(tensor.size(0) == anchor_auxiliary.size(0), what, ": expected ", anchor_auxiliary.size(0), " rows, found ",
-                    tensor.size(0));
-  };
-  check_anchors("salt_rows_fixed, anchor_plm", anchor_plm);
-  check_anchors("salt_rows_fixed, anchor_lm", anchor_lm);
-  check_anchors("salt_rows_fixed, anchor_output", anchor_output);
-  STD_TORCH_CHECK(capacity >= 1 && capacity <= kCapacityLimit, "salt_rows_fixed, capacity: expected a number in [1, ",
-                  kCapacityLimit, "], found ", capacity);
-}
-
-// The most picks of a pursuit.
-constexpr int64_t kPursuitLimit = 256;
-
 inline void check_pursue(const Tensor& products, const Tensor& gram, const Tensor& squares, int64_t most) {
   check_matrix("pursue, products", products);
   check_matrix("pursue, gram", gram);
@@ -167,9 +121,9 @@ inline void check_pursue(const Tensor& products, const Tensor& gram, const Tenso
   check_rows("pursue, products", products.size(0));
   STD_TORCH_CHECK(gram.size(0) == products.size(1) && gram.size(1) == products.size(1), "pursue, gram: expected ",
                   products.size(1), " rows and columns, found ", gram.size(0), " and ", gram.size(1));
-  STD_TORCH_CHECK(squares.size(0) == products.size(0), "pursue, squares: expected ", products.size(0), " values, found ",
-                  squares.size(0));
-  STD_TORCH_CHECK(most >= 1 && most <= kPursuitLimit, "pursue, most: expected a number in [1, ", kPursuitLimit, "], found ",
+  STD_TORCH_CHECK(squares.size(0) == products.size(0), "pursue, squares: expected ", products.size(0),
+                  " values, found ", squares.size(0));
+  STD_TORCH_CHECK(most >= 1 && most <= kMaxPicks, "pursue, most: expected a number in [1, ", kMaxPicks, "], found ",
                   most);
 }
 

@@ -1,16 +1,16 @@
-// The careful path of one row's least squares, for host and device: pivoted Householder QR, a condition estimate, and a
-// one-sided Jacobi SVD where the rank is in doubt. The fast path (Cholesky of the Gram matrix, in each device's own
-// kernels) comes here when its checks fail.
+// The careful path of one row's least squares, for host and device: pivoted Householder QR, an estimate of the
+// condition number, and a one-sided Jacobi SVD where the rank is in doubt. The fast path (Cholesky factorisation of the
+// Gram matrix, in the kernels) falls back to it when its checks fail.
 //
-// Everything is written for a team of threads that execute the same calls. A Team has
+// All threads of a team execute the same calls. A Team has
 //   rank(), size(), sync();
 //   dot(a, b, n)            the same value for every thread, in a fixed order of summation
 //   axpy(f, x, y, n)        y += f x
 //   rotate(a, b, c, s, n)   (a, b) <- (c a - s b, s a + c b)
 //   swap(a, b, n)
-// each of which ends with its results visible to the whole team. A CPU thread is a team of one.
+// Each of them ends with its results visible to the whole team. A CPU thread is a team of one.
 //
-// Matrices are row-major; X has n rows of length len >= n with leading dimension ld, and "columns" of the factorised
+// Matrices are row-major. X has n rows of length len >= n and leading dimension ld. The "columns" of the factorised
 // matrix are the rows of X, so that every inner loop runs over contiguous values.
 #pragma once
 
@@ -30,20 +30,20 @@ struct Outcome {
   double condition = 0;  // largest over smallest kept singular value (0 for rank 0); an estimate on the QR path
 };
 
-// Work arrays of a careful solve: n doubles each unless said otherwise.
+// Work arrays of the careful path, n doubles each unless stated otherwise.
 struct CarefulScratch {
-  double* diagonal;  // R's diagonal
-  double* tau;       // the reflectors' factors
+  double* diagonal;  // diagonal of R
+  double* tau;       // factors of the reflectors
   double* norms;     // column norms, then singular values squared
-  double* right;     // max(n, len): the right-hand side as it is transformed
-  double* vector;    // n: an iterate of the estimates, then the solution before the permutation is undone
+  double* right;     // max(n, len): the right-hand side while it is transformed
+  double* vector;    // n: current vector of the estimates, later the solution before the permutation is undone
   double* other;     // n
   int64_t* order;    // n: order[i] is the original index of column i
   double* square;    // n x n: the matrix that the SVD rotates
 };
 
-// X^T = Q R with column pivoting. Afterwards X[i][j] holds R[j][i] for j < i, diagonal[i] is R[i][i], and X[i][i + 1 ...]
-// is the tail of reflector i (its head is 1).
+// X^T = Q R with column pivoting. Afterwards X[i][j] holds R[j][i] for j < i, diagonal[i] is R[i][i], and X[i][i + 1
+// ...] is the tail of reflector i (its head is 1).
 template <class Team>
 SALTLM_HD inline void pivoted_qr(Team& team, double* X, int64_t n, int64_t len, int64_t ld, const CarefulScratch& w) {
   for (int64_t i = 0; i < n; ++i) {
@@ -92,7 +92,7 @@ SALTLM_HD inline void pivoted_qr(Team& team, double* X, int64_t n, int64_t len, 
     for (int64_t i = j + 1; i < n; ++i) {
       double* column = X + i * ld + j;
       team.axpy(-tau * team.dot(v, column, rest), v, column, rest);
-      // Norms are downdated, and taken afresh once cancellation has eaten half of the digits.
+      // Norms are downdated, and recomputed once cancellation has destroyed half of the digits.
       double left = w.norms[i] - column[0] * column[0];
       const bool lost = left <= 1e-8 * w.other[i];
       if (lost) left = team.dot(column + 1, column + 1, rest - 1);
@@ -122,7 +122,7 @@ SALTLM_HD inline void apply_q(Team& team, const double* X, int64_t n, int64_t le
   }
 }
 
-// x <- L^-1 x and x <- L^-T x, where L = R^T lies below X's diagonal with its diagonal apart.
+// x <- L^-1 x and x <- L^-T x. L = R^T is stored below X's diagonal, its diagonal separately.
 template <class Team>
 SALTLM_HD inline void solve_lower(Team& team, const double* X, int64_t n, int64_t ld, const double* diagonal,
                                   double* x) {
@@ -135,8 +135,8 @@ SALTLM_HD inline void solve_lower(Team& team, const double* X, int64_t n, int64_
 }
 
 template <class Team>
-SALTLM_HD inline void solve_lower_transposed(Team& team, const double* X, int64_t n, int64_t ld,
-                                             const double* diagonal, double* x) {
+SALTLM_HD inline void solve_lower_transposed(Team& team, const double* X, int64_t n, int64_t ld, const double* diagonal,
+                                             double* x) {
   for (int64_t i = n - 1; i >= 0; --i) {
     const double value = x[i] / diagonal[i];
     team.sync();
@@ -146,16 +146,16 @@ SALTLM_HD inline void solve_lower_transposed(Team& team, const double* X, int64_
   }
 }
 
-// Estimates of L's largest and smallest singular value by power and inverse iteration from a fixed start: the first from
-// below, the second from above. A singular L gives smallest = 0.
+// Estimates L's largest singular value (from below) by power iteration and its smallest (from above) by inverse
+// iteration, both from a fixed start vector. A singular L gives smallest = 0.
 template <class Team>
 SALTLM_HD inline void estimate_extremes(Team& team, const double* X, int64_t n, int64_t ld, const double* diagonal,
                                         double* x, double* y, double* largest, double* smallest) {
   *smallest = 0;
   *largest = 0;
   for (int inverse = 0; inverse < 2; ++inverse) {
-    for (int64_t i = team.rank(); i < n; i += team.size())  // an irregular start: no special vector is orthogonal to it
-      x[i] = 1 + 0.5 * static_cast<double>((i * 7919) % 101) / 101;
+    // The start vector is irregular, so that it is unlikely to be orthogonal to a singular vector.
+    for (int64_t i = team.rank(); i < n; i += team.size()) x[i] = 1 + 0.5 * static_cast<double>((i * 7919) % 101) / 101;
     team.sync();
     double growth = 0;
     for (int step = 0; step < 8; ++step) {
@@ -186,11 +186,12 @@ SALTLM_HD inline void estimate_extremes(Team& team, const double* X, int64_t n, 
   }
 }
 
-// x = pinv(M) b by rotating the rows of [M | b] until they are orthogonal: then row i is sigma_i v_i^T and b_i is u_i^T b,
-// and x = sum row_i b_i / (sigma_i^2 + lambda) over the singular values above the tolerance. Keeps at most `most`.
+// x = pinv(M) b. Rotates the rows of [M | b] until they are orthogonal: then row i is sigma_i v_i^T and b_i is u_i^T b,
+// and x = sum row_i b_i / (sigma_i^2 + lambda) over the singular values above the tolerance, at most `max_rank` of
+// them.
 template <class Team>
 SALTLM_HD inline Outcome jacobi_pinv(Team& team, double* M, int64_t n, double* b, double lambda, double relative,
-                                     double floor, int64_t most, double* squares, double* x) {
+                                     double norm_floor, int64_t max_rank, double* squares, double* x) {
   constexpr int kSweeps = 40;
   const double orthogonal = 1e-15 * std::sqrt(static_cast<double>(n));  // about the rounding error of the products
   for (int64_t i = 0; i < n; ++i) {
@@ -202,10 +203,10 @@ SALTLM_HD inline Outcome jacobi_pinv(Team& team, double* M, int64_t n, double* b
     bool turned = false;
     double top = 0;
     for (int64_t i = 0; i < n; ++i) top = squares[i] > top ? squares[i] : top;
-    const double nothing = top * 1e-34;  // rows below 1e-17 of the largest are far under every tolerance
+    const double negligible = top * 1e-34;  // Rows below 1e-17 of the largest are far below every tolerance.
     for (int64_t p = 0; p + 1 < n; ++p) {
       for (int64_t q = p + 1; q < n; ++q) {
-        if (squares[p] <= nothing || squares[q] <= nothing) continue;
+        if (squares[p] <= negligible || squares[q] <= negligible) continue;
         double* row_p = M + p * n;
         double* row_q = M + q * n;
         const double product = team.dot(row_p, row_q, n);
@@ -229,7 +230,7 @@ SALTLM_HD inline Outcome jacobi_pinv(Team& team, double* M, int64_t n, double* b
     }
     if (!turned) break;
   }
-  double largest = floor * floor;
+  double largest = norm_floor * norm_floor;
   for (int64_t i = 0; i < n; ++i) largest = squares[i] + lambda > largest ? squares[i] + lambda : largest;
   for (int64_t i = team.rank(); i < n; i += team.size()) x[i] = 0;
   team.sync();
@@ -239,7 +240,7 @@ SALTLM_HD inline Outcome jacobi_pinv(Team& team, double* M, int64_t n, double* b
   for (int64_t i = 0; i < n; ++i) {
     const double square = squares[i] + lambda;
     if (!(std::sqrt(square) > cut)) continue;
-    if (outcome.rank == most) break;  // cannot happen but for rounding noise that a ridge lifts
+    if (outcome.rank == max_rank) break;  // only if a ridge lifts rounding noise above the tolerance
     ++outcome.rank;
     smallest = square < smallest ? square : smallest;
     kept_largest = square > kept_largest ? square : kept_largest;
@@ -249,26 +250,25 @@ SALTLM_HD inline Outcome jacobi_pinv(Team& team, double* M, int64_t n, double* b
   return outcome;
 }
 
-// Least squares in full care. wide: the n rows of X are the support's rows and `wanted` has len values; c gets n values.
-// Otherwise X is the support transposed (n = E rows of length K) and `wanted` has n values; c gets len values.
-// `relative` is max(K, E) * epsilon, `floor` a norm that counts as a singular value in the tolerance (0 for none),
-// `lambda` the ridge. X is destroyed.
+// Least squares on the careful path. wide: the n rows of X are the support's rows, `target` has len values, c gets n
+// values. Otherwise X is the support transposed (n = E rows of length K), `target` has n values, c gets len values.
+// relative: max(K, E) * kEpsilon. norm_floor: a norm that counts as a singular value in the tolerance (0 for none).
+// lambda: the ridge term. X is overwritten.
 template <class Team>
 SALTLM_HD inline Outcome careful_lstsq(Team& team, double* X, int64_t n, int64_t len, int64_t ld, bool wide,
-                                       const double* wanted, double lambda, double relative, double floor,
+                                       const double* target, double lambda, double relative, double norm_floor,
                                        const CarefulScratch& w, double* c) {
   pivoted_qr(team, X, n, len, ld, w);
   double largest, smallest;
   estimate_extremes(team, X, n, ld, w.diagonal, w.vector, w.other, &largest, &smallest);
-  // wide: minimise |R x - Q^T e| with x the permuted coefficients. tall: R^T d = e (permuted), coefficients = Q d.
+  // wide: minimise |R x - Q^T e|, with x the permuted coefficients. tall: R^T d = e (permuted), coefficients = Q d.
   const int64_t right_size = wide ? len : n;
-  for (int64_t i = team.rank(); i < right_size; i += team.size())
-    w.right[i] = wide ? wanted[i] : wanted[w.order[i]];
+  for (int64_t i = team.rank(); i < right_size; i += team.size()) w.right[i] = wide ? target[i] : target[w.order[i]];
   team.sync();
   if (wide) apply_q(team, X, n, len, ld, w.tau, true, w.right);
   Outcome outcome;
-  // The estimate of the smallest singular value is from above, so a margin of 1,000 decides that the rank is full.
-  const double top = largest > floor ? largest : floor;
+  // The smallest singular value is estimated from above, so full rank is accepted only with a margin of 1,000.
+  const double top = largest > norm_floor ? largest : norm_floor;
   if (lambda == 0 && smallest > 1e3 * relative * top) {
     for (int64_t i = team.rank(); i < n; i += team.size()) w.vector[i] = w.right[i];
     team.sync();
@@ -279,14 +279,14 @@ SALTLM_HD inline Outcome careful_lstsq(Team& team, double* X, int64_t n, int64_t
     outcome.rank = n;
     outcome.condition = largest / smallest;
   } else {
-    // M = R for wide, R^T for tall: pinv(M) right.
+    // M = R for wide, R^T for tall: x = pinv(M) right.
     for (int64_t index = team.rank(); index < n * n; index += team.size()) {
       const int64_t i = index / n, j = index % n;
       const int64_t low = wide ? j : i, high = wide ? i : j;  // R[high][low], high <= low
       w.square[index] = high == low ? w.diagonal[i] : high < low ? X[low * ld + high] : 0;
     }
     team.sync();
-    outcome = jacobi_pinv(team, w.square, n, w.right, lambda, relative, floor, n, w.norms, w.vector);
+    outcome = jacobi_pinv(team, w.square, n, w.right, lambda, relative, norm_floor, n, w.norms, w.vector);
   }
   if (wide) {
     for (int64_t i = team.rank(); i < n; i += team.size()) c[w.order[i]] = w.vector[i];

@@ -1,5 +1,6 @@
-// Small dense algebra of the fast path: Gram matrices, a Cholesky factorisation by blocks of eight, its solves. Included by
-// kernels_solve.cpp only. Sizes are padded to multiples of eight (`padded`), the padding being an identity.
+// Small dense linear algebra of the fast path: Gram matrices, a blocked Cholesky factorisation, and its solves.
+// Included by kernels_solve.cpp only. Sizes are padded to multiples of eight (`padded`); the padding is an identity
+// matrix.
 #pragma once
 
 #include "lanes.h"
@@ -16,8 +17,8 @@ inline void gram_tile(const double* X, int64_t ldx, int64_t length, int64_t i, i
     for (int v = 0; v < J; ++v) G[(i + u) * ldg + j + v] += out[u][v];
 }
 
-// Lower triangle of G += X X^T for n rows (n a multiple of 4). Twelve sums stay in registers at a time.
-void add_products(const double* X, int64_t n, int64_t ldx, int64_t length, double* G, int64_t ldg) {
+// Adds the lower triangle of X X^T to G, for n rows (n a multiple of 4). Twelve sums stay in registers at a time.
+void add_row_products(const double* X, int64_t n, int64_t ldx, int64_t length, double* G, int64_t ldg) {
   for (int64_t i = 0; i < n; i += 4) {
     int64_t j = 0;
     for (; j + 3 <= i + 4; j += 3) gram_tile<3>(X, ldx, length, i, j, G, ldg);
@@ -28,16 +29,16 @@ void add_products(const double* X, int64_t n, int64_t ldx, int64_t length, doubl
   }
 }
 
-// A Cholesky factor L in the lower triangle of `matrix`, with the inverses of its 8 x 8 diagonal blocks beside it.
+// A Cholesky factor L in the lower triangle of `matrix`, and the inverses of its 8 x 8 diagonal blocks.
 struct Factor {
   double* matrix;   // n x ld
   double* inverse;  // n x 8: row i of the inverse of its diagonal block
-  int64_t n, ld;    // n a multiple of 8
+  int64_t n, ld;    // n is a multiple of 8
   double smallest_pivot;
 };
 
-// Factorises in place; false when a pivot is not above `least` (or NaN).
-bool factorize(Factor& f, double least) {
+// Factorises in place. Returns false if a pivot is NaN or not above `min_pivot`.
+bool factorize(Factor& f, double min_pivot) {
   double* G = f.matrix;
   const int64_t n = f.n, ld = f.ld;
   f.smallest_pivot = 1;
@@ -60,7 +61,7 @@ bool factorize(Factor& f, double least) {
         double sum = D[i * ld + j];
         for (int64_t k = 0; k < j; ++k) sum -= D[i * ld + k] * D[j * ld + k];
         if (i == j) {
-          if (!(sum > least)) return false;
+          if (!(sum > min_pivot)) return false;
           if (sum < f.smallest_pivot) f.smallest_pivot = sum;
           D[i * ld + i] = __builtin_sqrt(sum);
           reciprocal[i] = 1 / D[i * ld + i];
@@ -69,7 +70,7 @@ bool factorize(Factor& f, double least) {
         }
       }
     }
-    // Rows below take the inverse of the diagonal block: a product instead of a chain of dependent divisions.
+    // The rows below are multiplied by the inverse of the diagonal block, which avoids a chain of dependent divisions.
     for (int64_t i = 0; i < kPanel; ++i) {
       for (int64_t j = 0; j < kPanel; ++j) {
         double sum = i == j;
@@ -123,12 +124,13 @@ void solve(const Factor& f, double* x) {
   }
 }
 
-// y += sum_k factor_k row_k over `count` rows in their order, four at a time; n a multiple of kLanes.
+// y += sign * sum_k factor_k row_k over `count` rows in their order, four at a time. n is a multiple of kLanes.
 void add_rows(const double* rows, int64_t ld, int64_t n, const double* factors, int64_t count, double sign, double* y) {
   int64_t k = 0;
   for (; k + 4 <= count; k += 4) {
     const double* row = rows + k * ld;
-    const double f0 = sign * factors[k], f1 = sign * factors[k + 1], f2 = sign * factors[k + 2], f3 = sign * factors[k + 3];
+    const double f0 = sign * factors[k], f1 = sign * factors[k + 1], f2 = sign * factors[k + 2],
+                 f3 = sign * factors[k + 3];
     for (int64_t e = 0; e < n; e += kLanes)
       store(y + e, load(y + e) + f0 * load(row + e) + f1 * load(row + ld + e) + f2 * load(row + 2 * ld + e) +
                        f3 * load(row + 3 * ld + e));
@@ -136,8 +138,8 @@ void add_rows(const double* rows, int64_t ld, int64_t n, const double* factors, 
   for (; k < count; ++k) axpy(sign * factors[k], rows + k * ld, y, n);
 }
 
-// out_k = <row_k, y> for `count` rows, a multiple of 4.
-void multiply(const double* rows, int64_t ld, int64_t n, int64_t count, const double* y, double* out) {
+// out_k = <row_k, y> for `count` rows, count a multiple of 4.
+void rows_times(const double* rows, int64_t ld, int64_t n, int64_t count, const double* y, double* out) {
   for (int64_t k = 0; k < count; k += 4) {
     double sums[4][1];
     dots<4, 1>(rows + k * ld, ld, y, 0, n, sums);

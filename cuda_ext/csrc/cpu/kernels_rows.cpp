@@ -1,4 +1,4 @@
-// Passes over whole rows: largest magnitudes, linear combinations (see kernels.h).
+// Passes over whole rows: largest absolute values and linear combinations (see kernels.h).
 #include "kernels.h"
 #include "lanes.h"
 
@@ -6,110 +6,113 @@ namespace saltlm::cpu {
 namespace {
 
 template <class T>
-void peaks_as(const Matrix& rows, int64_t begin, int64_t end, double* peaks) {
-  // Written as vectors: of plain loops the compiler must keep the order, one number after the other.
-  typedef T Side __attribute__((vector_size(kLanes * 8)));
-  constexpr int64_t kSide = sizeof(Side) / sizeof(T);
+void max_abs_as(const Matrix& rows, int64_t begin, int64_t end, double* out) {
+  // Explicit vectors: in a plain loop the compiler must keep the order of the operations and does not vectorise it.
+  typedef T Vector __attribute__((vector_size(kLanes * 8)));
+  constexpr int64_t kVectorSize = sizeof(Vector) / sizeof(T);
   for (int64_t i = begin; i < end; ++i) {
     const T* row = static_cast<const T*>(rows.data) + i * rows.width;
-    Side largest{}, zeros{}, one;
+    Vector lane_max{}, finite_check{}, values;
     int64_t e = 0;
-    for (; e + kSide <= rows.width; e += kSide) {
-      memcpy(&one, row + e, sizeof one);
-      zeros += one * 0;
-      one = one < 0 ? -one : one;
-      largest = one > largest ? one : largest;
+    for (; e + kVectorSize <= rows.width; e += kVectorSize) {
+      memcpy(&values, row + e, sizeof values);
+      finite_check += values * 0;
+      values = values < 0 ? -values : values;
+      lane_max = values > lane_max ? values : lane_max;
     }
-    T peak = 0, zero = 0;
-    for (int64_t lane = 0; lane < kSide; ++lane) {
-      peak = largest[lane] > peak ? largest[lane] : peak;
-      zero += zeros[lane];
+    T maximum = 0, finite_sum = 0;
+    for (int64_t lane = 0; lane < kVectorSize; ++lane) {
+      maximum = lane_max[lane] > maximum ? lane_max[lane] : maximum;
+      finite_sum += finite_check[lane];
     }
     for (; e < rows.width; ++e) {
       const T magnitude = row[e] < 0 ? -row[e] : row[e];
-      peak = magnitude > peak ? magnitude : peak;
-      zero += row[e] * 0;
+      maximum = magnitude > maximum ? magnitude : maximum;
+      finite_sum += row[e] * 0;
     }
-    peaks[i] = zero == 0 ? static_cast<double>(peak) : __builtin_inf();
+    out[i] = finite_sum == 0 ? static_cast<double>(maximum) : __builtin_inf();
   }
 }
 
-void peaks(const Matrix& rows, int64_t begin, int64_t end, double* out) {
+void max_abs(const Matrix& rows, int64_t begin, int64_t end, double* out) {
   if (rows.is_double)
-    peaks_as<double>(rows, begin, end, out);
+    max_abs_as<double>(rows, begin, end, out);
   else
-    peaks_as<float>(rows, begin, end, out);
+    max_abs_as<float>(rows, begin, end, out);
 }
 
 #if defined(__AVX512F__)
-inline void put(double* p, Lanes v, Lanes& zeros) {
+inline void store_checked(double* p, Lanes v, Lanes& finite_check) {
   store(p, v);
-  zeros += v * 0.0;
+  finite_check += v * 0.0;
 }
-inline void put(float* p, Lanes v, Lanes& zeros) {
-  const HalfLanes narrow = __builtin_convertvector(v, HalfLanes);
-  memcpy(p, &narrow, sizeof narrow);
-  zeros += __builtin_convertvector(narrow, Lanes) * 0.0;
+inline void store_checked(float* p, Lanes v, Lanes& finite_check) {
+  const HalfLanes rounded = __builtin_convertvector(v, HalfLanes);
+  memcpy(p, &rounded, sizeof rounded);
+  finite_check += __builtin_convertvector(rounded, Lanes) * 0.0;
 }
 
-// A stretch of a support: `sums` holds what came before it, unless it is the first, and gets what comes to it, unless it is the last.
-struct Stretch {
+// A slice of a support. `sums` holds the partial sums of earlier slices unless it is the first, and receives the
+// partial sums unless it is the last.
+struct SupportSlice {
   const int32_t* ids;
   const double* coefficients;
   int64_t count;
   bool first, last;
 };
 
-// V vectors of columns from `rows` on: their sums stay in registers over the stretch. zeros becomes NaN where a result is not finite.
+// Combines V vectors of columns, beginning at `rows`; their sums stay in registers over the slice. finite_check becomes
+// NaN if a result is not finite.
 template <int V, class T, class Out>
-inline void combine_block(const T* rows, int64_t width, const Stretch& stretch, double* before, Out* out, Lanes& zeros) {
+inline void combine_block(const T* rows, int64_t width, const SupportSlice& slice, double* partial_sums, Out* out,
+                          Lanes& finite_check) {
   constexpr int64_t kColumns = V * kLanes, kLine = 64 / static_cast<int64_t>(sizeof(T));
-  const int32_t* ids = stretch.ids;
-  const double* coefficients = stretch.coefficients;
-  const int64_t count = stretch.count;
+  const int32_t* ids = slice.ids;
+  const double* coefficients = slice.coefficients;
+  const int64_t count = slice.count;
   Lanes sums[V] = {};
-  if (!stretch.first)
-    for (int v = 0; v < V; ++v) sums[v] = load(before + v * kLanes);
+  if (!slice.first)
+    for (int v = 0; v < V; ++v) sums[v] = load(partial_sums + v * kLanes);
   for (int64_t k = 0; k < count; ++k) {
     const T* row = rows + ids[k] * width;
-    for (int64_t e = 0; e < kColumns; e += kLine) __builtin_prefetch(row + kColumns + e);  // of the next block
+    for (int64_t e = 0; e < kColumns; e += kLine) __builtin_prefetch(row + kColumns + e);  // prefetch of the next block
     const Lanes f = broadcast(coefficients[k]);
     for (int v = 0; v < V; ++v) sums[v] += f * load(row + v * kLanes);
   }
-  if (stretch.last)
-    for (int v = 0; v < V; ++v) put(out + v * kLanes, sums[v], zeros);
+  if (slice.last)
+    for (int v = 0; v < V; ++v) store_checked(out + v * kLanes, sums[v], finite_check);
   else
-    for (int v = 0; v < V; ++v) store(before + v * kLanes, sums[v]);
+    for (int v = 0; v < V; ++v) store(partial_sums + v * kLanes, sums[v]);
 }
 
 template <class T, class Out>
-bool combine_as(const void* data, int64_t width, const int32_t* ids, const double* coefficients, int64_t count, double* sums,
-                void* whole) {
+bool combine_as(const void* data, int64_t width, const int32_t* ids, const double* coefficients, int64_t count,
+                double* sums, void* output) {
   constexpr int kVectors = 8;
-  constexpr int64_t kTogether = 64;  // rows whose blocks are still in a cache when the next block's turn comes
+  constexpr int64_t kSliceRows = 64;  // rows whose blocks are still in a cache when the next block is processed
   const T* rows = static_cast<const T*>(data);
-  Out* out = static_cast<Out*>(whole);
-  Lanes zeros{};
+  Out* out = static_cast<Out*>(output);
+  Lanes finite_check{};
   int64_t e = 0, begin = 0;
   do {
-    const int64_t some = count - begin < kTogether ? count - begin : kTogether;
-    const Stretch stretch{ids + begin, coefficients + begin, some, begin == 0, begin + some == count};
+    const int64_t slice_count = count - begin < kSliceRows ? count - begin : kSliceRows;
+    const SupportSlice slice{ids + begin, coefficients + begin, slice_count, begin == 0, begin + slice_count == count};
     for (e = 0; e + kVectors * kLanes <= width; e += kVectors * kLanes)
-      combine_block<kVectors>(rows + e, width, stretch, sums + e, out + e, zeros);
-    for (; e + kLanes <= width; e += kLanes) combine_block<1>(rows + e, width, stretch, sums + e, out + e, zeros);
-    begin += some;
+      combine_block<kVectors>(rows + e, width, slice, sums + e, out + e, finite_check);
+    for (; e + kLanes <= width; e += kLanes) combine_block<1>(rows + e, width, slice, sums + e, out + e, finite_check);
+    begin += slice_count;
   } while (begin < count);
-  double zero = total(zeros);
+  double finite_sum = sum_lanes(finite_check);
   for (; e < width; ++e) {
     double sum = 0;
-    for (int64_t k = 0; k < count; ++k) sum += coefficients[k] * value(rows[ids[k] * width + e]);
+    for (int64_t k = 0; k < count; ++k) sum += coefficients[k] * as_double(rows[ids[k] * width + e]);
     out[e] = static_cast<Out>(sum);
-    zero += static_cast<double>(out[e]) * 0.0;
+    finite_sum += static_cast<double>(out[e]) * 0.0;
   }
-  return zero == 0;
+  return finite_sum == 0;
 }
 #else
-// With fewer or narrower registers a block would be too few columns of each row to come from memory well.
+// With fewer or narrower registers a block would read too few columns of each row for efficient memory access.
 template <class T, class Out>
 bool combine_as(const void* data, int64_t width, const int32_t* ids, const double* coefficients, int64_t count,
                 double* sums, void* out) {
@@ -120,7 +123,7 @@ bool combine_as(const void* data, int64_t width, const int32_t* ids, const doubl
     const T *a = rows + ids[k] * width, *b = rows + ids[k + 1] * width, *c = rows + ids[k + 2] * width,
             *d = rows + ids[k + 3] * width;
     const double f0 = coefficients[k], f1 = coefficients[k + 1], f2 = coefficients[k + 2], f3 = coefficients[k + 3];
-    // The next four rows lie anywhere: they are asked for while these are added.
+    // The next four rows are at arbitrary addresses: they are prefetched while these are added.
     const T* next[4];
     for (int64_t u = 0; u < 4; ++u) next[u] = rows + ids[k + 4 + u < count ? k + 4 + u : k] * width;
     int64_t e = 0;
@@ -128,7 +131,8 @@ bool combine_as(const void* data, int64_t width, const int32_t* ids, const doubl
       for (int64_t u = 0; u < 4; ++u) __builtin_prefetch(next[u] + e);
       store(sums + e, load(sums + e) + f0 * load(a + e) + f1 * load(b + e) + f2 * load(c + e) + f3 * load(d + e));
     }
-    for (; e < width; ++e) sums[e] = sums[e] + f0 * value(a[e]) + f1 * value(b[e]) + f2 * value(c[e]) + f3 * value(d[e]);
+    for (; e < width; ++e)
+      sums[e] = sums[e] + f0 * as_double(a[e]) + f1 * as_double(b[e]) + f2 * as_double(c[e]) + f3 * as_double(d[e]);
   }
   for (; k < count; ++k) axpy(coefficients[k], rows + ids[k] * width, sums, width);
   for (int64_t e = 0; e < width; ++e) static_cast<Out*>(out)[e] = static_cast<Out>(sums[e]);
@@ -145,6 +149,6 @@ bool combine(const void* rows, int type, int64_t width, const int32_t* ids, cons
 
 }  // namespace
 
-extern const RowKernels SALTLM_JOIN(rows_, SALTLM_LEVEL) = {peaks, combine};
+extern const RowKernels SALTLM_JOIN(rows_, SALTLM_LEVEL) = {max_abs, combine};
 
 }  // namespace saltlm::cpu

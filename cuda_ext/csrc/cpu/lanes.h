@@ -1,9 +1,17 @@
-// Vectors of doubles at the width of the level being compiled, and the few loops everything else is made of. The order of
-// every sum depends on the lengths alone. Included by kernels*.cpp only, inside an anonymous namespace on purpose.
+// Vectors of doubles with the width of the level that is compiled, and the basic loops of all kernels. The order of
+// every sum depends on the lengths only. Included by kernels*.cpp only, in an anonymous namespace (see kernels.h).
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+// The lanes of a (0 .. n - 1) and b (n .. 2 n - 1) in the order of the indices, which have the integer vector type
+// Indices. clang has no __builtin_shuffle, and gcc has __builtin_shufflevector only since version 12.
+#if defined(__clang__)
+#define SALTLM_SHUFFLE(Indices, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SALTLM_SHUFFLE(Indices, a, b, ...) __builtin_shuffle(a, b, Indices{__VA_ARGS__})
+#endif
 
 namespace {
 
@@ -14,15 +22,15 @@ constexpr int64_t kLanes = 4;
 #else
 constexpr int64_t kLanes = 2;
 #endif
-// Rows of doubles in scratch are padded with zeros to a multiple of this, so that loops need no tail.
-constexpr int64_t kPad = 8;
+// Rows of doubles in scratch memory are padded with zeros to a multiple of this, so that loops need no remainder.
+constexpr int64_t kPadding = 8;
 
 typedef double Lanes __attribute__((vector_size(kLanes * 8)));
 typedef float HalfLanes __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t QuarterLanes __attribute__((vector_size(kLanes * 2)));
 typedef uint32_t HalfBits __attribute__((vector_size(kLanes * 4)));
 
-inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+inline int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 
 inline Lanes load(const double* p) {
   Lanes v;
@@ -47,9 +55,9 @@ inline Lanes load(const Bfloat16* p) {
   memcpy(&f, &bits, sizeof f);
   return __builtin_convertvector(f, Lanes);
 }
-inline double value(double x) { return x; }
-inline double value(float x) { return x; }
-inline double value(Bfloat16 x) {
+inline double as_double(double x) { return x; }
+inline double as_double(float x) { return x; }
+inline double as_double(Bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float f;
   memcpy(&f, &bits, sizeof f);
@@ -58,16 +66,16 @@ inline double value(Bfloat16 x) {
 
 inline Lanes broadcast(double x) { return x - Lanes{}; }
 
-inline double total(Lanes v) {
+inline double sum_lanes(Lanes v) {
 #if defined(__AVX512F__)
   typedef int64_t Order __attribute__((vector_size(64)));
-  v += __builtin_shuffle(v, Order{4, 5, 6, 7, 0, 1, 2, 3});
-  v += __builtin_shuffle(v, Order{2, 3, 0, 1, 6, 7, 4, 5});
-  v += __builtin_shuffle(v, Order{1, 0, 3, 2, 5, 4, 7, 6});
+  v += SALTLM_SHUFFLE(Order, v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+  v += SALTLM_SHUFFLE(Order, v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+  v += SALTLM_SHUFFLE(Order, v, v, 1, 0, 3, 2, 5, 4, 7, 6);
   return v[0];
 #elif defined(__AVX__)
   typedef int64_t Order __attribute__((vector_size(32)));
-  v += __builtin_shuffle(v, Order{2, 3, 0, 1});
+  v += SALTLM_SHUFFLE(Order, v, v, 2, 3, 0, 1);
   return v[0] + v[1];
 #else
   return v[0] + v[1];
@@ -85,8 +93,8 @@ inline double dot(const A* a, const B* b, int64_t n) {
     s3 += load(a + i + 3 * kLanes) * load(b + i + 3 * kLanes);
   }
   for (; i + kLanes <= n; i += kLanes) s0 += load(a + i) * load(b + i);
-  double sum = total((s0 + s1) + (s2 + s3));
-  for (; i < n; ++i) sum += value(a[i]) * value(b[i]);
+  double sum = sum_lanes((s0 + s1) + (s2 + s3));
+  for (; i < n; ++i) sum += as_double(a[i]) * as_double(b[i]);
   return sum;
 }
 
@@ -95,10 +103,10 @@ inline void axpy(double factor, const X* x, double* y, int64_t n) {
   const Lanes f = broadcast(factor);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(y + i, load(y + i) + f * load(x + i));
-  for (; i < n; ++i) y[i] += factor * value(x[i]);
+  for (; i < n; ++i) y[i] += factor * as_double(x[i]);
 }
 
-// Whether all n numbers are finite.
+// Whether all n values are finite.
 template <class A>
 inline bool all_finite(const A* a, int64_t n) {
   Lanes s0{}, s1{};
@@ -107,12 +115,12 @@ inline bool all_finite(const A* a, int64_t n) {
     s0 += load(a + i) * 0.0;
     s1 += load(a + i + kLanes) * 0.0;
   }
-  double sum = total(s0 + s1);
-  for (; i < n; ++i) sum += value(a[i]) * 0.0;
+  double sum = sum_lanes(s0 + s1);
+  for (; i < n; ++i) sum += as_double(a[i]) * 0.0;
   return sum == 0;
 }
 
-// out[i][j] = <a_i, b_j> for I rows of a and J rows of b; `length` is a multiple of kLanes.
+// out[i][j] = <a_i, b_j> for I rows of a and J rows of b. `length` is a multiple of kLanes.
 template <int I, int J>
 inline void dots(const double* a, int64_t lda, const double* b, int64_t ldb, int64_t length, double (&out)[I][J]) {
   Lanes sum[I][J] = {};
@@ -125,7 +133,7 @@ inline void dots(const double* a, int64_t lda, const double* b, int64_t ldb, int
     }
   }
   for (int i = 0; i < I; ++i)
-    for (int j = 0; j < J; ++j) out[i][j] = total(sum[i][j]);
+    for (int j = 0; j < J; ++j) out[i][j] = sum_lanes(sum[i][j]);
 }
 
 }  // namespace

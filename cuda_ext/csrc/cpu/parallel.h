@@ -1,4 +1,4 @@
-// Shared by the CPU operators: rows handed out to torch's threads, and the input as the kernels want it.
+// Shared by the CPU operators: distribution of rows to torch's threads, and conversion of the inputs for the kernels.
 #pragma once
 
 #include <atomic>
@@ -9,21 +9,22 @@
 
 namespace saltlm::cpu {
 
-// Calls work(begin, end) for pieces of [0, count), each piece on one of torch's threads. `make()` makes one worker a thread
-// (its scratch lives in it). Rows are handed out as threads come free, since their costs differ; what a row computes never
-// depends on who computes it. Nothing may escape a torch callback, so failures (memory is the only one) are reported after.
+// Calls worker(begin, end) for chunks of [0, count) on torch's threads. make_worker() creates one worker per thread,
+// which owns that thread's scratch memory. Threads take the next chunk when they are free, because the costs of rows
+// differ; the result of a row does not depend on the thread. No exception may leave a torch callback, so a failure
+// (only running out of memory) is reported after the loop.
 template <class Make>
-void for_rows(int64_t count, int64_t piece, const char* what, const Make& make) {
+void for_rows(int64_t count, int64_t chunk, const char* what, const Make& make_worker) {
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   const int64_t threads = torch::stable::get_num_threads();
   torch::stable::parallel_for(0, threads > 0 ? threads : 1, 1, [&](int64_t, int64_t) {
     try {
-      auto work = make();
+      auto worker = make_worker();
       for (;;) {
-        const int64_t begin = next.fetch_add(piece);
+        const int64_t begin = next.fetch_add(chunk);
         if (begin >= count || failed.load()) break;
-        if (!work(begin, begin + piece < count ? begin + piece : count)) failed.store(true);
+        if (!worker(begin, begin + chunk < count ? begin + chunk : count)) failed.store(true);
       }
     } catch (...) {
       failed.store(true);
@@ -32,8 +33,8 @@ void for_rows(int64_t count, int64_t piece, const char* what, const Make& make) 
   STD_TORCH_CHECK(!failed.load(), what, ": out of memory");
 }
 
-// Contiguous float32 or float64 (the narrow types become float32, which holds them exactly).
-inline Tensor prepared(const Tensor& tensor) {
+// Contiguous float32 or float64. bfloat16 and float16 become float32, which represents them exactly.
+inline Tensor as_float_or_double(const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();
   if (type == ScalarType::Float || type == ScalarType::Double) return torch::stable::contiguous(tensor);
   return torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Float));

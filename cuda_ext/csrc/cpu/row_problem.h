@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "../contract.h"
 #include "../solve.h"
 #include "dense.h"
 #include "kernels.h"
@@ -10,23 +11,21 @@
 namespace saltlm::cpu {
 namespace {
 
-constexpr double kEpsilon = 2.220446049250313e-16, kPivot = 1e-8, kNormRatio = 1e-6, kIllCondition = 1e4;
-constexpr double kFirstCorrection = 1e-4, kConverged = 1e-10, kNoise = 1e-14, kSafePivot = 1e-5;
-constexpr int kRefinements = 4;
-// Of a Gram matrix in float32: pivots that its rounding cannot have made, and how slowly its refinement may converge.
-constexpr double kNarrowPivot = 1e-4, kNarrowCorrection = 1e-2;
-constexpr int kNarrowRefinements = 6;
-// Of a difference of squares that has lost no more than this factor all but a digit is right.
-constexpr double kMildLoss = 0.1;
-constexpr int64_t kBlock = 128, kBlockStride = kBlock + kPad;  // the odd stride keeps columns out of one cache set
-enum : uint8_t { kFull, kIll, kDeficient, kNone, kNotFinite };
+// For a Gram matrix in float32: pivots below this may be rounding error, and each correction must be at most this share
+// of the previous one.
+constexpr double kMinPivotFloat32 = 1e-4, kMaxCorrectionRatioFloat32 = 1e-2;
+constexpr int kMaxRefinementsFloat32 = 6;
+// A difference of squares that is at least this share of the minuend has lost at most one decimal digit.
+constexpr double kMaxCancellation = 0.1;
+// not a power of two, so that columns do not map to one cache set
+constexpr int64_t kBlock = 128, kBlockStride = kBlock + kPadding;
 
 double* reserve(Arena& arena, int region, int64_t doubles) {
   if (arena.capacity[region] < doubles) {
     free(arena.data[region]);
-    const int64_t wanted = (doubles + doubles / 4 + 7) / 8 * 8;
-    arena.data[region] = static_cast<double*>(aligned_alloc(64, static_cast<size_t>(wanted) * sizeof(double)));
-    arena.capacity[region] = arena.data[region] ? wanted : 0;
+    const int64_t rounded = (doubles + doubles / 4 + 7) / 8 * 8;
+    arena.data[region] = static_cast<double*>(aligned_alloc(64, static_cast<size_t>(rounded) * sizeof(double)));
+    arena.capacity[region] = arena.data[region] ? rounded : 0;
   }
   return arena.data[region];
 }
@@ -55,28 +54,29 @@ struct OneThread {
   }
 };
 
-// One row's problem. Vectors over E are padded with zeros to `span`.
+// One row's problem. Vectors of length E are padded with zeros to `padded_width`.
 template <class T>
 struct Problem {
   const LstsqInput& input;
   Arena& arena;
   const int32_t* ids;
-  int64_t count, width, span;
-  double scale;    // a power of two, 1 for float32: keeps squares of float64 values finite
-  double ridge;    // lambda
-  double* wanted;  // span: e, centred
-  double* mean;    // span
-  double* rest;    // span: e - c P, or what it was before the last step of a refinement
-  double* c;       // count + 8
+  int64_t count, width, padded_width;
+  double scale;      // a power of two, 1 for float32: keeps squares of float64 values finite
+  double ridge;      // the ridge term lambda
+  double* target;    // padded_width: e, centred
+  double* mean;      // padded_width
+  double* residual;  // padded_width: e - c P, or its value before the last step of a refinement
+  double* c;         // count + 8
   LstsqRow result;
-  double left = -1;  // squared length of e - c P, where it is known
+  double residual_square = -1;  // squared norm of e - c P; negative where it is not known
 
   const T* anchor(int64_t k) const { return static_cast<const T*>(input.anchors.data) + ids[k] * width; }
 };
 
-// Columns of G scaled to a unit diagonal, factorised. `scaling` gets 1 / sqrt(diagonal), `size` real columns.
+// Scales G to a unit diagonal and factorises it. scaling gets 1 / sqrt(diagonal); the first `size` columns are real,
+// the others padding. Returns false where a check fails.
 template <class T>
-bool prepare(const Problem<T>& p, Factor& f, int64_t size, double* scaling, double least_pivot) {
+bool scale_and_factorize(const Problem<T>& p, Factor& f, int64_t size, double* scaling, double min_pivot) {
   double largest = 0, smallest = 0;
   for (int64_t i = 0; i < size; ++i) {
     const double d = f.matrix[i * f.ld + i] + p.ridge;
@@ -84,7 +84,7 @@ bool prepare(const Problem<T>& p, Factor& f, int64_t size, double* scaling, doub
     if (i == 0 || d > largest) largest = d;
     scaling[i] = 1 / __builtin_sqrt(d);
   }
-  if (!(smallest > kNormRatio * kNormRatio * largest)) return false;
+  if (!(smallest > kMinNormRatio * kMinNormRatio * largest)) return false;
   for (int64_t i = 0; i < size; ++i) {
     double* row = f.matrix + i * f.ld;
     for (int64_t j = 0; j < i; ++j) row[j] *= scaling[i] * scaling[j];
@@ -94,7 +94,7 @@ bool prepare(const Problem<T>& p, Factor& f, int64_t size, double* scaling, doub
     clear(f.matrix + i * f.ld, i);
     f.matrix[i * f.ld + i] = scaling[i] = 1;
   }
-  return factorize(f, least_pivot);
+  return factorize(f, min_pivot);
 }
 
 inline void solve_scaled(const Factor& f, const double* scaling, double* x) {
@@ -109,16 +109,16 @@ inline double scaled_norm(const double* x, const double* scaling, int64_t n) {
   return __builtin_sqrt(sum);
 }
 
-// What a refinement step of size `step` on a solution of size `size` says: -1 give up, 1 done, 0 go on.
-inline int judge(int round, double step, double size, double noise) {
-  if (!(step <= kFirstCorrection * size + noise)) return -1;
-  if (step <= kConverged * size + noise) return 1;
-  return round + 1 == kRefinements ? -1 : 0;
+// Judges a refinement step by the norms of its correction and of the solution: -1 give up, 1 converged, 0 continue.
+inline int check_step(int round, double correction, double solution, double noise) {
+  if (!(correction <= kMaxFirstCorrection * solution + noise)) return -1;
+  if (correction <= kConverged * solution + noise) return 1;
+  return round + 1 == kMaxRefinements ? -1 : 0;
 }
 
-// Status of an accepted fast solution: the condition number is estimated when a small pivot makes it doubtful.
-uint8_t grade(Factor& f, int64_t size, const double* scaling, double* x, double* y, double* diagonal) {
-  if (f.smallest_pivot > kSafePivot || size == 0) return kFull;
+// Status of an accepted fast solution. The condition number is estimated where a small pivot makes it doubtful.
+uint8_t status_of(Factor& f, int64_t size, const double* scaling, double* x, double* y, double* diagonal) {
+  if (f.smallest_pivot > kSafePivot || size == 0) return kFullRank;
   for (int64_t i = 0; i < size; ++i) {
     double* row = f.matrix + i * f.ld;
     for (int64_t j = 0; j <= i; ++j) row[j] /= scaling[i];
@@ -127,12 +127,12 @@ uint8_t grade(Factor& f, int64_t size, const double* scaling, double* x, double*
   OneThread team;
   double largest, smallest;
   estimate_extremes(team, f.matrix, size, f.ld, diagonal, x, y, &largest, &smallest);
-  return largest > kIllCondition * smallest ? kIll : kFull;
+  return largest > kIllCondition * smallest ? kIllConditioned : kFullRank;
 }
 
-// The careful path: X as ../solve.h wants it, in region 0 or 1; work arrays in region 1 after `used` doubles.
+// Solves on the careful path. X as in ../solve.h; `work` holds careful_scratch_size(n, len) doubles.
 template <class T>
-void careful(Problem<T>& p, double* X, int64_t n, int64_t len, int64_t ld, bool wide, double* work, double* c) {
+void solve_carefully(Problem<T>& p, double* X, int64_t n, int64_t len, int64_t ld, bool wide, double* work, double* c) {
   CarefulScratch w;
   const int64_t long_side = n > len ? n : len;
   w.diagonal = work;
@@ -155,18 +155,18 @@ void careful(Problem<T>& p, double* X, int64_t n, int64_t len, int64_t ld, bool 
   }
   OneThread team;
   const double relative = static_cast<double>(p.count > p.width ? p.count : p.width) * kEpsilon;
-  const Outcome outcome = careful_lstsq(team, X, n, len, ld, wide, p.wanted, p.ridge, relative, floor, w, c);
+  const Outcome outcome = careful_lstsq(team, X, n, len, ld, wide, p.target, p.ridge, relative, floor, w, c);
   p.result.rank = static_cast<int32_t>(outcome.rank);
-  p.result.status = outcome.rank < n ? kDeficient : outcome.condition > kIllCondition ? kIll : kFull;
+  p.result.status = outcome.rank < n ? kRankDeficient : outcome.condition > kIllCondition ? kIllConditioned : kFullRank;
 }
 
-inline int64_t careful_doubles(int64_t n, int64_t len) { return 7 * n + (n > len ? n : len) + n * n + 8; }
+inline int64_t careful_scratch_size(int64_t n, int64_t len) { return 7 * n + (n > len ? n : len) + n * n + 8; }
 
-// The same for a step from a Gram matrix in float32, after one of size `before`: their ratio tells what is left.
-inline int judge_narrow(int round, double step, double before, double size, double noise) {
-  if (!(step <= kNarrowCorrection * before + noise)) return -1;
-  if (step * step <= kConverged * size * before + noise * before) return 1;
-  return round + 1 == kNarrowRefinements ? -1 : 0;
+// check_step for a Gram matrix in float32; the ratio of two successive corrections predicts the remaining error.
+inline int check_step_float32(int round, double correction, double previous, double solution, double noise) {
+  if (!(correction <= kMaxCorrectionRatioFloat32 * previous + noise)) return -1;
+  if (correction * correction <= kConverged * solution * previous + noise * previous) return 1;
+  return round + 1 == kMaxRefinementsFloat32 ? -1 : 0;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A profile of the CPU operators: processor time by stage, over all threads and calls, while it is asked for.
+// A profile of the CPU operators: processor time by stage, summed over all threads and calls while it is enabled.
 #pragma once
 
 #include <memory>
@@ -7,21 +7,21 @@
 
 namespace saltlm::cpu {
 
-// One thread's laps; when it is done they are added to everybody's.
-struct AddLaps {
-  void operator()(Laps* laps) const;
+// Adds one thread's times to the totals when the thread is done with a call.
+struct AddToTotals {
+  void operator()(StageTimes* times) const;
 };
-using OwnedLaps = std::unique_ptr<Laps, AddLaps>;
+using StageTimesPtr = std::unique_ptr<StageTimes, AddToTotals>;
 
-// Null unless a profile is asked for.
-OwnedLaps start_laps();
+// Null unless the profile is enabled.
+StageTimesPtr start_stage_times();
 
-// The same of a product that torch makes with all its threads: processor time of the whole process while the object lives.
-class ProcessLap {
+// For a product that torch computes with all its threads: processor time of the whole process during the object's life.
+class ProcessStageTimer {
  public:
-  explicit ProcessLap(Stage stage);
-  ~ProcessLap();
-  ProcessLap(const ProcessLap&) = delete;
+  explicit ProcessStageTimer(Stage stage);
+  ~ProcessStageTimer();
+  ProcessStageTimer(const ProcessStageTimer&) = delete;
 
  private:
   Stage stage_;

@@ -1,12 +1,12 @@
-// A team: the threads that work on one row together. The maths of the CUDA kernels is written against this small
-// interface, so that a test can run the very same code on the host with one thread, or with several and a barrier.
+// A team is the set of threads that work on one row together. The maths of the CUDA kernels is written against this
+// interface, so that a test can run the same code on the host with one thread, or with several threads and a barrier.
 //
-//   rank(), size()      this thread among all of the team
+//   rank(), size()      index of this thread in the team, number of threads
 //   sync()              barrier: writes before it are seen by the whole team after it
-//   sum(x), max(x)      over the team, the same value for everyone, in an order fixed by size() alone
-//   group(), groups()   the team in groups of lanes() threads (a warp); lane() within the group
+//   sum(x), max(x)      over the team, the same value for every thread, in an order that depends on size() only
+//   group(), groups()   index and number of groups (warps) of lanes() threads; lane() is the index within the group
 //   lane_sum(x)         over the group
-//   append(counter)     the next free place of a counter shared by the team; the order of places is not fixed
+//   append(counter)     increments a counter shared by the team and returns the old value; the order is not fixed
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct SerialTeam {
 };
 
 #ifdef __CUDACC__
-// One thread block. `scratch` is shared memory for 32 doubles; the block is one-dimensional, a multiple of 32 threads.
+// One thread block. `scratch` is shared memory for 32 doubles. The block is one-dimensional, a multiple of 32 threads.
 struct BlockTeam {
   double* scratch;
 
@@ -47,7 +47,7 @@ struct BlockTeam {
   __device__ __forceinline__ int groups() const { return static_cast<int>(blockDim.x) >> 5; }
   __device__ __forceinline__ int append(int* counter) const { return atomicAdd(counter, 1); }
 
-  // The butterfly gives every lane the same bits: both partners add the same two numbers.
+  // The butterfly gives every lane the same bits, because both partners add the same two numbers.
   __device__ __forceinline__ double lane_sum(double x) const {
     for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
     return x;
@@ -59,7 +59,7 @@ struct BlockTeam {
     __syncthreads();
     double total = 0.0;
     for (int i = 0; i < groups(); ++i) total += scratch[i];
-    __syncthreads();  // scratch is free again
+    __syncthreads();  // scratch may be overwritten from here on
     return total;
   }
 

@@ -64,7 +64,7 @@ def _first_cpu_library() -> _Library:
 def _cuda_library() -> _Library:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise BackendError(
-            "the CUDA operators are loaded by their first call, which waits: make one before capturing a graph"
+            "the CUDA operators wait for the device, so a CUDA graph cannot capture them: call them outside of the capture"
         )
     if torch.version.cuda is None:
         return _Library(loaded=False, reason="this torch is built without CUDA")
@@ -135,9 +135,9 @@ def _register_fakes() -> None:
         )
 
     @torch.library.register_fake("saltlm::pursue")
-    def _(products: torch.Tensor, gram: torch.Tensor, squares: torch.Tensor, most: int) -> tuple:
+    def _(products: torch.Tensor, gram: torch.Tensor, squares: torch.Tensor, max_picks: int) -> tuple:
         rows = products.shape[0]
-        return products.new_empty(rows, most, dtype=torch.int32), products.new_empty(rows, dtype=torch.int32)
+        return products.new_empty(rows, max_picks, dtype=torch.int32), products.new_empty(rows, dtype=torch.int32)
 
     @torch.library.register_fake("saltlm::combine")
     def _(
@@ -145,30 +145,6 @@ def _register_fakes() -> None:
     ) -> torch.Tensor:
         dtype = torch.float64 if anchor_lm.dtype == torch.float64 else torch.float32
         return anchor_lm.new_empty((offsets.shape[0] - 1, anchor_lm.shape[1]), dtype=dtype)
-
-    @torch.library.register_fake("saltlm::salt_rows_fixed")
-    def _(
-        new_auxiliary: torch.Tensor,
-        anchor_auxiliary: torch.Tensor,
-        new_plm: torch.Tensor,
-        anchor_plm: torch.Tensor,
-        anchor_lm: torch.Tensor,
-        anchor_output: torch.Tensor,
-        max_support: int,
-        slack: float,
-        capacity: int,
-        ridge: float,
-        center: bool,
-    ) -> tuple:
-        rows = new_plm.shape[0]
-        made = [
-            target.new_empty(rows, target.shape[1], dtype=torch.promote_types(target.dtype, torch.float32))
-            for target in (anchor_lm, anchor_output)
-        ]
-        numbers = [
-            new_plm.new_empty(rows, dtype=dtype) for dtype in (torch.int32, torch.int32, torch.float32, torch.uint8)
-        ]
-        return (*made, *numbers)
 
     @torch.library.register_fake("saltlm::combine_into")
     def _(
