@@ -61,7 +61,7 @@ test: $(TESTED)
 
 test-property: $(TESTED)
 	@seed=$${SALTLM_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "SALTLM_SEED=$$seed"; \
-	SALTLM_SEED=$$seed $(PY) -m pytest -q -m "property and not real"
+	SALTLM_SEED=$$seed $(PY) -m pytest -q -m "property and not real" $(OPTIONS)
 
 coverage: $(TESTED)
 	$(INSTALL) "coverage>=7.10"

@@ -22,6 +22,7 @@ SEED = os.environ.get("SALTLM_SEED")
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 # The same examples every time only where no seed asks for others.
 _FIXED = {"derandomize": bool(os.environ.get("CI")) and not SEED}
+settings.register_profile("quick", max_examples=10, **_SHARED, **_FIXED)
 settings.register_profile("fast", max_examples=25, **_SHARED, **_FIXED)
 settings.register_profile("slow", max_examples=500, **_SHARED, **_FIXED)
 settings.load_profile(os.environ.get("SALTLM_HYPOTHESIS") or "fast")

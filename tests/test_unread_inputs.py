@@ -48,6 +48,7 @@ def vectors_of(kind: str, folder: Path, pair) -> str:
         "folder": str(folder / "folder"),
         "plm": "plm",
         "train": f"train:{folder / 'missing.txt'}",
+        "long": "x" * 300,
     }[kind]
 
 
@@ -105,7 +106,7 @@ def test_an_option_that_the_method_does_not_read_is_refused(option: str) -> None
     assert 0 < refusing < len(METHODS)
 
 
-@pytest.mark.parametrize("kind", ["whole", "missing", "broken", "empty", "folder", "plm", "train"])
+@pytest.mark.parametrize("kind", ["whole", "missing", "broken", "empty", "folder", "plm", "train", "long"])
 @pytest.mark.parametrize("method", ["auto", "subword-mean"])
 def test_a_transfer_tells_of_vectors_it_does_not_read(tmp_path, pair, method: str, kind: str) -> None:
     auxiliary = vectors_of(kind, tmp_path, pair)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def _plan(
             check_method(cell.config, cell.inputs(inputs)[2])
         except InputError as error:
             raise InputError(f"method {cell.label!r}: {error}") from None
-    files = [Path(name) for name in auxiliary_files(inputs[2])]
+    files = [Path(name) for name in _existing(inputs[2])]
     source, target = (
         resolve_model(str(name), f"{side} {name}", revision, gguf)[0]
         for side, name, revision, gguf in (
@@ -246,6 +247,12 @@ def _plan(
     )  # fmt: skip
 
 
+def _existing(auxiliary: str | Path | None) -> list[str]:
+    """Files of the vectors as far as they are there: one that no method reads may be missing, and counts by its name."""
+    # os.path's test, unlike pathlib's, takes a name that is too long for one that is not there.
+    return [name for name in auxiliary_files(auxiliary) if os.path.exists(name)]
+
+
 def _unread(auxiliary: str | Path) -> str:
     return f"no method of this comparison reads these auxiliary vectors: {auxiliary} changes nothing"
 
@@ -265,8 +272,7 @@ def _identity(
     probe = {name: getattr(config, name) for name in ("probe", "probe_steps", "eval_steps")}
     adapting = {name: value for name, value in config_identity(adaptation).items() if name not in OWN_ADAPT}
     transferring = plain_transfer(base, leave_out=["method", *optional])
-    # A file that no method reads may be missing: it then counts by its name.
-    names = [name for name in auxiliary_files(auxiliary) if Path(name).exists()]
+    names = _existing(auxiliary)
     return {
         "version": __version__, "source": model_identity(original), "target": model_identity(target),
         "auxiliary": [sampled_digest(Path(name)) for name in names] or str(auxiliary), "text": content(text.identity["text"]),
