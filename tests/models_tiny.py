@@ -12,9 +12,15 @@ WIDTH, LAYERS, HEADS = 32, 2, 4
 
 
 def save(
-    folder: Path, model_class: str, config: Any, tokenizer: Any, *, dtype: torch.dtype, max_shard_size: str | int = "1GB",
+    folder: Path,
+    model_class: str,
+    config: Any,
+    tokenizer: Any,
+    *,
+    dtype: torch.dtype,
+    max_shard_size: str | int = "1GB",
     seed: int = 0,
-) -> Path:  # fmt: skip
+) -> Path:
     """Save a model of this class with drawn weights, and the tokenizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -30,31 +36,50 @@ def save(
 def roles(tokenizer: Any) -> dict[str, Any]:
     """Token ids for a config: those the tokenizer has, ``None`` for the others."""
     return {
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
 
 
 def save_llama(
-    folder: Path, tokenizer: Any, *, tied: bool = True, dtype: torch.dtype = torch.float32, rows: int | None = None,
-    max_shard_size: str | int = "1GB", seed: int = 0, width: int = WIDTH, positions: int = 256,
-) -> Path:  # fmt: skip
+    folder: Path,
+    tokenizer: Any,
+    *,
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    rows: int | None = None,
+    max_shard_size: str | int = "1GB",
+    seed: int = 0,
+    width: int = WIDTH,
+    positions: int = 256,
+) -> Path:
     """A Llama causal LM; ``rows`` other than the tokenizer's length makes matrix and tokenizer differ."""
     config = transformers.LlamaConfig(
-        vocab_size=rows or len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, tie_word_embeddings=tied, max_position_embeddings=positions, **roles(tokenizer),
-    )  # fmt: skip
-    return save(
-        folder, "LlamaForCausalLM", config, tokenizer, dtype=dtype, max_shard_size=max_shard_size, seed=seed
-    )  # fmt: skip
+        vocab_size=rows or len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        tie_word_embeddings=tied,
+        max_position_embeddings=positions,
+        **roles(tokenizer),
+    )
+    return save(folder, "LlamaForCausalLM", config, tokenizer, dtype=dtype, max_shard_size=max_shard_size, seed=seed)
 
 
 def save_qwen2(folder: Path, tokenizer: Any, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """A Qwen2 causal LM, whose type makes AutoTokenizer overrule the tokenizer's own file."""
     config = transformers.Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, tie_word_embeddings=True, **roles(tokenizer),
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        tie_word_embeddings=True,
+        **roles(tokenizer),
+    )
     return save(folder, "Qwen2ForCausalLM", config, tokenizer, dtype=dtype, seed=seed)
 
 
@@ -95,17 +120,26 @@ def save_phi(
 ) -> Path:
     """A Phi causal LM: untied, with a head bias."""
     config = transformers.PhiConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, max_position_embeddings=256, **roles(tokenizer),
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=256,
+        **roles(tokenizer),
+    )
     return save(folder, "PhiForCausalLM", config, tokenizer, dtype=dtype, max_shard_size=max_shard_size, seed=seed)
 
 
 def _bert_sizes(tokenizer: Any) -> dict[str, Any]:
     return {
-        "vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def save_bert(
@@ -128,8 +162,15 @@ def save_t5(
     """A T5 or mT5 encoder-decoder with its LM head."""
     kind = "MT5" if multilingual else "T5"
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=2 * WIDTH, num_layers=LAYERS, num_heads=HEADS,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=2 * WIDTH,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=not multilingual,
-    )  # fmt: skip
+    )
     return save(folder, f"{kind}ForConditionalGeneration", config, tokenizer, dtype=dtype, seed=seed)

@@ -63,11 +63,14 @@ def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
     save_file(rows, source / "model.safetensors", metadata={"format": "pt"})
     save_llama(root / "wide", tiny("byte_level_bpe"), width=256)
     jobs = {
-        "salt": "", "other": f"source = '{untied.source}'\ntarget = '{untied.target}'\nauxiliary = '{untied.vectors}'",
-        "pieces": "method = 'subword-mean'", "broken": f"source = '{root / 'nan'}'",
+        "salt": "",
+        "other": f"source = '{untied.source}'\ntarget = '{untied.target}'\nauxiliary = '{untied.vectors}'",
+        "pieces": "method = 'subword-mean'",
+        "broken": f"source = '{root / 'nan'}'",
         "deep/er/plm": "auxiliary = 'plm'\nridge = 0.1",
-        "full": f"source = '{root / 'wide'}'", "case": "overlap = 'case'\nchat-template = 'none'",
-    }  # fmt: skip
+        "full": f"source = '{root / 'wide'}'",
+        "case": "overlap = 'case'\nchat-template = 'none'",
+    }
     path = write_jobs(root / "jobs.toml", pair, jobs)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
@@ -82,11 +85,12 @@ def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
 
 def test_folders_are_those_of_single_transfers(ran, pair, untied, tmp_path) -> None:
     singles = {
-        "salt": (pair, SALT, pair.vectors), "other": (untied, SALT, untied.vectors),
+        "salt": (pair, SALT, pair.vectors),
+        "other": (untied, SALT, untied.vectors),
         "pieces": (pair, TransferConfig(method="subword-mean"), pair.vectors),
         "deep/er/plm": (pair, TransferConfig(method="salt", ridge=0.1), "plm"),
         "case": (pair, TransferConfig(method="salt", overlap="case", chat_template="none"), pair.vectors),
-    }  # fmt: skip
+    }
     for name, (case, config, vectors) in singles.items():
         transfer(str(case.source), str(case.target), str(vectors), tmp_path / "single", config)
         assert content(ran["root"] / name) == content(tmp_path / "single"), name
@@ -190,8 +194,10 @@ def test_a_killed_worker_is_tried_once_more_then_told(pair, tmp_path) -> None:
     done = batch(path, ONE, watcher=watcher)
     found = {job.out.name: done.outcomes[job.number] for job in done.jobs}
     assert [(found[name].status, found[name].attempts) for name in ("once", "twice", "never")] == [
-        ("done", 2), ("failed", 2), ("done", 1),
-    ]  # fmt: skip
+        ("done", 2),
+        ("failed", 2),
+        ("done", 1),
+    ]
     assert "killed by SIGKILL, 2 times" in found["twice"].error
     assert ("once", "its process was killed by SIGKILL; tried again") in watcher.told
     assert names(tmp_path) == ["jobs.toml", "never", "once"]
@@ -223,11 +229,17 @@ def test_jobs_wait_until_they_fit(sizes, workers: int, budget: int) -> None:
     """Threads stand in for the processes: what is tested is which job starts when."""
     jobs = [
         BatchJob(
-            number=number, source=str(a), target=str(b), auxiliary=None, out=Path(f"/{number}"), config=TransferConfig(),
-            memory=memory, shared={f"s{a}": 10, f"t{b}": 5},
+            number=number,
+            source=str(a),
+            target=str(b),
+            auxiliary=None,
+            out=Path(f"/{number}"),
+            config=TransferConfig(),
+            memory=memory,
+            shared={f"s{a}": 10, f"t{b}": 5},
         )
         for number, (memory, a, b) in enumerate(sizes, 1)
-    ]  # fmt: skip
+    ]
     most: list[int] = []
     pool = Pool(jobs, workers, budget, 1, lambda job, stage: most.append(sum(w.reserved for w in pool.workers)))
     pool.context = Threads()
@@ -265,10 +277,16 @@ class Threads:
 def test_order_keeps_inputs_together() -> None:
     jobs = [
         BatchJob(
-            number=number, source=s, target=t, auxiliary=None, out=Path("/o"), config=TransferConfig(), shared={s: 1, t: 1}
+            number=number,
+            source=s,
+            target=t,
+            auxiliary=None,
+            out=Path("/o"),
+            config=TransferConfig(),
+            shared={s: 1, t: 1},
         )
         for number, (s, t) in enumerate([("a", "x"), ("b", "x"), ("a", "y"), ("b", "y"), ("a", "x")])
-    ]  # fmt: skip
+    ]
     assert [job.number for job in in_order(jobs)] == [0, 4, 2, 1, 3]
 
 

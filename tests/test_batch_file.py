@@ -78,13 +78,22 @@ device = "tpu"
     )
     found = faults(tmp_path, text)
     expected = {
-        6: ["'rigde'.*did you mean 'ridge'"], 7: ["job 1: out: found nothing"], 8: ["did you mean 'salt'"],
-        12: ["job 2: ridge: found 1 for method 'subword-mean'"], 13: ["'note'"], 19: ["nowhere/at/all"],
-        20: ["job 3: max_support: found 0"], 21: ["job 3: center: found 'yes'; expected true or false"],
-        22: ["seed: found 1.5"], 25: ["source-auxiliary: found none", "dictionary: found none"],
-        26: ["auxiliary vectors: found nothing"], 28: ["job 5: out: found an empty name"], 29: ["tpu"],
-        30: ["special_overrides"], 32: ["'default'.*did you mean 'defaults'"],
-    }  # fmt: skip
+        6: ["'rigde'.*did you mean 'ridge'"],
+        7: ["job 1: out: found nothing"],
+        8: ["did you mean 'salt'"],
+        12: ["job 2: ridge: found 1 for method 'subword-mean'"],
+        13: ["'note'"],
+        19: ["nowhere/at/all"],
+        20: ["job 3: max_support: found 0"],
+        21: ["job 3: center: found 'yes'; expected true or false"],
+        22: ["seed: found 1.5"],
+        25: ["source-auxiliary: found none", "dictionary: found none"],
+        26: ["auxiliary vectors: found nothing"],
+        28: ["job 5: out: found an empty name"],
+        29: ["tpu"],
+        30: ["special_overrides"],
+        32: ["'default'.*did you mean 'defaults'"],
+    }
     for line, patterns in expected.items():
         for pattern in patterns:
             assert any(re.search(pattern, message) for message in found.get(line, [])), (line, pattern, found)
@@ -116,10 +125,14 @@ def test_one_fault_of_many_jobs_is_told_once(pair, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("[[job]]\nout = \n", 2, "TOML"), ("[[job]\n", 1, "TOML"), ("", 1, "at least one"), ("[job]\nout = 'x'\n", 1, "double"),
-        ("job = 3\n", 1, r"\[\[job\]\]"), ("defaults = 3\n[[job]]\nout = 'o'\nsource = 's/s/s'\ntarget = 't/t/t'", 1, "table"),
+        ("[[job]]\nout = \n", 2, "TOML"),
+        ("[[job]\n", 1, "TOML"),
+        ("", 1, "at least one"),
+        ("[job]\nout = 'x'\n", 1, "double"),
+        ("job = 3\n", 1, r"\[\[job\]\]"),
+        ("defaults = 3\n[[job]]\nout = 'o'\nsource = 's/s/s'\ntarget = 't/t/t'", 1, "table"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_jobs(text: str, line: int, words: str, tmp_path) -> None:
     (tmp_path / "jobs.toml").write_text(text)
     with pytest.raises(InputError, match=rf"(?s)line {line}: .*{words}"):
@@ -205,10 +218,21 @@ def test_memory_and_workers() -> None:
 
 
 KEYS = st.sampled_from(["out", "method", '"a b"', "'c.d'", "max-support", '"\\u00e9"'])
-VALUES = st.sampled_from([
-    "3", "'x' # c", '"""\n[[job]]\nout = 1\n"""', "'''\n[defaults]\n'''", "[1,\n # ]\n '''[[job]]''', 2\n]", "{a = 1, b = '}'}",
-    '"\\"[[job]]"', '""', "''", '"""a"""""', "1979-05-27T07:32:00Z",
-])  # fmt: skip
+VALUES = st.sampled_from(
+    [
+        "3",
+        "'x' # c",
+        '"""\n[[job]]\nout = 1\n"""',
+        "'''\n[defaults]\n'''",
+        "[1,\n # ]\n '''[[job]]''', 2\n]",
+        "{a = 1, b = '}'}",
+        '"\\"[[job]]"',
+        '""',
+        "''",
+        '"""a"""""',
+        "1979-05-27T07:32:00Z",
+    ]
+)
 TABLES = st.lists(
     st.tuples(
         st.sampled_from(["[[job]]", "[[ job ]] # x", "[[job]]  "]),
@@ -238,6 +262,13 @@ def test_lines_are_those_where_tables_and_keys_stand(tables) -> None:
 def test_lines_of_dotted_keys_and_tables_within_tables() -> None:
     text = "a.b = 1\n[[job]]\n[job.x]\ny = 2\n[[job]]\nx.y = 3\n[defaults]\n"
     assert toml_lines(text) == {
-        ("a",): 1, ("a", "b"): 1, ("job", 0): 2, ("job", 0, "x"): 3, ("job", 0, "x", "y"): 4, ("job", 1): 5,
-        ("job", 1, "x"): 6, ("job", 1, "x", "y"): 6, ("defaults",): 7,
-    }  # fmt: skip
+        ("a",): 1,
+        ("a", "b"): 1,
+        ("job", 0): 2,
+        ("job", 0, "x"): 3,
+        ("job", 0, "x", "y"): 4,
+        ("job", 1): 5,
+        ("job", 1, "x"): 6,
+        ("job", 1, "x", "y"): 6,
+        ("defaults",): 7,
+    }

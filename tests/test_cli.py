@@ -162,9 +162,10 @@ def signalled(event: str, pattern: str, how: int, *words: object, **options) -> 
 )
 def test_an_interrupt_while_torch_is_loaded_is_one_line(command: str, module: str, tmp_path) -> None:
     words = {
-        "transfer": ["--source", "a", "--target", "b", "--auxiliary", "plm", "--out", "c"], "evaluate": ["a", "--text", "b"],
+        "transfer": ["--source", "a", "--target", "b", "--auxiliary", "plm", "--out", "c"],
+        "evaluate": ["a", "--text", "b"],
         "adapt": ["a", "--text", "b", "--out", "c"],
-    }[command]  # fmt: skip
+    }[command]
     done = signalled("import", module, signal.SIGINT, command, *words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (130, ""), done.stderr
     assert done.stderr == "saltlm: interrupted; nothing half-written was left behind\n"

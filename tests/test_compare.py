@@ -49,11 +49,17 @@ def place(tmp_path_factory):
 
 def call(pair, place, out, methods=METHODS, *, options=None, small=None, **more):
     return compare(
-        pair.source, pair.target, pair.vectors, methods, place / "text.txt", out,
+        pair.source,
+        pair.target,
+        pair.vectors,
+        methods,
+        place / "text.txt",
+        out,
         CompareConfig(**{"probe_steps": STEPS, "seeds": 2, "eval_steps": 2, **(options or {})}),
-        eval_texts=place / "eval.txt", adapt_config=AdaptConfig(**{**SMALL, **(small or {})}),
+        eval_texts=place / "eval.txt",
+        adapt_config=AdaptConfig(**{**SMALL, **(small or {})}),
         **{"source_eval_texts": place / "english.txt", "transfer_config": TransferConfig(device="cpu"), **more},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +116,13 @@ def test_a_probe_is_a_transfer_and_an_adaptation(done, pair, place, tmp_path, me
         transfer(pair.source, pair.target, None, model, TransferConfig(method=method, seed=1, device="cpu"))
     options = {**SMALL, "seq_length": length, "phases": f"embeddings:{STEPS}", "seed": 1, "eval_steps": 2}
     wanted = adapt(
-        model, place / "text.txt", tmp_path / "out", AdaptConfig(**options), eval_texts=place / "eval.txt",
+        model,
+        place / "text.txt",
+        tmp_path / "out",
+        AdaptConfig(**options),
+        eval_texts=place / "eval.txt",
         source_eval_texts=place / "english.txt",
-    )  # fmt: skip
+    )
     (found,) = [run for run in done.content["results"] if (run["method"], run["seed"]) == (method, 1)]
     assert [tuple(point) for point in found["bits_per_byte"]] == list(wanted.heldout)
     assert [tuple(p) for p in found["source_bits_per_byte"]] == [wanted.source[0], wanted.source[-1]]
@@ -219,11 +229,39 @@ def test_a_probe_that_diverges_is_reported_and_the_others_go_on(diverged, capsys
 
 def test_the_table_and_json(done, pair, place, capsys):
     arguments = [
-        "compare", "--source", pair.source, "--target", pair.target, "--auxiliary", pair.vectors,
-        "--methods", ",".join(METHODS), "--text", place / "text.txt", "--eval-text", place / "eval.txt",
-        "--source-eval-text", place / "english.txt", "--out", done.out, "--probe-steps", STEPS, "--seeds", 2,
-        "--eval-steps", 2, "--seq-length", 32, "--batch-size", 2, "--device", "cpu", "--eval-bytes", 600, "--quiet",
-    ]  # fmt: skip
+        "compare",
+        "--source",
+        pair.source,
+        "--target",
+        pair.target,
+        "--auxiliary",
+        pair.vectors,
+        "--methods",
+        ",".join(METHODS),
+        "--text",
+        place / "text.txt",
+        "--eval-text",
+        place / "eval.txt",
+        "--source-eval-text",
+        place / "english.txt",
+        "--out",
+        done.out,
+        "--probe-steps",
+        STEPS,
+        "--seeds",
+        2,
+        "--eval-steps",
+        2,
+        "--seq-length",
+        32,
+        "--batch-size",
+        2,
+        "--device",
+        "cpu",
+        "--eval-bytes",
+        600,
+        "--quiet",
+    ]
     assert main([*map(str, arguments)]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("to level: steps until", "normal", "original", f"best: {done.best}"))
@@ -234,10 +272,27 @@ def test_the_table_and_json(done, pair, place, capsys):
 def refused(pair, place, capsys, *more, code=2) -> str:
     before = sorted(place.rglob("*"))
     usual = [
-        "compare", "--source", pair.source, "--target", pair.target, "--auxiliary", pair.vectors, "--methods", "salt",
-        "--text", place / "text.txt", "--eval-text", place / "eval.txt", "--out", place / "new", "--probe-steps", 2,
-        "--seq-length", 32, "--quiet",
-    ]  # fmt: skip
+        "compare",
+        "--source",
+        pair.source,
+        "--target",
+        pair.target,
+        "--auxiliary",
+        pair.vectors,
+        "--methods",
+        "salt",
+        "--text",
+        place / "text.txt",
+        "--eval-text",
+        place / "eval.txt",
+        "--out",
+        place / "new",
+        "--probe-steps",
+        2,
+        "--seq-length",
+        32,
+        "--quiet",
+    ]
     assert main([*map(str, usual), *map(str, more)]) == code
     out, err = capsys.readouterr()
     assert not out and sorted(place.rglob("*")) == before and err.count("saltlm:") == 1
@@ -327,10 +382,33 @@ def test_vectors_that_no_method_reads_are_told_once(pair, place, tmp_path, capsy
     read = "salt" in methods
     vectors = pair.vectors if read else tmp_path / "missing.vec"
     words = [
-        "compare", "--source", pair.source, "--target", pair.target, "--auxiliary", vectors, "--methods", *methods,
-        "--text", place / "text.txt", "--eval-text", place / "eval.txt", "--out", tmp_path / "out", "--probe-steps", 1,
-        "--seeds", 1, "--seq-length", 32, "--device", "cpu", "--eval-bytes", 600, "--quiet",
-    ]  # fmt: skip
+        "compare",
+        "--source",
+        pair.source,
+        "--target",
+        pair.target,
+        "--auxiliary",
+        vectors,
+        "--methods",
+        *methods,
+        "--text",
+        place / "text.txt",
+        "--eval-text",
+        place / "eval.txt",
+        "--out",
+        tmp_path / "out",
+        "--probe-steps",
+        1,
+        "--seeds",
+        1,
+        "--seq-length",
+        32,
+        "--device",
+        "cpu",
+        "--eval-bytes",
+        600,
+        "--quiet",
+    ]
     assert main([*map(str, words)]) == 0
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     err = capsys.readouterr().err
@@ -374,10 +452,20 @@ def run(method: str, seed: int, costs, **more) -> dict:
     sizes = np.full(len(costs), 100)
     end = float(np.sum(costs) / sizes.sum())
     return {
-        "method": method, "seed": seed, "bits_per_byte": [[0, 4.0], [10, end]], "source_bits_per_byte": [], "diverged": None,
-        "document_nats": (np.asarray(costs) * np.log(2)).tolist(), "document_bytes": sizes.tolist(), "self_check": None,
-        "tokens_per_byte": 0.3, "seq_length": 8, "training_bytes": 5, "seconds": 1.0, **more,
-    }  # fmt: skip
+        "method": method,
+        "seed": seed,
+        "bits_per_byte": [[0, 4.0], [10, end]],
+        "source_bits_per_byte": [],
+        "diverged": None,
+        "document_nats": (np.asarray(costs) * np.log(2)).tolist(),
+        "document_bytes": sizes.tolist(),
+        "self_check": None,
+        "tokens_per_byte": 0.3,
+        "seq_length": 8,
+        "training_bytes": 5,
+        "seconds": 1.0,
+        **more,
+    }
 
 
 def test_ties_are_called_ties():
@@ -386,9 +474,12 @@ def test_ties_are_called_ties():
     swing = np.tile([-1.0, 1.0], 20)
     noise = {seed: random.normal(0, 0.5, size=40) for seed in (0, 1)}
     costs = {
-        "original": lambda seed: hard + 50, "best": lambda seed: hard, "same": lambda seed: hard + swing + 0.05,
-        "worse": lambda seed: hard + 3 + noise[seed], "torn": lambda seed: hard + (8 if seed else -1),
-    }  # fmt: skip
+        "original": lambda seed: hard + 50,
+        "best": lambda seed: hard,
+        "same": lambda seed: hard + swing + 0.05,
+        "worse": lambda seed: hard + 3 + noise[seed],
+        "torn": lambda seed: hard + (8 if seed else -1),
+    }
     cells = [Cell(name, None) for name in costs]
     found = summarize(cells, [run(name, seed, cost(seed)) for name, cost in costs.items() for seed in (0, 1)], 0.95)
     assert found["best"] == "best" and set(found["ties"]) == {"same", "torn"}

@@ -37,14 +37,23 @@ def test_bad_values_are_named_with_what_is_expected(name: str, value: object, wo
 
 
 @given(
-    method=st.sampled_from(METHODS), ridge=st.none() | st.floats(0, 1e6), center=st.booleans(),
-    max_support=st.none() | st.integers(1, 10**6), seed=st.integers(0, 2**63 - 1), heldout=st.floats(0, 0.5),
-)  # fmt: skip
+    method=st.sampled_from(METHODS),
+    ridge=st.none() | st.floats(0, 1e6),
+    center=st.booleans(),
+    max_support=st.none() | st.integers(1, 10**6),
+    seed=st.integers(0, 2**63 - 1),
+    heldout=st.floats(0, 0.5),
+)
 def test_the_command_line_makes_the_same_options(method, ridge, center, max_support, seed, heldout) -> None:
     config = TransferConfig(
-        method=method, ridge=ridge, center=center, max_support=max_support, seed=seed, heldout=heldout,
+        method=method,
+        ridge=ridge,
+        center=center,
+        max_support=max_support,
+        seed=seed,
+        heldout=heldout,
         special_overrides={"</s>": "<|end|>"} if center else {},
-    )  # fmt: skip
+    )
     argv = ["transfer", "--source", "s", "--target", "t", "--method", method, "--seed", str(seed)]
     argv += ["--heldout", repr(heldout)]
     argv += [] if ridge is None else ["--ridge", repr(ridge)]
@@ -66,11 +75,17 @@ def test_files_may_be_paths_and_are_saved_as_text(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_support", 2.5), ("max_support", True), ("seed", 1.0), ("pad_to_multiple_of", 65537),
-        ("pad_to_multiple_of", 10**30), ("ridge", "0.1"), ("special_overrides", None), ("special_overrides", {1: 2}),
+        ("max_support", 2.5),
+        ("max_support", True),
+        ("seed", 1.0),
+        ("pad_to_multiple_of", 65537),
+        ("pad_to_multiple_of", 10**30),
+        ("ridge", "0.1"),
+        ("special_overrides", None),
+        ("special_overrides", {1: 2}),
         ("heldout", None),
     ],
-)  # fmt: skip
+)
 def test_values_of_another_kind_are_named(name: str, value: object) -> None:
     with pytest.raises(InputError, match=name):
         TransferConfig(**{name: value})

@@ -23,9 +23,10 @@ import saltlm
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(found.name for found in pkgutil.iter_modules(saltlm.__path__) if found.name != "__main__")
 DOCUMENTS = [
-    path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), *ROOT.glob("bench/*.md"))
+    path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), *ROOT.glob("bench/*.md"))
     if path.is_file()
-]  # fmt: skip
+]
 IDS = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
 

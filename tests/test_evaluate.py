@@ -631,9 +631,14 @@ def test_a_config_is_frozen_documented_and_named_by_the_package() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"documents": "one string"}, "one string"), ({"documents": ["a", 1]}, "int"), ({"max_length": 9.5}, "9.5"),
-     ({"stride": 1.5}, "1.5"), ({"batch_tokens": 0.5}, "0.5")],
-)  # fmt: skip
+    [
+        ({"documents": "one string"}, "one string"),
+        ({"documents": ["a", 1]}, "int"),
+        ({"max_length": 9.5}, "9.5"),
+        ({"stride": 1.5}, "1.5"),
+        ({"batch_tokens": 0.5}, "0.5"),
+    ],
+)
 def test_values_of_another_kind_are_named(options: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         evaluate("not-looked-at", **{"documents": ["a"], **options})

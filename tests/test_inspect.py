@@ -310,11 +310,13 @@ def broken(folder, change: str) -> None:
             "beyond": lambda: arrays["rule_ids"].__setitem__(0, 10**6),
             "code": lambda: arrays["origin"].__setitem__(0, 99),
             "rows": lambda: arrays.update(
-                {n: arrays[n][:-1].copy() for n in (
-                    "origin", "source_id", "support_size", "rank", "residual", "status", "rule", "rule_kept")},
+                {
+                    n: arrays[n][:-1].copy()
+                    for n in ("origin", "source_id", "support_size", "rank", "residual", "status", "rule", "rule_kept")
+                },
                 rule_offsets=np.concatenate([arrays["rule_offsets"][:-2], arrays["rule_offsets"][-1:]]),
             ),
-        }[change]()  # fmt: skip
+        }[change]()
         save_file(arrays, path)
 
 

@@ -19,10 +19,18 @@ SIZES = st.lists(st.integers(1, 500), min_size=2, max_size=12)
 
 def evaluation(bits, sizes, name: str = "m") -> Evaluation:
     return Evaluation(
-        model=name, document_nats=np.array(bits) * np.log(2), document_bytes=np.array(sizes),
-        document_tokens=np.array(sizes), unknown_tokens=0, lossy_documents=0, max_length=8, stride=4, device="cpu",
-        dtype="float32", seconds=1.0,
-    )  # fmt: skip
+        model=name,
+        document_nats=np.array(bits) * np.log(2),
+        document_bytes=np.array(sizes),
+        document_tokens=np.array(sizes),
+        unknown_tokens=0,
+        lossy_documents=0,
+        max_length=8,
+        stride=4,
+        device="cpu",
+        dtype="float32",
+        seconds=1.0,
+    )
 
 
 def one(bits, sizes, *, confidence: float = 0.95, seed: int = 0, draws: int | None = None) -> Interval:

@@ -129,9 +129,10 @@ def test_focus_finds_all_our_shared_tokens_and_some_false_ones(focus, finnish_fo
             return True
 
     false = [
-        token for token, pieces in theirs.items()
+        token
+        for token, pieces in theirs.items()
         if not (alignment.shared[token] or flags[token] & (SPECIAL | HOLE) or broken(pieces[0]))
-    ]  # fmt: skip
+    ]
     assert len(missed) <= 0.002 * len(ours), [alignment.target.words()[token] for token in missed[:20]]
     assert not false, [(alignment.target.words()[token], theirs[token]) for token in false[:20]]
 

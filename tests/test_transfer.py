@@ -256,10 +256,20 @@ def test_the_folder_says_what_it_is(untied, tmp_path) -> None:
         arrays = {name: file.get_tensor(name) for name in file.keys()}
     types = {name: str(array.dtype) for name, array in arrays.items()}
     assert types == {
-        "origin": "uint8", "source_id": "int32", "support_size": "int32", "rank": "int32", "residual": "float32",
-        "status": "uint8", "rule": "uint8", "rule_offsets": "int64", "rule_ids": "int32", "rule_weights": "float32",
-        "rule_kept": "float32", "source_bytes": "uint8", "source_offsets": "int64",
-    }  # fmt: skip
+        "origin": "uint8",
+        "source_id": "int32",
+        "support_size": "int32",
+        "rank": "int32",
+        "residual": "float32",
+        "status": "uint8",
+        "rule": "uint8",
+        "rule_offsets": "int64",
+        "rule_ids": "int32",
+        "rule_weights": "float32",
+        "rule_kept": "float32",
+        "source_bytes": "uint8",
+        "source_offsets": "int64",
+    }
     np.testing.assert_array_equal(arrays["origin"], done.origin)
     assert ((arrays["source_id"] >= 0) == np.isin(arrays["origin"], (COPIED, ROLE))).all()
     names = [summary["statuses"][code]["name"] for code in arrays["status"]]

@@ -39,9 +39,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def own(source: Source) -> NewMatrices:
-    return NewMatrices(
-        input_rows=source.input_rows, output_rows=source.output_rows, output_bias=source.output_bias
-    )  # fmt: skip
+    return NewMatrices(input_rows=source.input_rows, output_rows=source.output_rows, output_bias=source.output_bias)
 
 
 def resized(source: Source, rows: int, dtype: torch.dtype | None = None) -> NewMatrices:
@@ -54,7 +52,7 @@ def resized(source: Source, rows: int, dtype: torch.dtype | None = None) -> NewM
 
     return NewMatrices(
         input_rows=make(source.input_rows), output_rows=make(source.output_rows), output_bias=make(source.output_bias)
-    )  # fmt: skip
+    )
 
 
 def write(out: Path, source: Source, matrices: NewMatrices, tokenizer=BPE, **options) -> Path:
@@ -136,9 +134,7 @@ def test_only_shards_with_rows_are_rewritten(tmp_path: Path) -> None:
     source = load_source(save_llama(tmp_path / "model", BPE, tied=False, max_shard_size=SMALL))
     out = write(tmp_path / "out", source, resized(source, 500))
     changed = {source.shards[source.input_name], source.shards[source.output_name]}
-    same = {
-        name for name in source.weights.headers if (out / name).read_bytes() == (source.folder / name).read_bytes()
-    }  # fmt: skip
+    same = {name for name in source.weights.headers if (out / name).read_bytes() == (source.folder / name).read_bytes()}
     assert same == set(source.weights.headers) - changed and same
 
 
@@ -340,13 +336,24 @@ def test_which_files_come_along(tmp_path: Path) -> None:
     source = load_source(folder)
     made = {"saltlm.json": b"{}", "README.md": lambda path: path.write_text("card") and None}
     out = write(
-        tmp_path / "out", source, own(source), config_changes={"bos_token_id": 3, "new": [1]},
-        generation_changes={"eos_token_id": 4}, extra_files=made,
-    )  # fmt: skip
+        tmp_path / "out",
+        source,
+        own(source),
+        config_changes={"bos_token_id": 3, "new": [1]},
+        generation_changes={"eos_token_id": 4},
+        extra_files=made,
+    )
     assert sorted(path.name for path in out.iterdir()) == [
-        "LICENSE", "NOTICE.txt", "README.md", "config.json", "generation_config.json", "model.safetensors", "saltlm.json",
-        "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "LICENSE",
+        "NOTICE.txt",
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "saltlm.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     new = json.loads((out / "config.json").read_text())
     assert (out / "README.md").read_text() == "card"
     assert new == config | {"bos_token_id": 3, "new": [1]}, "the rest unchanged, auto_map and tokenizer_class gone"

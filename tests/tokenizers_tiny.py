@@ -19,13 +19,21 @@ TEXT = [
 SPECIALS = {
     "byte_level_bpe": {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"},
     "sentencepiece_unigram": {
-        "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>",
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
     },
     "sentencepiece_bpe": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "wordpiece": {
-        "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
     },
-}  # fmt: skip
+}
 KINDS = tuple(SPECIALS)
 
 
@@ -39,9 +47,11 @@ def byte_level_bpe(size: int = 420, text: tuple[str, ...] = tuple(TEXT)) -> PreT
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=size,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=list(SPECIALS["byte_level_bpe"].values()),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(text, trainer)
     return _finish(tokenizer, "byte_level_bpe")
 

@@ -1,4 +1,4 @@
-"""The whole transfer as one function: load, align, vectors, rows, assemble, write (steps 1 to 6)."""
+"""The transfer, from top to bottom: load, align, read vectors, build rows, assemble, write."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .model.causal_lm import resolve_device
 from .model.checkpoint import Donor, Source
 from .model.weights import release_pages
 from .progress import Clock, StageProgress
+from .protocols import Tokenizer
 from .rows.assembly import Assembly
 from .rows.build import build_rows
 from .rows.methods import Job, anchors_of, method_of
@@ -162,7 +163,7 @@ def run_transfer(
     built = build_rows(job, assembly, tokenizer, clock, dry_run=dry_run)
     summary = summary_of(built, model, donor, assembly, tokenizer, expansion, auxiliary, clock.seconds)
     if not dry_run and destination is not None:
-        # With the source's tokens every id means what it meant.
+        # An expanded vocabulary keeps the ids of the source, so that no id in its configuration changes.
         changes = IdChanges(config={}, generation=None) if expansion else _changes(model, tokenizer, assembly)
         with clock("write"):
             write_folder(
@@ -196,7 +197,7 @@ def run_transfer(
     )
 
 
-def _changes(model: Source, tokenizer: Any, assembly: Assembly) -> IdChanges:
+def _changes(model: Source, tokenizer: Tokenizer, assembly: Assembly) -> IdChanges:
     return id_changes(model.config, model.generation_config, tokenizer, assembly.source_id)
 
 
@@ -206,7 +207,7 @@ def _destination(
     """The folder to write, checked against the files and folders that are read."""
     if out is None:
         return None
-    # Names of the hub are not files and cannot be overwritten.
+    # Names of hub models are no files, so they cannot be overwritten.
     inputs = [Path(name) for name in names if os.path.exists(name)]
     destination = check_output(Path(out), protected=inputs, force=config.force)
     if not locked:
@@ -215,7 +216,7 @@ def _destination(
 
 
 def _check_named(**given: str | Path | None) -> None:
-    """An empty name, as an unset variable in a shell gives it, would stand for the current folder."""
+    """Refuse empty names: an unset shell variable gives one, and pathlib would take it for the current folder."""
     for name, value in given.items():
         if value is not None and not str(value):
             raise input_error(
@@ -229,29 +230,41 @@ def _source_files(config: TransferConfig) -> list[str]:
 
 
 def _vectors(
-    config: TransferConfig, auxiliary: str | Path | None, tokenizer: Any, alignment: Alignment, model: Source, donor: Donor,
+    config: TransferConfig,
+    auxiliary: str | Path | None,
+    tokenizer: Tokenizer,
+    alignment: Alignment,
+    model: Source,
+    donor: Donor,
     shared: Shared,
-) -> tuple[Auxiliary | None, Auxiliary | None]:  # fmt: skip
-    """Vectors of the target's tokens and of the source's, as far as the method looks at them."""
-    kind = method_of(config).source_vectors
-    if kind == "segmented":
+) -> tuple[Auxiliary | None, Auxiliary | None]:
+    """Vectors of the target tokens and of the source tokens, as far as the method reads them."""
+    needs = method_of(config).source_vectors
+    vectors = None if needs == "segmented" else _target_vectors(config, auxiliary, alignment, model, donor, shared)
+    # check_method has refused a method without the files that it needs.
+    if auxiliary is not None and needs == "segmented":
         sizes = (alignment.target.size, alignment.source.size)
-        return segmented_vectors(auxiliary, (tokenizer, model.tokenizer), sizes)
-    vectors = _target_vectors(config, auxiliary, alignment, model, donor, shared)
-    if kind != "dictionary":
-        return vectors, None
-    width = vectors.vectors.shape[1]
-    return vectors, load_source_vectors(config.source_auxiliary, config.dictionary, auxiliary, alignment, width)
+        target_vectors, source_vectors = segmented_vectors(auxiliary, (tokenizer, model.tokenizer), sizes)
+        return target_vectors, source_vectors
+    if needs == "dictionary" and vectors is not None and auxiliary and config.source_auxiliary and config.dictionary:
+        width = vectors.vectors.shape[1]
+        return vectors, load_source_vectors(config.source_auxiliary, config.dictionary, auxiliary, alignment, width)
+    return vectors, None
 
 
 def _target_vectors(
-    config: TransferConfig, auxiliary: str | Path | None, alignment: Alignment, model: Source, donor: Donor, shared: Shared
-) -> Auxiliary | None:  # fmt: skip
+    config: TransferConfig,
+    auxiliary: str | Path | None,
+    alignment: Alignment,
+    model: Source,
+    donor: Donor,
+    shared: Shared,
+) -> Auxiliary | None:
     if auxiliary is None or not method_of(config).vectors:
         return None
     if str(auxiliary) != "plm":
         return shared.vectors(auxiliary, alignment, model, donor, config)
-    # Tokens beyond the PLM's rows (added ones) have no row and so no vector.
+    # Added tokens beyond the rows of the PLM have no row, and so no vector.
     size = alignment.target.size
     plm = torch.zeros(size, donor.input_rows.shape[1])
     both = min(size, len(donor.input_rows))
@@ -260,9 +273,16 @@ def _target_vectors(
 
 
 def _job(
-    assembly: Assembly, model: Source, donor: Donor, alignment: Alignment, vectors: Auxiliary | None,
-    config: TransferConfig, device: torch.device, clock: Clock,
-) -> Job:  # fmt: skip
+    assembly: Assembly,
+    model: Source,
+    donor: Donor,
+    alignment: Alignment,
+    vectors: Auxiliary | None,
+    config: TransferConfig,
+    device: torch.device,
+    clock: Clock,
+) -> Job:
+    """What the method works from."""
 
     def progress(done: int, total: int) -> None:
         release_pages()

@@ -86,18 +86,19 @@ class Shared:
 
     def source(self, name: str | Path, config: TransferConfig) -> Source:
         """:func:`~saltlm.model.checkpoint.load_source`."""
-        options = {
-            "gguf_file": config.gguf_file, "revision": config.source_revision,
-            "trust_remote_code": config.trust_remote_code,
-        }  # fmt: skip
-        key = ("source", str(name), *options.values(), stamp(name))
-        return self.get(key, lambda: load_source(name, **options), _model_bytes)
+        file, revision, trust = config.gguf_file, config.source_revision, config.trust_remote_code
+        key = ("source", str(name), file, revision, trust, stamp(name))
+        return self.get(
+            key,
+            lambda: load_source(name, gguf_file=file, revision=revision, trust_remote_code=trust),
+            _model_bytes,
+        )
 
     def donor(self, name: str | Path, config: TransferConfig) -> Donor:
         """:func:`~saltlm.model.checkpoint.load_donor`."""
-        options = {"revision": config.target_revision, "trust_remote_code": config.trust_remote_code}
-        key = ("donor", str(name), *options.values(), stamp(name))
-        return self.get(key, lambda: load_donor(name, **options), _model_bytes)
+        revision, trust = config.target_revision, config.trust_remote_code
+        key = ("donor", str(name), revision, trust, stamp(name))
+        return self.get(key, lambda: load_donor(name, revision=revision, trust_remote_code=trust), _model_bytes)
 
     def aligned(self, model: Source, donor: Donor, config: TransferConfig) -> tuple[Any, Alignment]:
         """The new tokenizer, and its alignment to the source's; models that bring the same tokenizer files share them."""

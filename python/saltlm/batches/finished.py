@@ -84,7 +84,8 @@ def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
         entry, config = recorded["source_auxiliary"], job.config
         if changed := _vectors(entry, config.source_auxiliary):
             return f"source_auxiliary: {changed}"
-        if entry["dictionary"] != config.dictionary or entry["dictionary_sha256"] != _digest(Path(config.dictionary)):
+        dictionary = config.dictionary or ""  # rules.check_method requires one for such a method
+        if entry["dictionary"] != config.dictionary or entry["dictionary_sha256"] != _digest(Path(dictionary)):
             return f"dictionary: another than {config.dictionary}"
     return None
 

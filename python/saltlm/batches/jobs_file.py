@@ -237,9 +237,9 @@ def build(draft: Draft, faults: Faults) -> BatchJob | None:
                 faults.add(draft.at(name if name in draft.lines else "method"), fault, draft.number)
     if faults.of(draft.number) or not all(_sound(draft, name) for name in draft.values):
         return None
-    inputs = {name: draft.values.get(name) for name in INPUTS}
-    out = Path(inputs.pop("out")).expanduser()
-    return BatchJob(number=draft.number, out=Path(os.path.realpath(out)), config=config, **inputs)
+    values: dict[str, Any] = {name: draft.values.get(name) for name in INPUTS}
+    out = Path(values.pop("out")).expanduser()
+    return BatchJob(number=draft.number, out=Path(os.path.realpath(out)), config=config, **values)
 
 
 def _sound(draft: Draft, name: str) -> bool:

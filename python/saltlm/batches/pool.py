@@ -69,8 +69,8 @@ class Pool:
             self._end(worker)
 
     def _ready(self) -> list[_Worker]:
-        pipes = {worker.pipe: worker for worker in self.workers}
-        return [pipes[pipe] for pipe in waiting.wait(list(pipes), timeout=1.0)]
+        ready = waiting.wait([worker.pipe for worker in self.workers], timeout=1.0)
+        return [worker for worker in self.workers if worker.pipe in ready]
 
     def _fill(self) -> None:
         """Give jobs to idle workers, and start workers, as far as the budget goes."""

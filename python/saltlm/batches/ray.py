@@ -55,7 +55,8 @@ class Cluster:
 
     def run(self, jobs: Sequence[BatchJob], ended: Callable[[BatchJob, Outcome], None]) -> None:
         """Do all jobs; ``ended`` is told of each. An interrupt cancels what runs and goes on upwards."""
-        waiting, running = in_order(jobs), {}
+        waiting = in_order(jobs)
+        running: dict[Any, BatchJob] = {}
         attempts = dict.fromkeys((job.number for job in jobs), 0)
         remote = self.ray.remote(max_retries=0, num_cpus=self.threads)(_task)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 Place = tuple[str | int, ...]
 
@@ -118,8 +119,8 @@ def _end_of_value(text: str, at: int) -> int:
 
 def parse(text: str) -> dict[str, object]:
     """The document as plain values; raises the parser's ValueError."""
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     return tomllib.loads(text)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..adaptation.config import AdaptConfig
@@ -72,7 +73,7 @@ def run_adapt(arguments: argparse.Namespace) -> None:
     from . import show_adapt as adapt_show
 
     config = config_from(arguments, AdaptConfig)
-    replay = dict(_ratio(entry) for entry in arguments.replay)
+    replay: dict[str | Path, float] = dict(_ratio(entry) for entry in arguments.replay)
     with adapt_show.adapting(arguments.quiet or arguments.json) as report:
         done = adapt(
             arguments.model, arguments.text, arguments.out, config, eval_texts=arguments.eval_text,

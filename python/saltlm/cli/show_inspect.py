@@ -41,8 +41,9 @@ def overview(found: Mapping[str, Any]) -> None:
     console = Output()
     total = found["rows"]
     table = Table(title=escape(f"{total:,} rows by {found['method']}"))
-    for heading, side in (("origin", "left"), ("rows", "right"), ("share", "right"), ("median norm", "right")):
-        table.add_column(heading, justify=side)
+    table.add_column("origin")
+    for heading in ("rows", "share", "median norm"):
+        table.add_column(heading, justify="right")
     table.add_column("what it is")
     for name, count in found["counts"].items():
         if count:

@@ -75,7 +75,7 @@ def provenance_bytes(assembly: Assembly, source: Vocabulary) -> bytes:
     from safetensors.numpy import save
 
     recipe = assembly.recipe()
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "origin": assembly.origin,
         "source_id": assembly.source_id,
         "support_size": assembly.support_size,

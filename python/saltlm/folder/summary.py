@@ -30,9 +30,15 @@ NO_END = (
 
 
 def summary_of(
-    built: Built, model: Source, donor: Donor, assembly: Assembly, tokenizer: Any, expansion: Expansion | None,
-    auxiliary: str | Path | None, seconds: Mapping[str, float],
-) -> dict[str, Any]:  # fmt: skip
+    built: Built,
+    model: Source,
+    donor: Donor,
+    assembly: Assembly,
+    tokenizer: Any,
+    expansion: Expansion | None,
+    auxiliary: str | Path | None,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
     """What was read, what came of it, and what a user should know before trusting it.
 
     Args:
@@ -51,11 +57,14 @@ def summary_of(
     sides = {"source": (model, model.given_folder), "target": (donor, donor.folder)}
     inputs: dict[str, Any] = {
         side: {
-            "path": str(loaded.name), "revision": loaded.revision, "architecture": loaded.architecture,
-            "licence": licence_of(folder), "sha256": dict(loaded.files),
+            "path": str(loaded.name),
+            "revision": loaded.revision,
+            "architecture": loaded.architecture,
+            "licence": licence_of(folder),
+            "sha256": dict(loaded.files),
         }
         for side, (loaded, folder) in sides.items()
-    }  # fmt: skip
+    }
     if vectors is not None:
         inputs["auxiliary"] = {**vectors.description, "licence": "not stated"}
     if job.source_auxiliary is not None:
@@ -89,10 +98,12 @@ def summary_of(
     summary["expansion"] = None if expansion is None else expansion.counts
     summary |= built.posts
     summary["warnings"] = [
-        *_warnings(summary, model, config), *_template_warnings(config, model.tokenizer, tokenizer),
+        *_warnings(summary, model, config),
+        *_template_warnings(config, model.tokenizer, tokenizer),
         *_rule_warnings(summary, config, assembly, donor),
-        *_without_effect(config, auxiliary, model, donor), *([NO_END] if tokenizer.eos_token_id is None else []),
-    ]  # fmt: skip
+        *_without_effect(config, auxiliary, model, donor),
+        *([NO_END] if tokenizer.eos_token_id is None else []),
+    ]
     return summary
 
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -122,23 +122,25 @@ def write_folder(
 
 
 def _replacements(source: Source, matrices: NewMatrices) -> dict[str, torch.Tensor]:
-    """Checkpoint key -> new tensor, with the copies that some checkpoints hold of a tied matrix."""
+    """Checkpoint key -> new tensor; some checkpoints hold a tied matrix twice, under two keys."""
     pairs = (
         (source.input_name, source.input_rows, matrices.input_rows),
         (source.output_name, source.output_rows, matrices.output_rows),
         (source.bias_name, source.output_bias, matrices.output_bias),
     )
-    found = {}
+    replaced: dict[str, torch.Tensor] = {}
     for key, old, new in pairs:
-        if (old is None) != (new is None) or (old is not None and old.shape[1:] != new.shape[1:]):
-            have = "none" if new is None else list(new.shape)
-            raise ValueError(f"{source.name}: the tensor for {key} is {have}, the source's {_shape(old)}")
-        if new is not None:
-            bad = _first_not_finite(new)
-            if bad is not None:
-                raise BackendError(f"{key}: row {bad} of the new matrix is not finite; nothing was written")
-            found[key] = new
-    return found | {copy: found[key] for copy, key in source.copies.items()}
+        if key is None or old is None or new is None:
+            if old is not None or new is not None:
+                raise ValueError(f"{source.name}: the tensor for {key} is {_shape(new)}, the source's {_shape(old)}")
+            continue
+        if old.shape[1:] != new.shape[1:]:
+            raise ValueError(f"{source.name}: the tensor for {key} is {_shape(new)}, the source's {_shape(old)}")
+        bad = _first_not_finite(new)
+        if bad is not None:
+            raise BackendError(f"{key}: row {bad} of the new matrix is not finite; nothing was written")
+        replaced[key] = new
+    return replaced | {copy: replaced[key] for copy, key in source.copies.items()}
 
 
 def _shape(tensor: torch.Tensor | None) -> object:
@@ -227,7 +229,7 @@ def _index(source: Source, replaced: Mapping[str, torch.Tensor]) -> dict[str, An
             if new is not None and name not in source.copies:
                 grown += new.numel() - math.prod(entry.shape)
     index = dict(source.weights.index or {})
-    metadata = dict(index.get("metadata") or {})
+    metadata: dict[str, Any] = dict(cast("Mapping[str, Any]", index.get("metadata") or {}))
     metadata["total_size"] = size
     if isinstance(metadata.get("total_parameters"), int):
         metadata["total_parameters"] += grown
