@@ -26,9 +26,18 @@ from .config import Cell
 Report = Callable[[str, int, int], None]
 HELDOUT = "heldout_bits_per_byte"
 PROBED = (
-    "bits_per_byte", "source_bits_per_byte", "document_nats", "document_bytes", "tokens_per_byte", "notes", "diverged",
-    "seq_length", "training_bytes", "training_tokens", "step_seconds",
-)  # fmt: skip
+    "bits_per_byte",
+    "source_bits_per_byte",
+    "document_nats",
+    "document_bytes",
+    "tokens_per_byte",
+    "notes",
+    "diverged",
+    "seq_length",
+    "training_bytes",
+    "training_tokens",
+    "step_seconds",
+)
 
 
 class TooLittleText(InputError):
@@ -164,9 +173,18 @@ class _Recorder(Recorder):
 
 
 def run_cell(
-    cell: Cell, seed: int, *, inputs: tuple[Any, Any, Any], original: Path, text: _Text, config: AdaptConfig, scratch: Path,
-    earlier: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], report: Report,
-) -> dict[str, Any]:  # fmt: skip
+    cell: Cell,
+    seed: int,
+    *,
+    inputs: tuple[Any, Any, Any],
+    original: Path,
+    text: _Text,
+    config: AdaptConfig,
+    scratch: Path,
+    earlier: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    report: Report,
+) -> dict[str, Any]:
     """Transfer and probe.
 
     Args:
@@ -209,11 +227,15 @@ def run_cell(
     else:
         found = {name: same[name] for name in PROBED}
     return {
-        **found, "rows": rows, "tuning": chosen, "same_as": None if same is None else same["method"],
+        **found,
+        "rows": rows,
+        "tuning": chosen,
+        "same_as": None if same is None else same["method"],
         **{name: summary.get(key) for name, key in (("self_check", "heldout"), ("counts", "counts"))},
-        "warnings": summary.get("warnings", []), "transfer_seconds": round(built - began, 3),
+        "warnings": summary.get("warnings", []),
+        "transfer_seconds": round(built - began, 3),
         "seconds": round(time.perf_counter() - began, 3),
-    }  # fmt: skip
+    }
 
 
 def _reads_text(cell: Cell) -> bool:
@@ -252,9 +274,11 @@ def tuning_documents(path: str, text: _Text) -> list[str]:
     documents = [document for document in kept if not held(document)]
     if not documents:
         raise input_error(
-            "tune_text", f"nothing in {path} that is not held out", "text beside the held-out one",
+            "tune_text",
+            f"nothing in {path} that is not held out",
+            "text beside the held-out one",
             "give another file, e.g. the training text",
-        )  # fmt: skip
+        )
     sample(documents, TEXT_BYTES)
     return documents
 
@@ -276,15 +300,24 @@ def probe(
     steps = sum(phase.steps for phase in config.schedule_of_phases)
     with quiet_transformers():
         job = load_job(
-            folder, name, config, find_processes(config), streams=lambda packer: _streams(text, packer, config, ()),
-            shares=text.shares, heldout=text.heldout, source=text.source,
-        )  # fmt: skip
+            folder,
+            name,
+            config,
+            find_processes(config),
+            streams=lambda packer: _streams(text, packer, config, ()),
+            shares=text.shares,
+            heldout=text.heldout,
+            source=text.source,
+        )
         taker = _Evaluations(job, start)
         job.evaluate = taker  # in place of its own, which keeps no document's cost
         recorder = _Recorder(
-            scratch / "metrics.jsonl", steps=steps, rows=job.lm.rows, writes=True,
+            scratch / "metrics.jsonl",
+            steps=steps,
+            rows=job.lm.rows,
+            writes=True,
             progress=lambda found: report("probe", found.step, found.steps),
-        )  # fmt: skip
+        )
         diverged = None
         try:
             with recorder:
@@ -297,10 +330,13 @@ def probe(
     return {
         "bits_per_byte": [[line["step"], line[HELDOUT]] for line in recorder.lines if HELDOUT in line],
         "source_bits_per_byte": [[step, value] for step, value in zip((0, steps), taker.source, strict=False)],
-        **taker.costs(whole=diverged is None), "diverged": diverged, "seq_length": config.seq_length,
-        "training_bytes": round(recorder.bytes), "training_tokens": recorder.tokens,
+        **taker.costs(whole=diverged is None),
+        "diverged": diverged,
+        "seq_length": config.seq_length,
+        "training_bytes": round(recorder.bytes),
+        "training_tokens": recorder.tokens,
         "step_seconds": round(sum(line.get("seconds", 0) for line in recorder.lines), 3),
-    }  # fmt: skip
+    }
 
 
 class _Evaluations:

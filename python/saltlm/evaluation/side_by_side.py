@@ -199,8 +199,13 @@ def evaluate_models(
 
             report(name, 0, 0)
             lm = load_causal_lm(
-                name, device=device, dtype=dtype, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
-            )  # fmt: skip
+                name,
+                device=device,
+                dtype=dtype,
+                gguf_file=gguf_file,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
             found[name] = _measure(lm, documents, kept, (prompts, beginnings), ready, config, report)
             del lm
     options = {"confidence": config.confidence, "seed": config.seed}

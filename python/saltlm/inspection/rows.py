@@ -17,10 +17,20 @@ from ..errors import InputError, first_line, input_error
 FILES = ("saltlm.json", "provenance.safetensors")
 EXPECTED = "a folder written by saltlm transfer (or adapt), with " + " and ".join(FILES)
 TYPES = {
-    "origin": "uint8", "source_id": "int32", "support_size": "int32", "rank": "int32", "residual": "float32", "status": "uint8",
-    "rule": "uint8", "rule_offsets": "int64", "rule_ids": "int32", "rule_weights": "float32", "rule_kept": "float32",
-    "source_bytes": "uint8", "source_offsets": "int64",
-}  # fmt: skip
+    "origin": "uint8",
+    "source_id": "int32",
+    "support_size": "int32",
+    "rank": "int32",
+    "residual": "float32",
+    "status": "uint8",
+    "rule": "uint8",
+    "rule_offsets": "int64",
+    "rule_ids": "int32",
+    "rule_weights": "float32",
+    "rule_kept": "float32",
+    "source_bytes": "uint8",
+    "source_offsets": "int64",
+}
 BUILT = ("solved", "composed", "drawn")
 EXTREMES = 8  # rows named at each end of the overview
 
@@ -177,9 +187,13 @@ class Rows:
 
     def _short(self, row: int) -> dict[str, Any]:
         return {
-            "id": int(row), "token": self.texts[row], "origin": self.origin(row), "status": self.status(row),
-            "residual": float(self.arrays["residual"][row]), "norm": _number(self.norms[row]),
-        }  # fmt: skip
+            "id": int(row),
+            "token": self.texts[row],
+            "origin": self.origin(row),
+            "status": self.status(row),
+            "residual": float(self.arrays["residual"][row]),
+            "norm": _number(self.norms[row]),
+        }
 
     def _warnings(self) -> list[str]:
         found = []
