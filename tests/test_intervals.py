@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import Evaluation
-from saltlm.evaluation.intervals import PairedDifference, Interval, Intervals, intervals, ratio_intervals
+from saltlm.evaluation.intervals import Interval, Intervals, PairedDifference, intervals, ratio_intervals
 
 SIZES = st.lists(st.integers(1, 500), min_size=2, max_size=12)
 
