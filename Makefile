@@ -2,17 +2,20 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
+# What installs Python packages into .venv; .ci/run names uv, which is faster and shares files between environments.
+INSTALL ?= $(PY) -m pip install --quiet
 SETUP  := $(VENV)/.setup-demo
 TESTED := $(VENV)/.setup-test
 # What a build depends on: when one of these is newer than the stamp, the package is built again.
 SOURCES := pyproject.toml Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rust/src cuda_ext -type f \( -name '*.rs' -o -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \))
 
-.PHONY: demo test test-property test-real bench lint wheel prerequisites clean help
+.PHONY: demo test test-property coverage test-real bench lint wheel prerequisites clean help
 
 help:
 	@echo "make demo       transfer a real model to Finnish and show bits per byte (first run downloads about 300 MB)"
 	@echo "make test       all tests that need no network and no GPU, Rust's included"
 	@echo "make test-property  the property tests on random examples, from a seed that is printed; SALTLM_SEED=N repeats a run"
+	@echo "make coverage   make test, measured: fails below the share of lines and branches in pyproject.toml"
 	@echo "make test-real  the tests on real inputs (downloaded once, cached)"
 	@echo "make bench      the benchmarks; results are kept in bench/RESULTS.md"
 	@echo "make lint       formatters and linters of all three languages"
@@ -26,18 +29,18 @@ prerequisites:
 
 $(VENV)/.created: | prerequisites
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
+	$(INSTALL) --upgrade pip
 	@echo "installing torch and the build tools (several GB the first time; no GPU is needed)"
-	$(PY) -m pip install --quiet "torch>=2.10" "maturin>=1.9,<2" "ninja>=1.11" numpy
+	$(INSTALL) "torch>=2.10" "maturin>=1.9,<2" "ninja>=1.11" numpy
 	@touch $@
 
 $(SETUP): $(VENV)/.created $(SOURCES)
 	@echo "building saltlm"
-	$(PY) -m pip install --quiet --no-build-isolation -e ".[demo]"
+	$(INSTALL) --no-build-isolation -e ".[demo]"
 	@touch $@
 
 $(TESTED): $(SETUP)
-	$(PY) -m pip install --quiet --no-build-isolation -e ".[test,demo]"
+	$(INSTALL) --no-build-isolation -e ".[test,demo]"
 	@touch $@
 
 demo: $(SETUP)
@@ -50,6 +53,14 @@ test: $(TESTED)
 test-property: $(TESTED)
 	@seed=$${SALTLM_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "SALTLM_SEED=$$seed"; \
 	SALTLM_SEED=$$seed $(PY) -m pytest -q -m "property and not real"
+
+coverage: $(TESTED)
+	$(INSTALL) "coverage>=7.10"
+	cargo test --quiet --workspace --release
+	rm -rf build/coverage
+	$(PY) -m coverage run -m pytest -q
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report --skip-covered --sort=cover
 
 test-real: $(TESTED)
 	$(PY) -m pytest -q -m real

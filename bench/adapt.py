@@ -102,11 +102,14 @@ def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
     Returns:
         The end time of each step, and its loss.
     """
-    from saltlm.adaptation import training
+    from saltlm.adaptation import session, training
     from saltlm.adaptation.checkpoints import RunFolder
     from saltlm.adaptation.config import AdaptConfig
     from saltlm.adaptation.metrics import Recorder
     from saltlm.adaptation.processes import find_processes, training_arguments
+
+    def not_used(*_):
+        raise RuntimeError("the phase 'all' has neither a row mask nor a teacher")
 
     class GivenBlocks:
         marks, passes = (), 0
@@ -137,7 +140,7 @@ def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
             progress=lambda report: times.append(time.perf_counter()),
         )
         with recorder:
-            chunked = training.prepare_model(model, config, find_processes(config))
+            chunked = session.prepare_model(model, config, find_processes(config))
             run = training.Run(
                 config=config,
                 model=model,
@@ -148,8 +151,10 @@ def ours(model, blocks, steps: int, device: str) -> tuple[list[float], list[floa
                 recorder=recorder,
                 evaluate=dict,
                 phases=config.schedule_of_phases,
+                row_mask=not_used,
+                distillation=not_used,
             )
-            training.train_phase(run, training_arguments(config), None)
+            session.train_phase(run, training_arguments(config), None)
         return times, [line["loss"] for line in recorder.lines]
 
 
@@ -180,14 +185,14 @@ def memory(how: str, device: str) -> dict:
     hidden = torch.randn(tokens, width, device=device, requires_grad=True)
     head = torch.nn.Linear(width, rows, bias=False, device=device)
     targets = torch.randint(0, rows, (tokens,), device=device)
-    from saltlm.adaptation.chunked_loss import LOGIT_FLOATS, chunked_cross_entropy
+    from saltlm.adaptation.chunked_loss import DEFAULT_LOGITS, chunked_cross_entropy
 
     before = peak(device)
     started = time.perf_counter()
     if how == "stock":
         loss = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum")
     else:
-        loss = chunked_cross_entropy(hidden, targets, head, list(head.parameters()), LOGIT_FLOATS // rows)
+        loss = chunked_cross_entropy(hidden, targets, head, list(head.parameters()), DEFAULT_LOGITS // rows)
     loss.backward()
     total = float(loss.detach())
     return {

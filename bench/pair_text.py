@@ -16,8 +16,8 @@ from saltlm.files.cache import cache_folder, cached_folder
 from saltlm.files.hashing import sha256_file
 from saltlm_demo.input_text import (
     HELDOUT_BYTES,
+    MIN_CHARACTERS,
     MORE,
-    SHORTEST,
     Text,
     catalogue_text,
     download,
@@ -52,7 +52,7 @@ def arabic() -> Text:
     documents: list[str] = []
     for page in "\n".join(handbook("ar-MA")).split("\n\n"):
         documents += join_documents(line for line in page.splitlines() if seen[line] == 1 and is_arabic(line))
-    documents = [document for document in documents if len(document) >= SHORTEST]
+    documents = [document for document in documents if len(document) >= MIN_CHARACTERS]
     documents.sort(key=lambda document: hashlib.sha256(document.encode()).digest())
     heldout, training = split_off(documents, HELDOUT_BYTES)
     return Text(
@@ -64,9 +64,9 @@ def arabic() -> Text:
 
 
 def is_arabic(line: str) -> bool:
-    """Whether most letters of a line are Arabic, and it has at least :data:`SHORTEST` characters."""
+    """Whether most letters of a line are Arabic, and it has at least :data:`MIN_CHARACTERS` characters."""
     letters = sum(character.isalpha() for character in line)
-    return len(line) >= SHORTEST and 2 * sum("\u0600" <= c <= "\u06ff" and c.isalpha() for c in line) > letters
+    return len(line) >= MIN_CHARACTERS and 2 * sum("\u0600" <= c <= "\u06ff" and c.isalpha() for c in line) > letters
 
 
 def without_overlap(training: Iterable[str], heldout: Iterable[str]) -> list[str]:

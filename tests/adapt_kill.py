@@ -1,4 +1,4 @@
-"""Runs adaptations in forked children, to be killed: imports are paid once. Prints one JSON object.
+"""Runs adaptations in forked child processes and kills them; the parent imports the libraries once. Prints one JSON object.
 
 Usage: adapt_kill.py FOLDER OUT uninterrupted|kill|signal
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401 - paid for before the forks, like the next two
+import matplotlib.figure  # noqa: F401 - imported before the forks, like the next two
 import torch
 import torch.utils.tensorboard
 import transformers.trainer  # noqa: F401
@@ -22,12 +22,22 @@ from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.run import adapt
 
 OPTIONS = {
-    "phases": "rows:3,embeddings:2,all:5", "seq_length": 32, "batch_size": 2, "accumulate": 2, "device": "cpu", "heldout": 0.2,
-    "eval_bytes": 500, "eval_steps": 4, "save_steps": 2, "learning_rate": 1e-3, "shuffle_documents": 8, "dtype": "float32",
-}  # fmt: skip
+    "phases": "rows:3,embeddings:2,all:5",
+    "seq_length": 32,
+    "batch_size": 2,
+    "accumulate": 2,
+    "device": "cpu",
+    "heldout": 0.2,
+    "eval_bytes": 500,
+    "eval_steps": 4,
+    "save_steps": 2,
+    "learning_rate": 1e-3,
+    "shuffle_documents": 8,
+    "dtype": "float32",
+}
 
 
-# What a hook is told of: anything that is done to a file by its name.
+# Audit events of every operation on a file that is given by its name.
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.listdir", "os.scandir")
 
 
@@ -45,9 +55,12 @@ def run(folder: Path, out: Path, after_line: Callable[[], None]) -> None:
 
 
 def child(folder: Path, out: Path, when: Callable[[], bool] = lambda: False, number: int = 0) -> int:
-    """The exit code of a run in a child process, which sends itself the signal the first time that ``when`` holds.
+    """Run an adaptation in a child process, which sends itself a signal the first time that ``when`` returns ``True``.
 
-    That is asked after each line of metrics and before anything is done to a file by its name.
+    ``when`` is called after each line of metrics and before every operation on a file that is given by its name.
+
+    Returns:
+        The exit code of the child.
     """
     process = os.fork()
     if process:
@@ -57,7 +70,7 @@ def child(folder: Path, out: Path, when: Callable[[], bool] = lambda: False, num
     def ask() -> None:
         nonlocal asked
         if not asked:
-            asked = True  # asking opens files, too
+            asked = True  # when() opens files itself
             if when():
                 os.kill(os.getpid(), number)
             else:
@@ -79,8 +92,8 @@ def steps(out: Path) -> int:
 
 
 def moments(out: Path) -> Iterator[Callable[[], bool]]:
-    """Moments to be killed at: after lines of metrics, and within the writing of checkpoints and of the last folder."""
-    writing = lambda pattern, place: lambda: any(place.glob(pattern))  # noqa: E731
+    """Conditions at which the run is killed: while it writes a checkpoint, after a step, and while it writes the model."""
+    writing = lambda pattern, folder: lambda: any(folder.glob(pattern))  # noqa: E731
     for step in (2, 5):
         yield writing(f".step-{step}.writing/*/*", out / "checkpoints")
     yield lambda: steps(out) >= 8

@@ -14,7 +14,7 @@ ORIGINS = ["copied", "role", "solved", "composed", "drawn", "padding"]
 
 
 def documents(count: int = 60, seed: int = 0) -> list[str]:
-    """Different documents of one to three sentences."""
+    """Documents of three lines each, all different."""
     random = np.random.default_rng(seed)
     words = " ".join(TEXT).split()
     return [
@@ -29,7 +29,7 @@ def text_file(path: Path, count: int = 60, seed: int = 0) -> Path:
 
 
 def transferred(folder: Path, kind: str = "llama", tokenizer: str = "byte_level_bpe", **options) -> Path:
-    """A model folder that says of every third row that it was not copied."""
+    """Write a model folder with a provenance in which every third row was not copied."""
     save = {"llama": models_tiny.save_llama, "gpt2": models_tiny.save_gpt2, "phi": models_tiny.save_phi}[kind]
     save(folder, tiny(tokenizer), **options)
     rows = len(tiny(tokenizer))

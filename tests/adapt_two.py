@@ -1,7 +1,7 @@
-"""Runs adaptations one after the other in the processes of torchrun, whose imports are paid once.
+"""Runs several adaptations in the same processes of torchrun, so that the libraries are imported once.
 
 Usage: torchrun ... adapt_two.py JOBS, a JSON list of {"model", "text", "out", "config", "stop": step or null}.
-A job that is to stop gets a SIGTERM after that step in one of the processes, and goes on with resume.
+A job with a step to stop at sends SIGTERM to one of the processes after that step, and is then resumed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import sys
 
 import torch
 
-from saltlm.adaptation import session as adapt_model
+from saltlm.adaptation import session
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.adaptation.run import adapt
 from saltlm.adaptation.sharding import is_sharded
 
 
-def numbers(model) -> tuple[int, int]:
-    """Floats of the model, and those of them that this process holds."""
+def sizes_of(model) -> tuple[int, int]:
+    """Number of weights of the model, and of those that this process holds."""
     parameters = list(model.parameters())
-    held = [parameter.to_local() if is_sharded(parameter) else parameter for parameter in parameters]
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in held)
+    local = [parameter.to_local() if is_sharded(parameter) else parameter for parameter in parameters]
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in local)
 
 
 def run(job: dict, **more) -> None:
@@ -37,14 +37,14 @@ def run(job: dict, **more) -> None:
 def main(jobs: list[dict]) -> None:
     torch.set_num_threads(1)
     sizes = []
-    stock = adapt_model.prepare_model
+    prepare_model = session.prepare_model
 
-    def watched(model, *rest):
-        found = stock(model, *rest)
-        sizes.append(numbers(model))
-        return found
+    def prepare_and_measure(model, *rest):
+        chunked = prepare_model(model, *rest)
+        sizes.append(sizes_of(model))
+        return chunked
 
-    adapt_model.prepare_model = watched
+    session.prepare_model = prepare_and_measure
     for job in jobs:
         try:
             run(job)

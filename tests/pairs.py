@@ -1,4 +1,4 @@
-"""Tiny source models, donors and vectors on disk, made once a test run."""
+"""Tiny source models, donors and vectors on disk, written once in a test run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pair:
     vectors: Path
 
     def arguments(self, out: Path, *more: str) -> list[str]:
-        """Of ``saltlm transfer``."""
+        """Arguments of ``saltlm transfer``."""
         fixed = [
             "transfer",
             "--source",
@@ -38,7 +38,7 @@ class Pair:
 
 
 def write_vectors(path: Path, tokenizer, width: int = 12, drop: int = 0) -> None:
-    """Random vectors for the tokenizer's words, all but every ``drop``-th."""
+    """Write random vectors for the tokenizer's words, without every ``drop``-th word."""
     words = sorted({word for word in load_tokens(tokenizer).vocabulary.words() if word and " " not in word})
     if drop:
         words = [word for index, word in enumerate(words) if index % drop]

@@ -1,4 +1,4 @@
-"""Planted problems that a method's rows are known for, and fixtures that its tests share."""
+"""Problems with a known solution for the methods' tests, and fixtures that these tests share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 
 @dataclasses.dataclass(frozen=True)
 class Planted:
-    """A job over drawn matrices: the alignment is a stand-in that only names anchors."""
+    """A job over random matrices. Its alignment is a stand-in that has only the ids of the anchors."""
 
     job: Job
     plm: torch.Tensor
@@ -51,10 +51,17 @@ def planted(
     source_id[:count] = np.arange(count)
     vectors = Auxiliary(plm.float(), torch.ones(len(plm), dtype=torch.bool), {})
     job = Job(
-        alignment=_Ids(source_id), source_rows=lm, head=Head(Side(head)), used=np.arange(len(lm)), auxiliary=vectors,
-        plm_rows=plm, anchors=np.arange(count), new=np.arange(count, len(plm)),
-        config=TransferConfig(method=method, **options), device=torch.device("cpu"),
-    )  # fmt: skip
+        alignment=_Ids(source_id),
+        source_rows=lm,
+        head=Head(Side(head)),
+        used=np.arange(len(lm)),
+        auxiliary=vectors,
+        plm_rows=plm,
+        anchors=np.arange(count),
+        new=np.arange(count, len(plm)),
+        config=TransferConfig(method=method, **options),
+        device=torch.device("cpu"),
+    )
     return Planted(job, plm, job.anchors, job.new)
 
 
@@ -80,7 +87,7 @@ def cosines(case: Planted) -> torch.Tensor:
 
 
 def sparsemax(z: torch.Tensor) -> torch.Tensor:
-    """By bisection on the threshold, which shares no step with the sorting that the operators do."""
+    """By bisection on the threshold, an algorithm that has no step in common with the operators' sorting."""
     low, high = z.min() - 1, z.max()
     for _ in range(50):
         middle = (low + high) / 2
@@ -103,7 +110,7 @@ def anchors_by_definition(alignment: Alignment, known: torch.Tensor | None) -> n
 
 @pytest.fixture(scope="session")
 def bilingual(untied_parts, tmp_path_factory) -> dict[str, str]:
-    """Vectors of the source's words, and a dictionary that names a few of them twice."""
+    """Vectors of the source's words, and a dictionary that has a few of them twice."""
     folder = tmp_path_factory.mktemp("bilingual")
     alignment, vectors = untied_parts[2:]
     words = sorted({word for word in alignment.source.words() if word and " " not in word})

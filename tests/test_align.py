@@ -1,4 +1,4 @@
-"""Laws of alignment: identity, renumbering, order, strictness, covers; on all pairs of tokenizer kinds."""
+"""Laws of alignment for all pairs of tokenizer kinds: identity, renumbering, order, strictness, covers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def canonical(vocabulary: _rust.Vocabulary) -> list[bytes]:
 
 
 def renumbered(tokenizer, order: list[int]) -> bytes:
-    """The tokenizer's JSON with token ``i`` moved to id ``order[i]`` (BPE and WordPiece, whose ids are free)."""
+    """The tokenizer's JSON with id ``order[i]`` for token ``i`` (BPE and WordPiece, where ids may be in any order)."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["model"]["vocab"] = {token: order[id_] for token, id_ in content["model"]["vocab"].items()}
     for added in content["added_tokens"]:
@@ -106,7 +106,7 @@ def spells(pieces: set[bytes], text: bytes) -> bool:
 
 
 def encode_whole(source: str, text: bytes) -> list[int] | None:
-    """The model's own segmentation of one piece of text, without pre-tokenizer and normalizer."""
+    """Segmentation of a text by the model alone, without pre-tokenizer and normalizer."""
     tokenizer = Tokenizer.from_str(tiny(source).backend_tokenizer.to_str())
     model = tokenizer.model
     string = text.decode()
@@ -118,12 +118,12 @@ def encode_whole(source: str, text: bytes) -> list[int] | None:
     elif string.startswith(" "):
         string = string[1:]
     else:
-        return None  # WordPiece cannot be asked to segment a continuation.
+        return None  # the WordPiece model cannot segment the continuation of a word
     return [token.id for token in model.tokenize(string)]
 
 
 def alphabet() -> dict[str, int]:
-    """Character -> byte, by the printable ranges (written apart from the Rust table)."""
+    """Character -> byte, from the printable ranges, independent of the Rust table."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     other = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(other)}
@@ -143,7 +143,7 @@ def test_covers_are_the_source_models_own_segmentation(source: str, target: str)
         if not len(cover) or (expected := encode_whole(source, text)) is None:
             continue
         seen += 1
-        if b"".join(theirs[i] for i in expected) == text:  # otherwise the model fell back on <unk>
+        if b"".join(theirs[i] for i in expected) == text:  # otherwise the model gave <unk>
             assert cover.tolist() == expected, text
     assert bool(seen) == (source != target)
 
@@ -199,7 +199,7 @@ def test_order_in_the_file_does_not_matter() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_refused_not_a_panic(data: bytes) -> None:
+def test_random_bytes_are_refused_without_a_panic(data: bytes) -> None:
     for read in (
         lambda: _rust.Vocabulary.from_tokenizer_json(data, []),
         lambda: _rust.Vocabulary.from_tiktoken(data, []),
@@ -233,7 +233,7 @@ def test_partial_utf8_and_controls_do_not_collapse() -> None:
     source = canonical(tokens_of("sentencepiece_bpe"))
     assert all(source[i] == target[t] or found[0][t] >= MatchKind.WORD_START for t, i in enumerate(found[1]) if i >= 0)
     byte = found[0][:256]
-    assert (byte != MatchKind.NONE).all(), "every byte has its piece, <0xFF> included"
+    assert (byte != MatchKind.NONE).all(), "every byte has a piece, including <0xFF>"
     assert both.words()[256] is None and both.words()[257] == "中" and both.words()[9] is None
 
 
@@ -380,7 +380,10 @@ SPELLED = {
     ),
     "llama 2": (
         {"type": "BPE", "vocab": {"<0x0A>": 0, "▁Ja": 1, "Ġ": 2}, "merges": [], "byte_fallback": True},
-        {"normalizer": component("Sequence", normalizers=[component("Prepend", prepend="▁"), REPLACE]), "decoder": FALLBACK},
+        {
+            "normalizer": component("Sequence", normalizers=[component("Prepend", prepend="▁"), REPLACE]),
+            "decoder": FALLBACK,
+        },
         "sentencepiece_bpe",
         [b"\n", b" Ja", "Ġ".encode()],
     ),
@@ -415,7 +418,7 @@ SPELLED = {
         [b" ja", b"ja", b"ja"],
     ),
     "whole words": ({"type": "WordLevel", "vocab": {"ja": 0, "##a": 1}}, {}, "wordpiece", [b" ja", b" ##a"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SPELLED)
@@ -425,7 +428,9 @@ def test_spellings_of_real_families(tmp_path, name: str) -> None:
     assert tokens.vocabulary.kind == kind
     assert canonical(tokens.vocabulary) == expected
     same = align(tokens, tokens)
-    assert same.source_id.tolist() == list(range(len(expected))), "equal bytes are told apart by their spelling"
+    assert same.source_id.tolist() == list(range(len(expected))), (
+        "tokens with equal bytes are distinguished by their spelling"
+    )
     assert all(k in (MatchKind.EXACT, MatchKind.BYTE) for k in same.kind)
 
 
@@ -436,10 +441,10 @@ def added(*tokens: tuple[int, str, bool]) -> list[dict]:
 @pytest.mark.parametrize(
     ("family", "tokens", "expected"),
     [
-        # Looked for in the text as it stands, so its mark is no mark; the token's own bytes are those two of U+0120.
+        # An added token is matched in the raw text, so its "Ġ" is no space mark: its bytes are the two bytes of U+0120.
         ("gpt2, no type", [(2, "Ġnew", False), (3, " new", False)], ["Ġnew", " new"]),
         ("llama 2", [(3, "▁new", False), (9, "<|a▁b|>", True)], [" new", *[""] * 5, "<|a▁b|>"]),
-        # What repeats a piece is that piece.
+        # An added token with the spelling of a piece is that piece.
         ("gemma", [(1, "▁▁", False), (3, "<start>", True)], ["<start>"]),
         ("wordpiece", [(5, "covid", False), (6, "##new", False), (7, "[NEW]", True)], [" covid", "new", "[NEW]"]),
     ],
@@ -466,11 +471,11 @@ def test_covers_are_made_of_the_models_own_pieces(tmp_path) -> None:
     ranks = b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate([b"abc", b"bc", b"bca"]))
     kind, ids, _, cover = _rust.align(source.vocabulary, _rust.Vocabulary.from_tiktoken(ranks, []), "exact", [])
     assert ids.tolist() == [-1, 4, -1] and kind.tolist() == [0, 1, 0]
-    assert cover.tolist() == [3, 2, 1, 2, 0], "an added token is matched as text but builds nothing"
+    assert cover.tolist() == [3, 2, 1, 2, 0], "an added token matches as text but is not used in covers"
 
 
 def test_an_uncased_wordpiece_has_no_capitals(tmp_path) -> None:
-    # Its normalizer lowers all text, so no token of it stands for a capital: only the looser kind finds one.
+    # Its normalizer lower-cases all text, so none of its tokens stands for a capital: only overlap "case" matches one.
     source = model_file(tmp_path, {"type": "WordPiece", "vocab": {"haus": 0, "中": 1}})
     line = b"".join(base64.b64encode(t.encode()) + b" %d\n" % i for i, t in enumerate([" Haus", " haus", "中"]))
     target = _rust.Vocabulary.from_tiktoken(line, [])
@@ -522,7 +527,7 @@ def test_the_first_broken_line_of_a_long_file_is_named(tmp_path) -> None:
     assert len(tokens) == 60_000 and tokens[59_999] == b"token 59999" and tokens[41_234] == b"a"
 
 
-def test_ranks_are_known_by_their_content_too(tmp_path) -> None:
+def test_rank_files_are_recognised_by_their_content(tmp_path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"YQ== 0\nYg== 1\n")
     assert load_tokens(path).vocabulary.kind == "tiktoken"
@@ -571,7 +576,7 @@ def test_a_forked_child_aligns_too(tmp_path) -> None:
     tiny("byte_level_bpe").save_pretrained(tmp_path)
     code = (
         "import os, sys\n"
-        "from saltlm.align import align\n"
+        "from saltlm import align\n"
         "path = sys.argv[1]\n"
         "here = align(path, path)\n"
         "child = os.fork()\n"
@@ -587,7 +592,7 @@ def test_no_thread_changes_the_result(tmp_path) -> None:
     tiny("byte_level_bpe").save_pretrained(tmp_path / "b")
     code = (
         "import hashlib, sys\n"
-        "from saltlm.align import align\n"
+        "from saltlm import align\n"
         "found = align(sys.argv[1], sys.argv[2])\n"
         "parts = (found.kind, found.source_id, found.cover_offsets, found.cover_ids)\n"
         "print(hashlib.sha256(b''.join(p.tobytes() for p in parts)).hexdigest())\n"

@@ -1,4 +1,4 @@
-"""Every source of auxiliary vectors, from files made here, and what is refused."""
+"""Every kind of auxiliary vectors, from files that the tests write, and the inputs that are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_fasttext(tmp_path) -> None:
     assert found.description["kind"] == "fasttext" and found.vectors.shape == (6, 3)
 
 
-def test_the_plms_own_rows() -> None:
+def test_rows_of_the_plm() -> None:
     rows = torch.tensor([[1.0, 2], [0, 0], [3, float("nan")], [4, 5]])
     found = load_auxiliary("plm", [None] * 4, plm_rows=rows)
     assert found.known.tolist() == [True, False, False, True]
@@ -55,7 +55,7 @@ def test_the_plms_own_rows() -> None:
 
 
 def murmur64a(data: bytes, seed: int = 1) -> int:
-    """The string hash of spaCy's tables, written apart from the Rust one."""
+    """The string hash of spaCy's tables, independent of the Rust implementation."""
     m, mask = 0xC6A4A7935BD1E995, (1 << 64) - 1
     h = (seed ^ (len(data) * m)) & mask
     whole = len(data) // 8 * 8
@@ -89,7 +89,7 @@ def test_spacy_word_tables(tmp_path, inside: str) -> None:
 
 
 def murmur3(data: bytes, seed: int) -> list[int]:
-    """Four 32-bit hashes as floret takes them, written apart from the Rust ones."""
+    """Four 32-bit hashes as floret computes them, independent of the Rust implementation."""
     c1, c2, mask = 0x87C37B91114253D5, 0x4CF5AD432745937F, (1 << 64) - 1
 
     def rotate(x: int, r: int) -> int:
@@ -146,7 +146,7 @@ def test_floret_vectors_are_means_of_hashed_rows(tmp_path, dtype: str, hashes: i
         ("[]", "AttributeError"),
     ],
 )
-def test_broken_floret_settings_are_named(tmp_path, config: str, words: str) -> None:
+def test_the_error_names_broken_floret_settings(tmp_path, config: str, words: str) -> None:
     write_table(tmp_path / "f", ["x"], np.ones((2, 3), dtype=np.float32))
     (tmp_path / "f" / "vectors.cfg").write_text(config, encoding="utf-8")
     with pytest.raises(InputError, match=rf"vectors\.cfg: found a broken file \({words}"):
@@ -159,25 +159,25 @@ def test_a_pickled_table_is_refused(tmp_path) -> None:
         load_auxiliary(tmp_path / "f", WORDS)
 
 
-def test_a_huge_file_has_no_digest_of_all_of_it(tmp_path, monkeypatch) -> None:
+def test_a_huge_file_is_not_hashed(tmp_path, monkeypatch) -> None:
     write_fasttext(tmp_path / "m.bin")
     whole = load_auxiliary(tmp_path / "m.bin", WORDS).description
-    monkeypatch.setattr("saltlm.vectors.auxiliary._LARGEST_DIGEST", 100)
+    monkeypatch.setattr("saltlm.vectors.auxiliary.MAX_HASHED_BYTES", 100)
     huge = load_auxiliary(tmp_path / "m.bin", WORDS).description
     assert len(whole["sha256"]) == 64 and huge["sha256"] is None
     assert huge["vectors_sha256"] == whole["vectors_sha256"] and huge["bytes"] == whole["bytes"] > 100
 
 
-def test_a_broken_table_is_named(tmp_path) -> None:
+def test_the_error_names_a_broken_table(tmp_path) -> None:
     write_table(tmp_path / "f", ["x"], np.ones((1, 3), dtype=np.float32))
     (tmp_path / "f" / "key2row").write_bytes(b"\xdf\0\0\0\x09\xcf")
     with pytest.raises(InputError, match="key2row"):
         load_auxiliary(tmp_path / "f", WORDS)
 
 
-def test_a_cache_that_cannot_be_written_is_named_before_the_training(tmp_path, monkeypatch) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error_before_the_training(tmp_path, monkeypatch) -> None:
     gensim = pytest.importorskip("gensim.models")
-    monkeypatch.setattr(gensim.FastText, "train", lambda *_, **__: pytest.fail("trained in vain"))
+    monkeypatch.setattr(gensim.FastText, "train", lambda *_, **__: pytest.fail("the training started"))
     (tmp_path / "file").write_text("talo ja kissa\n" * 30)
     monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"a file where a folder is needed.*SALTLM_CACHE"):
@@ -222,7 +222,7 @@ def train_settings() -> dict:
         (["just some words here"], False, "expected a header"),
     ],
 )
-def test_bad_lines_are_named(tmp_path, lines, header, words) -> None:
+def test_the_error_names_bad_lines(tmp_path, lines, header, words) -> None:
     write_text(tmp_path / "v.vec", lines, header, end="\n" if lines else "")
     with pytest.raises(InputError, match=words) as caught:
         load_auxiliary(tmp_path / "v.vec", WORDS)
@@ -235,14 +235,14 @@ def test_a_short_file_is_truncated(tmp_path) -> None:
         load_auxiliary(tmp_path / "v.vec", WORDS)
 
 
-def test_a_cut_gzip_is_named(tmp_path) -> None:
+def test_a_truncated_gzip_file_is_refused(tmp_path) -> None:
     write_text(tmp_path / "v.vec.gz")
     (tmp_path / "v.vec.gz").write_bytes((tmp_path / "v.vec.gz").read_bytes()[:-12])
     with pytest.raises(InputError, match="unreadable"):
         load_auxiliary(tmp_path / "v.vec.gz", WORDS)
 
 
-def test_nan_in_a_binary_file_is_named(tmp_path) -> None:
+def test_the_error_names_a_word_with_nan(tmp_path) -> None:
     matrix = write_fasttext(tmp_path / "m.bin", buckets=0, grams=(0, 0))
     data = (tmp_path / "m.bin").read_bytes()
     (tmp_path / "m.bin").write_bytes(data.replace(matrix[1].tobytes(), np.full(3, np.nan, "<f4").tobytes()))

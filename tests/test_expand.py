@@ -1,4 +1,4 @@
-"""An expanded tokenizer: old text as before, nothing lost, every new token reachable; and the whole transfer that makes one."""
+"""An expanded tokenizer: old text is tokenized as before, every new token is reachable; and transfers with one."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def ids(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-# Words of the training text, so that tokens are met, and anything else, so that they are not.
+# Words of the training text, which contain new tokens, and other words, which do not.
 texts = st.lists(st.one_of(st.sampled_from(" ".join(TEXT).split()), st.text(LETTERS, max_size=6)), max_size=8).map(
     " ".join
 )
@@ -76,9 +76,9 @@ texts = st.lists(st.one_of(st.sampled_from(" ".join(TEXT).split()), st.text(LETT
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 @given(text=texts)
-def test_text_is_given_back_as_the_source_gives_it_back(source: str, target: str, text: str) -> None:
+def test_text_decodes_as_with_the_source(source: str, target: str, text: str) -> None:
     new, old = expanded(source, target)[0].tokenizer, source_of(source)
-    # A character that the source cannot spell may be known now: nothing else may differ.
+    # Only a character that the source cannot spell may decode differently.
     if old.unk_token_id is None or old.unk_token_id not in ids(old, text):
         assert new.decode(ids(new, text)) == old.decode(ids(old, text))
 
@@ -160,8 +160,8 @@ def test_added_tokens_beside_the_model_keep_their_ids_and_come_first() -> None:
     assert again.encode("<tool> kissat").ids == found.tokenizer.backend_tokenizer.encode("<tool> kissat").ids
 
 
-def test_tokens_that_merges_do_not_make_forbid_whole_word_lookup() -> None:
-    """A source whose own token no merge makes would use it if words were looked up whole: old text would change."""
+def test_a_token_that_no_merge_builds_prevents_whole_word_lookup() -> None:
+    """A source token that no merge builds would be used if whole words were looked up: old text would change."""
     source = byte_level_bpe(330, ENGLISH)
     content = json.loads(source.backend_tokenizer.to_str())
     content["model"]["vocab"]["Ġunmade"] = len(content["model"]["vocab"])
@@ -193,7 +193,7 @@ def test_kinds_that_cannot_be_added_to_are_refused(tmp_path, capsys) -> None:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def kept(request, tmp_path_factory):
-    """A whole transfer that keeps the source's tokenizer, with padding rows and rows beyond the source's tokens."""
+    """A complete transfer that keeps the source's tokenizer, with padding rows and with rows that have no source token."""
     root = tmp_path_factory.mktemp("kept")
     tokenizer = byte_level_bpe(330, ENGLISH)
     save_llama(root / "source", tokenizer, tied=request.param, rows=len(tokenizer) + 6)
@@ -269,7 +269,7 @@ def test_methods_build_the_same_rows_as_for_a_replacement(method: str, pair, tmp
     assert new.input_rows.isfinite().all()
 
 
-def test_options_without_effect_are_told(pair) -> None:
+def test_options_without_effect_are_warned_about(pair) -> None:
     config = TransferConfig(method="zero", keep_source_vocabulary=True, chat_template="none")
     done = transfer(pair.source, pair.target, config=config, dry_run=True)
     assert "chat_template has no effect with keep_source_vocabulary" in done.summary["warnings"]

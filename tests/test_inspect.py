@@ -22,7 +22,7 @@ from saltlm.errors import InputError
 from saltlm.inspection.rows import inspect, spelled
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.pipeline import transfer
-from saltlm.rows.recipe import MOST, Recipe
+from saltlm.rows.recipe import MAX_ENTRIES, Recipe
 
 LISTED = ("anchors", "pieces", "source tokens", "pieces and anchors")
 WITH_LISTS = ("pieces and map", "pieces and all anchors", "map and anchors", "pieces, map and anchors")
@@ -52,28 +52,28 @@ def lists(sizes: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, torc
     return offsets, ids, torch.from_numpy(generator.normal(size=len(ids)))
 
 
-@given(st.lists(st.integers(0, 3 * MOST), max_size=8), st.integers(0, 99))
+@given(st.lists(st.integers(0, 3 * MAX_ENTRIES), max_size=8), st.integers(0, 99))
 def test_the_largest_weights_are_kept_in_their_order(sizes: list[int], seed: int) -> None:
     offsets, ids, weights = lists(sizes, seed)
     recipe = Recipe.of(offsets, ids, weights)
     for row, size in enumerate(sizes):
         own = slice(int(offsets[row]), int(offsets[row + 1]))
-        best = sorted(sorted(range(size), key=lambda at: -abs(float(weights[own][at])))[:MOST])
+        best = sorted(sorted(range(size), key=lambda at: -abs(float(weights[own][at])))[:MAX_ENTRIES])
         begin, end = recipe.offsets[row : row + 2].tolist()
         assert recipe.ids[begin:end].tolist() == ids[own][best].tolist()
         assert recipe.weights[begin:end].tolist() == weights[own][best].float().tolist()
-        share = float(weights[own][best].abs().sum() / weights[own].abs().sum()) if size > MOST else 1.0
+        share = float(weights[own][best].abs().sum() / weights[own].abs().sum()) if size > MAX_ENTRIES else 1.0
         assert float(recipe.kept[row]) == pytest.approx(share, rel=1e-6)
 
 
-@given(st.lists(st.integers(0, 2 * MOST), min_size=1, max_size=8), st.integers(0, 99), st.randoms())
+@given(st.lists(st.integers(0, 2 * MAX_ENTRIES), min_size=1, max_size=8), st.integers(0, 99), st.randoms())
 def test_placed_parts_are_the_rows_they_were(sizes: list[int], seed: int, random) -> None:
     recipe = Recipe.of(*lists(sizes, seed))
     places = random.sample(range(20), len(sizes))
     cut = random.randint(0, len(sizes))
     rows = torch.arange(len(sizes))
     parts = [(torch.tensor(places)[part], recipe.pick(part)) for part in (rows[cut:], rows[:cut])]
-    every = Recipe.placed(20, parts)
+    every = Recipe.scattered(20, parts)
     for row in range(20):
         begin, end = every.offsets[row : row + 2].tolist()
         if row in places:
@@ -94,7 +94,7 @@ def test_a_recipe_makes_its_row(method: str, folders, untied) -> None:
         rule, (ids, weights) = rows.rule(row), rows.parts(row)
         seen.add(rule)
         assert (rule == "copy") == (rows.arrays["source_id"][row] >= 0)
-        assert rule != "none" and len(ids) <= MOST and 0 < rows.arrays["rule_kept"][row] <= 1
+        assert rule != "none" and len(ids) <= MAX_ENTRIES and 0 < rows.arrays["rule_kept"][row] <= 1
         assert len(ids) > 0 if rule in LISTED else rule in WITH_LISTS or not len(ids)
         if rule in LISTED[:3]:
             assert rows.arrays["rule_kept"][row] < 1 or len(ids) == rows.arrays["support_size"][row]
@@ -125,19 +125,22 @@ def test_a_blend_with_few_anchors_is_one_list(method: str, folders, untied) -> N
         assert (built[row] - weights.double() @ parts).norm() <= 1e-6 * size
 
 
-@given(st.lists(st.tuples(st.integers(0, MOST), st.integers(0, MOST)), min_size=1, max_size=5), st.integers(0, 99))
+@given(
+    st.lists(st.tuples(st.integers(0, MAX_ENTRIES), st.integers(0, MAX_ENTRIES)), min_size=1, max_size=5),
+    st.integers(0, 99),
+)
 def test_lists_side_by_side(sizes: list[tuple[int, int]], seed: int) -> None:
     one, other = (Recipe.of(*lists([pair[side] for pair in sizes], seed + side)) for side in (0, 1))
     factor = torch.linspace(0.5, 2, len(sizes))
-    both = one.beside(other, factor)
+    both = one.plus(other, factor)
     for row in range(len(sizes)):
         ends = [slice(*part.offsets[row : row + 2].tolist()) for part in (one, other, both)]
         ids = one.ids[ends[0]].tolist() + other.ids[ends[1]].tolist()
         weights = torch.cat([one.weights[ends[0]].double(), other.weights[ends[1]].double() * float(factor[row])])
-        best = sorted(sorted(range(len(ids)), key=lambda at: -abs(float(weights[at])))[:MOST])
+        best = sorted(sorted(range(len(ids)), key=lambda at: -abs(float(weights[at])))[:MAX_ENTRIES])
         assert both.ids[ends[2]].tolist() == [ids[at] for at in best]
         torch.testing.assert_close(both.weights[ends[2]].double(), weights[best], rtol=1e-6, atol=0)
-        share = float(weights[best].abs().sum() / weights.abs().sum()) if len(ids) > MOST else 1.0
+        share = float(weights[best].abs().sum() / weights.abs().sum()) if len(ids) > MAX_ENTRIES else 1.0
         assert float(both.kept[row]) == pytest.approx(share, rel=1e-5)
 
 

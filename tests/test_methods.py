@@ -1,4 +1,4 @@
-"""Every method on whole tiny models against its formula in float64, and what each of them owes."""
+"""Every method on whole tiny models against its formula in float64, and properties that all methods share."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_source
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, DRAWN, SOLVED, Head
+from saltlm.rows.hidden import hide_in
 from saltlm.rows.methods import METHODS, NEEDS_VECTORS, Job, Method
 from saltlm.rows.methods.pieces import characters
 from saltlm.rows.methods.pursuit import pursue
-from saltlm.rows.self_check import heldout_check
+from saltlm.rows.self_check import check
 
 ANCHORED = [name for name, method in METHODS.items() if method.anchors]
 
@@ -32,7 +33,7 @@ ANCHORED = [name for name, method in METHODS.items() if method.anchors]
 @pytest.mark.parametrize("method", ["focus", "clp", "clp-plus", "sava-affine", "omp"])
 def test_whole_transfers_follow_the_formula(method: str, untied, untied_parts) -> None:
     source, donor, alignment, vectors = untied_parts
-    # Few picks: once nearly nothing is left of a row, float32 and float64 rightly differ in what they pick last.
+    # Few picks: when the residual of a row is nearly zero, float32 and float64 may pick different anchors.
     config = TransferConfig(method=method, max_support=8 if method == "omp" else None)
     done = transfer(untied.source, untied.target, untied.vectors, config=config)
     anchors = anchors_by_definition(alignment, vectors.known if method == "focus" else None)
@@ -51,20 +52,20 @@ def test_whole_transfers_follow_the_formula(method: str, untied, untied_parts) -
         elif method == "clp":
             weights = [z / z.sum()]
         elif method == "omp":
-            # Of two products that float32 cannot tell apart it may pick the other one.
+            # Of two products that are equal in float32 it may pick the other one.
             weights = []
-            for given in (space, space.float()):
-                support = pursue(given[token][None], given[anchors], 8).ids.long()
+            for rows_of_plm in (space, space.float()):
+                support = pursue(rows_of_plm[token][None], rows_of_plm[anchors], 8).ids.long()
                 weights.append(torch.zeros(len(anchors)).double())
                 weights[-1][support] = space[token] @ torch.linalg.pinv(space[anchors][support])
         else:
             x = space[anchors]
             weight = (space[token] - x.mean(0)) @ torch.linalg.pinv(x - x.mean(0))
             weights = [weight + (1 - weight.sum()) / len(anchors)]
-        for rows, made in ((source.input_rows, done.input_rows), (source.output_rows, done.output_rows)):
+        for rows, result in ((source.input_rows, done.input_rows), (source.output_rows, done.output_rows)):
             expected = [weight @ rows[ids].double() for weight in weights]
-            off = min(((made[token].double() - row).norm() / row.norm()).item() for row in expected)
-            assert off <= 1e-3, (token, method)
+            error = min(((result[token].double() - row).norm() / row.norm()).item() for row in expected)
+            assert error <= 1e-3, (token, method)
 
 
 def test_length_weighted_means(untied, untied_parts) -> None:
@@ -85,9 +86,9 @@ def test_length_weighted_means(untied, untied_parts) -> None:
         pieces = alignment.cover(token)
         weight = torch.tensor([length(piece) for piece in pieces]).double()
         weighted += len(set(weight.tolist())) > 1
-        for rows, made in ((source.input_rows, done.input_rows), (source.output_rows, done.output_rows)):
+        for rows, result in ((source.input_rows, done.input_rows), (source.output_rows, done.output_rows)):
             expected = (weight / weight.sum()) @ rows[torch.from_numpy(pieces.astype(np.int64))].double()
-            torch.testing.assert_close(made[token].double(), expected, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(result[token].double(), expected, atol=1e-5, rtol=1e-4)
     assert weighted > 10
 
 
@@ -96,10 +97,10 @@ def test_asymmetric_composition(untied, pair) -> None:
         return transfer(case.source, case.target, config=TransferConfig(method=method))
 
     plain, weighted, done = run("subword-mean"), run("subword-length"), run("subword-asymmetric")
-    at = torch.from_numpy(done.origin == COMPOSED)
+    composed = torch.from_numpy(done.origin == COMPOSED)
     typical = load_source(untied.source).input_rows.double().norm(dim=1).median()
-    torch.testing.assert_close(done.input_rows[at].double().norm(dim=1), typical.expand(int(at.sum())))
-    cosine = torch.nn.functional.cosine_similarity(done.input_rows[at], plain.input_rows[at])
+    torch.testing.assert_close(done.input_rows[composed].double().norm(dim=1), typical.expand(int(composed.sum())))
+    cosine = torch.nn.functional.cosine_similarity(done.input_rows[composed], plain.input_rows[composed])
     assert (cosine > 1 - 1e-5).all()
     assert torch.equal(done.output_rows, weighted.output_rows)
     assert not any("tied" in warning for warning in done.summary["warnings"])
@@ -110,10 +111,10 @@ def test_multivariate_draws_have_the_mean_and_covariance_of_the_source(untied) -
     lm = draw(400, 6, seed=0) @ draw(6, 6, seed=1) + torch.arange(6)
     case = planted(torch.zeros(20_000, 2), lm, 10, method="multivariate", head=2 * lm, seed=3)
     for part, scale in (("rows", 1), ("head", 2)):
-        made = built(case, part)
+        rows = built(case, part)
         spread = (scale * lm.double()).T.cov()
-        assert (made.mean(dim=0) - scale * lm.double().mean(dim=0)).norm() < 0.05 * spread.trace().sqrt()
-        assert (made.T.cov() - spread).norm() < 0.05 * spread.norm()
+        assert (rows.mean(dim=0) - scale * lm.double().mean(dim=0)).norm() < 0.05 * spread.trace().sqrt()
+        assert (rows.T.cov() - spread).norm() < 0.05 * spread.norm()
     assert torch.equal(built(case), built(case))
     assert abs(np.corrcoef(built(case)[:, 0], built(case, "head")[:, 0])[0, 1]) < 0.05
     done = transfer(untied.source, untied.target, config=TransferConfig(method="multivariate"))
@@ -123,17 +124,17 @@ def test_multivariate_draws_have_the_mean_and_covariance_of_the_source(untied) -
 
 def test_characters_of_pieces(untied_parts) -> None:
     alignment = untied_parts[2]
-    found = characters(alignment)
-    assert len(found) == alignment.source.size and found.min() == 1
+    lengths = characters(alignment)
+    assert len(lengths) == alignment.source.size and lengths.min() == 1
     words = alignment.source.words()
-    # A word's text has its characters, whatever the bytes ("ß" and "Ü" are two); a word start has its space beside them.
+    # The characters of a word, not its bytes ("ß" and "Ü" have two bytes each); the space of a word start counts.
     start = alignment.source.flags() & WORD_START > 0
     plain = [i for i, word in enumerate(words) if word and word.isalpha() and len(word) > 1]
     assert len(plain) > 50 and any(not words[i].isascii() for i in plain)
-    assert start[plain].any() and all(found[i] == len(words[i]) + start[i] for i in plain)
+    assert start[plain].any() and all(lengths[i] == len(words[i]) + start[i] for i in plain)
 
 
-# What every method owes.
+# Properties of every method.
 
 
 def test_the_names_are_those_of_the_options() -> None:
@@ -157,8 +158,8 @@ def test_the_head_and_the_summary_are_whole(method: str, untied, bilingual) -> N
 
 
 @pytest.mark.parametrize("method", ANCHORED)
-def test_the_self_check_never_looks_at_what_it_hides(method: str) -> None:
-    """Rows of hidden anchors are changed after the fact: the prediction must not move."""
+def test_the_self_check_never_reads_hidden_rows(method: str) -> None:
+    """The rows of hidden anchors are changed: the prediction must stay the same."""
     plm, lm = draw(80, 6, seed=0), draw(60, 5, seed=1)
     case = planted(plm, lm, 60, method=method)
     kept, hidden = case.anchors[:50], case.anchors[50:]
@@ -177,43 +178,54 @@ def test_the_self_check_finds_a_planted_map(untied_parts) -> None:
     rows = torch.zeros(alignment.source.size, 4)
     rows[torch.from_numpy(alignment.source_id[anchors].astype(np.int64))] = plm[anchors] @ draw(6, 4, seed=1) + 1
     job = Job(
-        alignment=alignment, source_rows=rows, head=Head(Side()), used=np.arange(len(rows)), auxiliary=None,
-        plm_rows=plm, anchors=anchors, new=np.zeros(0, dtype=np.int64), config=TransferConfig(method="sava-affine"),
+        alignment=alignment,
+        source_rows=rows,
+        head=Head(Side()),
+        used=np.arange(len(rows)),
+        auxiliary=None,
+        plm_rows=plm,
+        anchors=anchors,
+        new=np.zeros(0, dtype=np.int64),
+        config=TransferConfig(method="sava-affine"),
         device=torch.device("cpu"),
-    )  # fmt: skip
-    found = heldout_check(job, 0.2, 0)
-    assert found["relative_error"] < 1e-4 and found["rank"] == 1 and found["top1"] == 1
+    )
+    figures = check(hide_in(job, 0.2, 0))
+    assert figures["relative_error"] < 1e-4 and figures["rank"] == 1 and figures["top1"] == 1
 
 
 @pytest.mark.parametrize(
     ("method", "option"),
     [
-        ("focus", {"ridge": 0.1}), ("subword-mean", {"max_support": 3}), ("clp", {"center": True}),
-        ("sava-orthogonal", {"ridge": 1.0}), ("salt", {"blend_weight": 0.2}), ("zero", {"ridge": 0.0}),
+        ("focus", {"ridge": 0.1}),
+        ("subword-mean", {"max_support": 3}),
+        ("clp", {"center": True}),
+        ("sava-orthogonal", {"ridge": 1.0}),
+        ("salt", {"blend_weight": 0.2}),
+        ("zero", {"ridge": 0.0}),
     ],
-)  # fmt: skip
-def test_an_option_without_use_is_refused_at_once(method: str, option: dict, tmp_path) -> None:
+)
+def test_an_option_of_another_method_is_refused_before_loading(method: str, option: dict, tmp_path) -> None:
     name = next(iter(option))
     with pytest.raises(InputError, match=f"^{name}: found .* for method '{method}'.*--{name.replace('_', '-')}"):
         transfer(tmp_path / "no", tmp_path / "such", "plm", config=TransferConfig(method=method, **option))
 
 
 @pytest.mark.parametrize("method", NEEDS_VECTORS)
-def test_missing_vectors_are_named_at_once(method: str, tmp_path) -> None:
+def test_missing_vectors_are_refused_before_loading(method: str, tmp_path) -> None:
     with pytest.raises(InputError, match=f"auxiliary: found none for method '{method}'"):
         transfer(tmp_path / "no", tmp_path / "such", config=TransferConfig(method=method))
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("fokus", "focus"), ("clp+", "clp"), ("sava-afine", "sava-affine"), ("blnd", "blend")]
+    ("typed", "nearest"), [("fokus", "focus"), ("clp+", "clp"), ("sava-afine", "sava-affine"), ("blnd", "blend")]
 )
-def test_a_misspelt_method_names_the_nearest(typed: str, meant: str) -> None:
-    with pytest.raises(InputError, match=f"did you mean '{meant}'"):
+def test_a_misspelt_method_names_the_nearest(typed: str, nearest: str) -> None:
+    with pytest.raises(InputError, match=f"did you mean '{nearest}'"):
         TransferConfig(method=typed)
 
 
-def test_rows_far_from_the_sources_are_told(pair) -> None:
-    """CLP divides by the sum of cosines, which may be next to nothing: the summary must say what became of the rows."""
+def test_far_rows_are_in_the_warnings(pair) -> None:
+    """CLP divides by the sum of cosines, which may be near zero: the summary must warn of the long rows."""
     done = transfer(pair.source, pair.target, config=TransferConfig(method="zero"))
     assert any("method zero makes a broken start" in warning for warning in done.summary["warnings"])
     unchecked = transfer(pair.source, pair.target, config=TransferConfig(method="zero", heldout=0.0))
@@ -226,19 +238,19 @@ def test_rows_far_from_the_sources_are_told(pair) -> None:
     assert guard["rows"] > 0 and guard["largest"] == plain.summary["norms"]["composed"]["max"] > guard["bound"]
 
 
-@pytest.mark.parametrize("cleaned", [0.0, 0.1])
-def test_supports_near_the_plms_width_are_told_unless_a_ridge_holds_them(pair, cleaned: float) -> None:
-    def told(**options) -> list[str]:
-        config = TransferConfig(max_support=32, clean_anchors=cleaned, heldout=0.0, **options)
+@pytest.mark.parametrize("clean_anchors", [0.0, 0.1])
+def test_supports_near_the_plms_width_warn_unless_there_is_a_ridge(pair, clean_anchors: float) -> None:
+    def ridge_warnings(**options) -> list[str]:
+        config = TransferConfig(max_support=32, clean_anchors=clean_anchors, heldout=0.0, **options)
         warnings = transfer(pair.source, pair.target, config=config).summary["warnings"]
         return [warning for warning in warnings if "about as many neighbours as the PLM has dimensions (32)" in warning]
 
-    assert len(told(method="omp")) == len(told(method="local-map", ridge=0.0)) == 1
-    assert told(method="omp", ridge=0.1) == told(method="local-map") == []
+    assert len(ridge_warnings(method="omp")) == len(ridge_warnings(method="local-map", ridge=0.0)) == 1
+    assert ridge_warnings(method="omp", ridge=0.1) == ridge_warnings(method="local-map") == []
 
 
 def test_a_plm_row_of_zeros_builds_nothing(pair, tmp_path) -> None:
-    """Least squares would make a row of zeros of it, under a tied head a token as likely as the average one or more."""
+    """Least squares would give a row of zeros, which under a tied head is at least as likely as the average token."""
     done = transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(method="salt"))
     token = int(np.flatnonzero(done.origin == SOLVED)[0])
     shutil.copytree(pair.target, tmp_path / "target")
@@ -252,7 +264,7 @@ def test_a_plm_row_of_zeros_builds_nothing(pair, tmp_path) -> None:
 
 
 def test_the_example_of_a_new_method_works(untied, untied_parts) -> None:
-    """What CONTRIBUTING.md shows: one function in one file of methods/, named in METHODS."""
+    """The example of CONTRIBUTING.md: one function in one file of methods/, and one entry in METHODS."""
     from saltlm.rows.methods import local
 
     text = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -1,9 +1,8 @@
-"""A blend of pieces and a regression, and the default that is one."""
+"""The blend of pieces and a regression, and the default method, which is such a blend."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
@@ -32,13 +31,11 @@ def test_the_default_is_a_longer_blend_and_pieces_alone_where_anchors_are_few(un
     assert torch.equal(set_by_user.input_rows, run(method="blend").input_rows)
     width = load_donor(untied.target).input_rows.shape[1]
     assert default.summary["anchors"] >= width and default.summary["counts"]["solved"] > 0
-    for few in (width - 1, 0):
+    for count in (width - 1, 0):
         with monkeypatch.context() as patched:
-            patched.setattr(
-                sys.modules["saltlm.transfer"], "anchors_of", lambda *inputs, few=few: anchors_of(*inputs)[:few]
-            )
+            patched.setattr("saltlm.pipeline.anchors_of", lambda *inputs, count=count: anchors_of(*inputs)[:count])
             alone = run()
-            if not few:
+            if not count:
                 with pytest.raises(InputError, match="at least one shared token"):
                     run(method="blend")
         assert torch.equal(alone.input_rows, run(method="subword-mean").input_rows)
@@ -55,9 +52,9 @@ def test_a_blend_is_the_weighted_mean_of_its_parts(untied, weight: float) -> Non
     alone = torch.from_numpy((mapped.origin == SOLVED) & (pieces.origin != COMPOSED))
     assert both.any() and (done.origin[both.numpy()] == SOLVED).all()
     for side in ("input_rows", "output_rows"):
-        made, one, other = (getattr(result, side) for result in (done, pieces, mapped))
-        torch.testing.assert_close(made[both], weight * one[both] + (1 - weight) * other[both], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(made[alone], other[alone])
+        blended, one, other = (getattr(result, side) for result in (done, pieces, mapped))
+        torch.testing.assert_close(blended[both], weight * one[both] + (1 - weight) * other[both], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(blended[alone], other[alone])
 
 
 @pytest.mark.parametrize("other", ["ridge-map", "salt"])
@@ -107,8 +104,8 @@ def test_a_token_whose_regression_overflows_takes_its_pieces(head: bool) -> None
         torch.testing.assert_close(block.head[at], other[[21, 24]].mean(dim=0))
 
 
-def test_a_blend_takes_whole_what_it_has() -> None:
-    """A token beyond the PLM's rows takes the pieces alone, one without pieces the map alone, one with neither is drawn."""
+def test_a_token_with_one_row_alone_takes_that_row() -> None:
+    """A token beyond the PLM's rows takes the pieces, one without pieces takes the map, one without both is drawn."""
     case = planted(draw(30, 4, seed=0), draw(25, 6, seed=1), 20, method="blend", ridge=0.0)
     ids = case.job.alignment
     ids.source_id = np.concatenate([ids.source_id, [-1, -1]]).astype(np.int32)

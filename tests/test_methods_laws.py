@@ -1,4 +1,4 @@
-"""The laws of each rule in float64, on planted problems."""
+"""Laws of each rule in float64, on planted problems."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_clp_sums_over_all_anchors(seed: int) -> None:
     weight = cosines(case) / cosines(case).sum(dim=1, keepdim=True)
     torch.testing.assert_close(built(case), weight @ case.job.source_rows.double(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(built(case, "head"), weight @ case.job.head.rows.double(), atol=1e-4, rtol=1e-4)
-    # Leaving out the farthest anchor changes rows: none is outside the sum.
+    # Rows change without the farthest anchor: every anchor is in the sum.
     farthest = cosines(case).argmin(dim=1)[0]
     kept = np.delete(case.anchors, int(farthest))
     other = Planted(dataclasses.replace(case.job, anchors=kept), case.plm, kept, case.new)
@@ -56,17 +56,18 @@ def test_the_orthogonal_map_recovers_a_planted_one_and_the_affine_one_too(seed: 
     centred = draw(60, width, seed=seed).double()
     centred = centred - centred[:50].mean(dim=0)
     values, vectors = torch.linalg.eigh(centred[:50].T @ centred[:50])
-    white = centred @ (vectors / values.sqrt()) * 7  # equal variances: scaling a dimension must not bend the turn
+    # Equal variances, so that the scaling of dimensions keeps the rotation.
+    white = centred @ (vectors / values.sqrt()) * 7
     image = 3 * white @ orthogonal(width, seed + 1) + draw(width, seed=seed + 2).double()
     for method in ("sava-orthogonal", "sava-affine"):
         torch.testing.assert_close(
             built(planted(white + 5, image[:50], 50, method=method)), image[50:], atol=1e-4, rtol=1e-4
         )
-    # A general map is no turn: the orthogonal one must miss it.
-    bent = white @ torch.diag(torch.arange(1, width + 1).double()) @ orthogonal(width, seed + 3)
-    bent = bent @ draw(width, width, seed=seed + 4).double()
-    off = built(planted(white, bent[:50], 50, method="sava-orthogonal")) - bent[50:]
-    assert off.norm() > 0.01 * bent[50:].norm()
+    # A general map is not orthogonal, so the orthogonal map must miss it.
+    general = white @ torch.diag(torch.arange(1, width + 1).double()) @ orthogonal(width, seed + 3)
+    general = general @ draw(width, width, seed=seed + 4).double()
+    error = built(planted(white, general[:50], 50, method="sava-orthogonal")) - general[50:]
+    assert error.norm() > 0.01 * general[50:].norm()
 
 
 @pytest.mark.parametrize(("width", "out"), [(6, 9), (9, 6)])
@@ -103,7 +104,7 @@ def test_the_ridge_map_minimises_its_objective(seed: int, ridge: float) -> None:
     torch.testing.assert_close(built(case), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_map_from_fewer_anchors_than_dimensions_is_of_least_norm_and_says_so() -> None:
+def test_a_map_from_fewer_anchors_than_dimensions_has_least_norm_and_reports_its_rank() -> None:
     case = planted(draw(20, 12, seed=0), draw(6, 5, seed=1), 6, method="sava-affine")
     x, y = case.plm[:6].double(), case.job.source_rows.double()
     expected = (case.plm[6:].double() - x.mean(0)) @ torch.linalg.pinv(x - x.mean(0)) @ (y - y.mean(0)) + y.mean(0)
@@ -133,21 +134,21 @@ def test_pursuit_recovers_sparse_combinations_exactly(seed: int) -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12))
-def test_pursuit_takes_the_largest_product_with_what_is_left(seed: int, most: int) -> None:
+def test_pursuit_picks_the_largest_product_with_the_residual(seed: int, max_picks: int) -> None:
     anchors, new = draw(60, 20, seed=seed).double(), draw(2, 20, seed=seed + 1).double()
-    support = pursue(new, anchors, most)
-    assert support.offsets.diff().tolist() == [most] * 2
+    support = pursue(new, anchors, max_picks)
+    assert support.offsets.diff().tolist() == [max_picks] * 2
     for row in range(2):
-        picks = support.ids[row * most : (row + 1) * most].long()
-        for step in range(most):
+        picks = support.ids[row * max_picks : (row + 1) * max_picks].long()
+        for step in range(max_picks):
             chosen = anchors[picks[:step]]
-            rest = new[row] - (new[row] @ torch.linalg.pinv(chosen) @ chosen if step else 0)
-            products = (anchors @ rest).abs()
+            residual = new[row] - (new[row] @ torch.linalg.pinv(chosen) @ chosen if step else 0)
+            products = (anchors @ residual).abs()
             products[picks[:step]] = 0
             assert products[picks[step]] >= products.max() * (1 - 1e-9)
 
 
-def test_pursuit_stops_when_nothing_is_left_and_never_repeats_a_direction() -> None:
+def test_pursuit_stops_at_a_zero_residual_and_never_repeats_a_direction() -> None:
     anchors = torch.cat([torch.eye(4), torch.eye(4)])  # every direction twice
     support = pursue(torch.tensor([[0.0, 3, 0, 0], [1, 2, 3, 4], [0, 0, 0, 0]]), anchors, 8)
     assert support.offsets.diff().tolist() == [1, 4, 0]
@@ -165,28 +166,28 @@ def test_the_chunks_of_a_pursuit_change_nothing(monkeypatch) -> None:
 @pytest.mark.skipif(ops.backend("cpu").name != "compiled", reason="no compiled operators")
 @settings(max_examples=10)
 @given(st.integers(0, 10**6), st.integers(1, 40))
-def test_the_compiled_pursuit_picks_as_the_products_do(seed: int, most: int) -> None:
-    """From the Gram matrix, with guesses: rows in general position, one of zeros, and one that three anchors explain."""
+def test_the_compiled_pursuit_picks_as_the_products_do(seed: int, max_picks: int) -> None:
+    """Random rows, a row of zeros, and a row that is a combination of three anchors."""
     anchors, new = draw(333, 96, seed=seed) + 0.5, draw(12, 96, seed=seed + 1)
     new[3] = 0
     new[5] = anchors[[7, 70, 300]].T @ torch.tensor([2.0, -1.5, 1.0])
-    anchors[200] = anchors[100]  # twins
-    found = pursue(new, anchors, most)
-    assert pursuit._by_gram(anchors, most)
-    size, picks = pursuit._pursue(new.double(), anchors.double(), most, EqualRows.of(anchors))
-    sizes = found.offsets.diff()
+    anchors[200] = anchors[100]  # equal anchors
+    support = pursue(new, anchors, max_picks)
+    assert pursuit.uses_gram(anchors, max_picks)
+    size, picks = pursuit.pursue_by_products(new.double(), anchors.double(), max_picks, EqualRows.of(anchors))
+    sizes = support.offsets.diff()
     assert sizes[3] == 0 and sizes.tolist() == [min(int(n), int(m)) for n, m in zip(sizes, size, strict=True)]
     for row in set(range(12)) - {3, 5}:
-        own = found.ids[found.offsets[row] : found.offsets[row + 1]].long()
-        # Only products that float32 cannot tell apart may change places: from there on each pick is the largest by the law.
-        first = [*(own != picks[row]).nonzero().flatten().tolist(), len(own)][0]
-        for step in range(first, len(own)):
-            chosen, rest = anchors[own[:step]].double(), new[row].double()
-            rest = rest - rest @ torch.linalg.pinv(chosen) @ chosen if step else rest
-            products = (anchors.double() @ rest).abs()
-            products[own[:step]] = 0
-            assert products[own[step]] >= products.max() * (1 - 1e-5), (row, step)
-    assert set(found.ids[found.offsets[5] :][: min(3, most)].tolist()) <= set(picks[5].tolist())
+        picked = support.ids[support.offsets[row] : support.offsets[row + 1]].long()
+        # Only products that are equal in float32 may be picked in another order: from there on, each pick is the largest.
+        first = [*(picked != picks[row]).nonzero().flatten().tolist(), len(picked)][0]
+        for step in range(first, len(picked)):
+            chosen, residual = anchors[picked[:step]].double(), new[row].double()
+            residual = residual - residual @ torch.linalg.pinv(chosen) @ chosen if step else residual
+            products = (anchors.double() @ residual).abs()
+            products[picked[:step]] = 0
+            assert products[picked[step]] >= products.max() * (1 - 1e-5), (row, step)
+    assert set(support.ids[support.offsets[5] :][: min(3, max_picks)].tolist()) <= set(picks[5].tolist())
 
 
 @pytest.mark.skipif(ops.backend("cpu").name != "compiled", reason="no compiled operators")

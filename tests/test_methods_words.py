@@ -1,4 +1,4 @@
-"""Methods that look at vectors of the source's words too: wechsel and ofa."""
+"""The methods that also read vectors of the source's words: wechsel and ofa."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from planted import draw, orthogonal, planted
 from saltlm.batches.finished import _vectors
 from saltlm.config import TransferConfig
 from saltlm.errors import InputError
+from saltlm.operators.linear import procrustes
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED
 from saltlm.rows.methods import METHODS
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
-from saltlm.vectors.bilingual import procrustes, read_dictionary
+from saltlm.vectors.bilingual import read_dictionary
 
 
 def test_wechsel_follows_the_formula(untied, untied_parts, bilingual) -> None:
@@ -28,23 +29,23 @@ def test_wechsel_follows_the_formula(untied, untied_parts, bilingual) -> None:
     config = TransferConfig(method="wechsel", **bilingual)
     done = transfer(untied.source, untied.target, untied.vectors, config=config)
     path = bilingual["source_auxiliary"]
-    own = load_auxiliary(path, alignment.source.words())
+    source_vectors = load_auxiliary(path, alignment.source.words())
     pairs = read_dictionary(bilingual["dictionary"])
     left, right = (load_auxiliary(f, [p[i] for p in pairs]) for i, f in enumerate((path, untied.vectors)))
     both = left.known & right.known
     assert int(both.sum()) > 40  # lower-case words count more than once
     u, _, v = np.linalg.svd(left.vectors[both].double().numpy().T @ right.vectors[both].double().numpy())
-    turned = torch.nn.functional.normalize(own.vectors.double() @ torch.from_numpy(u @ v), dim=1)
+    rotated = torch.nn.functional.normalize(source_vectors.vectors.double() @ torch.from_numpy(u @ v), dim=1)
     composed = np.flatnonzero(done.origin == COMPOSED)
     assert len(composed) > 30
     for token in composed:
-        z = turned @ torch.nn.functional.normalize(vectors.vectors[token].double(), dim=0)
-        z[~own.known] = -2
-        near = z.sort(descending=True, stable=True)  # twins share a vector: the smaller id comes first
+        z = rotated @ torch.nn.functional.normalize(vectors.vectors[token].double(), dim=0)
+        z[~source_vectors.known] = -2
+        near = z.sort(descending=True, stable=True)  # equal vectors: the smaller id comes first
         weight = (near.values[:10] / 0.1).softmax(dim=0)
-        for rows, made in ((source.input_rows, done.input_rows), (source.output_rows, done.output_rows)):
+        for rows, result in ((source.input_rows, done.input_rows), (source.output_rows, done.output_rows)):
             expected = weight @ rows[near.indices[:10]].double()
-            torch.testing.assert_close(made[token].double(), expected, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(result[token].double(), expected, atol=1e-4, rtol=1e-3)
     assert done.summary["inputs"]["source_auxiliary"]["pairs"] == int(both.sum())
 
 
@@ -65,11 +66,11 @@ def test_source_vectors_trained_on_text_have_the_targets_width(untied, bilingual
     assert done.summary["inputs"]["source_auxiliary"]["dimension"] == width != 7
     assert done.summary["inputs"]["source_auxiliary"]["pairs"] >= len(known)
     assert train_vectors.trained_file([tmp_path / "text.txt"], width).is_file()
-    # A batch finds them again and takes the job for finished.
+    # A batch recognises these vectors and takes the job for finished.
     assert _vectors(done.summary["inputs"]["source_auxiliary"], config.source_auxiliary) is None
 
 
-def test_source_tokens_without_vectors_leave_all_to_be_drawn() -> None:
+def test_without_source_vectors_all_tokens_are_drawn() -> None:
     case = planted(draw(30, 4, seed=0), draw(25, 6, seed=1), 20, method="wechsel")
     empty = Auxiliary(torch.zeros(25, 4), torch.zeros(25, dtype=torch.bool), {})
     (block,) = METHODS["wechsel"].build(dataclasses.replace(case.job, source_auxiliary=empty))
@@ -77,9 +78,9 @@ def test_source_tokens_without_vectors_leave_all_to_be_drawn() -> None:
 
 
 @given(st.integers(0, 10**6))
-def test_procrustes_recovers_a_turn(seed: int) -> None:
-    turn, words = orthogonal(5, seed), draw(20, 5, seed=seed + 1).double()
-    torch.testing.assert_close(procrustes(words, words @ turn), turn)
+def test_procrustes_recovers_a_rotation(seed: int) -> None:
+    rotation, words = orthogonal(5, seed), draw(20, 5, seed=seed + 1).double()
+    torch.testing.assert_close(procrustes(words.T @ (words @ rotation)), rotation)
 
 
 def test_the_self_check_hides_twins_among_the_source_tokens(untied, bilingual, monkeypatch) -> None:
@@ -103,7 +104,7 @@ def test_the_self_check_hides_twins_among_the_source_tokens(untied, bilingual, m
 
 
 @pytest.mark.parametrize("missing", ["source_auxiliary", "dictionary"])
-def test_what_wechsel_lacks_is_named_at_once(missing: str, bilingual, untied, tmp_path) -> None:
+def test_a_missing_input_of_wechsel_is_refused_before_loading(missing: str, bilingual, untied, tmp_path) -> None:
     config = TransferConfig(method="wechsel", **{k: v for k, v in bilingual.items() if k != missing})
     flag = missing.replace("_", "-")
     with pytest.raises(InputError, match=f"{flag}: found none for method 'wechsel'.*--{flag}"):
@@ -128,9 +129,12 @@ def test_a_bad_dictionary_is_named(content: str, words: str, untied, bilingual, 
 
 def test_ofa_follows_the_formula(untied, untied_parts, tmp_path) -> None:
     source, _, alignment, _ = untied_parts
-    lines = {word: np.random.default_rng(i).normal(size=6) for i, word in enumerate(
-        ["the", "fin:$kissa", "fin:talossa", "deu:$katze", "eng:$house", "river", "Glück", "eng:a$road", "tietä"]
-    )}  # fmt: skip
+    lines = {
+        word: np.random.default_rng(i).normal(size=6)
+        for i, word in enumerate(
+            ["the", "fin:$kissa", "fin:talossa", "deu:$katze", "eng:$house", "river", "Glück", "eng:a$road", "tietä"]
+        )
+    }
     path = tmp_path / "many.vec"
     written = [f"{word} {' '.join(map(repr, map(float, row)))}" for word, row in lines.items()]
     path.write_text(f"{len(lines)} 6\n" + "\n".join(written) + "\n", encoding="utf-8")
@@ -146,17 +150,20 @@ def test_ofa_follows_the_formula(untied, untied_parts, tmp_path) -> None:
                     members[token].append(row)
         return torch.tensor(np.stack([np.mean(rows, axis=0) if rows else np.zeros(6) for rows in members]))
 
-    ours, theirs = space(done.tokenizer, alignment.target.size), space(source.tokenizer, alignment.source.size)
-    unit = torch.nn.functional.normalize(theirs, dim=1)
+    target_space, source_space = (
+        space(done.tokenizer, alignment.target.size),
+        space(source.tokenizer, alignment.source.size),
+    )
+    unit = torch.nn.functional.normalize(source_space, dim=1)
     composed, checked = np.flatnonzero(done.origin == COMPOSED), 0
     assert len(composed) >= 5
-    assert set(composed) == set(np.flatnonzero(~alignment.shared & (ours != 0).any(dim=1).numpy()))
+    assert set(composed) == set(np.flatnonzero(~alignment.shared & (target_space != 0).any(dim=1).numpy()))
     for token in composed:
-        z = unit @ torch.nn.functional.normalize(ours[token], dim=0)
-        z[(theirs == 0).all(dim=1)] = -2
+        z = unit @ torch.nn.functional.normalize(target_space[token], dim=0)
+        z[(source_space == 0).all(dim=1)] = -2
         near = z.sort(descending=True)
         if near.values[9] - near.values[10] < 1e-6:
-            continue  # tokens of the same words share a vector: either may be the tenth
+            continue  # tokens of the same words have equal vectors: either may be the tenth
         checked += 1
         weight = (near.values[:10] / 0.1).softmax(dim=0)
         expected = weight @ source.output_rows[near.indices[:10]].double()
@@ -170,11 +177,11 @@ def test_ofa_reads_gzip_by_its_content_and_names_a_damaged_file(untied, tmp_path
     plain = untied.vectors.read_bytes()
     packed = gzip.compress(plain)
     config = TransferConfig(method="ofa", heldout=0.0)
-    wanted = transfer(untied.source, untied.target, untied.vectors, config=config)
+    expected = transfer(untied.source, untied.target, untied.vectors, config=config)
     for name, content in (("a.vec.gz", packed), ("packed.vec", packed), ("plain.gz", plain)):
         (tmp_path / name).write_bytes(content)
         done = transfer(untied.source, untied.target, tmp_path / name, config=config)
-        assert torch.equal(done.input_rows, wanted.input_rows), name
+        assert torch.equal(done.input_rows, expected.input_rows), name
     for name, content in (("cut.gz", packed[:-200]), ("bad.gz", packed[:300] + b"\0" * 8 + packed[308:])):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=f"{name}.*a damaged gzip file"):

@@ -1,4 +1,4 @@
-"""What is watched while a model trains: divergence is seen, and metrics.jsonl stays whole."""
+"""Metrics of a run: a run that diverges is stopped, and metrics.jsonl stays whole."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from saltlm.adaptation.after_step import AfterStep
 from saltlm.adaptation.metrics import Recorder
+from saltlm.adaptation.training import AfterStep
 from saltlm.errors import BackendError, InputError
 
 
-def test_an_explosion_is_told_from_a_bad_start(tmp_path):
+def test_a_rising_loss_stops_the_run_and_a_high_first_loss_does_not(tmp_path):
     def losses(*values: float) -> None:
         with Recorder(tmp_path / "m", steps=99, rows=100, writes=False, progress=None) as recorder:
             for step, loss in enumerate(values, 1):
@@ -19,15 +19,15 @@ def test_an_explosion_is_told_from_a_bad_start(tmp_path):
                 recorder.step({"step": step, "phase": "all", "loss": loss}, tokens=1, size=1.0)
                 recorder.write()
 
-    losses(*[30.0] * 30)  # guessing costs 4.6, but it began there
+    losses(*[30.0] * 30)  # above the uniform loss of 4.6, but no higher than the first loss
     losses(5.0, *[9.0] * 30)
     with pytest.raises(BackendError, match=r"step 10: a mean loss of 27.50 over 10 steps, where guessing costs 4.61"):
         losses(5.0, *[30.0] * 30)
 
 
-def test_an_overflow_in_fp16_is_no_number_and_no_end():
-    assert AfterStep(None)._norm({"grad_norm": math.inf}, 1, fp16=True) is None  # such a step is left out
-    assert AfterStep(None)._norm({"grad_norm": 2.0}, 1, fp16=True) == 2
+def test_an_overflow_in_fp16_has_no_gradient_norm_and_does_not_stop_the_run():
+    assert AfterStep(None).gradient_norm({"grad_norm": math.inf}, 1, fp16=True) is None  # the scaler skips such a step
+    assert AfterStep(None).gradient_norm({"grad_norm": 2.0}, 1, fp16=True) == 2
 
 
 def test_a_full_disk_under_the_metrics_names_the_last_checkpoint(tmp_path):

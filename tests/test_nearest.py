@@ -53,7 +53,7 @@ def doubled(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([rows, rows])
 
 
-def test_the_uneven_products_part_equal_rows() -> None:
+def test_uneven_products_differ_between_equal_rows() -> None:
     rows = normal(0, 7, 5, dtype=torch.float64)
     with uneven_products():
         product = normal(1, 3, 5, dtype=torch.float64) @ doubled(rows).T
@@ -67,11 +67,11 @@ def test_the_reference_takes_equal_anchors_by_position(problem) -> None:
         offsets, ids, weights = reference.sparsemax_support(new, doubled(anchors))
     support = ops.Support(offsets=offsets, ids=ids, weights=weights)
     for row in range(len(new)):
-        own = entries(support, ids, row).tolist()
-        assert own
-        for at, later in enumerate(own):
-            assert later < len(anchors) or later - len(anchors) in own[:at]
-        both = dict(zip(own, entries(support, weights, row).tolist(), strict=True))
+        picked = entries(support, ids, row).tolist()
+        assert picked
+        for position, anchor in enumerate(picked):
+            assert anchor < len(anchors) or anchor - len(anchors) in picked[:position]
+        both = dict(zip(picked, entries(support, weights, row).tolist(), strict=True))
         assert all(weight == both[i - len(anchors)] for i, weight in both.items() if i >= len(anchors))
 
 
@@ -87,14 +87,14 @@ def test_the_nearest_take_equal_anchors_by_position(seed: int, count: int) -> No
 
 @given(st.integers(0, 10**6), st.integers(1, 19))
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-def test_a_pursuit_picks_the_first_of_equal_anchors(backend: str, seed: int, most: int) -> None:
+def test_a_pursuit_picks_the_first_of_equal_anchors(backend: str, seed: int, max_picks: int) -> None:
     if ops.backend("cpu").name != "compiled" and backend == "compiled":
         pytest.skip("no compiled operators")
     anchors, new = draw(300, 20, seed=seed), draw(5, 20, seed=seed + 1)
     with ops.forced(backend), uneven_products():
         both = doubled(anchors)
-        assert (pursuit.gram_of(both, most, EqualRows.of(both)) is None) == (backend == "reference")
-        support = pursuit.pursue(new, both, most)
+        assert (pursuit.gram_of(both, max_picks, EqualRows.of(both)) is None) == (backend == "reference")
+        support = pursuit.pursue(new, both, max_picks)
     assert support.offsets.diff().min() >= 1
     assert support.ids.max() < 300
 
@@ -104,17 +104,17 @@ def test_neighbours_of_another_language_are_taken_by_position(seed: int, copies:
     space = torch.nn.functional.normalize(draw(12, 6, seed=seed), dim=1).repeat(copies, 1)
     new = torch.nn.functional.normalize(draw(4, 6, seed=seed + 1), dim=1)
     with uneven_products():
-        near, at = words._nearest(new, space, EqualRows.of(space))
+        cosines, positions = words.nearest_source_tokens(new, space, EqualRows.of(space))
     order = (new.double() @ space[:12].double().T).argsort(dim=1, descending=True)
     expected = (order[:, :, None] + 12 * torch.arange(copies)).flatten(1)[:, : words.NEIGHBOURS]
-    assert torch.equal(at, expected)
+    assert torch.equal(positions, expected)
     for row in range(4):
-        for column in range(1, at.shape[1]):
-            if at[row, column] % 12 == at[row, column - 1] % 12:
-                assert near[row, column] == near[row, column - 1]
+        for column in range(1, positions.shape[1]):
+            if positions[row, column] % 12 == positions[row, column - 1] % 12:
+                assert cosines[row, column] == cosines[row, column - 1]
 
 
-def test_equal_source_vectors_stay_equal_after_the_turn(tmp_path) -> None:
+def test_equal_source_vectors_stay_equal_after_the_rotation(tmp_path) -> None:
     names = [f"word{number}" for number in range(9)]
     for side, seed in (("source", 1), ("target", 2)):
         rows = [
@@ -125,14 +125,14 @@ def test_equal_source_vectors_stay_equal_after_the_turn(tmp_path) -> None:
     tokens = SimpleNamespace(words=lambda: [*names, *names])
     files = [str(tmp_path / name) for name in ("source.vec", "pairs.txt", "target.vec")]
     with uneven_products(step=1e-4):
-        turned = load_source_vectors(*files, SimpleNamespace(source=tokens, target=tokens), 5).vectors
-    assert turned.any(dim=1).all() and torch.equal(turned[:9], turned[9:])
+        rotated = load_source_vectors(*files, SimpleNamespace(source=tokens, target=tokens), 5).vectors
+    assert rotated.any(dim=1).all() and torch.equal(rotated[:9], rotated[9:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_equal_rows_are_found(dtype: torch.dtype) -> None:
     rows = normal(0, 12, 20).to(dtype)
-    rows[:9, :10] = 1  # equal at the start alone
+    rows[:9, :10] = 1  # equal in the first columns only
     rows[[4, 7, 11]] = rows[2].clone()
     rows[8] = rows[5]
     rows[0, 15] = 0.0
@@ -153,6 +153,8 @@ def test_matrices_without_equal_rows(shape: tuple[int, int]) -> None:
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=9, max_size=9), min_size=1, max_size=4), st.integers(1, 9))
 def test_the_largest_are_those_of_a_stable_sort(values: list[list[int]], count: int) -> None:
     product = torch.tensor(values, dtype=torch.float32)
-    found, at = largest(product, count)
+    largest_values, positions = largest(product, count)
     expected = product.sort(dim=1, descending=True, stable=True)
-    assert torch.equal(found, expected.values[:, :count]) and torch.equal(at, expected.indices[:, :count])
+    assert torch.equal(largest_values, expected.values[:, :count]) and torch.equal(
+        positions, expected.indices[:, :count]
+    )

@@ -1,4 +1,4 @@
-"""The target's tokenizer for a causal model: same segmentation, the source's habits around a text, roles, ids in configs."""
+"""The tokenizer for a causal model: the target's segmentation, the source's special tokens around a text, roles, config ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEMPLATE = "{% for m in messages %}<|turn|>{{ m['content'] }}<|end|>{% endfor %}
 
 
 def encoder_like(kind: str):
-    """A tokenizer that closes texts as encoders do."""
+    """A tokenizer that adds special tokens before and after a text, as encoders do."""
     tokenizer = wordpiece() if kind == "wordpiece" else sentencepiece_unigram()
     first, last = (tokenizer.cls_token or tokenizer.bos_token), (tokenizer.sep_token or tokenizer.eos_token)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (first, last)}
@@ -45,7 +45,7 @@ def test_segmentation_is_the_targets(source: str, target: str) -> None:
     for text in TEXT:
         expected = tiny(target)(text, add_special_tokens=False)["input_ids"]
         assert made(text, add_special_tokens=False)["input_ids"] == expected
-        assert made(text)["input_ids"] == expected, "a source that adds nothing leaves texts bare"
+        assert made(text)["input_ids"] == expected, "if the source adds no special tokens, neither does the result"
 
 
 @given(st.text(max_size=40))
@@ -56,25 +56,25 @@ def test_segmentation_is_the_targets_on_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece_unigram"])
-def test_an_encoders_frame_gives_way_to_the_sources(kind: str) -> None:
+def test_special_tokens_around_a_text_follow_the_source(kind: str) -> None:
     target = encoder_like(kind)
     assert target("kissa")["input_ids"][-1] in (target.sep_token_id, target.eos_token_id)
     bare = causal_tokenizer(target, tiny("byte_level_bpe"), chat_template="target")
     inner = target("kissa", add_special_tokens=False)["input_ids"]
     assert bare("kissa")["input_ids"] == inner
-    begun = causal_tokenizer(target, with_bos(), chat_template="target")
-    assert begun("kissa")["input_ids"] == [begun.bos_token_id, *inner]
-    assert begun("kissa", "talo")["input_ids"][0] == begun.bos_token_id
-    assert set(begun("kissa")) == {"input_ids", "attention_mask"}, "token types would be refused by causal models"
+    with_start = causal_tokenizer(target, with_bos(), chat_template="target")
+    assert with_start("kissa")["input_ids"] == [with_start.bos_token_id, *inner]
+    assert with_start("kissa", "talo")["input_ids"][0] == with_start.bos_token_id
+    assert set(with_start("kissa")) == {"input_ids", "attention_mask"}, "causal models do not accept token types"
 
 
-def test_cls_and_sep_stand_in_for_bos_and_eos() -> None:
+def test_cls_and_sep_replace_missing_bos_and_eos() -> None:
     made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="target")
     assert (made.bos_token, made.eos_token, made.pad_token) == ("[CLS]", "[SEP]", "[PAD]")
     assert (made.unk_token, made.mask_token) == ("[UNK]", "[MASK]")
 
 
-def test_the_argument_is_left_alone() -> None:
+def test_the_argument_is_not_changed() -> None:
     target = encoder_like("wordpiece")
     before = target.backend_tokenizer.to_str()
     source = byte_level_bpe()
@@ -83,7 +83,7 @@ def test_the_argument_is_left_alone() -> None:
     assert target.backend_tokenizer.to_str() == before
 
 
-def test_a_chat_template_brings_its_special_tokens() -> None:
+def test_special_tokens_of_the_chat_template_are_added() -> None:
     source = byte_level_bpe()
     source.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|unused|>"]})
     source.chat_template = TEMPLATE
@@ -100,15 +100,15 @@ def test_a_chat_template_brings_its_special_tokens() -> None:
         assert causal_tokenizer(target, source, chat_template=policy).chat_template is None
 
 
-def test_a_missing_chat_template_is_named() -> None:
+def test_a_missing_chat_template_is_an_error() -> None:
     with pytest.raises(InputError, match="the source tokenizer has none"):
         causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="source")
 
 
-def test_a_second_end_mark_never_becomes_the_beginning_or_the_padding() -> None:
+def test_a_second_eos_id_never_becomes_bos_or_pad() -> None:
     made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
     source_id = np.full(len(made), -1, dtype=np.int32)
-    # The source has one token for all three roles, and names it first among its ends.
+    # The source has one token for bos, eos and pad, the first of its eos ids.
     source_id[[made.pad_token_id, made.cls_token_id, made.sep_token_id]] = 1
     source_id[200] = 60
     changes = id_changes({"eos_token_id": [1, 60], "decoder_start_token_id": 1}, None, made, source_id)
@@ -116,7 +116,7 @@ def test_a_second_end_mark_never_becomes_the_beginning_or_the_padding() -> None:
     assert changes.config["decoder_start_token_id"] == made.sep_token_id
 
 
-def test_words_spelled_in_ids_move_whole_or_go() -> None:
+def test_words_spelled_in_ids_are_mapped_completely_or_removed() -> None:
     made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
     source_id = np.full(len(made), -1, dtype=np.int32)
     source_id[[7, 9]] = [50, 51]
@@ -138,11 +138,17 @@ def test_ids_in_configs_follow_roles_and_the_alignment() -> None:
     generation = {"suppress_tokens": [51, 8], "begin_suppress_tokens": [8], "forced_bos_token_id": None, "top_k": 3}
     changes = id_changes(config, generation, made, source_id)
     assert changes.config == {
-        "bos_token_id": made.cls_token_id, "eos_token_id": [made.sep_token_id, 9], "pad_token_id": made.pad_token_id,
-        "image_token_id": 7, "foo_token_id": None,
-    }  # fmt: skip
+        "bos_token_id": made.cls_token_id,
+        "eos_token_id": [made.sep_token_id, 9],
+        "pad_token_id": made.pad_token_id,
+        "image_token_id": 7,
+        "foo_token_id": None,
+    }
     assert changes.generation == {
-        "bos_token_id": made.cls_token_id, "eos_token_id": made.sep_token_id, "pad_token_id": made.pad_token_id,
-        "suppress_tokens": [9], "begin_suppress_tokens": None,
-    }  # fmt: skip
+        "bos_token_id": made.cls_token_id,
+        "eos_token_id": made.sep_token_id,
+        "pad_token_id": made.pad_token_id,
+        "suppress_tokens": [9],
+        "begin_suppress_tokens": None,
+    }
     assert id_changes(config, None, made, source_id).generation is None

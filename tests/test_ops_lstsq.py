@@ -288,11 +288,11 @@ def test_same_bits_for_any_threads_and_chunks(place: Place, options: dict, monke
     with threads(2):
         assert torch.equal(whole.rows, place.rows(*problem, **options).rows)
     for limit in (1, 7, 50) if place.where != "emulated" else (50,):  # slow, and pays for the anchors each time
-        monkeypatch.setattr(ops, "_MOST_ROWS", {"cpu": limit, "cuda": limit})
+        monkeypatch.setattr(ops, "_MAX_ROWS", {"cpu": limit, "cuda": limit})
         _same(place.rows(*problem, **options), whole)
     monkeypatch.undo()
     for held in (1, 25, 300) if place.where != "emulated" else (300,):
-        monkeypatch.setattr(ops, "_MOST_ENTRIES", held)
+        monkeypatch.setattr(ops, "_MAX_ENTRIES", held)
         _same(place.rows(*problem, **options), whole)
 
 

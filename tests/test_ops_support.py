@@ -251,7 +251,7 @@ def test_rows_are_left_out_once_supports_hold_enough(product: str, count: int, m
 def test_chunks_are_the_whole_in_parts(place: Place, monkeypatch) -> None:
     new, anchors = clustered(0, 90, 12).to(place.device), clustered(1, 60, 12).to(place.device)
     whole = place.support(new, anchors, max_support=20)
-    monkeypatch.setattr(ops, "_MOST_ENTRIES", 150)
+    monkeypatch.setattr(ops, "_MAX_ENTRIES", 150)
     with place.running():
         parts = list(ops.support_chunks(new, anchors, max_support=20))
     assert len(parts) >= 3

@@ -1,4 +1,4 @@
-"""Laws of writing without copying: links, shared blocks, holes, the room counted for them, and mapped pages given back."""
+"""Laws of writing without copying: links, shared blocks, holes, the disk space counted for them, and mapped memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from saltlm.model.checkpoint import load_source
 from saltlm.model.safetensors_header import read_header
 from saltlm.model.safetensors_stream import kept_bytes, rewrite
 from saltlm.model.weights import find_weights, release_pages
-from saltlm.operators.finite import all_finite, finite_rows
+from saltlm.operators.checks import all_finite, finite_rows
 from saltlm.rows.matrices import NewMatrices
 
 BPE = tiny("byte_level_bpe")
@@ -46,32 +46,32 @@ def write(out: Path, source, **options) -> Path:
 
 
 def shards(source) -> tuple[list[str], list[str]]:
-    """Names of those with vocabulary rows, and of the others."""
-    own = {source.shards[source.input_name], source.shards[source.output_name]}
-    return sorted(own), sorted(set(source.weights.headers) - own)
+    """Names of the shards with vocabulary rows, and of the others."""
+    with_rows = {source.shards[source.input_name], source.shards[source.output_name]}
+    return sorted(with_rows), sorted(set(source.weights.headers) - with_rows)
 
 
-def test_links_are_the_sources_files_and_all_else_is_new(tmp_path: Path, source) -> None:
-    own, others = shards(source)
+def test_links_are_the_sources_files_and_all_other_files_are_new(tmp_path: Path, source) -> None:
+    with_rows, others = shards(source)
     for path in source.folder.iterdir():
         path.chmod(0o640)
     before = {path.name: path.read_bytes() for path in source.folder.iterdir()}
     out = write(tmp_path / "out", source, link="hard")
     assert others
     assert all(os.path.samefile(out / name, source.folder / name) for name in others)
-    assert all((out / name).stat().st_nlink == 1 for name in (*own, "config.json", "tokenizer.json"))
+    assert all((out / name).stat().st_nlink == 1 for name in (*with_rows, "config.json", "tokenizer.json"))
     copied = write(tmp_path / "copied", source)
-    for name in (*own, *others):
+    for name in (*with_rows, *others):
         assert (out / name).read_bytes() == (copied / name).read_bytes()
         assert (copied / name).stat().st_nlink == 1
     modes = {path.stat().st_mode & 0o777 for path in source.folder.iterdir()}
-    assert modes == {0o640}, "a link shares its permissions with the source"
+    assert modes == {0o640}, "a hard link has the permissions of the source file"
     write(tmp_path / "out", source, link="hard", force=True)
     shutil.rmtree(tmp_path / "out")
     assert {path.name: path.read_bytes() for path in source.folder.iterdir()} == before
 
 
-def test_a_link_to_a_symlink_is_one_to_its_file(tmp_path: Path) -> None:
+def test_a_hard_link_to_a_symlink_links_its_file(tmp_path: Path) -> None:
     """The hub's cache is a folder of symlinks."""
     model = save_llama(tmp_path / "blobs", BPE, tied=False, max_shard_size=SMALL)
     (tmp_path / "snapshot").mkdir()
@@ -94,7 +94,7 @@ def test_a_link_that_is_refused_leaves_nothing(tmp_path: Path, monkeypatch, sour
     assert not (tmp_path / "room").exists()
 
 
-def test_another_file_system_is_told_before_any_row_is_built(tmp_path: Path, pair) -> None:
+def test_another_file_system_is_an_error_before_any_row_is_built(tmp_path: Path, pair) -> None:
     from saltlm import TransferConfig, transfer
 
     memory = Path("/dev/shm")
@@ -104,14 +104,18 @@ def test_another_file_system_is_told_before_any_row_is_built(tmp_path: Path, pai
     out = memory / f"saltlm-test-{os.getpid()}" / "out"
     with pytest.raises(InputError, match="another file system"):
         transfer(
-            pair.source, pair.target, pair.vectors, out, TransferConfig(link="hard"),
+            pair.source,
+            pair.target,
+            pair.vectors,
+            out,
+            TransferConfig(link="hard"),
             progress=lambda stage, done, total: stages.append(stage),
-        )  # fmt: skip
+        )
     assert stages == ["load"] and not out.parent.exists()
 
 
-def test_the_room_is_counted_as_it_will_be_taken(tmp_path: Path, monkeypatch, source) -> None:
-    told: list[int] = []
+def test_the_disk_space_is_counted_as_it_will_be_used(tmp_path: Path, monkeypatch, source) -> None:
+    needed: list[int] = []
 
     class Usage:
         free = 0
@@ -125,27 +129,27 @@ def test_the_room_is_counted_as_it_will_be_taken(tmp_path: Path, monkeypatch, so
     whole = output_folder.whole_folder
     monkeypatch.setattr(
         "saltlm.folder.write.whole_folder",
-        lambda out, **options: told.append(options["needed"]) or whole(out, **options),
+        lambda out, **options: needed.append(options["needed"]) or whole(out, **options),
     )
     for link in ("copy", "hard"):
         with pytest.raises(InputError, match="no space left"):
             write(tmp_path / "out", source, link=link)
-    own, others = shards(source)
+    with_rows, others = shards(source)
     shared = shares_blocks(source.folder / others[0], tmp_path)
     size = sum((source.folder / name).stat().st_size for name in others)
-    assert told[0] - told[1] == (0 if shared else size)
+    assert needed[0] - needed[1] == (0 if shared else size)
     from saltlm.folder.write import ROOM
 
     new = {name: torch.zeros(300, source.input_rows.shape[1]) for name in (source.input_name, source.output_name)}
     kept = 0
-    for header in (source.weights.headers[name] for name in own):
+    for header in (source.weights.headers[name] for name in with_rows):
         kept += kept_bytes(header, {name: rows for name, rows in new.items() if name in header.entries}, shared=shared)
-    assert told[1] == ROOM + kept + 2 * 300 * source.input_rows.shape[1] * 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"], "trying out shared blocks leaves nothing"
+    assert needed[1] == ROOM + kept + 2 * 300 * source.input_rows.shape[1] * 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"], "the trial copy leaves nothing"
 
 
 def sparse(path: Path) -> None:
-    """An embedding, 3 MiB of which the middle one is a hole, and a short tensor."""
+    """Write a file with an embedding, a tensor of 3 MiB whose middle MiB is a hole, and a short tensor."""
     header = {
         "embed": {"dtype": "F32", "shape": [16, 1024], "data_offsets": [0, 65536]},
         "body": {"dtype": "F32", "shape": [3, HOLE // 4], "data_offsets": [65536, 65536 + 3 * HOLE]},
@@ -160,27 +164,27 @@ def sparse(path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [16, 40])
-def test_holes_stay_and_kept_bytes_keep_their_place_in_a_block(tmp_path: Path, rows: int) -> None:
+def test_holes_stay_and_copied_bytes_keep_their_offset_within_a_block(tmp_path: Path, rows: int) -> None:
     sparse(tmp_path / "a")
     old = read_header(tmp_path / "a")
     rewrite(old, tmp_path / "b", {"embed": torch.ones(rows, 1024)})
     new = read_header(tmp_path / "b")
-    places = [header.data_start + header.entries["body"].start for header in (old, new)]
-    assert places[0] % PAGE == places[1] % PAGE
+    offsets = [header.data_start + header.entries["body"].start for header in (old, new)]
+    assert offsets[0] % PAGE == offsets[1] % PAGE
     one, other = load_file(tmp_path / "a"), load_file(tmp_path / "b")
     assert torch.equal(one["body"], other["body"]) and torch.equal(one["short"], other["short"])
     assert torch.equal(other["embed"], torch.ones(rows, 1024))
-    tells = (tmp_path / "a").stat().st_blocks * 512 < 2.5 * HOLE  # the file system of this test knows holes
+    knows_holes = (tmp_path / "a").stat().st_blocks * 512 < 2.5 * HOLE  # the file system of this test
     dense = new.data_start + 3 * HOLE + 12
     counted = kept_bytes(old, {"embed": torch.ones(rows, 1024)})
     assert kept_bytes(old, {"embed": torch.ones(rows, 1024)}, shared=True) < 5 * PAGE
-    assert dense - HOLE <= counted <= dense - HOLE + 2 * PAGE if tells else counted == dense
+    assert dense - HOLE <= counted <= dense - HOLE + 2 * PAGE if knows_holes else counted == dense
     copy_file(tmp_path / "a", tmp_path / "c")
-    for name in "bc" if tells else "":
+    for name in "bc" if knows_holes else "":
         assert (tmp_path / name).stat().st_blocks * 512 < 2.5 * HOLE, "the hole was filled"
 
 
-def test_a_file_that_cannot_be_read_counts_whole(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_counts_as_one_without_holes(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1000)}, tmp_path / "a")
     header = read_header(tmp_path / "a")
     (tmp_path / "a").unlink()
@@ -192,7 +196,7 @@ def test_a_file_that_cannot_be_read_counts_whole(tmp_path: Path) -> None:
     shape=st.tuples(st.integers(0, 9), st.integers(1, 70)),
     bad=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 69), st.sampled_from(BAD))),
 )
-def test_finite_means_what_torch_says(dtype, shape, bad) -> None:
+def test_finite_rows_agree_with_torch(dtype, shape, bad) -> None:
     matrix = torch.arange(shape[0] * shape[1]).reshape(shape).to(dtype)
     for row, column, value in bad:
         if row < shape[0] and column < shape[1]:
@@ -202,18 +206,23 @@ def test_finite_means_what_torch_says(dtype, shape, bad) -> None:
     assert all_finite(matrix) == bool(expected.all())
 
 
-def test_mapped_tensors_are_the_files_and_outlive_the_release_of_their_pages(tmp_path: Path) -> None:
+def test_mapped_tensors_equal_the_stored_ones_also_after_their_pages_are_released(tmp_path: Path) -> None:
     content = {
-        "wide": torch.randn(300, 70), "half": torch.randn(33, 5).half(), "brain": torch.randn(1000).bfloat16(),
-        "double": torch.randn(7, 3).double(), "none": torch.empty(0, 4), "one": torch.tensor(2.5), "whole": torch.arange(9),
-    }  # fmt: skip
+        "wide": torch.randn(300, 70),
+        "half": torch.randn(33, 5).half(),
+        "brain": torch.randn(1000).bfloat16(),
+        "double": torch.randn(7, 3).double(),
+        "none": torch.empty(0, 4),
+        "one": torch.tensor(2.5),
+        "whole": torch.arange(9),
+    }
     save_file(content, tmp_path / "model.safetensors")
     weights = find_weights(tmp_path, "model")
     for _ in range(2):
-        found = {name: weights.tensor(name) for name in content}
+        mapped = {name: weights.tensor(name) for name in content}
         for _ in range(2):
             assert all(
-                found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+                mapped[name].dtype == tensor.dtype and torch.equal(mapped[name], tensor)
                 for name, tensor in content.items()
             )
             release_pages()
@@ -223,7 +232,9 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from saltlm.model.weights import check_rows, find_weights
+from saltlm.model import stored_rows
+from saltlm.model.vocabulary_rows import check_rows
+from saltlm.model.weights import find_weights
 weights = find_weights(Path(sys.argv[1]), "model")
 def peak():
     with open("/proc/self/status") as status:
@@ -232,14 +243,13 @@ check_rows(torch.ones(9, 1024), "warm", "model", {})
 before = peak()
 matrix = weights.tensor("embed")
 check_rows(matrix, "embed", "model", {})
-from saltlm import stored_rows
-stored_rows.NEAR_BYTES, stored_rows.FAR_ROWS = 8 << 20, 8  # of a matrix a tenth as large as real ones
+stored_rows.NEAR_BYTES, stored_rows.FAR_ROWS = 8 << 20, 8  # scaled to a matrix a tenth as large as real ones
 stored_rows.gather(matrix, torch.randperm(len(matrix), generator=torch.Generator().manual_seed(0))[:4000])
 print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs the kernel's account of memory")
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc/self/status")
 def test_reading_a_large_matrix_takes_little_memory(tmp_path: Path) -> None:
     size = 256 << 20
     header = json.dumps({"embed": {"dtype": "BF16", "shape": [size // 2048, 1024], "data_offsets": [0, size]}}).encode()
@@ -267,8 +277,8 @@ body = torch.randn(10 << 20)
 save_file({"body": body, "embed": torch.zeros(16, 1024)}, room / "a")
 def used():
     os.sync()
-    found = os.statvfs(room)
-    return (found.f_blocks - found.f_bfree) * found.f_frsize
+    status = os.statvfs(room)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 before = used()
 assert shares_blocks(room / "a", room)
 copy_file(room / "a", room / "b")
@@ -283,7 +293,7 @@ assert torch.equal(load_file(room / "c")["body"], body)
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["btrfs", "xfs"])
 def test_blocks_are_shared_where_the_file_system_can(tmp_path: Path, kind: str) -> None:
-    """A true file system of that kind in a file; takes root, its mkfs and a loop device."""
+    """Needs root, mkfs of this file system and a loop device to mount it from a file."""
     make = shutil.which(f"mkfs.{kind}", path=os.environ.get("PATH", "") + ":/sbin:/usr/sbin")
     if make is None or os.geteuid() != 0:
         pytest.skip(f"needs root and mkfs.{kind}")
@@ -293,7 +303,7 @@ def test_blocks_are_shared_where_the_file_system_can(tmp_path: Path, kind: str) 
     room.mkdir()
     subprocess.run([make, "-q", str(image)], check=True, capture_output=True)
     if subprocess.run(["mount", "-o", "loop", str(image), str(room)], capture_output=True).returncode:
-        pytest.skip("this system lets nobody mount")
+        pytest.skip("this system does not allow mounting")
     try:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
         run = [sys.executable, "-c", SHARED, str(room)]

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, whatever stops the writer, and leftovers go."""
+"""An output folder appears complete or not at all, whatever stops its writer, and leftovers are removed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_error_under_force_keeps_the_old_folder(tmp_path: Path) -> None:
 
 def test_a_folder_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="made meanwhile"), whole_folder(out) as folder:
+    with pytest.raises(InputError, match="created meanwhile"), whole_folder(out) as folder:
         fill(folder)
         out.mkdir()
         (out / "theirs").write_text("x")
@@ -113,7 +113,7 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
     (out / "thesis.doc").write_text("years of work")
     with pytest.raises(InputError, match="holds no model"):
         check_output(out, force=True)
-    (out / "config.json").write_text("{}")  # a project's own
+    (out / "config.json").write_text("{}")  # of another kind of project
     with pytest.raises(InputError, match="holds no model"):
         check_output(out, force=True)
     (out / "model.safetensors").touch()
@@ -125,7 +125,7 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
         check_output(tmp_path / "file", force=True)
 
 
-def test_too_small_a_disk_is_told_before_writing(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_before_writing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no space left.*about 1000000000\.00 GB"):
         with whole_folder(tmp_path / "out", needed=10**18):
             raise AssertionError
@@ -133,7 +133,7 @@ def test_too_small_a_disk_is_told_before_writing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["I/O error: No space left on device (os error 28)", "(os error 122)"])
-def test_full_disks_are_recognised_in_the_words_of_rust_libraries(tmp_path: Path, text: str) -> None:
+def test_full_disks_are_recognised_in_the_messages_of_rust_libraries(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="disk"), whole_folder(tmp_path / "out"):
         raise Exception(text)
     assert names(tmp_path) == []
@@ -175,7 +175,7 @@ def hold(out: Path) -> tuple[subprocess.Popen, str]:
     return process, process.stdout.readline().strip()
 
 
-def test_leftovers_go_once_their_writer_is_dead_and_only_those(tmp_path: Path) -> None:
+def test_only_leftovers_of_ended_processes_are_removed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process, name = hold(out)
     try:
@@ -184,7 +184,7 @@ def test_leftovers_go_once_their_writer_is_dead_and_only_those(tmp_path: Path) -
             (tmp_path / other).mkdir()
         assert name in names(tmp_path) and f"-{process.pid}-" in name
         assert clear_leftovers(out) == []
-        assert name in names(tmp_path), "its writer lives"
+        assert name in names(tmp_path), "its writer still runs"
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert name in names(tmp_path) and not out.exists()
@@ -213,15 +213,15 @@ def test_without_locks_the_process_id_decides(tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr(output_folder.fcntl, "flock", refuse)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mine, theirs = f".out.saltlm-{os.getpid()}-00000000", f".out.saltlm-{dead.pid}-00000000"
-    (tmp_path / mine).mkdir()
-    (tmp_path / theirs).mkdir()
+    running, ended = f".out.saltlm-{os.getpid()}-00000000", f".out.saltlm-{dead.pid}-00000000"
+    (tmp_path / running).mkdir()
+    (tmp_path / ended).mkdir()
     with whole_folder(tmp_path / "out") as folder:
         fill(folder)
-    assert names(tmp_path) == [mine, "out"]
+    assert names(tmp_path) == [running, "out"]
 
 
-def test_an_old_folder_set_aside_by_a_killed_run_is_put_back(tmp_path: Path) -> None:
+def test_an_old_folder_set_aside_by_a_killed_run_is_restored(tmp_path: Path) -> None:
     out, aside = tmp_path / "out", tmp_path / ".out.saltlm-1-00000000.old"
     aside.mkdir()
     fill(aside, "old")
@@ -233,7 +233,7 @@ def test_an_old_folder_set_aside_by_a_killed_run_is_put_back(tmp_path: Path) -> 
 
 
 def test_many_writers_of_one_folder_leave_one_whole(tmp_path: Path) -> None:
-    """Threads stand for processes here: locks belong to open files, and each writer opens its own."""
+    """Threads instead of processes: a lock belongs to an open file, and each writer opens its own."""
     out, errors = tmp_path / "out", []
     together = threading.Barrier(12, timeout=60)
 

@@ -1,4 +1,4 @@
-"""Nothing is lost but the documented tail or crosses a document; order is the seed's; any place is found again."""
+"""Packing keeps all tokens but the tail, isolates documents, orders by the seed, and resumes at any block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers_tiny import KINDS, tiny
 from saltlm.adaptation.packing import Mixture, Packer, Stream, collate
 from saltlm.errors import InputError
 
-# Each has a character that is no space: a document has some text.
+# Each text has a character that is not white space, as every document of a corpus has.
 TEXT = st.tuples(st.text("abc ä\n🙂", max_size=20), st.sampled_from("abcä🙂"), st.text("abc ä\n🙂", max_size=9)).map(
     "".join
 )
@@ -26,7 +26,7 @@ def packer(kind: str = "byte_level_bpe", length: int = 8) -> Packer:
 
 @settings(deadline=None, max_examples=40)
 @given(texts=TEXTS, length=st.integers(8, 20), kind=st.sampled_from(KINDS))
-def test_no_token_is_lost_but_the_tail(texts, length, kind):
+def test_blocks_hold_all_tokens_but_the_tail(texts, length, kind):
     pack = packer(kind, length)
     whole = np.concatenate(pack.encode(texts))
     blocks = pack.pack(texts)
@@ -40,27 +40,27 @@ def test_labels_and_positions_never_cross_a_document(texts, length):
     pack = packer(length=length)
     lengths = [len(ids) for ids in pack.encode(texts)]
     owner = np.repeat(np.arange(len(texts)), lengths)
-    mixture = Mixture([_Fixed(pack.pack(texts))], [1.0], offset=0, length=len(owner) // length)
+    mixture = Mixture([_FixedBlocks(pack.pack(texts))], [1.0], offset=0, length=len(owner) // length)
     for number in range(len(mixture)):
         block = mixture[number]
-        own = owner[number * length : (number + 1) * length]
-        new = np.r_[True, own[1:] != own[:-1]]
-        assert np.array_equal(block["labels"] == -100, new)  # and all others are predicted from their own document
+        owners = owner[number * length : (number + 1) * length]
+        new = np.r_[True, owners[1:] != owners[:-1]]
+        assert np.array_equal(block["labels"] == -100, new)  # all other tokens are predicted from their own document
         assert np.array_equal(block["labels"][~new], block["input_ids"][~new])
         assert np.array_equal(block["position_ids"] == 0, new)
         assert (np.diff(block["position_ids"])[~new[1:]] == 1).all()
 
 
-def test_bytes_of_blocks_add_up_to_the_text():
+def test_bytes_of_the_blocks_add_up_to_those_of_the_text():
     texts = adapt_tiny.documents(40)
     total = sum(len(text.encode()) for text in texts)
     length = sum(len(ids) for ids in packer().encode(texts))
     assert packer(length=length).pack(texts).bytes == pytest.approx([total])
-    # What is missing belongs to the tail and to the first token of each block, which is not predicted.
+    # The missing bytes belong to the tail and to the first token of each block, which is not predicted.
     assert 0.8 * total < packer(length=8).pack(texts).bytes.sum() < total
 
 
-def test_text_that_spells_a_special_token_stays_text():
+def test_the_name_of_a_special_token_in_a_text_stays_text():
     pack = packer()
     ids = pack.encode(["a <|end|> b"])[0]
     assert (ids == pack.end).sum() == 1 and ids[-1] == pack.end and ids[0] == pack.start
@@ -71,7 +71,7 @@ def test_an_id_beyond_the_rows_is_refused():
         Packer(tiny("byte_level_bpe"), rows=40, length=8).pack(["hyvää päivää"])
 
 
-class _Fixed:
+class _FixedBlocks:
     def __init__(self, blocks):
         self.blocks = blocks
 
@@ -90,20 +90,17 @@ def take(source: Stream, numbers) -> list:
         source.close()
 
 
-def test_order_is_the_seeds_alone_and_another_pass_is_another_order():
+def test_the_order_depends_on_the_seed_and_the_pass():
     documents = adapt_tiny.documents(30)
     one, again, other = (take(stream(documents, seed=seed), range(150)) for seed in (3, 3, 4))
     assert one == again != other
-    first, found = stream(documents, window_documents=100), []
     count = len(packer().pack(documents).tokens)
-    found = take(first, range(2 * count - 20))
-    assert found[:count] != found[count:]
-    # Each document is there once a pass, whatever the order.
-    starts = [block for block in found[:count]]
-    assert len({tuple(block) for block in starts}) > 0.9 * count
+    blocks = take(stream(documents, window_documents=100), range(2 * count - 20))
+    assert blocks[:count] != blocks[count:]
+    assert len({tuple(block) for block in blocks[:count]}) > 0.9 * count  # a pass has each document once
 
 
-def test_every_document_comes_once_a_pass():
+def test_a_pass_has_every_document_once():
     texts = [f"{number:03d}" for number in range(50)]
     pack = packer(length=8)
     source = Stream(lambda: iter(texts), pack, seed=1, window_documents=16)
@@ -114,33 +111,27 @@ def test_every_document_comes_once_a_pass():
 
 
 @settings(deadline=None, max_examples=15)
-@given(at=st.integers(0, 160), known=st.integers(0, 160))
-def test_any_place_is_found_again_from_the_marks(at, known):
+@given(first=st.integers(0, 160), read=st.integers(0, 160))
+def test_a_stream_continues_at_any_block_from_its_marks(first, read):
     documents = adapt_tiny.documents(20)
-    whole = stream(documents)
-    expected = take(whole, range(170))
-    short = stream(documents)
-    take(short, range(known + 1))
-    found = stream(documents, marks=short.marks)
-    assert take(found, range(at, 170)) == expected[at:]
-    assert found.marks[: len(short.marks)] == short.marks
+    expected = take(stream(documents), range(170))
+    stopped = stream(documents)
+    take(stopped, range(read + 1))
+    continued = stream(documents, marks=stopped.marks)
+    assert take(continued, range(first, 170)) == expected[first:]
+    assert continued.marks[: len(stopped.marks)] == stopped.marks
 
 
-def test_marks_spare_reading_what_lies_before():
-    documents, read = adapt_tiny.documents(60), []
+def test_a_stream_with_marks_tokenizes_no_earlier_window():
+    documents = adapt_tiny.documents(60)
     whole = Stream(lambda: iter(documents), packer(), seed=3, window_documents=10)
     take(whole, range(180))
 
-    def watched():
-        for document in documents:
-            read.append(document)
-            yield document
-
     encoded = []
     pack = packer()
-    pack.encode, stock = lambda texts: (encoded.extend(texts), stock(texts))[1], pack.encode
-    take(Stream(watched, pack, seed=3, window_documents=10, marks=whole.marks), [175])
-    assert len(encoded) <= 20  # its window and the one made ahead
+    pack.encode, encode = lambda texts: (encoded.extend(texts), encode(texts))[1], pack.encode
+    take(Stream(lambda: iter(documents), pack, seed=3, window_documents=10, marks=whole.marks), [175])
+    assert len(encoded) <= 20  # the block's window and the next one
 
 
 def test_too_little_text_is_refused():
@@ -153,21 +144,22 @@ def test_too_little_text_is_refused():
 
 @settings(deadline=None, max_examples=30)
 @given(shares=st.lists(st.floats(0.02, 0.3), min_size=1, max_size=3), offset=st.integers(0, 500))
-def test_mixtures_keep_their_shares_from_any_place(shares, offset):
+def test_mixtures_keep_their_shares_from_any_offset(shares, offset):
     shares = [1 - sum(shares), *shares]
     whole = Mixture([None] * len(shares), shares, offset=0, length=2000)
     part = Mixture([None] * len(shares), shares, offset=offset, length=1500)
-    assert np.array_equal(part.choice[offset:], whole.choice[offset : offset + 1500])
+    assert np.array_equal(part.stream_of_block[offset:], whole.stream_of_block[offset : offset + 1500])
     for number, share in enumerate(shares):
-        own = whole.choice == number
-        assert np.array_equal(whole.place[own], np.arange(own.sum()))
-        assert np.abs(np.cumsum(own) - share * np.arange(1, 2001)).max() < 4
+        selected = whole.stream_of_block == number
+        assert np.array_equal(whole.number_in_stream[selected], np.arange(selected.sum()))
+        assert np.abs(np.cumsum(selected) - share * np.arange(1, 2001)).max() < 4
 
 
-def test_a_batch_is_int64():
+def test_shapes_and_dtypes_of_a_batch():
     source = stream(adapt_tiny.documents(20))
     batch = collate([Mixture([source], [1.0], offset=0, length=4)[i] for i in range(3)])
     source.close()
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in batch.items()} == {
-        **{name: (torch.int64, (3, 8)) for name in ("input_ids", "labels", "position_ids")}, "bytes": (torch.float64, (3,)),
-    }  # fmt: skip
+        **{name: (torch.int64, (3, 8)) for name in ("input_ids", "labels", "position_ids")},
+        "bytes": (torch.float64, (3,)),
+    }

@@ -1,4 +1,4 @@
-"""Roles of special tokens, read from objects and folders, and how two tokenizers' are matched."""
+"""Roles of special tokens, read from objects and folders, and pairs of tokens of the same role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saltlm.errors import InputError
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_folder_and_object_agree(tmp_path, kind: str) -> None:
+def test_folder_and_object_give_the_same_roles(tmp_path, kind: str) -> None:
     tiny(kind).save_pretrained(tmp_path)
     assert load_tokens(tmp_path).roles == roles_of(tiny(kind)) == load_tokens(tiny(kind)).roles
     assert len(roles_of(tiny(kind))) == len(SPECIALS[kind])
@@ -29,14 +29,14 @@ def test_entries_may_be_objects_and_roles_make_tokens_special(tmp_path) -> None:
     assert load_tokens(tmp_path).roles == {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
 
 
-def test_a_broken_config_is_named(tmp_path) -> None:
+def test_the_error_names_a_broken_config(tmp_path) -> None:
     byte_level_bpe(size=300).save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="tokenizer_config"):
         load_tokens(tmp_path)
 
 
-def test_a_config_that_is_no_object_is_named(tmp_path) -> None:
+def test_the_error_names_a_config_that_is_not_an_object(tmp_path) -> None:
     byte_level_bpe(size=300).save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(InputError, match=r"tokenizer_config\.json: found a list"):
@@ -72,5 +72,5 @@ def test_pairs(source: dict, target: dict, expected: list) -> None:
     assert match_roles(source, target) == expected
 
 
-def test_an_override_wins_over_the_role() -> None:
+def test_an_override_takes_precedence_over_the_role() -> None:
     assert match_roles({"eos": 7}, {"eos": 1}, {1: 9}) == [(1, 9)]

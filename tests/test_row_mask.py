@@ -1,4 +1,4 @@
-"""Frozen rows and their optimizer state stay bit for bit; trained rows move as AdamW moves them."""
+"""Frozen rows and their optimizer state keep their bits; trained rows change as AdamW changes them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 @settings(deadline=None, max_examples=30)
 @given(
-    seed=st.integers(0, 99), decay=st.sampled_from([0.0, 0.1]), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+    decay=st.sampled_from([0.0, 0.1]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     steps=st.integers(1, 4),
-)  # fmt: skip
-def test_frozen_rows_are_untouched_and_trained_rows_move_as_alone(seed, decay, dtype, steps):
+)
+def test_frozen_rows_keep_their_bits_and_trained_rows_change_as_without_them(seed, decay, dtype, steps):
     draw = torch.Generator().manual_seed(seed)
     trained = torch.rand(12, generator=draw).numpy() < 0.5
     trained[0], trained[1] = True, False
@@ -45,13 +47,13 @@ def test_frozen_rows_are_untouched_and_trained_rows_move_as_alone(seed, decay, d
     assert not torch.equal(whole[trained], start[trained])
 
 
-def test_a_folder_must_say_which_rows_are_new(tmp_path):
+def test_a_folder_without_a_record_of_its_rows_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no record of where its rows came from.*--phases embeddings"):
         new_rows(tmp_path)
 
 
-def test_rows_that_were_not_copied(tmp_path):
+def test_new_rows_are_those_that_were_not_copied(tmp_path):
     import adapt_tiny
 
-    found = new_rows(adapt_tiny.transferred(tmp_path / "m"))
-    assert np.array_equal(found, np.arange(len(found)) % 3 == 0)
+    rows = new_rows(adapt_tiny.transferred(tmp_path / "m"))
+    assert np.array_equal(rows, np.arange(len(rows)) % 3 == 0)

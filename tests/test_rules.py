@@ -1,4 +1,4 @@
-"""The rules beside the presets, each against its closed form in float64 on planted problems and whole tiny models."""
+"""The rules that methods combine, each against its closed form in float64 on planted problems and whole tiny models."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from saltlm.pipeline import transfer
 from saltlm.rows.assembly import COMPOSED, SOLVED
 from saltlm.rows.hidden import hide_in
 from saltlm.rows.methods import METHODS, build, method_of
-from saltlm.rows.methods.blend_weight import HIDDEN, fitted_shares
-from saltlm.rows.methods.clean import cleaned, leave_one_out
+from saltlm.rows.methods.blend import HIDDEN_SHARE, fitted_shares
 from saltlm.rows.methods.local_map import nearest
-from saltlm.rows.methods.whole import ridge_map
+from saltlm.rows.methods.whole import cleaned_anchors, leave_one_out, ridge_map
 from saltlm.vectors.auxiliary import Auxiliary, load_auxiliary
 
 # local-map
@@ -44,28 +43,35 @@ def ridge_fit(x: torch.Tensor, y: torch.Tensor, ridge: float):
 @given(st.integers(0, 10**6), st.floats(0.01, 10), st.floats(0.01, 10), st.integers(1, 30))
 @pytest.mark.parametrize("center", [False, True])
 def test_a_local_map_corrects_the_global_one(
-    center: bool, seed: int, ridge: float, map_ridge: float, most: int
+    center: bool, seed: int, ridge: float, map_ridge: float, count: int
 ) -> None:
     case = planted(
-        draw(48, 7, seed=seed) + 1, draw(40, 5, seed=seed + 1), 40, method="local-map", head=draw(40, 3, seed=seed + 2),
-        ridge=ridge, map_ridge=map_ridge, max_support=most, center=center,
-    )  # fmt: skip
+        draw(48, 7, seed=seed) + 1,
+        draw(40, 5, seed=seed + 1),
+        40,
+        method="local-map",
+        head=draw(40, 3, seed=seed + 2),
+        ridge=ridge,
+        map_ridge=map_ridge,
+        max_support=count,
+        center=center,
+    )
     x = case.plm[:40].double()
     unit = torch.nn.functional.normalize(case.plm.double(), dim=1)
     for part, y in (("rows", case.job.source_rows.double()), ("head", case.job.head.rows.double())):
         g = ridge_fit(x, y, map_ridge)
         expected = []
         for new in range(40, 48):
-            near = (unit[:40] @ unit[new]).topk(most).indices
-            offsets, ids = torch.tensor([0, most]), torch.arange(most, dtype=torch.int32)
-            wanted = (case.plm[new].double() - x.mean(0))[None]
-            c = reference.support_lstsq(wanted, x[near] - x.mean(0), offsets, ids, ridge, center)[0]
+            near = (unit[:40] @ unit[new]).topk(count).indices
+            offsets, ids = torch.tensor([0, count]), torch.arange(count, dtype=torch.int32)
+            target = (case.plm[new].double() - x.mean(0))[None]
+            c = reference.support_lstsq(target, x[near] - x.mean(0), offsets, ids, ridge, center)[0]
             expected.append(g(case.plm[new].double()) + c @ (y[near] - g(x[near])))
         torch.testing.assert_close(built(case, part), torch.stack(expected), atol=1e-4, rtol=1e-3)
 
 
-def test_a_strong_ridge_leaves_the_global_map_and_a_local_truth_is_found() -> None:
-    """Two clusters with a map each: no global map fits both, the local one does once its ridge is weak."""
+def test_a_strong_ridge_gives_the_global_map_and_a_weak_one_the_local_maps() -> None:
+    """Two clusters with a map each: no global map fits both; the local one does if its ridge is weak."""
     plm = draw(120, 4, seed=0).double()
     far = torch.arange(120) % 2 == 1
     plm[far, 0] += 50
@@ -75,9 +81,9 @@ def test_a_strong_ridge_leaves_the_global_map_and_a_local_truth_is_found() -> No
     options = {"method": "local-map", "max_support": 40, "center": True}
     near = built(planted(plm, lm[:100], 100, ridge=0.0, **options))
     torch.testing.assert_close(near, lm[100:], atol=1e-2, rtol=1e-3)
-    held = built(planted(plm, lm[:100], 100, ridge=1e9, **options | {"center": False}))
+    strong = built(planted(plm, lm[:100], 100, ridge=1e9, **options | {"center": False}))
     alone = built(planted(plm, lm[:100], 100, method="ridge-map", ridge=1.0))
-    torch.testing.assert_close(held, alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(strong, alone, atol=1e-4, rtol=1e-4)
     assert (alone - lm[100:]).norm() > 10 * (near - lm[100:]).norm()
 
 
@@ -126,8 +132,8 @@ def test_a_blend_mixes_any_regression(other: str, weight, parts) -> None:
     share = 2 / (2 + torch.from_numpy(counts[both.numpy()]).double()) if weight == "pieces" else torch.tensor(weight)
     share = share.reshape(-1, 1)
     for side in ("input_rows", "output_rows"):
-        made, one, rest = (getattr(result, side)[both].double() for result in (done, pieces, alone))
-        torch.testing.assert_close(made, share * one + (1 - share) * rest, atol=1e-5, rtol=1e-4)
+        blended, one, rest = (getattr(result, side)[both].double() for result in (done, pieces, alone))
+        torch.testing.assert_close(blended, share * one + (1 - share) * rest, atol=1e-5, rtol=1e-4)
 
 
 def test_the_weight_by_support_falls_with_its_size(parts, untied) -> None:
@@ -158,8 +164,8 @@ def job_of(pair, monkeypatch, **options):
     return seen[0]
 
 
-def test_precision_finds_the_side_that_is_right(untied, monkeypatch) -> None:
-    """Where a map explains all rows the pieces get no share; where rows are sums of their pieces' they get the most."""
+def test_precision_prefers_the_side_that_is_right(untied, monkeypatch) -> None:
+    """Where a map explains all rows, the weight of the pieces is 0; where rows are means of pieces, it is nearly 1."""
     job = job_of(untied, monkeypatch, method="blend", blend_weight="precision")
     alignment = job.alignment
     anchors = torch.from_numpy(alignment.source_id[job.anchors].astype(np.int64))
@@ -169,30 +175,30 @@ def test_precision_finds_the_side_that_is_right(untied, monkeypatch) -> None:
     shares = fitted_shares(dataclasses.replace(job, source_rows=mapped, config=exact), ridge_map)
     assert shares.max() < 0.01
     composed = draw(*job.source_rows.shape, seed=2)
-    hidden = hide_in(job, HIDDEN, job.config.seed)
+    hidden = hide_in(job, HIDDEN_SHARE, job.config.seed)
     for token in hidden.tokens:
         pieces = hidden.job.alignment.cover(token)
         if len(pieces):
             composed[int(alignment.source_id[token])] = composed[pieces.astype(np.int64)].mean(dim=0)
-    # Some pieces are hidden tokens themselves and were changed after; most are not.
+    # Some pieces are hidden tokens, whose rows were changed later; most are not.
     assert fitted_shares(dataclasses.replace(job, source_rows=composed), ridge_map).min() > 0.8
 
 
 def test_the_precision_rule_is_the_least_squares_share(untied, monkeypatch) -> None:
     job = job_of(untied, monkeypatch, method="blend", blend_weight="precision")
-    alignment, found = job.alignment, hide_in(job, HIDDEN, job.config.seed)
-    kept, hidden = found.job.anchors, found.tokens
+    alignment, check = job.alignment, hide_in(job, HIDDEN_SHARE, job.config.seed)
+    kept, hidden = check.job.anchors, check.tokens
     x = job.plm_rows[kept].double()
     y = job.source_rows[alignment.source_id[kept].astype(np.int64)].double()
     g = ridge_fit(x, y, 1.0)
     sums = np.zeros((4, 3))
     for token in hidden:
-        pieces = found.job.alignment.cover(token).astype(np.int64)
+        pieces = check.job.alignment.cover(token).astype(np.int64)
         if len(pieces):
             predicted = g(job.plm_rows[token].double())
             true = job.source_rows[int(alignment.source_id[token])].double() - predicted
-            apart = job.source_rows[pieces].double().mean(dim=0) - predicted
-            sums[min(len(pieces), 4) - 1] += float(apart @ true), float(apart @ apart), 1
+            difference = job.source_rows[pieces].double().mean(dim=0) - predicted
+            sums[min(len(pieces), 4) - 1] += float(difference @ true), float(difference @ difference), 1
     sums[sums[:, 2] < 10] = sums.sum(axis=0)
     expected = np.clip(sums[:, 0] / sums[:, 1], 0, 1)
     assert np.allclose(fitted_shares(job, ridge_map).numpy(), expected, atol=1e-4) and (expected > 0).any()
@@ -221,7 +227,7 @@ def test_planted_false_friends_are_left_out_and_stay_copied(parts) -> None:
     false = [3, 17, 44, 61]
     lm[false] = draw(4, 6, seed=2) * 3
     case = planted(plm, lm, 80, method="sava-affine", clean_anchors=0.05)
-    kept = cleaned(case.job)
+    kept = cleaned_anchors(case.job)
     assert sorted(set(range(80)) - set(kept.tolist())) == false
     rows = torch.cat([block.rows for block in build(case.job)]).double()
     exact = plm[80:].double() @ draw(5, 6, seed=1).double()
@@ -235,7 +241,7 @@ def test_planted_false_friends_are_left_out_and_stay_copied(parts) -> None:
 # The log-unigram shift
 
 
-def test_the_shift_adds_what_the_row_does_not_say(untied, tmp_path) -> None:
+def test_the_shift_adds_the_part_that_the_row_lacks(untied, tmp_path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("water and house and wind\n\nthe water of the house\n" * 20, encoding="utf-8")
 
@@ -260,17 +266,17 @@ def test_the_shift_adds_what_the_row_does_not_say(untied, tmp_path) -> None:
     shared = torch.from_numpy(np.flatnonzero(ordinary & alignment.shared & (done.origin[:size] == 0)))
     new = torch.from_numpy(np.flatnonzero(ordinary & (plain.origin[:size] == COMPOSED)))
     rows = plain.output_rows.double()
-    reading = ridge_fit(rows[shared], z[shared][:, None], 1.0)
+    prediction = ridge_fit(rows[shared], z[shared][:, None], 1.0)
     centred, spread = rows[shared] - rows[shared].mean(0), z[shared] - z[shared].mean()
     slope = centred.T @ spread / spread.square().sum()
-    expected = rows[new] + 0.5 * (z[new][:, None] - reading(rows[new])) * slope
+    expected = rows[new] + 0.5 * (z[new][:, None] - prediction(rows[new])) * slope
     torch.testing.assert_close(done.output_rows[new].double(), expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(done.output_rows[shared], plain.output_rows[shared])
     assert done.summary["unigram_shift"]["from"] == str(text)
     assert any("before any training" in warning for warning in done.summary["warnings"])
 
 
-def test_a_shift_without_a_place_or_a_source_is_refused(pair, untied, tmp_path) -> None:
+def test_a_shift_without_a_bias_or_scores_is_refused(pair, untied, tmp_path) -> None:
     with pytest.raises(InputError, match="head is tied and has no bias"):
         transfer(pair.source, pair.target, config=TransferConfig(method="subword-mean", unigram_shift=1.0))
     with pytest.raises(InputError, match="kind WordPiece, which has no scores"):
@@ -306,8 +312,8 @@ def test_the_norm_guard_counts_names_and_shrinks(pair) -> None:
     assert any("scaled to it" in warning for warning in shrunk.summary["warnings"])
 
 
-def test_supports_as_large_as_the_plm_is_wide_are_told(untied) -> None:
-    """With no ridge that is where rows explode; a cap well under E, or a ridge, says nothing more."""
+def test_supports_as_large_as_the_plm_is_wide_warn(untied) -> None:
+    """Rows explode there without a ridge; there is no warning with a much smaller cap or with a ridge."""
     width = load_donor(untied.target).input_rows.shape[1]
 
     def warned(**options) -> bool:
@@ -319,11 +325,11 @@ def test_supports_as_large_as_the_plm_is_wide_are_told(untied) -> None:
     assert not warned(max_support=width, ridge=0.1)
 
 
-# Rules that contradict each other
+# Options that contradict each other
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             "--method blend --blend-weight support",
@@ -346,12 +352,12 @@ def test_supports_as_large_as_the_plm_is_wide_are_told(untied) -> None:
         ("--method salt --norm-guard stop", "norm_guard: found 'stop'"),
     ],
 )
-def test_contradicting_rules_are_refused_before_anything_is_read(options: str, said: str, tmp_path, capsys) -> None:
+def test_contradicting_options_are_refused_before_loading(options: str, message: str, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     fixed = ["transfer", "--source", str(tmp_path / "a"), "--target", str(tmp_path / "b"), "--out", str(out)]
     assert main([*fixed, *options.split()]) == 2
     captured = capsys.readouterr()
-    assert said in captured.err and captured.err.count("saltlm:") == 1 and not captured.out and not out.exists()
+    assert message in captured.err and captured.err.count("saltlm:") == 1 and not captured.out and not out.exists()
 
 
 def test_a_blend_asks_for_what_its_regression_needs() -> None:

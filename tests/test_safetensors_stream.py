@@ -1,4 +1,4 @@
-"""Laws of the streaming copy: what is not replaced is the same bit for bit, what is replaced is what was given."""
+"""Laws of the streaming copy: tensors that are not replaced keep their bits, replaced ones have the given values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,18 @@ from saltlm.model.safetensors_header import read_header
 from saltlm.model.safetensors_stream import rewrite
 
 ALL_DTYPES = [
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.int32, torch.int16,
-    torch.int8, torch.uint8, torch.bool,
-]  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 shapes = st.lists(st.integers(0, 5), min_size=0, max_size=3).map(tuple)
@@ -50,7 +59,7 @@ def bits(tensor: torch.Tensor) -> tuple:
     metadata=st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=5), min_size=1, max_size=2),
     data=st.data(),
 )
-def test_a_copy_holds_the_same_bits_but_for_what_was_replaced(tmp_path_factory, content, metadata, data) -> None:
+def test_a_copy_holds_the_same_bits_except_replaced_tensors(tmp_path_factory, content, metadata, data) -> None:
     content.pop("__metadata__", None)
     folder = tmp_path_factory.mktemp("stream")
     save_file(content, folder / "a.safetensors", metadata=metadata)
@@ -76,9 +85,9 @@ def test_replacing_nothing_copies_the_file_byte_for_byte(tmp_path: Path) -> None
 
 def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1000), "b": torch.zeros(70, 3)}, tmp_path / "a")
-    told: list[int] = []
-    rewrite(read_header(tmp_path / "a"), tmp_path / "b", {"b": torch.ones(90, 3)}, progress=told.append)
-    assert sum(told) == 4000 + 90 * 3 * 4
+    counts: list[int] = []
+    rewrite(read_header(tmp_path / "a"), tmp_path / "b", {"b": torch.ones(90, 3)}, progress=counts.append)
+    assert sum(counts) == 4000 + 90 * 3 * 4
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP])

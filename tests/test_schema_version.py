@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from saltlm.adaptation.output import _summary
+from saltlm.adaptation.output import adapted_summary
 from saltlm.batches.finished import difference
 from saltlm.batches.jobs_file import BatchJob
 from saltlm.config import TransferConfig
@@ -68,7 +68,7 @@ def test_a_batch_takes_a_folder_of_another_schema_for_another_run(job, change: d
 def test_an_adaptation_keeps_the_version_of_what_it_takes_over(tmp_path, before: dict | None, version: int) -> None:
     if before is not None:
         (tmp_path / "saltlm.json").write_text(json.dumps({**before, "method": "salt"}))
-    found = _summary(tmp_path, {"saltlm_version": "0.1.0", "steps": 3})
+    found = adapted_summary(tmp_path, {"saltlm_version": "0.1.0", "steps": 3})
     assert found["schema_version"] == version and found["format"] == 1 and found["adapted"]["steps"] == 3
     assert schema_version_of(found) == version
     assert before is None or found["method"] == "salt"

@@ -1,4 +1,4 @@
-"""Coefficients kept from one transfer for the next: the same bits, found again only where nothing they hang on differs."""
+"""Coefficients kept from one transfer for the next: the same bits, used again only if all that they depend on is equal."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from saltlm.shared import Shared
 
 ROOM = 1 << 30
 CASES = {
-    "salt": {"ridge": 0.1, "center": True}, "focus": {}, "clp-plus": {"max_support": 5}, "omp": {"max_support": 4},
+    "salt": {"ridge": 0.1, "center": True},
+    "focus": {},
+    "clp-plus": {"max_support": 5},
+    "omp": {"max_support": 4},
     "blend": {"blend_with": "salt", "ridge": 0.1},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +39,10 @@ def kept(shared: Shared) -> int:
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_a_second_model_takes_them_over_bit_for_bit(method: str, sources, pair) -> None:
+def test_a_second_model_reuses_coefficients_bit_for_bit(method: str, sources, pair) -> None:
     config = TransferConfig(method=method, heldout=0.2, **CASES[method])
     shared = Shared(ROOM)
-    for place, source in enumerate(sources):
+    for index, source in enumerate(sources):
         before = shared.hits
         done = run_transfer(source, pair.target, pair.vectors, None, config, shared=shared)
         alone = transfer(source, pair.target, pair.vectors, config=config)
@@ -47,10 +50,10 @@ def test_a_second_model_takes_them_over_bit_for_bit(method: str, sources, pair) 
         seconds = {"seconds": None}
         assert done.summary | seconds == alone.summary | seconds
         assert kept(shared) == 2  # of the rows, and of the self-check
-        assert place == 0 or shared.hits - before >= 2
+        assert index == 0 or shared.hits - before >= 2
 
 
-def test_what_they_hang_on_is_told_apart(sources, pair, tmp_path) -> None:
+def test_coefficients_of_other_inputs_or_options_are_not_reused(sources, pair, tmp_path) -> None:
     config = TransferConfig(method="salt", heldout=0.0)
     shared = Shared(ROOM)
     run_transfer(sources[0], pair.target, pair.vectors, None, config, shared=shared)
@@ -59,26 +62,30 @@ def test_what_they_hang_on_is_told_apart(sources, pair, tmp_path) -> None:
     assert vectors.read_text(encoding="utf-8") != pair.vectors.read_text(encoding="utf-8")
     target = shutil.copytree(pair.target, tmp_path / "target")
     count = 1
-    for given, options in (
-        ((pair.target, pair.vectors), {"ridge": 0.1}), ((pair.target, pair.vectors), {"center": True}),
-        ((pair.target, pair.vectors), {"max_support": 3}), ((pair.target, pair.vectors), {"overlap": "case"}),
-        ((pair.target, vectors), {}), ((target, pair.vectors), {}), ((pair.target, pair.vectors), {"method": "focus"}),
-    ):  # fmt: skip
-        own = dataclasses.replace(config, **options)
-        done = run_transfer(sources[0], *given, None, own, shared=shared)
+    for inputs, options in (
+        ((pair.target, pair.vectors), {"ridge": 0.1}),
+        ((pair.target, pair.vectors), {"center": True}),
+        ((pair.target, pair.vectors), {"max_support": 3}),
+        ((pair.target, pair.vectors), {"overlap": "case"}),
+        ((pair.target, vectors), {}),
+        ((target, pair.vectors), {}),
+        ((pair.target, pair.vectors), {"method": "focus"}),
+    ):
+        changed = dataclasses.replace(config, **options)
+        done = run_transfer(sources[0], *inputs, None, changed, shared=shared)
         count += 1
-        assert kept(shared) == count, (given, options)
-        assert torch.equal(done.input_rows, transfer(sources[0], *given, config=own).input_rows)
+        assert kept(shared) == count, (inputs, options)
+        assert torch.equal(done.input_rows, transfer(sources[0], *inputs, config=changed).input_rows)
 
 
-def test_room_is_kept_to_and_too_little_of_it_keeps_nothing(sources, pair) -> None:
+def test_the_limit_holds_and_coefficients_above_it_are_not_kept(sources, pair) -> None:
     config = TransferConfig(method="salt", heldout=0.0)
-    plenty = Shared(ROOM)
-    run_transfer(sources[0], pair.target, pair.vectors, None, config, shared=plenty)
-    size = next(size for key, (_, size, _) in plenty._kept.items() if key[0] == "coefficients")
+    large = Shared(ROOM)
+    run_transfer(sources[0], pair.target, pair.vectors, None, config, shared=large)
+    size = next(size for key, (_, size, _) in large._kept.items() if key[0] == "coefficients")
     assert size > 0
     for limit, expected in ((size, 1), (size - 1, 0), (0, 0)):
-        tight = Shared(limit)
-        done = run_transfer(sources[0], pair.target, pair.vectors, None, config, shared=tight)
-        assert tight.bytes <= limit and kept(tight) == expected
+        small = Shared(limit)
+        done = run_transfer(sources[0], pair.target, pair.vectors, None, config, shared=small)
+        assert small.bytes <= limit and kept(small) == expected
         assert torch.equal(done.input_rows, transfer(sources[0], pair.target, pair.vectors, config=config).input_rows)

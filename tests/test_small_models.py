@@ -22,7 +22,7 @@ from transformers import BloomConfig
 from saltlm import AdaptConfig, CompareConfig, TransferConfig, adapt, compare, evaluate, transfer
 from saltlm.adaptation.config import SEQ_LENGTH
 from saltlm.adaptation.packing import Packer
-from saltlm.adaptation.run import _read_text
+from saltlm.adaptation.text import read_text
 from saltlm.cli.main import main
 from saltlm.comparison.probe import TooLittleText, fitted_blocks, measure_blocks
 from saltlm.errors import InputError
@@ -144,7 +144,7 @@ def test_a_comparison_refuses_a_length_that_was_given(place, tmp_path, capsys) -
 def probe_text(place):
     """The text of a probe, the new tokenizer and the source's own, which makes more tokens of it."""
     config = AdaptConfig(heldout=0.0)
-    text = _read_text(place / "text.txt", place / "eval.txt", None, None, config)
+    text = read_text(place / "text.txt", place / "eval.txt", None, None, config)
     return text, (tiny("byte_level_bpe"), tiny("sentencepiece_unigram")), config
 
 

@@ -1,4 +1,4 @@
-"""Options chosen by a text: the choice is the trial of fewest bits, and a trial is what a transfer with its options writes."""
+"""Options chosen by a text: the choice is the trial of fewest bits, and a trial measures the rows that a transfer writes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import evaluate
 from saltlm.pipeline import transfer
 from saltlm.rows import tune_text
-from saltlm.rows.tune import TEXT_GRID, free_options, meant, search
-from saltlm.rows.tune_text import LONGEST, TEXT_BYTES, check_text, sample, size_of
+from saltlm.rows.tune import TEXT_GRID, effective_values, free_options, search
+from saltlm.rows.tune_text import MAX_DOCUMENT, TEXT_BYTES, check_text, sample, size_of
 from saltlm.text.documents import read_documents, read_text
 
 WORDS = "kissa istuu puun alla ja katsoo koiraa joka juoksee rannalla hitaasti kotiin päin"
@@ -41,7 +41,7 @@ def text(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["pair", "untied"])
-def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_written(
+def test_the_choice_has_the_fewest_bits_and_each_trial_measures_the_rows_of_a_transfer(
     kind, request, text, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(tune_text, "GAIN", 0.0)
@@ -54,7 +54,7 @@ def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_wri
     saved = json.loads((tmp_path / "out" / "saltlm.json").read_text(encoding="utf-8"))
     tuning = saved["tuning"]
     best = min(tuning["trials"], key=lambda trial: trial["bits_per_byte"])
-    assert tuning["choice"] == best["options"] and tuning["text"]["bytes"] <= TEXT_BYTES + LONGEST
+    assert tuning["choice"] == best["options"] and tuning["text"]["bytes"] <= TEXT_BYTES + MAX_DOCUMENT
     assert len(tuning["trials"]) > 5 and set(tuning["choice"]) == {"blend_length", "blend_weight", "ridge"}
     plain = run(tmp_path / "plain", **tuning["choice"])
     assert torch.equal(plain.input_rows, done.input_rows)
@@ -62,8 +62,8 @@ def test_the_choice_is_the_trial_of_fewest_bits_and_each_trial_what_would_be_wri
     for trial, folder in ((best, "out"), (tuning["trials"][0], "first"), (tuning["trials"][-1], "last")):
         if folder != "out":
             run(tmp_path / folder, **trial["options"])
-        found = evaluate(tmp_path / folder, documents=documents).bits_per_byte
-        assert found == pytest.approx(trial["bits_per_byte"], rel=1e-6)
+        bits = evaluate(tmp_path / folder, documents=documents).bits_per_byte
+        assert bits == pytest.approx(trial["bits_per_byte"], rel=1e-6)
     assert {name: saved["config"][name] for name in tuning["choice"]} == tuning["choice"]
 
 
@@ -79,15 +79,15 @@ def test_a_text_chooses_for_other_methods_and_with_an_old_vocabulary_kept(pair, 
         tuning = done.summary["tuning"]
         best = min(tuning["trials"], key=lambda trial: trial["bits_per_byte"])
         assert tuning["choice"] == best["options"]
-        found = evaluate(done.out, documents=documents).bits_per_byte
-        assert found == pytest.approx(best["bits_per_byte"], rel=1e-6)
+        bits = evaluate(done.out, documents=documents).bits_per_byte
+        assert bits == pytest.approx(best["bits_per_byte"], rel=1e-6)
         assert all(math.isfinite(trial["bits_per_byte"]) for trial in tuning["trials"])
 
 
 @given(
     st.lists(st.text(st.characters(codec="utf-8", categories=["L"]), min_size=1, max_size=40), min_size=1, max_size=60)
 )
-def test_a_sample_is_of_whole_documents_in_order(documents: list[str]) -> None:
+def test_a_sample_has_documents_in_order(documents: list[str]) -> None:
     documents = [document * 30 for document in documents]
     if size_of(documents) < 500:
         with pytest.raises(InputError, match="at least 500"):
@@ -95,17 +95,19 @@ def test_a_sample_is_of_whole_documents_in_order(documents: list[str]) -> None:
         return
     chosen = sample(documents, TEXT_BYTES)
     assert chosen == sample(documents, TEXT_BYTES)
-    whole = size_of([document[:LONGEST] for document in documents])
-    if whole < TEXT_BYTES:  # what follows counts too
-        documents = [document[at : at + LONGEST] for document in documents for at in range(0, len(document), LONGEST)]
-    cut = iter(document[:LONGEST] for document in documents)
+    whole = size_of([document[:MAX_DOCUMENT] for document in documents])
+    if whole < TEXT_BYTES:  # the rest of a document counts as documents
+        documents = [
+            document[at : at + MAX_DOCUMENT] for document in documents for at in range(0, len(document), MAX_DOCUMENT)
+        ]
+    cut = iter(document[:MAX_DOCUMENT] for document in documents)
     assert all(any(one == other for other in cut) for one in chosen)  # a subsequence
-    assert min(whole, TEXT_BYTES) <= size_of(chosen) < TEXT_BYTES + 4 * LONGEST
+    assert min(whole, TEXT_BYTES) <= size_of(chosen) < TEXT_BYTES + 4 * MAX_DOCUMENT
 
 
 @pytest.fixture(scope="module")
 def loud(untied, tmp_path_factory) -> Path:
-    """A source model so sure of what it does not know that shorter head rows are surely better, whatever was drawn."""
+    """A source model with head rows so long that shorter ones predict better, for any drawn rows."""
     folder = tmp_path_factory.mktemp("loud") / "source"
     shutil.copytree(untied.source, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -136,26 +138,28 @@ def test_an_option_stays_unless_another_value_gains_enough(untied, loud, text, m
 
 
 @given(st.lists(st.integers(0, 50), min_size=18, max_size=18))
-def test_a_search_ends_with_the_best_it_has_looked_at(values: list[int]) -> None:
+def test_a_search_ends_with_the_best_of_its_trials(values: list[int]) -> None:
     grid = {"blend_length": (None, 1.2, 2.0), "blend_weight": (None, 0.2, 0.8), "ridge": (None, 0.1)}
     keys = [(a, b, c) for a in grid["blend_length"] for b in grid["blend_weight"] for c in grid["ridge"]]
-    worth = dict(zip(keys, values, strict=True))
+    merits = dict(zip(keys, values, strict=True))
     seen: dict[tuple, int] = {}
 
     def merit(options) -> int:
-        return seen.setdefault(tuple(options.values()), worth[tuple(options.values())])
+        return seen.setdefault(tuple(options.values()), merits[tuple(options.values())])
 
     best = tuple(search(grid, TransferConfig(), merit).values())
-    assert (None, None, None) in seen and worth[best] == max(seen.values())
+    assert (None, None, None) in seen and merits[best] == max(seen.values())
 
 
 def test_an_option_left_open_and_one_set_alike_are_one_trial() -> None:
     auto = TransferConfig()
     assert (
-        meant(auto, {"blend_length": None}) == meant(auto, {"blend_length": 1.4}) != meant(auto, {"blend_length": 1.0})
+        effective_values(auto, {"blend_length": None})
+        == effective_values(auto, {"blend_length": 1.4})
+        != effective_values(auto, {"blend_length": 1.0})
     )
     blend = TransferConfig(method="blend")
-    assert meant(blend, {"blend_length": None}) == meant(blend, {"blend_length": 1.0})
+    assert effective_values(blend, {"blend_length": None}) == effective_values(blend, {"blend_length": 1.0})
     assert set(free_options(TransferConfig(tune_text="x"))) == {"blend_length", "blend_weight", "ridge"}
     assert free_options(TransferConfig(tune_text="x", blend_length=1.0))["blend_weight"] == TEXT_GRID["blend_weight"]
 
@@ -182,23 +186,23 @@ def test_bad_input_is_one_error_and_writes_nothing(options: str, message: str, p
     assert message in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "out").exists()
 
 
-def test_the_text_is_part_of_what_makes_a_job_done(pair, text, tmp_path, capsys) -> None:
-    own, jobs = tmp_path / "own.txt", tmp_path / "jobs.toml"
-    own.write_bytes(text.read_bytes())
+def test_a_job_is_not_skipped_once_its_text_has_changed(pair, text, tmp_path, capsys) -> None:
+    copy, jobs = tmp_path / "copy.txt", tmp_path / "jobs.toml"
+    copy.write_bytes(text.read_bytes())
     jobs.write_text(
-        f'[[job]]\nsource = "{pair.source}"\ntarget = "{pair.target}"\nout = "{tmp_path / "out"}"\ntune_text = "{own}"\n',
+        f'[[job]]\nsource = "{pair.source}"\ntarget = "{pair.target}"\nout = "{tmp_path / "out"}"\ntune_text = "{copy}"\n',
         encoding="utf-8",
     )
     assert main(["batch", str(jobs), "--quiet"]) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert main(["batch", str(jobs), "--dry-run", "--json"]) == 0
     assert [job["status"] for job in json.loads(capsys.readouterr().out)["jobs"]] == ["skipped"]
-    own.write_text(own.read_text(encoding="utf-8") + "\nlisää\n", encoding="utf-8")
+    copy.write_text(copy.read_text(encoding="utf-8") + "\nlisää\n", encoding="utf-8")
     assert main(["batch", str(jobs), "--dry-run"]) == 2
-    assert "own.txt has changed" in " ".join(capsys.readouterr().err.split())
+    assert "copy.txt has changed" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_path) -> None:
+def test_a_comparison_tunes_once_and_never_on_its_evaluation_text(pair, text, tmp_path) -> None:
     heldout, training = tmp_path / "heldout.txt", tmp_path / "training.txt"
     documents = [f"{number} {WORDS} {number}" for number in range(400)]
     heldout.write_text("\n\n".join(documents[:40]), encoding="utf-8")
@@ -208,11 +212,16 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
     def run(tuning_text: Path):
         seen.append(tuning_text)
         return compare(
-            pair.source, pair.target, None, ["auto", "auto:tune-text=none", f"auto:tune-text={tuning_text}"], training,
+            pair.source,
+            pair.target,
+            None,
+            ["auto", "auto:tune-text=none", f"auto:tune-text={tuning_text}"],
+            training,
             tmp_path / str(len(seen)),
-            CompareConfig(probe_steps=2, seeds=2), eval_texts=heldout,
+            CompareConfig(probe_steps=2, seeds=2),
+            eval_texts=heldout,
             adapt_config=AdaptConfig(seq_length=16, drop_overlap=True),
-        ).content["results"]  # fmt: skip
+        ).content["results"]
 
     results = run(training)
     tuned = [result for result in results if "txt" in result["method"]]
@@ -221,7 +230,7 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
     assert all(
         result["tuning"] is None for result in results if result["method"] in ("original", "auto:tune-text=none")
     )
-    by_text = [result for result in results if result["method"] == "auto"]  # the training text is at hand
+    by_text = [result for result in results if result["method"] == "auto"]  # tuned by the training text
     assert [result["tuning"] for result in by_text] == [result["tuning"] for result in tuned]
     assert [result["bits_per_byte"] for result in by_text] == [result["bits_per_byte"] for result in tuned]
     assert [result["same_as"] for result in tuned] == ["auto", "auto"]
@@ -235,8 +244,8 @@ def test_a_comparison_tunes_once_and_never_on_what_it_measures(pair, text, tmp_p
         run(heldout)
 
 
-def test_of_a_large_text_the_beginning_is_read_and_counts(text, tmp_path, monkeypatch) -> None:
-    """Neither what is scored nor the digest that tells a changed text depends on what follows."""
+def test_only_the_beginning_of_a_large_text_is_read(text, tmp_path, monkeypatch) -> None:
+    """The sample and the digest do not depend on the rest of the file."""
     size = len(text.read_bytes())
     monkeypatch.setattr(tune_text, "READ_BYTES", size)
     longer = tmp_path / "longer.txt"
@@ -251,25 +260,25 @@ def test_a_limit_cuts_at_a_line_or_a_character(tmp_path_factory, whole, limit) -
     path = tmp_path_factory.mktemp("limit") / "text.txt"
     data = whole.encode(errors="ignore")
     path.write_bytes(data)
-    whole, found = data.decode(), read_text(path, limit)
-    assert whole.startswith(found) and len(found.encode()) <= limit
+    whole, beginning = data.decode(), read_text(path, limit)
+    assert whole.startswith(beginning) and len(beginning.encode()) <= limit
     if len(data) <= limit:
-        assert found == whole
+        assert beginning == whole
     elif b"\n" in data[:limit]:
-        assert found.encode() == data[: data[:limit].rfind(b"\n") + 1]
+        assert beginning.encode() == data[: data[:limit].rfind(b"\n") + 1]
     else:
-        assert len(found.encode()) > limit - 8
+        assert len(beginning.encode()) > limit - 8
 
 
-def test_a_text_without_blank_lines_is_more_than_its_beginning() -> None:
-    document = "".join(f"{number:05}" for number in range(4 * LONGEST))
+def test_a_sample_of_one_long_document_has_parts_of_all_of_it() -> None:
+    document = "".join(f"{number:05}" for number in range(4 * MAX_DOCUMENT))
     chosen = sample([document], TEXT_BYTES)
-    assert size_of(chosen) == TEXT_BYTES and len(set(chosen)) == TEXT_BYTES // LONGEST
+    assert size_of(chosen) == TEXT_BYTES and len(set(chosen)) == TEXT_BYTES // MAX_DOCUMENT
     assert all(part in document for part in chosen) and chosen == sorted(chosen)
     assert sample(["", document[:600], ""], TEXT_BYTES) == [document[:600]]
 
 
-def test_a_fault_that_every_trial_has_is_told_as_it_is(pair, text, monkeypatch) -> None:
+def test_an_error_of_every_trial_is_reported(pair, text, monkeypatch) -> None:
 
     def broken(*_, **__):
         raise InputError("model 'x': found no token for the whole text")
@@ -279,29 +288,29 @@ def test_a_fault_that_every_trial_has_is_told_as_it_is(pair, text, monkeypatch) 
         transfer(pair.source, pair.target, config=TransferConfig(heldout=0.0, tune_text=str(text)))
 
 
-def test_a_short_text_is_found_before_anything_is_loaded(pair, tmp_path) -> None:
+def test_a_short_text_is_refused_before_loading(pair, tmp_path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("kissa istuu\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"^tune_text: found 11 bytes"):
         transfer(tmp_path / "no-source", pair.target, config=TransferConfig(tune_text=str(short)))
 
 
-def test_no_job_of_a_batch_replaces_a_text_that_another_tunes_by(pair, text, tmp_path, capsys) -> None:
-    held, jobs = tmp_path / "model", tmp_path / "jobs.toml"
-    held.mkdir()
-    (held / "saltlm.json").write_text("{}", encoding="utf-8")
-    (held / "text.txt").write_bytes(text.read_bytes())
+def test_no_job_of_a_batch_replaces_the_tuning_text_of_another(pair, text, tmp_path, capsys) -> None:
+    folder, jobs = tmp_path / "model", tmp_path / "jobs.toml"
+    folder.mkdir()
+    (folder / "saltlm.json").write_text("{}", encoding="utf-8")
+    (folder / "text.txt").write_bytes(text.read_bytes())
     common = f'source = "{pair.source}"\ntarget = "{pair.target}"\n'
     jobs.write_text(
-        f'[[job]]\n{common}out = "{tmp_path / "new"}"\ntune_text = "{held / "text.txt"}"\n'
-        f'[[job]]\n{common}out = "{held}"\nforce = true\n',
+        f'[[job]]\n{common}out = "{tmp_path / "new"}"\ntune_text = "{folder / "text.txt"}"\n'
+        f'[[job]]\n{common}out = "{folder}"\nforce = true\n',
         encoding="utf-8",
     )
     assert main(["batch", str(jobs), "--dry-run"]) == 2
     assert "that it holds the input file" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_card_says_who_chose_and_what_a_blend_was(pair, text, tmp_path) -> None:
+def test_the_card_describes_the_choice_and_the_blend(pair, text, tmp_path) -> None:
     config = TransferConfig(method="blend", heldout=0.2, tune_text=str(text), blend_weight=0.2)
     done = transfer(pair.source, pair.target, None, tmp_path / "out", config)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -312,7 +321,7 @@ def test_the_card_says_who_chose_and_what_a_blend_was(pair, text, tmp_path) -> N
     assert "Options chosen so" not in card and "None" not in card.partition("## Rows")[2]
 
 
-def test_few_anchors_leave_no_blend_to_speak_of(pair, text, tmp_path, monkeypatch) -> None:
+def test_with_few_anchors_the_summary_has_no_blend(pair, text, tmp_path, monkeypatch) -> None:
     donor = tiny("sentencepiece_unigram")
     sizes = {"hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     config = transformers.BertConfig(vocab_size=len(donor), pad_token_id=None, **sizes)
@@ -334,20 +343,25 @@ def test_few_anchors_leave_no_blend_to_speak_of(pair, text, tmp_path, monkeypatc
     assert transfer(pair.source, pair.target, config=TransferConfig(method="blend")).summary["blend"]["length"] == 1
 
 
-def test_a_comparisons_cells_with_nothing_to_choose_go_without() -> None:
+def test_cells_without_free_options_are_not_tuned() -> None:
     cells = parse_cells(["auto", "mean", "mean:tune-text=b"], TransferConfig(tune_text="a"))
     assert [cell.config.tune_text for cell in cells[1:]] == ["a", None, "b"]
     assert [cell.config.tune for cell in parse_cells(["auto", "mean"], TransferConfig(tune=True))[1:]] == [True, False]
 
 
-def test_auto_left_to_itself_is_tuned_by_the_text_at_hand() -> None:
+def test_auto_with_default_options_is_tuned_by_the_training_text() -> None:
 
     def tunes(*labels: str, **base: object) -> list[bool]:
         return [cell.tunes for cell in parse_cells(labels, TransferConfig(**base))[1:]]
 
     assert tunes("auto", "auto:unigram-shift=1", "auto:tune-text=none", "auto:tune-text=a", "auto:tune", "blend") == [
-        True, True, False, False, False, False
-    ]  # fmt: skip
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
     assert tunes("auto:blend-length=1.2", "auto:ridge=1", "auto:blend-weight=0.5") == [False] * 3
     for base in ({"tune": True}, {"tune_text": "a"}, {"ridge": 0.1}):
         assert tunes("auto", **base) == [False]
@@ -355,18 +369,27 @@ def test_auto_left_to_itself_is_tuned_by_the_text_at_hand() -> None:
     assert cell.to_json() == {"method": "auto", "tune_text": "the probes' text"}
 
 
-def test_a_text_that_is_too_short_to_tune_by_leaves_auto_as_it_is(pair, tmp_path) -> None:
+def test_auto_is_not_tuned_by_a_text_that_is_too_short(pair, tmp_path) -> None:
     short, heldout = tmp_path / "short.txt", tmp_path / "heldout.txt"
     short.write_text(WORDS[:300], encoding="utf-8")
     heldout.write_text(f"0 {WORDS}", encoding="utf-8")
-    found = compare(
-        pair.source, pair.target, None, ["auto"], short, tmp_path / "out", CompareConfig(probe_steps=1, seeds=1),
-        eval_texts=heldout, adapt_config=AdaptConfig(seq_length=8),
-    )  # fmt: skip
-    assert found.content["results"][1]["tuning"] is None and found.content["cells"]["auto"] == {"method": "auto"}
+    comparison = compare(
+        pair.source,
+        pair.target,
+        None,
+        ["auto"],
+        short,
+        tmp_path / "out",
+        CompareConfig(probe_steps=1, seeds=1),
+        eval_texts=heldout,
+        adapt_config=AdaptConfig(seq_length=8),
+    )
+    assert comparison.content["results"][1]["tuning"] is None and comparison.content["cells"]["auto"] == {
+        "method": "auto"
+    }
 
 
-def test_cells_with_one_file_for_two_uses_are_not_one_run() -> None:
+def test_cells_that_use_one_file_differently_are_separate_runs() -> None:
     counted, tuned = parse_cells(
         ["auto:unigram-shift=1:unigram-text=a", "auto:unigram-shift=1:tune-text=a"], TransferConfig()
     )[1:]
@@ -374,7 +397,7 @@ def test_cells_with_one_file_for_two_uses_are_not_one_run() -> None:
     assert counted.reads() != tuned.reads()
 
 
-def test_the_default_without_a_text_says_what_one_could_do(pair, text, tmp_path, capsys) -> None:
+def test_the_output_of_the_default_names_the_tuning_text_option(pair, text, tmp_path, capsys) -> None:
     seen = {}
     for name, more in {"alone": [], "chosen": ["--blend-length", "1.2"], "text": ["--tune-text", str(text)]}.items():
         arguments = [

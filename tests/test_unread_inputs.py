@@ -15,9 +15,9 @@ from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.pipeline import transfer
 from saltlm.rows.methods import METHODS, method_of
-from saltlm.rows.rules import OF_METHODS, method_faults, unread_auxiliary
+from saltlm.rows.rules import METHOD_OPTIONS, method_faults, unread_auxiliary
 
-# A value of each option of OF_METHODS that is not its default.
+# A value of each option of METHOD_OPTIONS that is not its default.
 VALUES = {
     "ridge": 0.1,
     "center": True,
@@ -87,11 +87,13 @@ def test_whether_vectors_are_read_may_hang_on_another_option(options: dict, read
 
 
 def test_every_option_of_a_method_has_a_rule() -> None:
-    assert set(VALUES) == set(OF_METHODS)
-    assert {name for method in METHODS for name in method_of(TransferConfig(method=method)).options} <= set(OF_METHODS)
+    assert set(VALUES) == set(METHOD_OPTIONS)
+    assert {name for method in METHODS for name in method_of(TransferConfig(method=method)).options} <= set(
+        METHOD_OPTIONS
+    )
 
 
-@pytest.mark.parametrize("option", OF_METHODS)
+@pytest.mark.parametrize("option", METHOD_OPTIONS)
 def test_an_option_that_the_method_does_not_read_is_refused(option: str) -> None:
     refusing = 0
     for method in METHODS:

@@ -1,5 +1,6 @@
 """Types of the native module."""
 
+from collections.abc import Sequence
 from os import PathLike
 
 import numpy as np
@@ -50,13 +51,13 @@ class FastText:
     def word_count(self) -> int: ...
     @staticmethod
     def open(path: str | PathLike[str]) -> FastText: ...
-    def vectors(self, words: list[str | None]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
+    def vectors(self, words: Sequence[str | None]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
 
 def read_text_vectors(
-    path: str | PathLike[str], words: list[str | None]
+    path: str | PathLike[str], words: Sequence[str | None]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
 def floret_vectors(
-    words: list[str | None],
+    words: Sequence[str | None],
     table: npt.NDArray[np.float32],
     *,
     minn: int,
@@ -66,4 +67,4 @@ def floret_vectors(
     bow: str,
     eow: str,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
-def table_rows(table: bytes, words: list[str | None], name: str) -> npt.NDArray[np.int64]: ...
+def table_rows(table: bytes, words: Sequence[str | None], name: str) -> npt.NDArray[np.int64]: ...

@@ -1,4 +1,4 @@
-"""What runs here and why: versions, operators, devices."""
+"""The environment: versions, operators, devices, optional packages, and the output of the libraries."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of saltlm, Python and the packages it stands on; ``None`` for one that is not installed."""
+    """Versions of saltlm, Python and :data:`PACKAGES`; ``None`` for a package that is not installed."""
     from . import __version__
 
-    found: dict[str, str | None] = {"saltlm": __version__, "python": platform.python_version()}
+    result: dict[str, str | None] = {"saltlm": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            result[name] = None
+    return result
 
 
 def status() -> dict[str, Any]:
-    """Versions, the operators that run on each device with the reason, and the devices.
+    """Versions, devices, and which implementation of the operators runs on each device and why.
 
     Returns:
-        ``versions``; ``operators``, by device: ``name`` (``compiled`` or ``reference``), ``reason`` and what is known of the
-        library; ``devices``, a list of names; ``threads``, of torch; ``platform``.
+        ``versions``: package -> version; ``operators``: device -> ``name`` (``compiled`` or ``reference``), ``reason`` and
+        facts about the compiled library; ``devices``: list of names; ``threads``: number of torch's threads; ``platform``.
 
     Example:
         >>> sorted(status())
@@ -59,41 +59,59 @@ def status() -> dict[str, Any]:
 
 
 def require(module: str, extra: str, purpose: str) -> None:
-    """Check that an optional package is installed.
+    """Check that an optional package is installed, without importing it.
+
+    Args:
+        module: name of the package's top module.
+        extra: saltlm's extra that installs the package.
+        purpose: what needs the package, the first words of the message.
 
     Raises:
-        InputError: ``module`` is missing; the message names the extra that brings it.
+        InputError: the package is missing; the message names the extra.
     """
-    if importlib.util.find_spec(module) is None:
+    if not is_installed(module):
         raise input_error(purpose, f"no {module}", f"the package {module}", f'pip install "saltlm[{extra}]"')
+
+
+def is_installed(module: str) -> bool:
+    """Whether an optional package is installed; it is not imported.
+
+    Args:
+        module: name of the package's top module.
+    """
+    return importlib.util.find_spec(module) is not None
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' remarks and progress bars off stderr, which belongs to saltlm's own messages."""
+    """Silence transformers' log messages and progress bars inside the ``with`` block; stderr is for saltlm's messages."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    gguf = None
+    # The progress bar of transformers' GGUF reader ignores the library's setting, so it is replaced by a disabled one.
+    gguf: Any = None
     with contextlib.suppress(ImportError):
         gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    own = getattr(gguf, "tqdm", None)  # its bar heeds no setting of the library
-    if own is not None:
-        gguf.tqdm = functools.partial(own, disable=True)
+    gguf_bar = getattr(gguf, "tqdm", None)
+    if gguf_bar is not None:
+        gguf.tqdm = functools.partial(gguf_bar, disable=True)
     try:
         yield
     finally:
-        if own is not None:
-            gguf.tqdm = own
+        if gguf_bar is not None:
+            gguf.tqdm = gguf_bar
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
 
 
 def silence_libraries() -> None:
-    """Libraries' own progress bars and advice would mix with ours."""
+    """Switch off the log messages and progress bars of transformers, huggingface_hub and tqdm for the whole process.
+
+    The command line calls this first, because these messages would appear between saltlm's own.
+    """
     import logging
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,20 +1,20 @@
-"""The errors a caller can meet: one base class, two kinds."""
+"""The exceptions that saltlm raises on purpose: one base class and two subclasses."""
 
 
 class SaltlmError(Exception):
-    """Base of every error saltlm raises on purpose."""
+    """Base class of every exception that saltlm raises on purpose."""
 
 
 class InputError(SaltlmError, ValueError):
-    """Bad input: the message says what was given, what was expected and what to do. The command line exits with 2."""
+    """Bad input. The message says what was found, what was expected and what to do. The command line exits with 2."""
 
 
 class BackendError(SaltlmError, RuntimeError):
-    """Something outside the input failed (a compiled part, the file system); the command line exits with 1."""
+    """Something other than the input failed (a compiled part, the file system). The command line exits with 1."""
 
 
 def input_error(what: str, found: str, expected: str, advice: str) -> InputError:
-    """Build an :class:`InputError` in the house form ``WHAT: found FOUND; expected EXPECTED; ADVICE``."""
+    """Build an :class:`InputError` with the message ``WHAT: found FOUND; expected EXPECTED; ADVICE``."""
     return InputError(f"{what}: found {found}; expected {expected}; {advice}")
 
 

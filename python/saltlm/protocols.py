@@ -1,6 +1,7 @@
-"""The parts of transformers' tokenizers, configs and models that saltlm uses, as types for the type checker.
+"""Protocols of the tokenizers and models that saltlm uses, for the type checker.
 
-A class of transformers, or one that a checkpoint brings along, fits if it has these members; nothing inherits from here.
+transformers' own classes, and classes in a checkpoint's code, match a protocol if they have its members; no class inherits
+from a protocol.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Tokenizer(Protocol):
     is_fast: bool
     backend_tokenizer: BackendTokenizer
     chat_template: Any
+    model_max_length: int
+    padding_side: str
+    all_special_tokens: list[str]
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
@@ -45,11 +49,11 @@ class Tokenizer(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Number of tokens, added ones included."""
+        """Number of tokens, including added tokens."""
         ...
 
     def get_vocab(self) -> dict[str, int]:
-        """Token -> id, added tokens included."""
+        """Token -> id, including added tokens."""
         ...
 
     def get_added_vocab(self) -> dict[str, int]:
@@ -57,15 +61,15 @@ class Tokenizer(Protocol):
         ...
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """Spelling of one id, or of several."""
+        """Token of one id, or tokens of several ids."""
         ...
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Id of one token, or of several."""
+        """Id of one token, or ids of several tokens."""
         ...
 
     def decode(self, token_ids: Any, **options: Any) -> str:
-        """Text of ids."""
+        """Text of token ids."""
         ...
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Any:
@@ -74,22 +78,24 @@ class Tokenizer(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A causal LM: ``transformers.PreTrainedModel`` with a head."""
+    """A causal LM: ``transformers.PreTrainedModel`` with an output layer (head)."""
 
+    base_model: Any
     config: Any
     generation_config: Any
     training: bool
+    forward: Any
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Forward pass."""
         ...
 
     def get_input_embeddings(self) -> Any:
-        """Module of the input matrix."""
+        """Module that holds the input matrix."""
         ...
 
     def get_output_embeddings(self) -> Any:
-        """Module of the head, or ``None``."""
+        """Module of the output layer (head), or ``None``."""
         ...
 
     def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, torch.nn.Parameter]]:

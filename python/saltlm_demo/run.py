@@ -1,7 +1,8 @@
-"""The demo: a real English model gets a real Finnish vocabulary, starts are compared in bits per byte, and one is adapted.
+"""The demo: give a real English model a Finnish tokenizer, compare methods in bits per byte, and adapt one result.
 
-``python -m saltlm_demo`` fetches the inputs, transfers, evaluates, trains for a few minutes and shows what came out. Everything
-that takes a while is kept in the cache, by the contents of the inputs and of this package, so a second run takes seconds.
+``python -m saltlm_demo`` fetches the inputs, transfers, evaluates, trains for a few minutes and shows the results. Results of
+slow steps are kept in the cache, under a name that depends on the inputs and on the code of this package, so a second run takes
+seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -25,6 +25,7 @@ from saltlm.adaptation.output import CURVE
 from saltlm.errors import InputError, SaltlmError
 from saltlm.files.cache import cache_folder
 from saltlm.files.hashing import sha256_file
+from saltlm.files.json_files import read_json, write_json, write_json_whole
 from saltlm.files.output_folder import whole_folder
 
 from .e5 import RULE, WORDS
@@ -35,7 +36,7 @@ from .show import Steps, show
 
 PROMPTS = ("Suomen pääkaupunki on", "Metsän keskellä oli vanha talo, jossa", "Hyvää huomenta! Tänään")
 NEW_TOKENS = 20
-# Rows of another version of the package are cleared after this long; younger ones may be another run's at this moment.
+# Cached models of another version of the package are removed when they are older than this; a younger one may be in use.
 STALE_SECONDS = 86_400
 
 
@@ -44,9 +45,9 @@ class Start:
     """One row of the table.
 
     Attributes:
-        name: what the table calls it.
-        key: what the cache and ``--json`` call it.
-        options: of :class:`saltlm.TransferConfig`; ``None`` is the model as it came.
+        name: name in the table.
+        key: name in the cache and in ``--json``.
+        options: options of :class:`saltlm.TransferConfig`; ``None`` is the original model.
     """
 
     name: str
@@ -65,16 +66,19 @@ STARTS = (
     Start(name="default (auto)", key="auto", options={"method": "auto"}),
 )
 KEPT = "salt"
-# One pass over the demo's text: enough to get below the original model, short enough to wait for.
-ADAPTATION = {"phases": "all:60", "seq_length": 256, "eval_steps": 15}
+# One pass over the demo's text: a few minutes, after which the model has fewer bits per byte than the original.
+ADAPTATION: dict[str, Any] = {"phases": "all:60", "seq_length": 256, "eval_steps": 15}
 
 
 def run(folder: Path, steps: Steps) -> dict[str, Any]:
-    """Do the demo; returns the figures, as ``--json`` prints them.
+    """Run the demo.
 
     Args:
-        folder: output folder; the SALT model and the texts are put there.
-        steps: shows progress.
+        folder: output folder for the SALT model, the adapted model and the texts.
+        steps: shows the progress.
+
+    Returns:
+        The figures that ``--json`` prints.
 
     Raises:
         InputError: an input cannot be fetched or read.
@@ -87,7 +91,7 @@ def run(folder: Path, steps: Steps) -> dict[str, Any]:
         steps.note(text.warning)
     base = cache_folder() / "demo" / _key(pair)
     for old in base.parent.glob("*") if base.parent.is_dir() else ():
-        # A model of another version of the package: 260 MB. A recent one may be another run's at this moment.
+        # A model of another version of the package has 260 MB.
         if old != base and time.time() - old.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
     base.mkdir(parents=True, exist_ok=True)
@@ -96,21 +100,21 @@ def run(folder: Path, steps: Steps) -> dict[str, Any]:
     with steps.step("writing the output folder"):
         _write_outputs(folder, {"model": base / KEPT, "adapted": adapted}, text)
         draw_curve(read_metrics(adapted / METRICS), folder / CURVE, original=rows[0]["bits_per_byte"])
-    summary = json.loads((base / KEPT / "saltlm.json").read_text(encoding="utf-8"))
+    summary = read_json(base / KEPT / "saltlm.json")
     figures = {
         "rows": rows,
         "text": {"origin": text.origin, "bytes": sum(len(document.encode()) for document in text.heldout)},
         **{name: summary[name] for name in ("counts", "anchors", "new_tokens", "support", "statuses")},
         "warnings": summary.get("warnings", []),
-        "adaptation": json.loads((adapted / "saltlm.json").read_text(encoding="utf-8"))["adapted"],
+        "adaptation": read_json(adapted / "saltlm.json")["adapted"],
         "model": str(folder / "model"),
     }
-    (folder / "saltlm_demo.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "saltlm_demo.json", figures, indent=1)
     return figures
 
 
 def _row(start: Start, pair: Pair, text: Text, base: Path, steps: Steps) -> dict[str, Any]:
-    """The figures of one start, made or from the cache; of the models only the one that is shown is kept."""
+    """Figures of one start, measured or from the cache. Of the models only :data:`KEPT` stays in the cache."""
     model = base / start.key
     summary = model / "saltlm.json"
     measured = base / f"{start.key}-{_digest('|'.join([*text.heldout, '', *text.english, *PROMPTS]))}.json"
@@ -119,22 +123,21 @@ def _row(start: Start, pair: Pair, text: Text, base: Path, steps: Steps) -> dict
     if not measured.is_file():
         seconds = None
         if start.options is not None:
-            seconds = sum(json.loads(summary.read_text(encoding="utf-8"))["seconds"].values())
+            seconds = sum(read_json(summary)["seconds"].values())
         result = {"transfer_seconds": seconds, **_measure(start, pair, model, text, steps)}
-        part = measured.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
-        part.replace(measured)
+        write_json_whole(measured, result)
     if start.key != KEPT:
         shutil.rmtree(model, ignore_errors=True)
-    return {"name": start.name, "key": start.key, **json.loads(measured.read_text(encoding="utf-8"))}
+    return {"name": start.name, "key": start.key, **read_json(measured)}
 
 
 def _transfer(start: Start, pair: Pair, out: Path, steps: Steps) -> None:
+    """Write the model of one start."""
     from saltlm.config import TransferConfig
     from saltlm.pipeline import transfer
     from saltlm.rows.methods import NEEDS_VECTORS
 
-    config = TransferConfig(**start.options, gguf_file=pair.gguf_file, force=True)
+    config = TransferConfig(**(start.options or {}), gguf_file=pair.gguf_file, force=True)
     vectors = pair.vectors if config.method in NEEDS_VECTORS else None
     with steps.step(f"transfer: {start.name}") as report:
         transfer(
@@ -148,7 +151,7 @@ def _transfer(start: Start, pair: Pair, out: Path, steps: Steps) -> None:
 
 
 def _adapt(base: Path, text: Text, steps: Steps) -> Path:
-    """The folder of the adapted model, made or from the cache; an interrupted training goes on."""
+    """Folder of the adapted model, trained or from the cache; an interrupted training is resumed."""
     digest = _digest("|".join([*text.heldout, "", *text.english, "", *text.training, repr(ADAPTATION)]))
     out = base / f"adapted-{digest}"
     if (out / "saltlm.json").is_file():
@@ -162,15 +165,20 @@ def _adapt(base: Path, text: Text, steps: Steps) -> Path:
     english = files / "english.txt" if text.english else None
     with steps.step("adapting: SALT, a few minutes") as report:
         adapt(
-            base / KEPT, files / "training.txt", out, AdaptConfig(**ADAPTATION, drop_overlap=True),
-            eval_texts=files / "heldout.txt", source_eval_texts=english, resume=True,
-            progress=lambda found: report(found.step, found.steps, progress_words(found)),
-        )  # fmt: skip
+            base / KEPT,
+            files / "training.txt",
+            out,
+            AdaptConfig(**ADAPTATION, drop_overlap=True),
+            eval_texts=files / "heldout.txt",
+            source_eval_texts=english,
+            resume=True,
+            progress=lambda state: report(state.step, state.steps, progress_words(state)),
+        )
     return out
 
 
 def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) -> dict[str, Any]:
-    """Bits per byte in both languages, and continuations of the prompts."""
+    """Measure bits per byte in both languages, and continue the prompts."""
     import torch
     import transformers
 
@@ -206,7 +214,7 @@ def _measure(start: Start, pair: Pair, model: Path, text: Text, steps: Steps) ->
 
 
 def _key(pair: Pair) -> str:
-    """Digest of the inputs, the demo and the whole package, so that a changed method never shows older figures."""
+    """Digest of the inputs and of the code of the demo and of saltlm, so that changed code never shows old figures."""
     roots = [Path(__file__).parent, Path(saltlm.__file__).parent]
     files = [path for root in roots for ending in ("*.py", "*.so") for path in sorted(root.rglob(ending))]
     code = [sha256_file(path) for path in files]
@@ -219,17 +227,19 @@ def _digest(text: str) -> str:
 
 
 def _write_outputs(folder: Path, models: Mapping[str, Path], text: Text) -> None:
+    """Copy the models into the output folder, unless they are there, and write the texts."""
     _write_text(folder, text)
     for name, model in models.items():
         out = folder / name
-        about = out / "saltlm.json"
-        if not about.is_file() or about.read_bytes() != (model / "saltlm.json").read_bytes():
-            # A copy, not a link into the cache: it is the user's to change.
+        summary = out / "saltlm.json"
+        if not summary.is_file() or summary.read_bytes() != (model / "saltlm.json").read_bytes():
+            # A copy instead of a link into the cache, because the user may change it.
             with whole_folder(out.absolute(), force=True) as part:
                 shutil.copytree(model, part, dirs_exist_ok=True)
 
 
 def _write_text(folder: Path, text: Text) -> None:
+    """Write the documents of each part into a text file, separated by blank lines."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, documents in (
         ("heldout.txt", text.heldout),
@@ -241,22 +251,26 @@ def _write_text(folder: Path, text: Text) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 anything that failed outside it."""
-    parser = argparse.ArgumentParser(prog="python -m saltlm_demo", description=__doc__.split("\n\n")[0])
+    """Run the demo from the command line.
+
+    Returns:
+        Exit code: 0 done, 2 bad input, 130 interrupted, 1 another failure.
+    """
+    parser = argparse.ArgumentParser(prog="python -m saltlm_demo", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="output folder (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help="print only the figures, as one JSON object")
     options = parser.parse_args(arguments)
     steps = Steps()
     try:
         figures = run(options.out, steps)
     except KeyboardInterrupt:
-        steps.note("interrupted; run it again to go on from what is in the cache")
+        steps.note("interrupted; the next run continues from the cache")
         return 130
     except SaltlmError as error:
         steps.note(f"error: {error}")
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
-        steps.note(f"error: {error}; what is finished is kept, run it again when that is mended")
+        steps.note(f"error: {error}; finished steps are kept in the cache; correct this and run the demo again")
         return 1
     if options.json:
         sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""What the demo shows: its steps on stderr while they run, the result on stdout."""
+"""Output of the demo: the progress of its steps on stderr, the result on stdout."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from rich.table import Table
 
 from saltlm.cli.show import Output
 
+# Called as report(units done, total units, detail); the total is 0 where it is not known.
 Report = Callable[..., None]
 
 
 class Steps:
-    """Steps one after the other: a bar while one runs, a line with its seconds when it is done."""
+    """Shows one step after the other: a progress bar while it runs, a line with its seconds when it is done."""
 
     def __init__(self) -> None:
+        """Write to stderr."""
         self.console = Console(stderr=True, highlight=False)
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Report]:
-        """Show a step; yields ``report(done, total, detail)``, whose total may be 0 where it is not known."""
+        """Show a step; yields the function that reports its progress."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
         start = time.perf_counter()
-        quiet = not self.console.is_terminal  # a log gets the finished steps alone
+        quiet = not self.console.is_terminal  # a log file gets only the lines of finished steps
         with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True, disable=quiet) as bars:
             task = bars.add_task(escape(title), total=None, detail="")
 
@@ -45,17 +47,23 @@ class Steps:
 
     @contextlib.contextmanager
     def fetch(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """A step whose progress is counted in bytes."""
+        """Show a step that fetches an input; yields its progress callback (bytes done, total bytes)."""
         with self.step(name) as report:
             yield lambda done, total: report(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     def note(self, text: str) -> None:
-        """A line of its own."""
+        """Print one line."""
         self.console.print(escape(text))
 
 
 def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> None:
-    """The tables, the continuations, and what to type next."""
+    """Print the result: tables, continuations, and commands to try next.
+
+    Args:
+        figures: result of :func:`saltlm_demo.run.run`.
+        folder: output folder of the demo.
+        prompts: beginnings of the continuations.
+    """
     console = Output(highlight=False)
     console.print()
     console.print(_starts(figures))
@@ -82,17 +90,17 @@ def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> No
         "The original model, its own tokenizer and no training: "
         f"{figures['rows'][0]['bits_per_byte']:.3f}; {'passed by step ' + str(below) if below else 'not passed'}."
     )
-    console.print(f"The curve: [bold]{escape(_here(str(folder / 'curve.png')))}[/bold]")
-    python, command = _here(sys.executable), Path(sys.executable).with_name("saltlm")
-    saltlm = _here(str(command)) if command.is_file() else f"{python} -m saltlm"
-    model = _here(str(folder / "model"))
-    adapted = _here(str(folder / "adapted"))
+    console.print(f"The curve: [bold]{escape(_relative(str(folder / 'curve.png')))}[/bold]")
+    python, command = _relative(sys.executable), Path(sys.executable).with_name("saltlm")
+    saltlm = _relative(str(command)) if command.is_file() else f"{python} -m saltlm"
+    model = _relative(str(folder / "model"))
+    adapted = _relative(str(folder / "adapted"))
     console.print(
-        f"\nThe models lie in [bold]{escape(model)}[/bold] and [bold]{escape(adapted)}[/bold]; the texts beside them."
-        " Next, for example:\n"
+        f"\nThe models are in [bold]{escape(model)}[/bold] and [bold]{escape(adapted)}[/bold];"
+        f" the texts are in [bold]{escape(_relative(str(folder)))}[/bold]. Next, for example:\n"
     )
     for line in (
-        f"{saltlm} evaluate {model} {adapted} --text {_here(str(folder / 'heldout.txt'))}",
+        f"{saltlm} evaluate {model} {adapted} --text {_relative(str(folder / 'heldout.txt'))}",
         f"{saltlm} transfer --help",
         f"{python} -c \"from transformers import pipeline; print(pipeline('text-generation', '{adapted}')('Suomi on'))\"",
     ):
@@ -100,10 +108,11 @@ def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> No
 
 
 def _starts(figures: Mapping[str, Any]) -> Table:
+    """Table of the starts with their bits per byte."""
     text = figures["text"]
     table = Table(title=f"Finnish, {text['bytes']:,} held-out bytes of {escape(text['origin'])}", title_justify="left")
     table.add_column("start", no_wrap=True)
-    # Short enough that the table fits 80 columns.
+    # Short names, so that the table fits into 80 columns.
     for name in ("bits per byte", "tokens per byte", "English bits per byte", "seconds to make", "seconds to score"):
         table.add_column(name, justify="right")
     for row in figures["rows"]:
@@ -120,6 +129,7 @@ def _starts(figures: Mapping[str, Any]) -> Table:
 
 
 def _outcomes(figures: Mapping[str, Any]) -> Table:
+    """Table of SALT's row origins and solver statuses."""
     table = Table(title="Where SALT's rows come from, and how the regressions went", title_justify="left")
     table.add_column("origin or status")
     table.add_column("rows", justify="right")
@@ -134,6 +144,7 @@ def _outcomes(figures: Mapping[str, Any]) -> Table:
 
 
 def _continuations(figures: Mapping[str, Any], prompts: Sequence[str]) -> Table:
+    """Table of the continuations of each start."""
     table = Table(title="Continuations before any training (drawn, one seed)", title_justify="left", show_lines=True)
     table.add_column("start", max_width=18)
     for prompt in prompts:
@@ -144,6 +155,7 @@ def _continuations(figures: Mapping[str, Any], prompts: Sequence[str]) -> Table:
 
 
 def _adaptation(figures: Mapping[str, Any]) -> Table:
+    """Table of the bits per byte during the training."""
     run = figures["adaptation"]
     title = f"SALT, adapted: {run['phases']}, {run['bytes']:,} bytes of Finnish in {run['seconds'] / 60:.1f} minutes"
     table = Table(title=escape(title), title_justify="left")
@@ -156,12 +168,12 @@ def _adaptation(figures: Mapping[str, Any]) -> Table:
 
 
 def _first_below(figures: Mapping[str, Any]) -> int | None:
-    """The first evaluated step at which the adapted model is better than the original one."""
+    """First evaluated step at which the adapted model has fewer bits per byte than the original; ``None`` for no step."""
     original = figures["rows"][0]["bits_per_byte"]
     return next((step for step, value in figures["adaptation"]["heldout"] if value < original), None)
 
 
-def _here(path: str) -> str:
-    """A path as one would type it in the working directory."""
+def _relative(path: str) -> str:
+    """The path relative to the working directory, unless it lies outside."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative

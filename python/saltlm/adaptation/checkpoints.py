@@ -1,56 +1,108 @@
-"""A run that never loses work: what it is (so that nothing else goes on in its place), and its checkpoints, each whole."""
+"""The folder of a run: what the run is, its metrics, and its checkpoints, each of which is written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import BackendError, SaltlmError, input_error
+from ..files.file_errors import FULL_DISK, os_error_code
 from ..files.json_files import write_json_whole
 from ..files.output_folder import check_output, sync_path
 from ..files.output_lock import lock_run
+from .config import AdaptConfig
 
 RECORD, METRICS, CHECKPOINTS, STATE = "run.json", "metrics.jsonl", "checkpoints", "adapt.json"
-NAME = re.compile(r"step-(\d+)")
-# These may change between a run and the one that goes on with it: they do not touch what is computed. A changed loss_chunk
-# moves last bits alone; whoever ran out of memory has to lower it.
-FREE = ("save_steps", "keep_checkpoints", "force", "dtype", "loss_chunk")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CHECKPOINT = re.compile(r"step-(\d+)")
+# Options that may differ when a run is resumed, because they change no result. A different loss_chunk changes the last bits of
+# the loss, but a run that ran out of memory must be able to lower it.
+MAY_CHANGE = ("save_steps", "keep_checkpoints", "force", "dtype", "loss_chunk")
+# The parts of a run's identity, and what to do where a part differs.
+_IDENTITY_ADVICE = {
+    "model": "give the model that the run began with",
+    "text": "give the text that the run began with",
+    "replay": "give the replay text that the run began with",
+    "evaluation": "give the held-out text that the run began with",
+    "config": "give the options that the run began with",
+    "processes": "start as many processes as the run began with",
+}
+
+
+class CheckpointFolder(Protocol):
+    """What the training needs of a folder of checkpoints."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder that holds the checkpoints."""
+        ...
+
+    def last(self) -> Path | None:
+        """The newest checkpoint."""
+        ...
+
+    def save(
+        self, step: int, state: Mapping[str, Any], write: Callable[[Path], Path], *, keep: int, best: int | None
+    ) -> Any:
+        """Write a checkpoint; see :meth:`RunFolder.save`."""
+        ...
 
 
 class RunFolder:
-    """The output folder while a run goes on: ``run.json``, ``metrics.jsonl`` and ``checkpoints/step-N``."""
+    """The output folder while a run trains: ``run.json``, ``metrics.jsonl`` and ``checkpoints/step-N``.
+
+    Attributes:
+        out: the folder.
+        main: whether this process writes.
+        checkpoints: the folder of the checkpoints.
+        metrics: the file of the metrics.
+    """
 
     def __init__(self, out: Path, *, main: bool, barrier: Callable[[], None]) -> None:
-        """Args: the folder, whether this process is the one that writes, what makes the processes wait for each other."""
+        """Name the folder; nothing is read or written yet.
+
+        Args:
+            out: the output folder.
+            main: whether this process writes.
+            barrier: waits until all processes have called it.
+        """
         self.out, self.main, self.barrier = Path(out), main, barrier
         self.checkpoints = self.out / CHECKPOINTS
         self.metrics = self.out / METRICS
-        self._lock: int | None = None
-        self._replaces = False
+        self._lock: int | None = None  # file descriptor
+        self._replaces = False  # whether the folder existed at check()
 
-    def check(self, *, resume: bool, force: bool, protected: list[Path]) -> None:
-        """Refuse a place that must not be written, before any work is done."""
+    def check(self, *, resume: bool, force: bool, protected: Sequence[Path]) -> None:
+        """Refuse an output path that must not be written, before any work is done.
+
+        Args:
+            resume: whether a run in the folder is to be resumed.
+            force: whether an existing folder may be replaced.
+            protected: input folders.
+
+        Raises:
+            InputError: the folder exists and is neither resumed nor replaced, or it overlaps an input folder.
+        """
         self._replaces = self.out.is_dir()
-        run = (self.out / RECORD).is_file()
-        if resume and self._replaces and not run:  # killed before its record was whole
-            run = {path.name for path in self.out.iterdir()} <= {f".{RECORD}.writing"}
-        if not run:
-            check_output(self.out, protected=protected, force=force)
+        is_run = (self.out / RECORD).is_file()
+        if resume and self._replaces and not is_run:  # a run that was killed before its record was whole
+            is_run = {path.name for path in self.out.iterdir()} <= {f".{RECORD}.writing"}
+        if not is_run:
+            check_output(self.out, protected=list(protected), force=force)
             return
         if not (resume or force):
             raise input_error(
-                f"output {self.out}", "an adaptation", "a new folder",
+                f"output {self.out}",
+                "an adaptation",
+                "a new folder",
                 "go on with it by --resume, or start over by --force",
-            )  # fmt: skip
+            )
         for folder in protected:
             other, out = folder.resolve(), self.out.resolve()
             if out == other or out in other.parents or other in out.parents:
@@ -59,13 +111,13 @@ class RunFolder:
                 )
 
     def find(self, identity: Mapping[str, Any]) -> Path | None:
-        """The checkpoint to go on from; ``None`` to start at the beginning.
+        """The checkpoint to resume from; ``None`` to start at the beginning.
 
         Args:
-            identity: what the run is; plain JSON values.
+            identity: what the run is, as plain JSON values.
 
         Raises:
-            InputError: the run in the folder is another one.
+            InputError: the run in the folder has another identity.
         """
         record = self.out / RECORD
         if not record.is_file():
@@ -74,23 +126,29 @@ class RunFolder:
             old = dict(json.loads(record.read_bytes())["identity"])
         except (ValueError, KeyError, TypeError) as error:
             raise input_error(
-                f"output {self.out}", f"a {RECORD} that is no record of an adaptation", "the folder of a run to go on with",
+                f"output {self.out}",
+                f"a {RECORD} that is no record of an adaptation",
+                "the folder of a run to go on with",
                 "choose another folder, or start over by --force without --resume",
-            ) from error  # fmt: skip
+            ) from error
         self._refuse_other(old, identity)
         return self.last()
 
     def start(self, identity: Mapping[str, Any], checkpoint: Path | None) -> None:
-        """Make the folder, or take it over as it is where there is a checkpoint.
+        """Create the folder, or take over the one that holds the checkpoint; lock it against other processes.
+
+        Args:
+            identity: what the run is, as plain JSON values.
+            checkpoint: where the run resumes; ``None`` for a new run.
 
         Raises:
-            InputError: another process is writing in it, or the place cannot be written.
+            InputError: another process writes into the folder, or it cannot be written.
         """
         self._take_lock()
         if self.main and checkpoint is None:
-            with named_errors(self.out, None):
-                self._set_aside()
-                # The record comes first: by it the folder is known as a run's, whenever this one is killed.
+            with checkpoint_errors(self.out, None):
+                self._remove_old()
+                # The record is written first, so that the folder can be resumed whenever this run is killed.
                 self.out.resolve().mkdir(parents=True, exist_ok=True)
                 write_json_whole(self.out / RECORD, {"format": 1, "identity": identity, "finished": False})
                 self.checkpoints.mkdir()
@@ -100,54 +158,55 @@ class RunFolder:
             self.clear()
         self.barrier()
 
-    def _set_aside(self) -> None:
-        """Remove what the run replaces; first by its name, so that a kill leaves no half of it in the place of the run."""
+    def _remove_old(self) -> None:
+        """Remove the folder that the run replaces; rename it first, so that a kill leaves no half of it at the output path."""
         if not self.out.is_dir():
             return
         if not self._replaces:
             raise input_error(f"output {self.out}", "a folder made meanwhile", "a new one", "choose another name")
         out = self.out.resolve()
-        gone = out.with_name(f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}")
-        out.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        removed = out.with_name(f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}")
+        out.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def last(self) -> Path | None:
-        """The newest whole checkpoint."""
-        found = self._steps()
-        return found[-1] if found else None
+        """The newest whole checkpoint; ``None`` if there is none."""
+        checkpoints = self._whole_checkpoints()
+        return checkpoints[-1] if checkpoints else None
 
     def state(self, checkpoint: Path) -> dict[str, Any]:
-        """What :meth:`save` was given with a checkpoint."""
+        """The ``state`` that :meth:`save` was given with a checkpoint."""
         return json.loads((checkpoint / STATE).read_bytes())
 
     @property
     def finished(self) -> bool:
-        """Whether the final model has been written."""
+        """Whether the folder holds the final model."""
         record = self.out / RECORD
         return record.is_file() and bool(json.loads(record.read_bytes()).get("finished"))
 
     def save(
         self, step: int, state: Mapping[str, Any], write: Callable[[Path], Path], *, keep: int, best: int | None
     ) -> Path:
-        """Write a checkpoint: whole or not at all.
+        """Write a checkpoint, whole or not at all. All processes must call this together.
 
         Args:
-            step: number of steps done.
-            state: plain JSON values, to be had back by :meth:`state`.
-            write: writes into the folder it is given and returns the folder within it that is the checkpoint; called in
-                every process.
-            keep: newest checkpoints to keep.
-            best: step of a checkpoint to keep besides.
+            step: number of finished steps.
+            state: plain JSON values, which :meth:`state` returns.
+            write: writes into the folder that it is given and returns the folder within it that becomes the checkpoint;
+                called in every process.
+            keep: number of newest checkpoints to keep, in [1, inf).
+            best: step of a checkpoint to keep in addition; ``None`` for no such checkpoint.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            InputError: the disk is full; the earlier checkpoints are untouched.
+            InputError: the disk is full; the earlier checkpoints are unchanged.
+            BackendError: another failure of the file system.
         """
         temporary = self.checkpoints / f".step-{step}.writing"
         final = self.checkpoints / f"step-{step}"
-        with named_errors(self.out, self.last()):
+        with checkpoint_errors(self.out, self.last()):
             try:
                 if self.main:
                     self.clear()
@@ -168,34 +227,45 @@ class RunFolder:
                 if self.main:
                     shutil.rmtree(temporary, ignore_errors=True)
         if self.main:
-            for old in self._steps()[:-keep]:
-                if int(NAME.fullmatch(old.name)[1]) != best:
+            for old in self._whole_checkpoints()[:-keep]:
+                if old.name != f"step-{best}":
                     # Renamed first: a folder that is half removed must not look like a checkpoint.
-                    gone = old.with_name(f".{old.name}.writing")
-                    old.rename(gone)
-                    shutil.rmtree(gone, ignore_errors=True)
+                    removed = old.with_name(f".{old.name}.writing")
+                    old.rename(removed)
+                    shutil.rmtree(removed, ignore_errors=True)
         self.barrier()
         return final
 
     def clear(self) -> None:
-        """Remove what a killed run left half-written or half-removed."""
+        """Remove checkpoints that a killed run left half-written or half-removed."""
         for path in self.checkpoints.glob(".step-*.writing"):
             shutil.rmtree(path, ignore_errors=True)
 
     def cut_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drop the lines beyond a step, and one that was torn; returns those kept."""
+        """Remove the lines of metrics.jsonl after a step, and a last line that was not written whole.
+
+        Args:
+            step: the last step to keep; -1 removes all lines.
+
+        Returns:
+            The lines that are kept.
+
+        Raises:
+            InputError: the disk is full.
+            BackendError: another failure of the file system.
+        """
         kept = read_metrics(self.metrics, step)
         if self.main and self.metrics.exists():
             lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
             temporary = self.metrics.with_name(f".{METRICS}.writing")
-            with named_errors(self.out, self.last()):
+            with checkpoint_errors(self.out, self.last()):
                 temporary.write_text(lines, encoding="utf-8")
                 temporary.replace(self.metrics)
         self.barrier()
         return kept
 
     def release(self) -> None:
-        """Let other processes have the folder."""
+        """Release the lock of the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -205,50 +275,55 @@ class RunFolder:
             return
         self._lock = lock_run(self.out / RECORD, "adapting")
 
-    def _steps(self) -> list[Path]:
+    def _whole_checkpoints(self) -> list[Path]:
+        """Folders of the checkpoints, by step."""
         if not self.checkpoints.is_dir():
             return []
-        found = [
-            (int(m[1]), p)
-            for p in self.checkpoints.iterdir()
-            if (m := NAME.fullmatch(p.name)) and (p / STATE).is_file()
-        ]
-        return [path for _, path in sorted(found)]
+        by_step = {
+            int(match[1]): path
+            for path in self.checkpoints.iterdir()
+            if (match := _CHECKPOINT.fullmatch(path.name)) and (path / STATE).is_file()
+        }
+        return [by_step[step] for step in sorted(by_step)]
 
-    def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        plain = json.loads(json.dumps(new))
-        for part, advice in (
-            ("model", "give the model that the run began with"),
-            ("text", "give the text that the run began with"),
-            ("replay", "give the replay text that the run began with"),
-            ("evaluation", "give the held-out text that the run began with"),
-            ("config", "give the options that the run began with"),
-            ("processes", "start as many processes as the run began with"),
-        ):
-            if old.get(part) != plain.get(part):
-                differing = ""
-                if part == "processes":
-                    differing = f" (their number was {old.get(part)}, is {plain[part]})"
-                if part == "config":
-                    names = [key for key, value in plain[part].items() if old[part].get(key) != value]
-                    if not names:
-                        continue
-                    differing = " (" + ", ".join(
-                        f"{key} was {old[part].get(key)!r}, is {plain[part][key]!r}" for key in names
-                    ) + ")"  # fmt: skip
-                raise input_error(
-                    f"output {self.out}", f"the checkpoint of another {part}{differing}", "one of this run",
-                    f"{advice}, or start over by --force without --resume",
-                )  # fmt: skip
+    def _refuse_other(self, old: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        """Raise InputError if two identities differ; options that a later version has added do not count."""
+        new = json.loads(json.dumps(identity))
+        for part, advice in _IDENTITY_ADVICE.items():
+            if old.get(part) == new.get(part):
+                continue
+            difference = ""
+            if part == "processes":
+                difference = f" (their number was {old.get(part)}, is {new[part]})"
+            if part == "config":
+                values = {key: (old[part].get(key), value) for key, value in new[part].items()}
+                changes = [f"{key} was {was!r}, is {value!r}" for key, (was, value) in values.items() if was != value]
+                if not changes:
+                    continue
+                difference = f" ({', '.join(changes)})"
+            raise input_error(
+                f"output {self.out}",
+                f"the checkpoint of another {part}{difference}",
+                "one of this run",
+                f"{advice}, or start over by --force without --resume",
+            )
 
 
-def config_identity(config: Any) -> dict[str, Any]:
-    """The options that decide what is computed."""
-    return {name: value for name, value in config.to_json().items() if name not in FREE}
+def config_identity(config: AdaptConfig) -> dict[str, Any]:
+    """The options that change the result of a run, as plain JSON values."""
+    return {name: value for name, value in config.to_json().items() if name not in MAY_CHANGE}
 
 
 def read_metrics(path: Path, step: int | None = None) -> list[dict[str, Any]]:
-    """Lines of ``metrics.jsonl`` up to a step; a torn last line is left out."""
+    """Read metrics.jsonl.
+
+    Args:
+        path: the file; it may be missing.
+        step: the last step to read; ``None`` reads all.
+
+    Returns:
+        One dictionary per line, without lines from the first one on that was not written whole.
+    """
     lines: list[dict[str, Any]] = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -263,21 +338,28 @@ def read_metrics(path: Path, step: int | None = None) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def named_errors(out: Path, last: Path | None) -> Iterator[None]:
-    """Say of a full disk what is safe; libraries report it as an OSError or in words."""
+def checkpoint_errors(out: Path, last: Path | None) -> Iterator[None]:
+    """Turn failures of the file system inside the ``with`` block into errors that name the last checkpoint.
+
+    Args:
+        out: the output folder, for the message.
+        last: the last checkpoint; ``None`` if there is none.
+
+    Raises:
+        InputError: the disk is full. Libraries report that as an OSError or as text.
+        BackendError: another failure of the file system.
+    """
     try:
         yield
     except SaltlmError:
         raise
     except Exception as error:
-        code = getattr(error, "errno", None)
-        match = re.search(r"os error (\d+)", str(error))
-        code = int(match[1]) if code is None and match else code
+        code = os_error_code(error)
         safe = f"the last checkpoint, {last.name}, is safe" if last else "no checkpoint had been written"
-        if code in FULL or "No space left" in str(error) or "file write failed" in str(error):
+        if code in FULL_DISK or "No space left" in str(error) or "file write failed" in str(error):
             raise input_error(
                 f"output {out}", "a full disk", "room for a checkpoint", f"make room and go on by --resume: {safe}"
             ) from error
-        if isinstance(error, OSError) or match:
+        if isinstance(error, OSError) or code is not None:
             raise BackendError(f"output {out}: writing failed ({error}); {safe}") from error
         raise

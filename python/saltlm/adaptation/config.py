@@ -1,36 +1,65 @@
-"""The options of an adaptation, documented once and used by the Python API and the command line alike."""
+"""The options of an adaptation and its training phases. The Python API and the command line read both from here."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Literal
 
 from ..config import INPUTS, OUTPUT, RUN, DTypeName
 from ..errors import input_error
 from ..options import check_choices, documented, is_number, is_whole_number, option
-from .phases import Phase, parse_phases
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Split = Literal["blank-line", "line"]
 Sharding = Literal["none", "fsdp2"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+PhaseName = Literal["rows", "embeddings", "all", "distill"]
 
-SEQ_LENGTH = 512  # default of seq_length for models with as many positions
-SHORTEST_SEQ_LENGTH = 8
+# Default and minimum of seq_length, in tokens. A model with fewer positions than the default has another default.
+SEQ_LENGTH, SHORTEST_SEQ_LENGTH = 512, 8
+
 # Headings of the command line.
 TEXT, STEPS, OPTIMIZER, EVALUATION = "training text", "training steps", "optimizer", "evaluation while training"
 DISTILLATION, MEMORY = "row distillation", "speed and memory"
+
+# The phase of row distillation. It precedes the phases that --phases names, and --phases cannot name it.
+DISTILL: PhaseName = "distill"
+# Phases that train the new rows alone.
+NEW_ROWS_ONLY: tuple[PhaseName, ...] = ("rows", DISTILL)
+_PHASE_NAMES: dict[str, PhaseName] = {"rows": "rows", "embeddings": "embeddings", "all": "all"}
+_PHASE = re.compile(r"(?P<name>[a-z]+):(?P<steps>\d+)(@(?P<rate>[^/]+)(/(?P<embeddings>.+))?)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A sequence of steps in which the same weights are trained.
+
+    Attributes:
+        name: which weights are trained: ``rows`` (rows that were not copied), ``embeddings`` (all embedding and head rows),
+            ``all`` (every weight) or ``distill`` (rows that were not copied, by row distillation).
+        steps: number of optimizer steps, in [1, inf).
+        start: number of optimizer steps of all earlier phases.
+        learning_rate: peak learning rate of the body's weights.
+        embedding_learning_rate: peak learning rate of embedding and head rows.
+    """
+
+    name: PhaseName
+    steps: int
+    start: int
+    learning_rate: float
+    embedding_learning_rate: float
 
 
 @documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
-    """How a model is trained further on text.
+    """Options of continual pre-training.
 
     Raises:
-        InputError: a value is out of its range or not one of the names.
+        InputError: a value is out of its range, or is not one of the names that the option accepts.
     """
 
     steps: int = option(
@@ -173,41 +202,108 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        smallest = {"seq_length": SHORTEST_SEQ_LENGTH, "warmup_steps": 0}
+        lowest = {"seq_length": SHORTEST_SEQ_LENGTH, "warmup_steps": 0}
         for name in (
-            "steps", "seq_length", "batch_size", "accumulate", "warmup_steps", "loss_chunk", "eval_steps", "eval_bytes",
-            "early_stop", "save_steps", "keep_checkpoints", "shuffle_documents", "distill_steps",
-        ):  # fmt: skip
-            value, least = getattr(self, name), smallest.get(name, 1)
-            if value is not None and not is_whole_number(value, least):
-                raise input_error(name, repr(value), f"a whole number >= {least}", "choose another")
+            "steps",
+            "seq_length",
+            "batch_size",
+            "accumulate",
+            "warmup_steps",
+            "loss_chunk",
+            "eval_steps",
+            "eval_bytes",
+            "early_stop",
+            "save_steps",
+            "keep_checkpoints",
+            "shuffle_documents",
+            "distill_steps",
+        ):
+            value, low = getattr(self, name), lowest.get(name, 1)
+            if value is not None and not is_whole_number(value, low):
+                raise input_error(name, repr(value), f"a whole number >= {low}", "choose another")
         for name in ("learning_rate", "embedding_learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and value > 0):
                 raise input_error(name, repr(value), "a finite number > 0", "choose another")
-        for name, low, high in (
-            ("weight_decay", 0, math.inf),
-            ("heldout", 0, 0.5),
-            ("decay_share", 1e-6, 1),
-            ("adam_beta2", 1e-6, 1 - 1e-9),
-        ):
+        ranges = {
+            "weight_decay": (0, math.inf),
+            "heldout": (0, 0.5),
+            "decay_share": (1e-6, 1),
+            "adam_beta2": (1e-6, 1 - 1e-9),
+        }
+        for name, (least, most) in ranges.items():
             value = getattr(self, name)
-            if not (is_number(value) and low <= value <= high):
-                raise input_error(name, repr(value), f"a number in [{low:g}, {high:g}]", "choose another")
+            if not (is_number(value) and least <= value <= most):
+                raise input_error(name, repr(value), f"a number in [{least:g}, {most:g}]", "choose another")
         if not is_whole_number(self.seed, 0, 2**32 - 1):
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**32)", "choose another seed")
         parse_phases(self)
 
     @property
     def schedule_of_phases(self) -> tuple[Phase, ...]:
-        """The phases, in order."""
+        """The phases in training order, at least one."""
         return parse_phases(self)
 
     @property
     def needs_new_rows(self) -> bool:
-        """Whether it must be known which rows were not copied."""
-        return self.distill_rows or any(phase.name == "rows" for phase in self.schedule_of_phases)
+        """Whether a phase trains the new rows alone, so that the model folder must record which rows were not copied."""
+        return any(phase.name in NEW_ROWS_ONLY for phase in self.schedule_of_phases)
 
     def to_json(self) -> dict[str, object]:
-        """Plain values of all options, as saved in ``saltlm.json``."""
+        """All options as plain JSON values, as saved in ``saltlm.json``."""
         return dataclasses.asdict(self)
+
+
+def parse_phases(config: AdaptConfig) -> tuple[Phase, ...]:
+    """The phases of a configuration.
+
+    In ``NAME:STEPS@RATE`` the rate holds for all weights that the phase trains; in ``NAME:STEPS@RATE/EMBEDDINGS_RATE`` the
+    first rate holds for the body and the second for embedding and head rows.
+
+    Args:
+        config: its ``phases`` are parsed, or one phase ``all`` of ``steps`` steps where ``phases`` is ``None``; with
+            ``distill_rows`` the phase ``distill`` comes first.
+
+    Returns:
+        At least one phase.
+
+    Raises:
+        InputError: a phase has another form, another name, no step, or a rate that is not a positive number.
+    """
+    phases: list[Phase] = []
+    start = 0
+    if config.distill_rows:
+        rate = config.embedding_learning_rate
+        phases.append(Phase(DISTILL, config.distill_steps, 0, rate, rate))
+        start = config.distill_steps
+    for part in (config.phases if config.phases is not None else f"all:{config.steps}").split(","):
+        match = _PHASE.fullmatch(part.strip())
+        if not match or match["name"] not in _PHASE_NAMES or int(match["steps"]) < 1:
+            raise input_error(
+                "phases",
+                repr(part),
+                f"NAME:STEPS[@RATE[/EMBEDDINGS_RATE]] with NAME one of {', '.join(_PHASE_NAMES)} and STEPS >= 1",
+                "write e.g. --phases rows:100,embeddings:200,all:1000@1e-4",
+            )
+        body_rate = _parse_rate(match["rate"], part) if match["rate"] else None
+        embeddings_rate = _parse_rate(match["embeddings"], part) if match["embeddings"] else body_rate
+        phase = Phase(
+            name=_PHASE_NAMES[match["name"]],
+            steps=int(match["steps"]),
+            start=start,
+            learning_rate=body_rate or config.learning_rate,
+            embedding_learning_rate=embeddings_rate or config.embedding_learning_rate,
+        )
+        phases.append(phase)
+        start += phase.steps
+    return tuple(phases)
+
+
+def _parse_rate(text: str, part: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise input_error("phases", f"rate {text!r} in {part!r}", "a finite number > 0", "write e.g. all:1000@1e-4")
+    return rate

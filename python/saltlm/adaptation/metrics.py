@@ -1,39 +1,45 @@
-"""What can be seen while a model is trained: metrics.jsonl, TensorBoard, the progress report, a picture of the curve."""
+"""Reports of a run: metrics.jsonl, TensorBoard, the progress callback, and a chart of bits per byte."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from ..environment import is_installed
 from ..errors import BackendError
-from .checkpoints import named_errors
+from .checkpoints import checkpoint_errors
 
-# A mean loss over so many steps above this multiple of what guessing costs is no training any more.
-DIVERGED_STEPS, DIVERGED_TIMES = 10, 2.0
+# A run has diverged when its mean loss over DIVERGED_STEPS steps is above DIVERGED_FACTOR times the larger of two losses: that
+# of the uniform distribution over the vocabulary, and that of the phase's first step.
+DIVERGED_STEPS, DIVERGED_FACTOR = 10, 2.0
+HELDOUT, SOURCE = "heldout_bits_per_byte", "source_bits_per_byte"
+# Not drawn by TensorBoard: these rise steadily or are no figures.
+_NOT_DRAWN = ("step", "phase", "tokens", "bytes", "seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptProgress:
-    """Where a run stands after a step.
+    """The state of a run after a step.
 
     Attributes:
-        step: steps done.
-        steps: steps of the whole run.
+        step: number of finished steps, in [0, steps].
+        steps: number of steps of all phases.
         phase: name of the phase.
-        loss: mean cost of a predicted token of this step, in nats; ``None`` before the first step.
-        bits_per_byte: of the training text of this step; ``None`` before the first step.
-        heldout: newest bits per byte of the held-out text in the target language, if any.
-        source: the same in the source language.
-        tokens_per_second: predicted tokens a second, lately.
-        seconds_left: estimate, evaluations and checkpoints left out.
+        loss: mean cross-entropy of the step's predicted tokens, in nats per token (in row distillation: the relative error
+            of the hidden states); ``None`` before the first step.
+        bits_per_byte: of the step's training text; ``None`` before the first step.
+        heldout: the newest bits per byte of the held-out text in the target language; ``None`` without such text.
+        source: the same for the source language.
+        tokens_per_second: predicted tokens per second, a moving average over steps; ``None`` before the first step.
+        seconds_left: estimated seconds of the remaining steps, without evaluations and checkpoints; ``None`` before the
+            first step.
     """
 
     step: int
@@ -48,60 +54,92 @@ class AdaptProgress:
 
 
 class Recorder:
-    """Writes a line a step and keeps what the run needs of the lines before."""
+    """Writes one line of metrics per step, reports the progress, and recognizes a run that has diverged.
+
+    Attributes:
+        lines: the metrics so far, one dictionary per line of metrics.jsonl.
+        tokens: number of tokens predicted so far.
+        bytes: bytes of text of these tokens.
+    """
 
     def __init__(
-        self, path: Path, *, steps: int, rows: int, writes: bool, progress: Callable[[AdaptProgress], None] | None,
+        self,
+        path: Path | None,
+        *,
+        steps: int,
+        rows: int,
+        writes: bool,
+        progress: Callable[[AdaptProgress], None] | None,
         lines: Sequence[dict[str, Any]] = (),
-    ) -> None:  # fmt: skip
-        """Args: metrics.jsonl, steps of the run, rows of the vocabulary, whether this process writes, lines kept so far."""
+    ) -> None:
+        """Create a recorder; files are opened with the first line.
+
+        Args:
+            path: metrics.jsonl; TensorBoard's files go into ``tensorboard`` beside it. ``None`` writes no files.
+            steps: number of steps of all phases.
+            rows: number of rows of the vocabulary.
+            writes: whether this process writes the files and calls ``progress``.
+            progress: called after each step; ``None`` for no callback.
+            lines: the lines that metrics.jsonl holds already, if the run was resumed.
+        """
         self.path, self.steps, self.writes, self.progress = path, steps, writes, progress
-        self.uniform = math.log(max(rows, 2))
+        self.uniform_loss = math.log(max(rows, 2))
         self.lines = list(lines)
         self.heldout: float | None = None
         self.source: float | None = None
-        for line in self.lines:
-            self.heldout = line.get("heldout_bits_per_byte", self.heldout)
-            self.source = line.get("source_bits_per_byte", self.source)
         self.tokens = max((line.get("tokens", 0) for line in self.lines), default=0)
         self.bytes = max((line.get("bytes", 0.0) for line in self.lines), default=0.0)
-        self._firsts: dict[str, float] = {}
+        self._first_losses: dict[str, float] = {}  # by phase
         for line in self.lines:
-            self._note(line)
-        self._since = time.perf_counter()
-        self._pace: float | None = None
-        self._file: Any = None
-        self._board: Any = None
+            self._update(line)
+        self._step_start = time.perf_counter()
+        self._tokens_per_second: float | None = None
+        self._line: dict[str, Any] = {}
+        self._seconds_left: float | None = None
+        self._file: TextIO | None = None
+        self._tensorboard: Any = None
 
     def step(self, line: dict[str, Any], *, tokens: int, size: float) -> None:
-        """Take in a finished step: what the line says, predicted tokens and bytes of text behind them."""
-        now = time.perf_counter()
-        spent = now - self._since
+        """Take the metrics of a finished step; :meth:`write` writes them.
+
+        Args:
+            line: ``step``, ``phase``, ``loss`` and further metrics.
+            tokens: number of tokens predicted in the step.
+            size: bytes of text of these tokens; 0 if not known.
+        """
+        seconds = time.perf_counter() - self._step_start
         self.tokens += tokens
         self.bytes += size
-        pace = tokens / max(spent, 1e-9)
-        self._pace = pace if self._pace is None else 0.9 * self._pace + 0.1 * pace
-        self._last = {
-            **line, "bits_per_byte": _bits(line["loss"] * tokens, size), "tokens": self.tokens, "bytes": self.bytes,
-            "seconds": round(spent, 4), "tokens_per_second": round(pace, 1),
-        }  # fmt: skip
-        self._left = (self.steps - line["step"]) * tokens / self._pace
+        rate = tokens / max(seconds, 1e-9)
+        average = rate if self._tokens_per_second is None else 0.9 * self._tokens_per_second + 0.1 * rate
+        self._tokens_per_second = average
+        self._line = {
+            **line,
+            "bits_per_byte": _bits_per_byte(line["loss"] * tokens, size),
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(rate, 1),
+        }
+        self._seconds_left = (self.steps - line["step"]) * tokens / average
 
-    def write(self, extra: dict[str, Any] | None = None, last: Path | None = None) -> None:
-        """Write the step's line with what an evaluation has added, and report.
+    def write(self, extra: Mapping[str, Any] | None = None, last: Path | None = None) -> None:
+        """Write the line of the step that :meth:`step` was given, and report the progress.
+
+        Args:
+            extra: metrics of an evaluation after the step.
+            last: the last checkpoint, for messages.
 
         Raises:
-            InputError: the disk is full; names the last checkpoint.
-            BackendError: the file cannot be written otherwise.
+            InputError: the disk is full; the message names the last checkpoint.
+            BackendError: another failure of the file system.
         """
-        line = {**self._last, **(extra or {})}
-        self.heldout = line.get("heldout_bits_per_byte", self.heldout)
-        self.source = line.get("source_bits_per_byte", self.source)
+        line = {**self._line, **(extra or {})}
         self.lines.append(line)
-        self._note(line)
-        if self.writes:
-            with named_errors(self.path.parent, last):
-                self._append(line)
+        self._update(line)
+        if self.writes and self.path is not None:
+            with checkpoint_errors(self.path.parent, last):
+                self._append(line, self.path)
         if self.progress and self.writes:
             self.progress(
                 AdaptProgress(
@@ -112,43 +150,52 @@ class Recorder:
                     bits_per_byte=line.get("bits_per_byte"),
                     heldout=self.heldout,
                     source=self.source,
-                    tokens_per_second=self._pace,
-                    seconds_left=self._left,
+                    tokens_per_second=self._tokens_per_second,
+                    seconds_left=self._seconds_left,
                 )
             )
-        self._since = time.perf_counter()
+        self.restart_clock()
 
-    def begin(self, phase: str, extra: dict[str, Any]) -> None:
-        """Write the line of step 0."""
-        self._last, self._left = {"step": 0, "phase": phase}, None
+    def begin(self, phase: str, extra: Mapping[str, Any]) -> None:
+        """Write the line of step 0.
+
+        Args:
+            phase: name of the first phase.
+            extra: metrics of the evaluation before the first step.
+        """
+        self._line, self._seconds_left = {"step": 0, "phase": phase}, None
         self.write(extra)
 
     def restart_clock(self) -> None:
-        """Do not count the time before now to the next step."""
-        self._since = time.perf_counter()
+        """Start the time of the next step now."""
+        self._step_start = time.perf_counter()
 
     def check(self, loss: float, step: int, phase: str, last: Path | None) -> None:
-        """Stop a run that has diverged, before its step spoils the weights.
+        """Stop a run that has diverged, before the step changes the weights.
+
+        Args:
+            loss: of the step.
+            step: number of the step, from 1.
+            phase: name of the phase.
+            last: the last checkpoint, for the message.
 
         Raises:
-            BackendError: the loss is not finite, or far above that of guessing; names the last good checkpoint.
+            BackendError: the loss is not finite, or the mean loss of the last steps is far above that of a uniform guess.
         """
         if not math.isfinite(loss):
-            raise diverged(step, f"the loss is {loss}", last)
-        lately = self.lines[1 - DIVERGED_STEPS :]
-        recent = [*(line["loss"] for line in lately if "loss" in line and line["phase"] == phase), loss]
-        limit = DIVERGED_TIMES * max(self.uniform, self._firsts.get(phase, 0.0))
-        mean = sum(recent) / len(recent)
-        if len(recent) == DIVERGED_STEPS and mean > limit:
-            raise diverged(
+            raise divergence_error(step, f"the loss is {loss}", last)
+        recent = [
+            line["loss"] for line in self.lines[1 - DIVERGED_STEPS :] if "loss" in line and line["phase"] == phase
+        ]
+        losses = [*recent, loss]
+        mean = sum(losses) / len(losses)
+        limit = DIVERGED_FACTOR * max(self.uniform_loss, self._first_losses.get(phase, 0.0))
+        if len(losses) == DIVERGED_STEPS and mean > limit:
+            raise divergence_error(
                 step,
-                f"a mean loss of {mean:.2f} over {DIVERGED_STEPS} steps, where guessing costs {self.uniform:.2f}",
+                f"a mean loss of {mean:.2f} over {DIVERGED_STEPS} steps, where guessing costs {self.uniform_loss:.2f}",
                 last,
             )
-
-    def _note(self, line: dict[str, Any]) -> None:
-        if "loss" in line:
-            self._firsts.setdefault(line["phase"], line["loss"])
 
     def __enter__(self) -> Recorder:
         return self
@@ -158,57 +205,80 @@ class Recorder:
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._file, self._board):
+        for file in (self._file, self._tensorboard):
             if file is not None:
-                # Each line is on its way already; a full disk would be told of a second time, in place of the first.
+                # Every line has been flushed. On a full disk closing fails again, and that error would replace the first one.
                 with contextlib.suppress(OSError):
                     file.close()
-        self._file = self._board = None
+        self._file = self._tensorboard = None
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _update(self, line: Mapping[str, Any]) -> None:
+        """Remember the figures of a line that later lines are compared with or reported with."""
+        self.heldout = line.get(HELDOUT, self.heldout)
+        self.source = line.get(SOURCE, self.source)
+        if "loss" in line:
+            self._first_losses.setdefault(line["phase"], line["loss"])
+
+    def _append(self, line: Mapping[str, Any], path: Path) -> None:
         if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8")
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        self._to_board(line)
+        if is_installed("tensorboard"):
+            self._append_to_tensorboard(line, path.parent / "tensorboard")
 
-    def _to_board(self, line: dict[str, Any]) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tensorboard's own dependencies are being deprecated under it
-            if self._board is None:
+    def _append_to_tensorboard(self, line: Mapping[str, Any], folder: Path) -> None:
+        with _ignored_warnings():  # of deprecations in the packages that TensorBoard uses
+            if self._tensorboard is None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                # What lies beyond the step is what a killed run had got to: TensorBoard is told to forget it.
-                self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=line["step"])
+                # A killed run may have written events beyond the checkpoint: TensorBoard drops events from this step on.
+                self._tensorboard = SummaryWriter(str(folder), purge_step=line["step"])
             for name, value in line.items():
-                if name not in ("step", "phase", "tokens", "bytes", "seconds") and isinstance(value, float):
-                    self._board.add_scalar(name, value, line["step"])
+                if name not in _NOT_DRAWN and isinstance(value, float):
+                    self._tensorboard.add_scalar(name, value, line["step"])
 
 
-def diverged(step: int, found: str, last: Path | None) -> BackendError:
-    """The end of a run that trains no more: what was found after which step, and the checkpoint that is still good."""
+def divergence_error(step: int, symptom: str, last: Path | None) -> BackendError:
+    """The error that ends a run whose training has failed.
+
+    Args:
+        step: number of the step.
+        symptom: what was observed.
+        last: the last checkpoint, which holds weights from before.
+    """
     where = f"the last good checkpoint is {last}" if last else "no checkpoint had been written"
-    return BackendError(f"step {step}: {found}; {where}; start over with lower learning rates or a longer warm-up")
+    return BackendError(f"step {step}: {symptom}; {where}; start over with lower learning rates or a longer warm-up")
 
 
-def _bits(nats: float, size: float) -> float | None:
+def _bits_per_byte(nats: float, size: float) -> float | None:
     return nats / math.log(2) / size if size > 0 else None
 
 
-def draw_curve(lines: Sequence[dict[str, Any]], path: Path, *, original: float | None = None) -> bool:
-    """A picture of a run: bits per byte by step, phases shaded; ``False`` without matplotlib.
-
-    Args:
-        lines: of metrics.jsonl.
-        path: PNG file to write.
-        original: bits per byte of the source model with its own tokenizer, drawn as a line to get below.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        return False
+@contextlib.contextmanager
+def _ignored_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield
+
+
+def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, *, original: float | None = None) -> bool:
+    """Draw bits per byte over steps into a PNG file, with a line at the start of each phase.
+
+    Args:
+        lines: metrics, as in metrics.jsonl.
+        path: the file to write.
+        original: bits per byte of the source model with its own tokenizer, drawn as a horizontal line; ``None`` draws none.
+
+    Returns:
+        Whether the chart was drawn; ``False`` without matplotlib.
+
+    Raises:
+        OSError: writing failed.
+    """
+    if not is_installed("matplotlib"):
+        return False
+    with _ignored_warnings():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -218,15 +288,15 @@ def draw_curve(lines: Sequence[dict[str, Any]], path: Path, *, original: float |
             steps, values = zip(*trained, strict=True)
             axes.plot(steps, values, color="0.75", linewidth=0.8, label="training text, step by step")
         for key, label, color in (
-            ("heldout_bits_per_byte", "held-out text, target language", "tab:blue"),
-            ("source_bits_per_byte", "held-out text, source language", "tab:orange"),
+            (HELDOUT, "held-out text, target language", "tab:blue"),
+            (SOURCE, "held-out text, source language", "tab:orange"),
         ):
             points = [(line["step"], line[key]) for line in lines if key in line]
             if points:
                 axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=label)
         if original is not None:
             axes.axhline(original, color="tab:green", linestyle="--", label="source model, its own tokenizer")
-        _phases(axes, lines)
+        _mark_phases(axes, lines)
         axes.set_xlabel("step")
         axes.set_ylabel("bits per byte")
         if axes.get_legend_handles_labels()[0]:
@@ -236,7 +306,8 @@ def draw_curve(lines: Sequence[dict[str, Any]], path: Path, *, original: float |
     return True
 
 
-def _phases(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
+def _mark_phases(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Draw a vertical line with its name at the start of each phase, if there are several."""
     starts: list[tuple[str, int]] = []
     for line in lines:
         if not starts or starts[-1][0] != line["phase"]:

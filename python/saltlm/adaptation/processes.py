@@ -1,4 +1,4 @@
-"""The processes of a run: which of them this one is, on which device and in which precision, and how they are told to end."""
+"""The processes of a run: the rank of this one, their number, device and precision, and the signals that stop them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from transformers import TrainingArguments
 from ..errors import input_error
 from .config import AdaptConfig
 
-# Signals closer together than this are one wish, among several processes.
-ECHO_SECONDS = 2.0
+# Among several processes, a signal within this time after the first counts as the same request.
+REPEAT_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """This process among those of the run: its number, how many there are, and its device."""
+    """This process among the processes of the run.
+
+    Attributes:
+        number: rank of this process, in [0, count).
+        count: number of processes.
+        device: device of this process.
+    """
 
     number: int
     count: int
@@ -32,110 +38,139 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes the files."""
         return self.number == 0
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             torch.distributed.barrier()
 
 
 def find_processes(config: AdaptConfig) -> Processes:
-    """Join the processes that torchrun or accelerate launch has started, if any.
+    """Join the processes that torchrun or accelerate launch has started; without them this process is the only one.
 
     Raises:
-        InputError: sharding or precision do not go with these processes or this device.
+        InputError: the sharding or the precision is not possible with these processes or this device.
     """
-    precision_and_device = training_arguments(config)
-    check_sharding(config, precision_and_device)
-    arguments = TrainingArguments(output_dir="unused", report_to="none", **precision_and_device)
+    options = training_arguments(config)
+    check_sharding(config, options)
+    arguments = TrainingArguments(output_dir="unused", report_to="none", **options)
     return Processes(arguments.process_index, arguments.world_size, arguments.device)
 
 
 def training_arguments(config: AdaptConfig) -> dict[str, Any]:
-    """Device and precision for :func:`~saltlm.adaptation.training.train_phase`."""
+    """Device and precision as keyword arguments of ``TrainingArguments``.
+
+    Raises:
+        InputError: precision fp16 on a CPU.
+    """
     cuda = config.device != "cpu" and torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and not cuda:  # Accelerate scales gradients on accelerators alone
+    if precision == "fp16" and not cuda:  # accelerate scales gradients on GPUs only
         raise input_error("precision", "fp16 on a CPU", "fp32 or bf16 there", "choose one of them")
-    found: dict[str, Any] = {"bf16": precision == "bf16", "fp16": precision == "fp16", "dataloader_pin_memory": cuda}
+    options: dict[str, Any] = {
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "dataloader_pin_memory": cuda,
+    }
     if not cuda:
-        found["use_cpu"] = True
+        options["use_cpu"] = True
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            found["ddp_backend"] = "gloo"
-    return found
+            options["ddp_backend"] = "gloo"
+    return options
 
 
-def one_device(arguments: TrainingArguments) -> TrainingArguments:
-    """Keep a process to its one device.
+def use_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Limit a process to one device.
 
-    Where it sees several GPUs, Trainer would spread it over all of them by torch's DataParallel, whose copies of the model
-    know nothing of its own forward, and whose batches are so many times larger.
+    Where a process sees several GPUs, Trainer would wrap the model in torch's DataParallel: its copies of the model lack the
+    forward of :class:`~saltlm.adaptation.chunked_loss.ChunkedLM`, and its batches are larger by the number of GPUs.
+
+    Args:
+        arguments: changed in place.
     """
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def check_sharding(config: AdaptConfig, arguments: dict[str, Any]) -> None:
-    """Refuse sharding that these processes, or what :func:`training_arguments` found for them, cannot do."""
-    outside = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
-    if outside:
+    """Refuse options that sharding does not allow.
+
+    Args:
+        config: the options.
+        arguments: from :func:`training_arguments`.
+
+    Raises:
+        InputError: accelerate's configuration shards by itself, there is one process, or the options ask for fp16 or
+            compilation.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
         raise input_error(
-            "ACCELERATE_USE_FSDP", "sharding by accelerate's own configuration", "processes without it",
+            "ACCELERATE_USE_FSDP",
+            "sharding by accelerate's own configuration",
+            "processes without it",
             "turn FSDP off in that configuration and add --sharding fsdp2",
-        )  # fmt: skip
+        )
     if config.sharding == "none":
         return
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise input_error(
-            "sharding", f"{config.sharding} in one process", "two processes or more",
+            "sharding",
+            f"{config.sharding} in one process",
+            "two processes or more",
             "start it by torchrun --nproc-per-node N -m saltlm adapt ..., or leave --sharding out",
-        )  # fmt: skip
+        )
     if arguments["fp16"]:
-        # torch's GradScaler looks for overflows in the slices that a process holds: one would skip a step that others take.
+        # torch's GradScaler looks for overflows in the shards of each process by itself, so one process could skip a step that
+        # the others take.
         raise input_error("precision", f"fp16 with sharding {config.sharding}", "bf16 or fp32", "choose one of them")
-    if (
-        config.compile
-    ):  # torch keeps the hooks that gather a layer out of its graphs, so the body would fall apart into layers
+    if config.compile:
+        # torch.compile breaks the graph at the hooks that gather a layer, so the body would be compiled layer by layer.
         raise input_error(
             "compile", f"compilation with sharding {config.sharding}", "one of them", "leave --compile out"
         )
 
 
 class Stoppable(Protocol):
-    """Something that can be asked to stop."""
+    """A run that can be asked to stop."""
 
     stop: bool
 
 
 @contextlib.contextmanager
-def polite_signals(run: Stoppable) -> Iterator[None]:
-    """The first SIGTERM or SIGINT asks for a checkpoint after the current step; a second one ends at once.
+def stop_on_signal(run: Stoppable) -> Iterator[None]:
+    """Set ``run.stop`` on the first SIGTERM or SIGINT inside the ``with`` block; raise KeyboardInterrupt on a second one.
 
-    Among several processes a second one counts after a moment only: on Ctrl-C a process gets one from the terminal and one
-    from torchrun.
+    Among several processes a second signal counts only after :data:`REPEAT_SECONDS`, because on Ctrl-C a process gets one
+    signal from the terminal and one from torchrun. Outside the main thread signals are not handled.
+
+    Args:
+        run: its ``stop`` asks for a checkpoint and the end of the run after the current step.
+
+    Raises:
+        KeyboardInterrupt: a second signal came.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    single = int(os.environ.get("WORLD_SIZE", "1")) == 1
     first = 0.0
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first
         now = time.monotonic()
         if not run.stop:
             run.stop, first = True, now
-        elif alone or now - first > ECHO_SECONDS:
+        elif single or now - first > REPEAT_SECONDS:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A model, its text and its devices, checked and made ready; then phase after phase until done or stopped."""
+"""A loaded model with its text and devices: checks them, trains phase after phase, and resumes from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,168 +9,327 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainingArguments
 
 from ..errors import input_error
 from ..evaluation.evaluate import evaluate
 from ..model.causal_lm import CausalLM, load_causal_lm, resolve_length, within_positions
-from .checkpoints import RunFolder
+from ..protocols import LanguageModel
+from .checkpoints import CheckpointFolder
 from .chunked_loss import ChunkedLM
-from .config import SEQ_LENGTH, AdaptConfig
-from .distillation import Pieces, Teacher, load_teacher
-from .metrics import Recorder
-from .packing import Packer, Stream
-from .phases import vocabulary_parameters
-from .processes import Processes, polite_signals, training_arguments
+from .config import DISTILL, SEQ_LENGTH, AdaptConfig
+from .distillation import AlignedTexts, Teacher, load_teacher
+from .metrics import HELDOUT, SOURCE, Recorder
+from .optimizer import set_trained, vocabulary_parameters
+from .packing import Mixture, Packer, Stream
+from .processes import Processes, stop_on_signal, training_arguments, use_one_device
 from .row_mask import RowMask, new_rows
-from .sharding import gathered_root
-from .training import Run, load_weights, prepare_model, train_phase
+from .sharding import load_weights, shard, unsharded_root
+from .training import AdaptTrainer, Evaluate, Run
 
 
 @dataclasses.dataclass(kw_only=True)
-class Job:
-    """A loaded model with all that its training needs.
+class Session:
+    """A loaded model with everything that its training needs.
 
     Attributes:
-        lm: the model, on its device, in float32; ``chunked`` gives it its loss.
-        folder: where it was read from.
-        config: the options.
-        streams: of blocks, with their shares.
-        heldout: documents in the target language, ``source`` in the source language.
-        source_model: for row distillation, else ``None``.
-        trained: bool [T'], rows that the phase ``rows`` trains; ``None`` where no phase needs to know.
+        lm: the model, on its device, in float32.
+        chunked: its chunked loss.
+        folder: the folder that the model was read from.
+        config: the options; ``seq_length`` is set.
+        seq_length: number of tokens in a block.
+        streams: of blocks: the training text, then each replayed text.
+        shares: share of all blocks that each stream fills, sum 1.
+        heldout: held-out documents in the target language; may be empty.
+        source: held-out documents in the source language; may be empty.
+        new_rows: bool [T'], ``True`` for rows that were not copied; ``None`` where no phase trains them alone.
+        source_model: the teacher of row distillation; ``None`` without row distillation.
     """
 
     lm: CausalLM
     chunked: ChunkedLM
     folder: Path
     config: AdaptConfig
+    seq_length: int
     streams: Sequence[Stream]
     shares: Sequence[float]
     heldout: Sequence[str]
     source: Sequence[str]
-    trained: np.ndarray | None
+    new_rows: np.ndarray | None
     source_model: Teacher | None = None
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out bits per byte, as ``saltlm.evaluate`` finds them."""
-        parts = {"heldout_bits_per_byte": self.heldout, "source_bits_per_byte": self.source}
+        """Bits per byte of the held-out texts, as ``saltlm.evaluate`` measures them, by name of the metric."""
+        texts = {HELDOUT: self.heldout, SOURCE: self.source}
         pair = (self.lm.model, self.lm.tokenizer)
-        with self.chunked.unwrapped(), gathered_root(self.lm.model):
-            return {name: evaluate(pair, documents=text).bits_per_byte for name, text in parts.items() if text}
+        with self.chunked.unwrapped(), unsharded_root(self.lm.model):
+            return {name: evaluate(pair, documents=text).bits_per_byte for name, text in texts.items() if text}
 
-    def mask(self, weight_decay: float) -> RowMask:
-        """The mask of the phase ``rows``."""
-        parameters = vocabulary_parameters(self.lm.model).values()
-        return RowMask(parameters, self.trained, weight_decay)
+    def row_mask(self, weight_decay: float) -> RowMask:
+        """The mask that lets only the new rows be trained.
 
-    def teacher(self, count: int) -> tuple[Teacher, Pieces]:
-        """The source model, and so many pieces of the training text."""
-        pieces = Pieces(
-            self.streams[0].documents, (self.lm.tokenizer, self.source_model.lm.tokenizer),
-            (self.lm.start_id, self.source_model.lm.start_id), count=count, seed=self.config.seed,
-            length=within_positions(self.config.seq_length, self.source_model.lm.max_positions),
-        )  # fmt: skip
-        return self.source_model, pieces
+        Args:
+            weight_decay: decoupled weight decay of the new rows, in [0, inf).
+        """
+        if self.new_rows is None:
+            raise ValueError("no phase of this session trains the new rows alone")
+        return RowMask(vocabulary_parameters(self.lm.model).values(), self.new_rows, weight_decay)
 
-    def train(self, folder: RunFolder, recorder: Recorder, checkpoint: Path | None, state: Mapping[str, Any]) -> int:
-        """Run all phases that are left.
+    def distillation(self, count: int) -> tuple[Teacher, AlignedTexts]:
+        """The source model, and training texts that both models read.
+
+        Args:
+            count: number of texts, in [1, inf).
+        """
+        if self.source_model is None:
+            raise ValueError("this session has no source model for row distillation")
+        texts = AlignedTexts(
+            self.streams[0].documents,
+            (self.lm.tokenizer, self.source_model.lm.tokenizer),
+            (self.lm.start_id, self.source_model.lm.start_id),
+            length=within_positions(self.seq_length, self.source_model.lm.max_positions),
+            count=count,
+            seed=self.config.seed,
+        )
+        return self.source_model, texts
+
+    def train(
+        self,
+        folder: CheckpointFolder,
+        recorder: Recorder,
+        checkpoint: Path | None,
+        state: Mapping[str, Any],
+        evaluate: Evaluate | None = None,
+    ) -> int:
+        """Train all phases, or those that are left.
+
+        Args:
+            folder: where checkpoints are written.
+            recorder: takes the metrics.
+            checkpoint: a checkpoint to resume from; ``None`` starts at the beginning.
+            state: the state that the checkpoint was saved with; not read without a checkpoint.
+            evaluate: measures the held-out text; ``None`` takes :meth:`evaluate`.
 
         Returns:
-            The step whose weights the model has now: the last one, or the best one where early stopping looks for it.
+            The step whose weights the model has now: the last step or, with early stopping, the best one.
 
         Raises:
-            KeyboardInterrupt: a signal came; the last step is in a checkpoint.
+            KeyboardInterrupt: a signal came; a checkpoint of the last step was written.
+            InputError: the text cannot be read, or the disk is full.
+            BackendError: the training has diverged, or the file system failed.
         """
         run = Run(
-            config=self.config, model=self.lm.model, chunked=self.chunked, streams=self.streams, shares=self.shares,
-            folder=folder, recorder=recorder, evaluate=self.evaluate, phases=self.config.schedule_of_phases, mask=self.mask,
-            teacher=self.teacher,
-        )  # fmt: skip
-        for name in ("phase", "best", "best_step", "worse", "ended"):
-            setattr(run, name, state.get(name, getattr(run, name)))
+            config=self.config,
+            model=self.lm.model,
+            chunked=self.chunked,
+            streams=self.streams,
+            shares=self.shares,
+            folder=folder,
+            recorder=recorder,
+            evaluate=evaluate or self.evaluate,
+            phases=self.config.schedule_of_phases,
+            row_mask=self.row_mask,
+            distillation=self.distillation,
+        )
         resume = checkpoint
         if checkpoint is None:
-            recorder.begin(run.phases[0].name, self.evaluate())
-        elif state["step"] == run.phases[run.phase].start + run.phases[run.phase].steps:
-            load_weights(self.lm.model, checkpoint)
-            run.phase, resume = run.phase + 1, None
+            recorder.begin(run.phase.name, run.evaluate())
+        else:
+            run.restore(state)
+            if state["step"] == run.phase.start + run.phase.steps:  # saved at the end of a phase: start the next one
+                load_weights(self.lm.model, checkpoint)
+                run.phase_index, resume = run.phase_index + 1, None
         arguments = training_arguments(self.config)
-        with polite_signals(run):
-            while run.phase < len(run.phases) and not run.ended:
+        with stop_on_signal(run):
+            while run.phase_index < len(run.phases) and not run.ended:
                 train_phase(run, arguments, resume)
                 if run.stopped:
                     raise KeyboardInterrupt(f"saved as {folder.last()}; the same command with --resume goes on")
-                run.phase, resume = run.phase + 1, None
-        done = recorder.lines[-1]["step"]
-        if run.best_step is None or run.best_step == done:
-            return done
+                run.phase_index, resume = run.phase_index + 1, None
+        last_step = recorder.lines[-1]["step"]
+        if run.best_step is None or run.best_step == last_step:
+            return last_step
         load_weights(self.lm.model, folder.checkpoints / f"step-{run.best_step}")
         return run.best_step
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop the threads that read ahead."""
         for stream in self.streams:
             stream.close()
 
 
-def load_job(
-    folder: Path, name: str, config: AdaptConfig, this: Processes, *, streams: Callable[[Packer], list[Stream]],
-    shares: Sequence[float], heldout: Sequence[str], source: Sequence[str],
-) -> Job:  # fmt: skip
-    """Load and check a model with its text.
+def load_session(
+    folder: Path,
+    name: str,
+    config: AdaptConfig,
+    processes: Processes,
+    *,
+    streams: Callable[[Packer], list[Stream]],
+    shares: Sequence[float],
+    heldout: Sequence[str],
+    source: Sequence[str],
+) -> Session:
+    """Load a model, and check it with its text.
+
+    Args:
+        folder: the model folder.
+        name: of the model, for messages.
+        config: the options.
+        processes: this process among those of the run.
+        streams: opens the streams of blocks, given a packer.
+        shares: share of all blocks that each stream fills, sum 1.
+        heldout: held-out documents in the target language.
+        source: held-out documents in the source language.
+
+    Returns:
+        The session; the caller closes it.
 
     Raises:
-        InputError: it is no causal LM, its tokenizer disagrees, blocks are longer than it can take, it lets documents in a
-            block see each other, it does not say which rows are new though a phase asks, or the text fills no block.
+        InputError: the model is no causal LM, its tokenizer has ids without a row, blocks are longer than its positions,
+            documents in a block see each other, the folder does not record which rows are new though a phase trains them
+            alone, or the text fills no block.
     """
-    trained = new_rows(folder) if config.needs_new_rows else None
+    rows = new_rows(folder) if config.needs_new_rows else None
     lm = load_causal_lm(str(folder), device="cpu", dtype="float32", trust_remote_code=config.trust_remote_code)
     what = f"model {name!r}"
-    if trained is not None and len(trained) != lm.rows:
+    if rows is not None and len(rows) != lm.rows:
         raise input_error(
             what,
-            f"{lm.rows} rows and a provenance of {len(trained)}",
+            f"{lm.rows} rows and a provenance of {len(rows)}",
             "as many",
             "transfer again, or leave the phase rows out",
         )
-    if trained is not None and not trained.any():
+    if rows is not None and not rows.any():
         raise input_error(what, "no row that was not copied", "new rows for the phase rows", "leave that phase out")
-    length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, lm.max_positions, what)
-    config = dataclasses.replace(config, seq_length=length)
-    if config.sharding == "none":  # else it goes there in slices
-        lm.model.to(this.device)
-    if not config.cross_documents and not keeps_apart(lm):
+    seq_length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, lm.max_positions, what)
+    config = dataclasses.replace(config, seq_length=seq_length)
+    if config.sharding == "none":  # otherwise shard() moves the shards to the device
+        lm.model.to(processes.device)
+    if not config.cross_documents and not isolates_documents(lm):
         raise input_error(
-            what, "documents in one block that see each other", "a model whose attention follows position ids",
+            what,
+            "documents in one block that see each other",
+            "a model whose attention follows position ids",
             "add --cross-documents to let them",
-        )  # fmt: skip
-    source_model = load_teacher(folder, config, lm, this.device) if config.distill_rows else None
-    chunked = prepare_model(lm.model, config, this)
-    made = streams(Packer(lm.tokenizer, rows=lm.rows, length=config.seq_length, name=name))
-    job = Job(
-        lm=lm, chunked=chunked, folder=folder, config=config, streams=made, shares=shares, heldout=heldout, source=source,
-        trained=trained, source_model=source_model,
-    )  # fmt: skip
+        )
+    source_model = load_teacher(folder, config, lm, processes.device) if config.distill_rows else None
+    chunked = prepare_model(lm.model, config, processes)
+    session = Session(
+        lm=lm,
+        chunked=chunked,
+        folder=folder,
+        config=config,
+        seq_length=seq_length,
+        streams=streams(Packer(lm.tokenizer, rows=lm.rows, length=seq_length, name=name)),
+        shares=shares,
+        heldout=heldout,
+        source=source,
+        new_rows=rows,
+        source_model=source_model,
+    )
     try:
-        for stream in made:
+        for stream in session.streams:  # so that text that fills no block is refused before anything is written
             stream.block(stream.marks[-1][3] if stream.marks else 0)
     except BaseException:
-        job.close()
+        session.close()
         raise
-    return job
+    return session
 
 
-def keeps_apart(lm: CausalLM) -> bool:
-    """Whether a document gets the same states behind another one in a block as it gets alone."""
-    first, second = (torch.arange(low, low + 6, device=lm.device)[None] % lm.rows for low in (0, 3))
-    places = torch.arange(6, device=lm.device)[None]
+def train_phase(run: Run, arguments: Mapping[str, Any], resume: Path | None) -> None:
+    """Train the run's current phase, or the rest of it.
+
+    Args:
+        run: the run.
+        arguments: device and precision, as keyword arguments of ``TrainingArguments``.
+        resume: a checkpoint of this phase to resume from; ``None`` starts the phase with the model's weights.
+
+    Raises:
+        InputError: the text cannot be read, or the disk is full.
+        BackendError: the training has diverged, or the file system failed.
+    """
+    config, phase = run.config, run.phase
+    set_trained(run.model, phase)
+    trainer_arguments = use_one_device(
+        TrainingArguments(
+            output_dir=str(run.folder.checkpoints),
+            max_steps=phase.steps,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulate,
+            max_grad_norm=config.max_grad_norm or 0.0,
+            seed=config.seed,
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            average_tokens_across_devices=True,
+            ddp_find_unused_parameters=False,
+            **arguments,
+        )
+    )
+    blocks_per_step = config.batch_size * config.accumulate * trainer_arguments.world_size
+    teacher: Teacher | None = None
+    dataset: Mixture | AlignedTexts
+    if phase.name == DISTILL:
+        teacher, dataset = run.distillation(phase.steps * blocks_per_step)
+    else:
+        first_step = phase.start - sum(other.steps for other in run.phases if other.name == DISTILL)
+        dataset = Mixture(
+            run.streams,
+            run.shares,
+            offset=first_step * blocks_per_step,
+            length=phase.steps * blocks_per_step,
+            cross_documents=config.cross_documents,
+        )
+    trainer = AdaptTrainer(run, dataset, trainer_arguments, teacher)
+    run.recorder.restart_clock()
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    run.chunked.unwrap()
+
+
+def prepare_model(model: LanguageModel, config: AdaptConfig, processes: Processes) -> ChunkedLM:
+    """Give a model its chunked loss, recomputation of activations, compilation and sharding, in place.
+
+    Args:
+        model: a transformers causal LM.
+        config: ``loss_chunk``, ``gradient_checkpointing``, ``compile`` and ``sharding`` are read.
+        processes: this process among those of the run.
+
+    Returns:
+        The chunked loss.
+
+    Raises:
+        InputError: the model cannot be sharded.
+    """
+    model.config.use_cache = False
+    chunked = ChunkedLM(model, config.loss_chunk)
+    if config.gradient_checkpointing:
+        switch: Any = model  # gradient_checkpointing_enable is its name in older versions
+        enable = getattr(switch, "activation_checkpointing_enable", None) or switch.gradient_checkpointing_enable
+        enable()
+    if config.compile:
+        chunked.compile()
+    if config.sharding != "none":
+        shard(model, processes.device, processes.count)
+    return chunked
+
+
+def isolates_documents(lm: CausalLM) -> bool:
+    """Whether a document gets the same logits after another document in its block as it gets alone."""
+    first, second = (torch.arange(start, start + 6, device=lm.device)[None] % lm.rows for start in (0, 3))
+    positions = torch.arange(6, device=lm.device)[None]
     lm.model.eval()
     with torch.no_grad():
         try:
-            both = lm.model(
-                input_ids=torch.cat([first, second], 1), position_ids=torch.cat([places, places], 1), use_cache=False
+            packed = lm.model(
+                input_ids=torch.cat([first, second], 1),
+                position_ids=torch.cat([positions, positions], 1),
+                use_cache=False,
             )
-        except TypeError:  # it knows no position ids
+        except TypeError:  # the model takes no position ids
             return False
-        alone = lm.model(input_ids=second, position_ids=places, use_cache=False)
-    return torch.allclose(both.logits[:, 6:], alone.logits, rtol=1e-3, atol=1e-3 * float(alone.logits.abs().max()))
+        alone = lm.model(input_ids=second, position_ids=positions, use_cache=False)
+    return torch.allclose(packed.logits[:, 6:], alone.logits, rtol=1e-3, atol=1e-3 * float(alone.logits.abs().max()))

@@ -1,74 +1,84 @@
-"""One phase on transformers' Trainer: what is different from the stock one, and why."""
+"""The training steps of one phase, by transformers' Trainer with several of its methods overridden."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ..errors import input_error
-from .after_step import AfterStep
-from .checkpoints import RunFolder
+from ..errors import InputError
+from ..protocols import LanguageModel
+from .checkpoints import CheckpointFolder
 from .chunked_loss import ChunkedLM
-from .config import AdaptConfig
-from .distillation import Pieces, Teacher, collate_pieces
-from .metrics import Recorder
+from .config import NEW_ROWS_ONLY, AdaptConfig, Phase
+from .distillation import AlignedTexts, Teacher, collate_aligned
+from .metrics import HELDOUT, Recorder, divergence_error
+from .optimizer import parameter_groups, rate_factor
 from .packing import Mixture, Stream, collate
-from .phases import (
-    DISTILL,
-    MASKED,
-    Phase,
-    parameter_groups,
-    rate_factor,
-    set_trained,
-    vocabulary_parameters,
-)
-from .processes import Processes, one_device
 from .row_mask import RowMask
-from .sharding import groups, load_optimizer, load_state, shard, whole_optimizer, whole_state
+from .sharding import fsdp_modules, full_optimizer_state, full_state, load_full_optimizer_state, load_weights
 
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # as Trainer names them
+# Names of other libraries on which this module relies. A release that changes one of them changes the training.
+# Overridden methods of Trainer, all documented: create_optimizer, create_scheduler, compute_loss, training_step, save_model.
+# Overridden private methods of Trainer:
+#   _get_train_sampler               the blocks keep their order, so that a resumed run continues at the right block
+#   _save_checkpoint                 a checkpoint is written whole or not at all
+#   _save_optimizer_and_scheduler    shards of the optimizer state are gathered
+#   _load_optimizer_and_scheduler    ... and distributed
+#   _load_from_checkpoint            the weights of a sharded model are loaded
+# Called or set: Trainer._save, Trainer._created_lr_scheduler (the schedule advances by it), Trainer.model_accepts_loss_kwargs,
+# TrainingArguments._n_gpu (in processes.py), Accelerator.prepare_model, AcceleratedOptimizer.optimizer, and the marks
+# _original_forward and _is_accelerate_prepared of a prepared model (in chunked_loss.py).
+# Files in a checkpoint, as Trainer names them:
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 Evaluate = Callable[[], dict[str, float]]
 
 
 @dataclasses.dataclass(kw_only=True)
 class Run:
-    """What the phases of one run share.
+    """The state that the phases of one run share.
 
     Attributes:
         config: the options.
-        model: a causal LM, ``chunked`` what gives it its forward.
-        streams: of blocks, the text first, then replays; ``shares`` of the blocks, sum 1.
-        folder: where checkpoints go.
+        model: a causal LM.
+        chunked: its chunked loss.
+        streams: of blocks: the training text, then each replayed text.
+        shares: share of all blocks that each stream fills, sum 1.
+        folder: where checkpoints are written.
         recorder: takes the metrics.
-        evaluate: held-out bits per byte by name of the metric; empty without held-out text.
-        mask: makes a row mask with a weight decay; ``teacher`` a teacher and so many pieces of text.
-        phases: in order; ``phase`` is the current one's place.
-        best: lowest held-out bits per byte, ``best_step`` and ``worse`` evaluations since; kept with early stopping alone.
+        evaluate: measures bits per byte of the held-out text, by name of the metric; an empty result without such text.
+        phases: in training order.
+        row_mask: makes the mask of the new rows with a weight decay; called in phases that train new rows alone.
+        distillation: makes the teacher and a number of texts; called in the phase ``distill``.
+        phase_index: index of the current phase.
+        best: lowest bits per byte of held-out text so far, used for early stopping; ``None`` before the first evaluation.
+        best_step: the step of ``best``.
+        worse: number of evaluations since ``best``.
         ended: whether early stopping has ended the run.
-        stop: asks for a checkpoint and an end after the current step, as signals do.
-        stopped: whether all processes have agreed to that.
+        stop: whether this process was asked to write a checkpoint and end after the current step, as signals ask.
+        stopped: whether all processes have agreed to do so.
     """
 
     config: AdaptConfig
-    model: Any
+    model: LanguageModel
     chunked: ChunkedLM
     streams: Sequence[Stream]
     shares: Sequence[float]
-    folder: RunFolder
+    folder: CheckpointFolder
     recorder: Recorder
     evaluate: Evaluate
     phases: Sequence[Phase]
-    mask: Callable[[float], RowMask] | None = None
-    teacher: Callable[[int], tuple[Teacher, Pieces]] | None = None
-    phase: int = 0
+    row_mask: Callable[[float], RowMask]
+    distillation: Callable[[int], tuple[Teacher, AlignedTexts]]
+    phase_index: int = 0
     best: float | None = None
     best_step: int | None = None
     worse: int = 0
@@ -77,79 +87,134 @@ class Run:
     stopped: bool = False
 
     @property
+    def phase(self) -> Phase:
+        """The current phase."""
+        return self.phases[self.phase_index]
+
+    @property
     def steps(self) -> int:
-        """Steps of all phases."""
+        """Number of steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint must hold besides Trainer's own."""
+        """What a checkpoint holds in addition to Trainer's own files, as plain JSON values.
+
+        Args:
+            step: number of finished steps.
+        """
         return {
-            "phase": self.phase, "step": step, "best": self.best, "best_step": self.best_step, "worse": self.worse,
-            "ended": self.ended, "marks": [stream.marks for stream in self.streams],
-        }  # fmt: skip
+            "phase": self.phase_index,
+            "step": step,
+            "best": self.best,
+            "best_step": self.best_step,
+            "worse": self.worse,
+            "ended": self.ended,
+            "marks": [stream.marks for stream in self.streams],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the :meth:`state` of a checkpoint, except the marks, which the streams were opened with."""
+        self.phase_index = state.get("phase", 0)
+        self.best, self.best_step = state.get("best"), state.get("best_step")
+        self.worse, self.ended = state.get("worse", 0), state.get("ended", False)
 
 
 class AdaptTrainer(Trainer):
-    """Trainer with exact row masks, rates by group, whole checkpoints, and losses counted over all processes."""
+    """Trainer with row masks, learning rates by group, whole checkpoints, and losses summed over all processes.
+
+    Attributes:
+        run: the run.
+        phase: the phase that is trained.
+        teacher: the source model in row distillation, else ``None``.
+        row_mask: the mask in a phase that trains new rows alone, else ``None``.
+        sharded: whether the model is sharded over the processes.
+        step_loss: loss of the last finished step, over all processes.
+        step_bytes: bytes of text of its predicted tokens.
+        step_tokens: number of its predicted tokens.
+        step_rates: its learning rates by name of the parameter group.
+    """
+
+    # Set by Trainer; accelerate wraps both.
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(
-        self, run: Run, dataset: Mixture | Pieces, arguments: TrainingArguments, teacher: Teacher | None = None
+        self,
+        run: Run,
+        dataset: Mixture | AlignedTexts,
+        arguments: TrainingArguments,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.run, self.phase, self.teacher = run, run.phases[run.phase], teacher
+        """Create the trainer of a run's current phase.
+
+        Args:
+            run: the run.
+            dataset: the blocks of the phase, or its texts in row distillation.
+            arguments: Trainer's options.
+            teacher: the source model in row distillation.
+        """
+        self.run, self.phase, self.teacher = run, run.phase, teacher
         self.row_mask: RowMask | None = None
-        self._sums = [0.0, 0.0]
-        self._items = 0
-        self._agreed = False
+        # Sums over the batches of a step: floats at first, then tensors on the device.
+        self._loss_sum: Any = 0.0
+        self._bytes_sum: Any = 0.0
+        self._items: Any = 0
+        self._stop_agreed = False
         super().__init__(
-            model=run.model, args=arguments, train_dataset=dataset, callbacks=[AfterStep(self)],
-            data_collator=collate if teacher is None else collate_pieces,
-        )  # fmt: skip
-        self.model_accepts_loss_kwargs = True  # the forward takes num_items_in_batch, whatever its signature looks like
+            model=run.model,
+            args=arguments,
+            train_dataset=dataset,
+            callbacks=[AfterStep(self)],
+            data_collator=collate if teacher is None else collate_aligned,
+        )
+        # Trainer would infer it from the signature of the forward; the chunked forward takes num_items_in_batch.
+        self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
-        self.sharded = bool(groups(run.model))
-        if self.sharded:  # it is spread over the processes already: no DDP around it
-            self.accelerator.prepare_model = functools.partial(_prepared_sharded, self.accelerator.prepare_model)
+        self.sharded = bool(fsdp_modules(run.model))
+        if self.sharded:  # FSDP2 distributes the model already, so accelerate must not wrap it in DDP
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = functools.partial(_prepare_sharded, prepare)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        # Blocks are shuffled already, by a rule that any process can follow from any place.
+        # Streams shuffle the documents, in an order that every process can compute for any block.
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over the phase's groups."""
+        """AdamW over the parameter groups of the phase."""
         if self.optimizer is None:
             config = self.run.config
             groups = parameter_groups(self.model if model is None else model, self.phase, config.weight_decay)
-            # One pass over memory instead of a dozen: on a CPU, too, twelve times faster than torch's default.
+            # The fused form passes over memory once instead of a dozen times: on a CPU twelve times faster than the default.
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, config.adam_beta2), fused=True)
-            if self.phase.name in MASKED:
-                self.row_mask = self.run.mask(config.weight_decay)
+            if self.phase.name in NEW_ROWS_ONLY:
+                self.row_mask = self.run.row_mask(config.weight_decay)
                 self.row_mask.attach(self.optimizer)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """The same course for every group, each from its own peak."""
+        """One schedule for all groups; each group has its own peak learning rate."""
         if self.lr_scheduler is None:
-            wrapped = _inner(self.optimizer if optimizer is None else optimizer)
-            self.lr_scheduler = LambdaLR(wrapped, rate_factor(self.run.config, self.phase.steps))
+            unwrapped = _unwrap(self.optimizer if optimizer is None else optimizer)
+            self.lr_scheduler = LambdaLR(unwrapped, rate_factor(self.run.config, self.phase.steps))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trainer's, with the bytes behind the block set aside."""
+        """The loss of a batch. In row distillation, also compute the teacher's states; else, also sum the bytes."""
         if self.teacher is not None:
             states = self.teacher.states(inputs.pop("teacher_input_ids")).flatten(0, 1)
-            inputs["wanted_states"] = states[inputs.pop("teacher_places")]
-            self._items = self._items + len(inputs["places"])
+            inputs["teacher_states"] = states[inputs.pop("teacher_positions")]
+            self._items = self._items + len(inputs["positions"])
             return super().compute_loss(model, inputs, *args, **kwargs)
-        self._sums[1] = self._sums[1] + inputs.pop("bytes").sum()
+        self._bytes_sum = self._bytes_sum + inputs.pop("bytes").sum()
         items = kwargs.get("num_items_in_batch")
         self._items = 0 if items is None else items
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trainer's; with the last batch of a step come the mask, the step's loss over all processes and its check."""
+        """Forward and backward pass of a batch; after the last batch of a step, also mask rows and check the loss."""
         loss = super().training_step(*args, **kwargs)
-        self._sums[0] = self._sums[0] + loss
+        self._loss_sum = self._loss_sum + loss
         if self.accelerator.sync_gradients:
             if self.row_mask is not None:
                 self.row_mask.zero_frozen_gradients()
@@ -157,36 +222,39 @@ class AdaptTrainer(Trainer):
         return loss
 
     def _finish_step(self) -> None:
-        # Each process has its part of the loss, scaled up so that the mean over processes is the whole.
-        mean, size = (torch.as_tensor(value, device=self.args.device, dtype=torch.float64) for value in self._sums)
-        sums = torch.stack([mean / self.args.world_size, size, torch.as_tensor(float(self.run.stop)).to(mean)])
+        # Each process holds its part of the loss times the number of processes, so that the mean over processes is the loss.
+        loss, size = (
+            torch.as_tensor(value, device=self.args.device, dtype=torch.float64)
+            for value in (self._loss_sum, self._bytes_sum)
+        )
+        sums = torch.stack([loss / self.args.world_size, size, torch.as_tensor(float(self.run.stop)).to(loss)])
         sums = self.accelerator.reduce(sums, reduction="sum").tolist()
         self.step_loss, self.step_bytes, self.step_tokens = sums[0], sums[1], int(self._items)
-        self._agreed = sums[2] > 0
-        self._sums, self._items = [0.0, 0.0], 0
+        self._stop_agreed = sums[2] > 0
+        self._loss_sum, self._bytes_sum, self._items = 0.0, 0.0, 0
         self.step_rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
-        self.run.recorder.check(sums[0], self.step_done + 1, self.phase.name, self.run.folder.last())
+        self.run.recorder.check(self.step_loss, self.step_done + 1, self.phase.name, self.run.folder.last())
 
     @property
     def must_stop(self) -> bool:
         """Whether to end after this step.
 
-        Among several processes it is what they agreed on within the step: a signal that has come to one of them since would
-        leave it alone in a checkpoint, waiting for the others for ever.
+        Among several processes, this is what they agreed on during the step. A process that acted on its own signal alone
+        would wait in its checkpoint for the others forever.
         """
-        return self.run.stop if self.args.world_size == 1 else self._agreed
+        return self.run.stop if self.args.world_size == 1 else self._stop_agreed
 
     @property
     def step_done(self) -> int:
-        """Steps done since the start of the run."""
+        """Number of finished steps since the start of the run."""
         return self.phase.start + self.state.global_step
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's; a sharded model is gathered first."""
+        """Write the weights; a sharded model is gathered first."""
         if not self.sharded:
             super().save_model(output_dir, _internal_call)
             return
-        state = whole_state(self.model, keep=self.args.should_save)
+        state = full_state(self.model, keep=self.args.should_save)
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
 
@@ -194,7 +262,7 @@ class AdaptTrainer(Trainer):
         if not self.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = whole_optimizer(_inner(self.optimizer), keep=self.args.should_save)
+        state = full_optimizer_state(_unwrap(self.optimizer), keep=self.args.should_save)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
@@ -204,102 +272,111 @@ class AdaptTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         state = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
-        load_optimizer(_inner(self.optimizer), state)
+        load_full_optimizer_state(_unwrap(self.optimizer), state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        step = self.step_done
-        stock = super()._save_checkpoint
+        step, output_dir = self.step_done, self.args.output_dir
+        save_checkpoint = super()._save_checkpoint
 
         def write(temporary: Path) -> Path:
             self.args.output_dir = str(temporary)
-            stock(model, trial)
+            save_checkpoint(model, trial)
             return temporary / f"checkpoint-{self.state.global_step}"
 
-        home = self.args.output_dir
+        config = self.run.config
+        best = self.run.best_step if config.early_stop else None
         try:
-            self.run.folder.save(
-                step, self.run.state(step), write, keep=self.run.config.keep_checkpoints,
-                best=self.run.best_step if self.run.config.early_stop else None,
-            )  # fmt: skip
+            self.run.folder.save(step, self.run.state(step), write, keep=config.keep_checkpoints, best=best)
         finally:
-            self.args.output_dir = home
+            self.args.output_dir = output_dir
         self.run.recorder.restart_clock()
 
 
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer without what accelerate has put around it."""
+class AfterStep(TrainerCallback):
+    """After each step: writes the metrics, evaluates, asks for checkpoints, and ends the run."""
+
+    def __init__(self, trainer: AdaptTrainer) -> None:
+        """Create the callback.
+
+        Args:
+            trainer: the trainer that calls it.
+        """
+        self.trainer = trainer
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        """Called by Trainer after each step, with the gradient norm."""
+        trainer, run = self.trainer, self.trainer.run
+        state.log_history = []  # metrics.jsonl holds the history; in Trainer's state it would grow with every checkpoint
+        if not logs or "loss" not in logs:
+            return control
+        step, config = trainer.step_done, run.config
+        line: dict[str, Any] = {"step": step, "phase": trainer.phase.name, "loss": trainer.step_loss}
+        line["learning_rates"] = trainer.step_rates
+        line["gradient_norm"] = self.gradient_norm(logs, step, fp16=args.fp16)
+        line["pass"] = run.streams[0].passes
+        run.recorder.step(line, tokens=trainer.step_tokens, size=trainer.step_bytes)
+        is_last = state.global_step == trainer.phase.steps
+        eval_steps = config.eval_steps or max(1, run.steps // 10)
+        evaluation = self._evaluate(step) if is_last or step % eval_steps == 0 else {}
+        run.recorder.write(evaluation, run.folder.last())
+        run.stopped = trainer.must_stop
+        control.should_save = is_last or step % config.save_steps == 0 or run.stopped
+        self._early_stop(evaluation.get(HELDOUT), step, control)
+        if run.stopped or run.ended:
+            control.should_training_stop = control.should_save = True
+        return control
+
+    def gradient_norm(self, logs: Mapping[str, Any], step: int, *, fp16: bool) -> float | None:
+        """The norm of the step's gradient; ``None`` if it is infinite in fp16.
+
+        In fp16 such an overflow is normal: the gradient scaler skips the step and lowers its scale.
+
+        Args:
+            logs: Trainer's figures of the step.
+            step: number of the step.
+            fp16: whether the precision is fp16.
+
+        Raises:
+            BackendError: the norm is not finite in another precision, so the weights are spoilt, although the loss was
+                finite; no checkpoint is written of them.
+        """
+        norm = float(logs.get("grad_norm") or 0.0)
+        if math.isfinite(norm):
+            return norm
+        if fp16:
+            return None
+        raise divergence_error(step, f"the gradient's norm is {norm}", self.trainer.run.folder.last())
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        run = self.trainer.run
+        try:
+            return run.evaluate()
+        except InputError as error:  # text and tokenizer passed the evaluation at step 0, so the weights are the cause
+            symptom = f"held-out text cannot be scored: {str(error).split(';')[0]}"
+            raise divergence_error(step, symptom, run.folder.last()) from error
+
+    def _early_stop(self, bits_per_byte: float | None, step: int, control: Any) -> None:
+        """Keep the best evaluation; end the run after ``early_stop`` worse ones. Row distillation does not count."""
+        run = self.trainer.run
+        if bits_per_byte is None or run.config.early_stop is None or self.trainer.teacher is not None:
+            return
+        if run.best is None or bits_per_byte < run.best:
+            run.best, run.best_step, run.worse = bits_per_byte, step, 0
+            control.should_save = True
+        else:
+            run.worse += 1
+            run.ended = run.worse >= run.config.early_stop
+
+
+def _unwrap(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside accelerate's wrapper; an optimizer without a wrapper is returned as it is."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _prepared_sharded(stock: Callable[..., Any], model: Any, **options: Any) -> Any:
-    """Accelerate's preparation (autocast) of a model that needs neither a device nor a wrapper."""
-    return stock(model, device_placement=False, evaluation_mode=True)
-
-
-def load_weights(model: Any, checkpoint: Path) -> None:
-    """Put the weights of a checkpoint into a model of the same kind.
-
-    Raises:
-        InputError: some are missing.
-    """
-    from safetensors.torch import load_file
-
-    missing: set[str] | None = None
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        keys = load_state(model, load_file(file))
-        missing = keys if missing is None else missing & keys
-    tied = {id(parameter) for parameter in vocabulary_parameters(model).values()}
-    named = dict(model.named_parameters(remove_duplicate=False))
-    if missing is None or any(id(named.get(key)) not in tied for key in missing if key in named):
-        raise input_error(f"checkpoint {checkpoint}", "weights missing", "all of them", "remove it and resume again")
-
-
-def train_phase(run: Run, arguments: dict[str, Any], resume: Path | None) -> None:
-    """Run the current phase, or the rest of it.
-
-    Args:
-        run: its ``phase`` says which.
-        arguments: more keyword arguments of ``TrainingArguments``.
-        resume: a checkpoint of this phase to go on from; the model's weights are read from it.
-    """
-    config, phase = run.config, run.phases[run.phase]
-    set_trained(run.model, phase)
-    settings = one_device(TrainingArguments(
-        output_dir=str(run.folder.checkpoints), max_steps=phase.steps, per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulate, max_grad_norm=config.max_grad_norm or 0.0, seed=config.seed,
-        logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none",
-        disable_tqdm=True, remove_unused_columns=False, average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False, **arguments,
-    ))  # fmt: skip
-    blocks = config.batch_size * config.accumulate * settings.world_size
-    teacher = None
-    if phase.name == DISTILL:
-        teacher, dataset = run.teacher(phase.steps * blocks)
-    else:
-        first = phase.start - sum(other.steps for other in run.phases if other.name == DISTILL)
-        dataset = Mixture(
-            run.streams, run.shares, offset=first * blocks, length=phase.steps * blocks,
-            cross_documents=config.cross_documents,
-        )  # fmt: skip
-    trainer = AdaptTrainer(run, dataset, settings, teacher)
-    run.recorder.restart_clock()
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    run.chunked.unwrap()
-
-
-def prepare_model(model: Any, config: AdaptConfig, this: Processes) -> ChunkedLM:
-    """Give a model its chunked loss, recomputation, compilation and sharding, in place."""
-    model.config.use_cache = False
-    chunked = ChunkedLM(model, config.loss_chunk)
-    if config.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable()
-    if config.compile:
-        chunked.compile()
-    if config.sharding != "none":
-        shard(model, this.device, this.count)
-    return chunked
+def _prepare_sharded(prepare: Callable[..., Any], model: Any, **options: Any) -> Any:
+    """Preparation by accelerate of a sharded model: autocast, but neither a move to the device nor DDP."""
+    return prepare(model, device_placement=False, evaluation_mode=True)

@@ -1,1 +1,1 @@
-"""Tokens of two tokenizers compared as bytes, and the tokenizer of the result."""
+"""Compare the tokens of two tokenizers as bytes, and build the tokenizer of the result."""

@@ -1,18 +1,18 @@
-"""Special tokens by role: which token of a tokenizer begins, ends, pads or hides text, and how two tokenizers' agree."""
+"""Roles of special tokens (bos, eos, pad, ...), and pairs of source and target tokens of the same role."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import input_error
+from ..protocols import Tokenizer
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 
-# Where the source lacks a role, the row of the nearest in meaning serves: encoders begin with cls and end with sep where
-# causal models have bos and eos; many causal models pad with eos and have no mask.
+# Role of a target token -> roles of source tokens whose row it can take, the best first. Encoders begin a text with cls and end
+# it with sep where causal models use bos and eos; many causal models pad with eos and have no mask.
 FALLBACK: dict[str, tuple[str, ...]] = {
     "bos": ("bos", "cls", "eos"),
     "eos": ("eos", "sep"),
@@ -23,7 +23,7 @@ FALLBACK: dict[str, tuple[str, ...]] = {
     "mask": ("mask", "unk"),
 }
 
-# How the common families spell each role, for a bare file that does not name them.
+# Usual spellings of each role, for a tokenizer file that does not name its roles.
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<｜begin▁of▁sentence｜>", "[BOS]"),  # noqa: RUF001
     "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<｜end▁of▁sentence｜>", "[EOS]"),  # noqa: RUF001
@@ -35,25 +35,32 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def roles_of(tokenizer: Any) -> dict[str, int]:
-    """Roles of a transformers tokenizer: role -> id, for the roles it has."""
-    found = {}
+def roles_of(tokenizer: Tokenizer) -> dict[str, int]:
+    """Role -> id of a transformers tokenizer, for the roles that it has."""
+    roles = {}
     for role in ROLES:
         token = getattr(tokenizer, f"{role}_token", None)
         if token is not None:
             index = tokenizer.convert_tokens_to_ids(str(token))
             if index is not None and str(tokenizer.convert_ids_to_tokens(index)) == str(token):
-                found[role] = int(index)
-    return found
+                roles[role] = int(index)
+    return roles
 
 
 def roles_in(folder: Path, find: Callable[[str], int | None]) -> dict[str, int]:
-    """Roles named by ``special_tokens_map.json`` and ``tokenizer_config.json`` of a folder; ``find`` gives a spelling's id.
+    """Roles that ``special_tokens_map.json`` and ``tokenizer_config.json`` of a folder name.
 
-    An entry may be a string or an object with ``content``; the later file wins. A spelling without an id has no role.
+    An entry is a string or an object with ``content``. If both files name a role, ``tokenizer_config.json`` counts.
+
+    Args:
+        folder: the tokenizer's folder.
+        find: spelling -> id, or ``None`` for a spelling that is not a token.
+
+    Returns:
+        Role -> id; without roles whose spelling is not a token.
 
     Raises:
-        InputError: a file cannot be read or is no JSON object.
+        InputError: a file cannot be read or does not hold a JSON object.
     """
     named: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -71,18 +78,18 @@ def roles_in(folder: Path, find: Callable[[str], int | None]) -> dict[str, int]:
             spelling = entry.get("content") if isinstance(entry, dict) else entry
             if isinstance(spelling, str):
                 named[role] = spelling
-    found = {role: find(spelling) for role, spelling in named.items()}
-    return {role: index for role, index in found.items() if index is not None}
+    ids = {role: find(spelling) for role, spelling in named.items()}
+    return {role: index for role, index in ids.items() if index is not None}
 
 
 def roles_by_spelling(specials: Mapping[str, int]) -> dict[str, int]:
-    """Roles of special tokens (spelling -> id) by :data:`SPELLINGS`, for a tokenizer that comes without their names."""
-    found = {}
+    """Role -> id of special tokens (spelling -> id) by :data:`SPELLINGS`, for a tokenizer that does not name its roles."""
+    roles = {}
     for role, spellings in SPELLINGS.items():
         spelling = next((spelling for spelling in spellings if spelling in specials), None)
         if spelling is not None:
-            found[role] = specials[spelling]
-    return found
+            roles[role] = specials[spelling]
+    return roles
 
 
 def match_roles(
@@ -90,17 +97,17 @@ def match_roles(
     target: Mapping[str, int],
     overrides: Mapping[int, int] | None = None,
 ) -> list[tuple[int, int]]:
-    """Pairs (target id, source id) of tokens that play the same role.
+    """Pairs (target id, source id) of tokens of the same role.
 
     Args:
         source: role -> id of the source tokenizer.
         target: role -> id of the target tokenizer.
-        overrides: target id -> source id, before any role.
+        overrides: target id -> source id; they take precedence over roles.
 
     Returns:
-        One pair for each target token that has a role the source has too, or one that stands in for it
-        (:data:`FALLBACK`). Where a target token plays several roles (``<|endoftext|>`` is often bos, eos and pad), the
-        first in :data:`ROLES` that the source knows decides.
+        One pair for each target token whose role, or a role that replaces it (:data:`FALLBACK`), exists in the source. If a
+        target token has several roles (``<|endoftext|>`` is often bos, eos and pad), the first of :data:`ROLES` that the
+        source can serve counts.
     """
     pairs = dict(overrides or {})
     for role in ROLES:

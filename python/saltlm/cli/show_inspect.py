@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import input_error
-from ..files.output_folder import named_errors
+from ..files.file_errors import output_errors
 from ..inspection.page import PAGE
 from ..inspection.rows import Rows
 from .show import ORIGIN_WORDS, Output
@@ -133,7 +133,7 @@ def write_page(rows: Rows, path: str | Path) -> None:
     if not path.parent.is_dir():
         raise input_error("html", f"no folder {path.parent}", "a file in a folder that exists", "make it first")
     temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
-    with named_errors(path, 0, "choose another place"):
+    with output_errors(path, 0, "choose another place"):
         try:
             with open(temporary, "x", encoding="utf-8", newline="\n") as file:
                 file.writelines(page(rows))

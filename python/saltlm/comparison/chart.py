@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..environment import is_installed
 from .config import ORIGINAL
 
 # Of the range between the lowest end and the highest, or the original's level: what lies above is cut off the chart.
@@ -26,7 +26,7 @@ def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
         content: of ``compare.json``.
         path: PNG file to write.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not is_installed("matplotlib"):
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

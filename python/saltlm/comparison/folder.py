@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import input_error
+from ..files.file_errors import output_errors
 from ..files.json_files import write_json_whole
-from ..files.output_folder import check_output, named_errors
+from ..files.output_folder import check_output
 from ..files.output_lock import lock_run
 
 RECORD, RUNS, SCRATCH, RESULT, CHART = "comparison.json", "runs", ".scratch", "compare.json", "compare.png"
@@ -56,7 +57,7 @@ class CompareFolder:
         """
         if not self.exists:
             there = self.out.is_dir()
-            with named_errors(self.out, 0, ADVICE):
+            with output_errors(self.out, 0, ADVICE):
                 if there and any(self.out.iterdir()):
                     raise input_error(
                         f"output {self.out}",
@@ -102,7 +103,7 @@ class CompareFolder:
             InputError: another process is at work in it, or it cannot be written.
         """
         self._made = not os.path.lexists(self.out)
-        with named_errors(self.out, 0, ADVICE):
+        with output_errors(self.out, 0, ADVICE):
             if self.exists:
                 self._take_lock()
             if force and self.exists:
@@ -134,14 +135,14 @@ class CompareFolder:
 
     def save(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep a finished run, whole or not at all."""
-        with named_errors(self.out, 0, ADVICE):
+        with output_errors(self.out, 0, ADVICE):
             write_json_whole(self.out / RUNS / f"{key}.json", result)
 
     @contextlib.contextmanager
     def empty_scratch(self) -> Iterator[Path]:
         """A folder for weights, empty at first and removed afterwards; a killed run's is cleared here."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        with named_errors(self.out, 0, ADVICE):
+        with output_errors(self.out, 0, ADVICE):
             self.scratch.mkdir()
         try:
             yield self.scratch

@@ -13,7 +13,7 @@ import numpy as np
 from ..adaptation.config import SEQ_LENGTH, SHORTEST_SEQ_LENGTH, AdaptConfig
 from ..adaptation.metrics import Recorder
 from ..adaptation.packing import Packer, Stream
-from ..adaptation.run import _streams, _Text
+from ..adaptation.text import TrainingText, open_streams
 from ..config import TransferConfig
 from ..errors import BackendError, InputError, input_error
 from ..evaluation.evaluate import Evaluation, evaluate
@@ -69,7 +69,7 @@ class Blocks:
 
 
 def fitted_blocks(
-    text: _Text, tokenizers: tuple[Any, Any], config: AdaptConfig, steps: int, positions: int | None
+    text: TrainingText, tokenizers: tuple[Any, Any], config: AdaptConfig, steps: int, positions: int | None
 ) -> Blocks:
     """The blocks of :func:`measure_blocks` under both tokenizers, none longer than the source model takes.
 
@@ -104,7 +104,7 @@ def fitted_blocks(
         length = max(SHORTEST_SEQ_LENGTH, min(length - 1, int(positions / ratio)))
 
 
-def measure_blocks(text: _Text, tokenizers: tuple[Any, Any], config: AdaptConfig, steps: int) -> Blocks:
+def measure_blocks(text: TrainingText, tokenizers: tuple[Any, Any], config: AdaptConfig, steps: int) -> Blocks:
     """Read as much text as a probe takes, as the probe will read it, and count its tokens by both tokenizers.
 
     Args:
@@ -124,7 +124,7 @@ def measure_blocks(text: _Text, tokenizers: tuple[Any, Any], config: AdaptConfig
     totals, size, read, blocks, length = np.zeros(2), 0, 0, 0, 0
     windows: list[int] = []
     try:
-        while window := reader._read(0, read):
+        while window := reader.read_window(0, read):
             read += len(window)
             size += sum(len(document.encode(errors="surrogatepass")) for document in window)
             counts = [sum(map(len, packer.encode(window))) for packer in packers]
@@ -165,20 +165,13 @@ class NoCheckpoints:
         """Nothing."""
 
 
-class _Recorder(Recorder):
-    """Keeps the lines and writes none."""
-
-    def _append(self, line: dict[str, Any]) -> None:
-        pass
-
-
 def run_cell(
     cell: Cell,
     seed: int,
     *,
     inputs: tuple[Any, Any, Any],
     original: Path,
-    text: _Text,
+    text: TrainingText,
     config: AdaptConfig,
     scratch: Path,
     earlier: Sequence[Mapping[str, Any]],
@@ -242,7 +235,7 @@ def _reads_text(cell: Cell) -> bool:
     return cell.tunes or cell.config.tune_text is not None
 
 
-def _tuned(cell: Cell, text: _Text, earlier: Sequence[Mapping[str, Any]], scratch: Path) -> TransferConfig:
+def _tuned(cell: Cell, text: TrainingText, earlier: Sequence[Mapping[str, Any]], scratch: Path) -> TransferConfig:
     """With a text to tune by that holds nothing of what is measured on, or with what the first seed's run has chosen."""
     config = cell.config
     if not _reads_text(cell):
@@ -255,7 +248,7 @@ def _tuned(cell: Cell, text: _Text, earlier: Sequence[Mapping[str, Any]], scratc
     return dataclasses.replace(config, tune_text=str(clean))
 
 
-def text_at_hand(text: _Text) -> list[str]:
+def text_at_hand(text: TrainingText) -> list[str]:
     """The documents that the probes train on, those at the beginning of a large text; none where they are too little."""
     held = Overlap(text.heldout)
     first = take_bytes(training_documents(text.corpora[0], text.keep[0])(), READ_BYTES)
@@ -263,7 +256,7 @@ def text_at_hand(text: _Text) -> list[str]:
     return documents if size_of(documents) >= LEAST_BYTES else []
 
 
-def tuning_documents(path: str, text: _Text) -> list[str]:
+def tuning_documents(path: str, text: TrainingText) -> list[str]:
     """The documents of a text to tune by that are not held out.
 
     Raises:
@@ -286,7 +279,7 @@ def tuning_documents(path: str, text: _Text) -> list[str]:
 def probe(
     folder: Path,
     name: str,
-    text: _Text,
+    text: TrainingText,
     config: AdaptConfig,
     scratch: Path,
     start: Mapping[str, Any] | None,
@@ -294,25 +287,24 @@ def probe(
 ) -> dict[str, Any]:
     """The steps of an adaptation and its evaluations; nothing is kept but their figures."""
     from ..adaptation.processes import find_processes
-    from ..adaptation.session import load_job
+    from ..adaptation.session import load_session
     from ..environment import quiet_transformers
 
     steps = sum(phase.steps for phase in config.schedule_of_phases)
     with quiet_transformers():
-        job = load_job(
+        job = load_session(
             folder,
             name,
             config,
             find_processes(config),
-            streams=lambda packer: _streams(text, packer, config, ()),
+            streams=lambda packer: open_streams(text, packer, config),
             shares=text.shares,
             heldout=text.heldout,
             source=text.source,
         )
         taker = _Evaluations(job, start)
-        job.evaluate = taker  # in place of its own, which keeps no document's cost
-        recorder = _Recorder(
-            scratch / "metrics.jsonl",
+        recorder = Recorder(
+            None,
             steps=steps,
             rows=job.lm.rows,
             writes=True,
@@ -321,7 +313,7 @@ def probe(
         diverged = None
         try:
             with recorder:
-                job.train(NoCheckpoints(scratch), recorder, None, {})
+                job.train(NoCheckpoints(scratch), recorder, None, {}, evaluate=taker)
             taker.finish()
         except BackendError as error:  # of the loss: there is no file that could fail
             diverged = str(error).split(";")[0]

@@ -10,8 +10,10 @@ from typing import Any
 
 from ..adaptation.checkpoints import config_identity
 from ..adaptation.config import AdaptConfig
-from ..adaptation.run import Sources, _need_accelerate, _read_text, _Text, model_identity
+from ..adaptation.run import model_identity
+from ..adaptation.text import Sources, TrainingText, read_text
 from ..config import TransferConfig
+from ..environment import require
 from ..errors import InputError, input_error
 from ..files.hashing import sampled_digest
 from ..files.json_files import write_json_whole
@@ -61,7 +63,7 @@ class _Plan:
     inputs: tuple[str, str, str | None]
     original: Path
     cells: Sequence[Cell]
-    text: _Text
+    text: TrainingText
     config: CompareConfig
     adaptation: AdaptConfig
     blocks: Any
@@ -116,7 +118,7 @@ def compare(
             text with the held-out one, or ``out`` holds something else; nothing has been written then.
         KeyboardInterrupt: a signal came; finished runs are kept.
     """
-    _need_accelerate()
+    require("accelerate", "adapt", "compare")
     report = progress or (lambda stage, done, total: None)
     folder = CompareFolder(Path(out))
     plan = _plan(
@@ -236,7 +238,7 @@ def _plan(
     )
     folder.check([source, target, *files, *(file for cell in cells for file in cell.files())])
     report("text", 0, 0)
-    text = _read_text(texts, *held_out, None, adaptation)
+    text = read_text(texts, *held_out, None, adaptation)
     if not text.heldout:
         raise input_error("held-out text", "none", "text to measure on", "give --eval-text, or a larger --heldout")
     for cell in cells[1:]:
@@ -282,7 +284,7 @@ def _identity(
     original: Path,
     target: Path,
     auxiliary: Any,
-    text: _Text,
+    text: TrainingText,
     config: CompareConfig,
     base: TransferConfig,
     adaptation: AdaptConfig,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import input_error
-from ..model.body_and_head import Parts, close, take_apart
+from ..model.body_and_head import BodyAndHead, close, split_head
 from ..model.causal_lm import CausalLM
 
 # Floats of logits held at once. 2**25 keeps a few hundred rows of a 256k vocabulary, enough for full matrix products.
@@ -139,7 +139,7 @@ def _batches(jobs: Sequence[Window], batch_tokens: int) -> Iterator[Sequence[Win
 
 
 def _score_batch(
-    lm: CausalLM, parts: Parts | None, ids: list[np.ndarray], batch: Sequence[Window], rows: int
+    lm: CausalLM, parts: BodyAndHead | None, ids: list[np.ndarray], batch: Sequence[Window], rows: int
 ) -> np.ndarray:
     """The costs of the batch's scored positions, window after window; the last position of a window is only predicted."""
     longest = max(w.end - w.start - 1 for w in batch)
@@ -164,7 +164,7 @@ def _score_batch(
     return torch.cat(costs).cpu().numpy()
 
 
-def _probe(lm: CausalLM, ids: np.ndarray) -> tuple[Parts | None, int]:
+def _probe(lm: CausalLM, ids: np.ndarray) -> tuple[BodyAndHead | None, int]:
     """Run a few tokens: refuse a model that looks to the right, and take it apart.
 
     Returns:
@@ -182,7 +182,7 @@ def _probe(lm: CausalLM, ids: np.ndarray) -> tuple[Parts | None, int]:
         if not close(other[:-1], logits[:-1]):
             found = "predictions that change with a token to their right"
             raise input_error(f"model {lm.name!r}", found, "a causal language model", "evaluate a decoder")
-    return take_apart(lm.model, {"input_ids": inputs, "attention_mask": mask}, logits), len(logits[0])
+    return split_head(lm.model, {"input_ids": inputs, "attention_mask": mask}, logits), len(logits[0])
 
 
 def _no_finite(lm: CausalLM, place: str) -> Exception:

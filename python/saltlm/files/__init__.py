@@ -1,1 +1,1 @@
-"""Output folders, locks, copies and hashes: everything that touches the file system."""
+"""File system: output folders, locks, copies, hashes, JSON files and the cache."""

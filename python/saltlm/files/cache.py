@@ -1,4 +1,4 @@
-"""The cache: files that were fetched, converted or trained once."""
+"""The cache: files that are fetched, converted or trained once and then kept."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from .output_folder import CACHE_ADVICE, whole_folder
+from .file_errors import CACHE_ADVICE
+from .output_folder import whole_folder
 
 
 def cache_folder() -> Path:
-    """Where fetched and trained files are kept: ``$SALTLM_CACHE``, else ``~/.cache/saltlm``."""
+    """Folder of all cached files: ``$SALTLM_CACHE``, else ``~/.cache/saltlm``."""
     return Path(os.environ.get("SALTLM_CACHE") or Path.home() / ".cache" / "saltlm")
 
 
 @contextlib.contextmanager
 def cached_folder(folder: Path) -> Iterator[Path]:
-    """:func:`whole_folder` for what any run would write alike: where another one was faster its folder stays, ours is dropped.
+    """Create a folder of the cache by :func:`whole_folder`; yields the temporary folder to write into.
+
+    Every process writes the same content into it. If another process creates ``folder`` first, its content stays and
+    the content of this process is removed.
 
     Raises:
-        InputError, BackendError: as there, with advice for the cache.
+        InputError: the cache cannot be written.
+        BackendError: another failure of the file system.
     """
     try:
         with whole_folder(folder.absolute(), advice=CACHE_ADVICE) as part:

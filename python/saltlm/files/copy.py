@@ -1,29 +1,38 @@
-"""Copies of files and of parts of them: shared blocks where the file system can, else inside the kernel; holes stay holes."""
+"""Copy files and byte ranges of files.
+
+Where the file system can, the copy shares its blocks with the original (reflink); else the kernel copies
+(``copy_file_range``); else this process does. Holes of sparse files stay holes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import BackendError
+from ..progress import Increment
 
 BLOCK = 8 << 20
 KERNEL_BLOCK = 64 << 20
-# File systems share blocks of this size between files, where both files have the bytes at the same place in a block.
+# File systems share blocks of this size, if the bytes have the same offset within a block in both files.
 PAGE = 4096
-CLONE = 0x40049409  # FICLONE; fcntl names it from Python 3.14 on only
-
-Progress = Callable[[int], None]
+CLONE = 0x40049409  # FICLONE; the fcntl module defines it from Python 3.14 on only
 
 
-def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -> None:
-    """Copy a file: shared blocks where the file system can, else inside the kernel, else block by block; holes stay holes.
+def copy_file(source: Path, target: Path, *, progress: Increment | None = None) -> None:
+    """Copy a file.
+
+    Args:
+        source: the file to copy.
+        target: the copy; must not exist.
+        progress: called with the number of bytes that were copied since the last call.
 
     Raises:
         OSError: reading or writing failed.
+        BackendError: ``source`` shrank while it was read.
     """
     with source.open("rb") as old, target.open("xb") as new:
         size = os.fstat(old.fileno()).st_size
@@ -36,39 +45,48 @@ def copy_file(source: Path, target: Path, *, progress: Progress | None = None) -
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name: one file then, so that whoever changes it in place under one name changes both.
+    """Create a hard link. Both names then stand for one file: a change in place under one name shows under the other.
+
+    Args:
+        source: an existing file, or a symlink to one.
+        target: the new name.
 
     Raises:
-        OSError: the file system cannot, the two are on different ones, or the system lets only the file's owner do it.
+        OSError: the file system has no hard links, the two paths are on different file systems, or the system lets only
+            the file's owner link it.
     """
-    # A model in the hub's cache is a folder of symlinks; a link to such a one would dangle when the cache is cleared.
+    # A model in the hub's cache is a folder of symlinks. A link to the symlink would dangle when the cache is cleared.
     os.link(source.resolve(strict=True), target)
 
 
 def shares_blocks(source: Path, folder: Path) -> bool:
-    """Whether a copy of ``source`` in ``folder`` shares its blocks and so takes no room; tried out, leaving nothing behind."""
+    """Whether a copy of ``source`` in ``folder`` shares its blocks and so takes no space; found by making a copy.
+
+    The trial copy has no name, so nothing is left behind.
+    """
     try:
         with source.open("rb") as old:
-            # A file without a name: it is gone when closed, also by a kill.
+            # A file without a name disappears when it is closed, also if the process is killed.
             new = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
             try:
                 return _clone(old.fileno(), new)
             finally:
                 os.close(new)
-    except (OSError, AttributeError):  # the file system, or the system, has no files without a name
+    except (OSError, AttributeError):  # this file system or operating system has no files without a name
         return False
 
 
 def data_bytes(path: Path, start: int, end: int) -> int:
-    """Bytes of a stretch of a file that are no holes; all of them where the file cannot be read."""
+    """Bytes between the offsets ``start`` and ``end`` of a file that are not holes; all of them if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return sum(stop - begin for begin, stop in _data(file.fileno(), start, end))
+            return sum(stop - begin for begin, stop in _data_ranges(file.fileno(), start, end))
     except OSError:
         return end - start
 
 
 def _clone(source: int, target: int) -> bool:
+    """Make an open file share all blocks of another; ``False`` where the file system cannot."""
     import fcntl
 
     try:
@@ -85,25 +103,38 @@ def write_at(file: int, data: memoryview, offset: int) -> None:
         data, offset = data[count:], offset + count
 
 
-def copy_range(source: int, target: int, start: int, place: int, count: int, report: Progress) -> None:
-    """Copy bytes between open files; holes of the source, where the file system tells of them, are skipped."""
-    end, shift = start + count, place - start
-    for data, hole in _data(source, start, end):
-        report(data - start)
+def copy_range(source: int, target: int, start: int, target_start: int, count: int, progress: Increment) -> None:
+    """Copy bytes between open files. Holes of the source are skipped where the file system reports them.
+
+    Args:
+        source: file descriptor to read from.
+        target: file descriptor to write to; already of its final size.
+        start: offset of the first byte in ``source``.
+        target_start: offset of the first byte in ``target``.
+        count: number of bytes.
+        progress: called with the number of bytes that were copied or skipped since the last call.
+
+    Raises:
+        OSError: reading or writing failed.
+        BackendError: ``source`` ends too early.
+    """
+    end, shift = start + count, target_start - start
+    for data, hole in _data_ranges(source, start, end):
+        progress(data - start)
         start = data
         while start < hole:
-            most = hole - start
-            if start % PAGE and shift % PAGE == 0:  # from the next block on the kernel may share instead of copy
-                most = min(most, PAGE - start % PAGE)
-            done = _copy_some(source, target, start, start + shift, most)
+            max_bytes = hole - start
+            if start % PAGE and shift % PAGE == 0:  # stop at a block boundary: from there the kernel may share blocks
+                max_bytes = min(max_bytes, PAGE - start % PAGE)
+            done = _copy_some(source, target, start, start + shift, max_bytes)
             begin_flush(target, start + shift, done)
-            report(done)
+            progress(done)
             start += done
-    report(end - start)
+    progress(end - start)
 
 
-def _data(file: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of the stretches between ``start`` and ``end`` that are no holes, where the file system tells."""
+def _data_ranges(file: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of each range between ``start`` and ``end`` that is not a hole; one range if holes are not known."""
     while start < end:
         begin = _seek(file, start, os.SEEK_DATA, end)
         if begin == end:
@@ -114,12 +145,13 @@ def _data(file: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def begin_flush(file: int, offset: int, count: int) -> None:
-    """Have the kernel begin to write these bytes to the disk, so that the fsync at the end finds little to wait for."""
-    with contextlib.suppress(OSError, AttributeError):  # advice alone: nothing is lost where it is not taken
+    """Ask the kernel to start writing these bytes to the disk, so that the final fsync waits less."""
+    with contextlib.suppress(OSError, AttributeError):  # advice to the kernel: the result is the same without it
         os.posix_fadvise(file, offset, count, os.POSIX_FADV_DONTNEED)
 
 
 def _seek(file: int, offset: int, whence: int, end: int) -> int:
+    """Offset of the next data or hole, at most ``end``; a file system that knows no holes has data everywhere."""
     try:
         return min(end, os.lseek(file, offset, whence))
     except OSError as error:
@@ -128,20 +160,21 @@ def _seek(file: int, offset: int, whence: int, end: int) -> int:
         return offset if whence == os.SEEK_DATA else end
 
 
-def changed(what: object) -> BackendError:
-    """The error of a file that shrank while it was read."""
-    return BackendError(f"{what} changed while it was read; is another program writing it?")
+def changed_while_read(name: object) -> BackendError:
+    """The error of a file that shrank while it was read; ``name`` is the file, or words for it."""
+    return BackendError(f"{name} changed while it was read; is another program writing it?")
 
 
-def _copy_some(source: int, target: int, start: int, place: int, count: int) -> int:
+def _copy_some(source: int, target: int, start: int, target_start: int, count: int) -> int:
+    """Copy up to ``count`` bytes; returns how many."""
     try:
-        done = os.copy_file_range(source, target, min(count, KERNEL_BLOCK), start, place)
+        done = os.copy_file_range(source, target, min(count, KERNEL_BLOCK), start, target_start)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM):
             raise
         block = os.pread(source, min(count, BLOCK), start)
         done = len(block)
-        write_at(target, memoryview(block), place)
+        write_at(target, memoryview(block), target_start)
     if not done:
-        raise changed(f"byte {start} of a file")
+        raise changed_while_read(f"byte {start} of a file")
     return done

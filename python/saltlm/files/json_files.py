@@ -1,4 +1,4 @@
-"""JSON files: read with checks, written whole."""
+"""JSON files: read with checks, written with one format."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import input_error
+from .file_errors import refuse_lfs_pointer
 from .output_folder import sync_path
-from .read import refuse_lfs_pointer
 
 
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
 
     Raises:
         InputError: the file is missing, unreadable, or holds something else.
@@ -33,9 +33,45 @@ def read_json(path: Path) -> dict[str, object]:
     return content
 
 
+def json_bytes(content: Mapping[str, Any], *, indent: int = 2, allow_nan: bool = True) -> bytes:
+    """Content of a JSON file: UTF-8, indented, with a line end.
+
+    Args:
+        content: the JSON object.
+        indent: spaces per level, in [0, inf).
+        allow_nan: write NaN and infinity, as some models' config.json have them; ``False`` refuses them.
+
+    Raises:
+        ValueError: a number is NaN or infinite and ``allow_nan`` is ``False``.
+    """
+    return (json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=allow_nan) + "\n").encode()
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, indent: int = 2) -> None:
+    """Write a JSON file into a folder that is not visible under its final name yet.
+
+    Args:
+        path: the file.
+        content: the JSON object.
+        indent: spaces per level, in [0, inf).
+
+    Raises:
+        OSError: writing failed.
+    """
+    path.write_bytes(json_bytes(content, indent=indent))
+
+
 def write_json_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file, by a neighbour and a rename."""
+    """Replace a JSON file atomically: write a temporary file in the same folder, sync it, then rename it.
+
+    Args:
+        path: the file; it may exist.
+        content: the JSON object.
+
+    Raises:
+        OSError: writing failed.
+    """
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_bytes(json_bytes(content))
     sync_path(temporary)
     temporary.replace(path)

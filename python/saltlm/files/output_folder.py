@@ -1,4 +1,8 @@
-"""A folder that appears whole or not at all: written beside its final name, then renamed; leftovers of killed runs go."""
+"""An output folder that appears complete or not at all.
+
+It is written under a hidden name in the same parent folder, then renamed. What killed processes left is removed by the
+next run.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +17,28 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import BackendError, SaltlmError, input_error
+from ..errors import input_error
+from .file_errors import OUTPUT_ADVICE, output_errors
+from .summary_file import SUMMARY
 
-# What the input can be blamed for: the caller gave a place that is full, forbidden or impossible.
-_PLACE = {
-    errno.ENOSPC: "no space left on the disk",
-    errno.EDQUOT: "the disk quota used up",
-    errno.EFBIG: "a limit on the size of files",
-    errno.EACCES: "no permission to write there",
-    errno.EPERM: "no permission to write there",
-    errno.EROFS: "a read-only file system",
-    errno.ENOTDIR: "a file where a folder is needed",
-    errno.EEXIST: "a file where a folder is needed",
-    errno.ENAMETOOLONG: "too long a name",
-}
-OURS = "saltlm.json"
-# A config.json alone is found in many a project's folder.
+# Many folders that are not models hold a config.json; only one with weights, too, is taken for a model.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
-ADVICE = "choose another folder or make room"
-CACHE_ADVICE = "make room, or name another folder for the cache in SALTLM_CACHE"
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # flags of renameat2
 
 
 def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = False) -> Path:
-    """Check that ``out`` may be written, before any work is done; returns it resolved.
+    """Check, before any work is done, that ``out`` may be written.
 
     Args:
         out: the folder to be written.
         protected: folders and files that must not be touched: the inputs.
         force: an existing model folder may be replaced.
 
+    Returns:
+        ``out`` as an absolute path without symlinks.
+
     Raises:
-        InputError: it exists (without ``force``), is no model folder, or lies in, or holds, a protected one.
+        InputError: ``out`` exists (without ``force``), is not a model folder, or it contains, or lies in, a protected path.
     """
     out = Path(out).expanduser().resolve()
     for folder in protected:
@@ -52,61 +46,65 @@ def check_output(out: Path, *, protected: Sequence[Path] = (), force: bool = Fal
         if out == other or other in out.parents or out in other.parents:
             relation = "is" if out == other else "lies in" if other in out.parents else "holds"
             raise input_error(
-                f"output {out}", f"that it {relation} the input {'file' if os.path.isfile(other) else 'folder'} {other}",
-                "a folder apart from all inputs", "choose one",
-            )  # fmt: skip
+                f"output {out}",
+                f"that it {relation} the input {'file' if os.path.isfile(other) else 'folder'} {other}",
+                "a folder apart from all inputs",
+                "choose one",
+            )
     if not os.path.lexists(out):
         return out
     if not os.path.isdir(out):
         raise input_error(f"output {out}", "a file of that name", "a new folder", "choose another name")
     if not force:
         raise input_error(f"output {out}", "an existing folder", "a new one", "give --force to replace it")
-    with named_errors(out, 0):
+    with output_errors(out, 0):
         empty = not any(out.iterdir())
     if not empty and not _is_model(out):
         raise input_error(
-            f"output {out}", "a folder that holds no model", "a new folder, or an old model to replace",
+            f"output {out}",
+            "a folder that holds no model",
+            "a new folder, or an old model to replace",
             "choose another name, or remove it yourself",
-        )  # fmt: skip
+        )
     return out
 
 
 def _is_model(folder: Path) -> bool:
-    if (folder / OURS).is_file():
+    """Whether a folder was written by saltlm or holds a model."""
+    if (folder / SUMMARY).is_file():
         return True
     return (folder / "config.json").is_file() and any(next(folder.glob(name), None) for name in WEIGHTS)
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path, *, needed: int = 0, force: bool = False, advice: str = ADVICE) -> Iterator[Path]:
-    """Give an empty folder beside ``out`` to write into; it takes the name ``out`` when the block ends well.
+def whole_folder(out: Path, *, needed: int = 0, force: bool = False, advice: str = OUTPUT_ADVICE) -> Iterator[Path]:
+    """Yield an empty temporary folder; when the ``with`` block ends without an error, it is renamed to ``out``.
 
-    On any error, and on Ctrl-C, it is removed. A killed process leaves it behind under a hidden name
-    ``.NAME.saltlm-PID-...``; the next call removes such, unless the process that writes it still lives.
+    On any error, and on Ctrl-C, the temporary folder is removed. A killed process leaves it behind under the hidden name
+    ``.NAME.saltlm-PID-...``; the next call for the same ``out`` removes it, unless the process that writes it still runs.
 
     Args:
         out: the final folder, as :func:`check_output` returned it.
-        needed: bytes about to be written, for the check of the disk.
+        needed: bytes that are about to be written, in [0, inf); compared with the free space.
         force: replace an existing folder, atomically where the file system can.
-        advice: what the user can do where the place cannot be written.
+        advice: what the user can do where ``out`` cannot be written.
 
     Raises:
-        InputError: the disk is too small or fills up, or the place cannot be written.
+        InputError: the disk is too small or fills up, or ``out`` cannot be written.
         BackendError: another failure of the file system.
     """
-    made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
-    temporary = lock = None
-    with named_errors(out, needed, advice):
+    new_parents = missing_parents(out)
+    temporary = _temporary_name(out)
+    with output_errors(out, needed, advice):
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             clear_leftovers(out)
             free = shutil.disk_usage(out.parent).free
             if needed > free:
                 raise OSError(errno.ENOSPC, "too small a disk")
-            while lock is None:
-                # Named before it is made: an interrupt that falls between the two must find it.
-                temporary = out.parent / f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}"
-                lock = _make(temporary)
+            # The name is set before the folder exists, so that an interrupt in between still removes the folder.
+            while (lock := _make_locked(temporary)) is None:
+                temporary = _temporary_name(out)
             try:
                 yield temporary
                 _sync(temporary)
@@ -114,28 +112,46 @@ def whole_folder(out: Path, *, needed: int = 0, force: bool = False, advice: str
             finally:
                 os.close(lock)
         except BaseException:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
-            for parent in made:
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+            shutil.rmtree(temporary, ignore_errors=True)
+            remove_empty(new_parents)
             raise
 
 
+def missing_parents(out: Path) -> list[Path]:
+    """Parent folders of ``out`` that do not exist yet, the innermost first."""
+    return [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of the folders that exist and are empty, in the given order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _temporary_name(out: Path) -> Path:
+    """A new hidden path in the parent folder of ``out`` that names this process."""
+    return out.parent / f".{out.name}.saltlm-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 def leftovers(out: Path) -> re.Pattern[str]:
-    """Names of the hidden folders that runs make beside ``out``; the first group is the process."""
+    """Pattern of the hidden folders' names in the parent of ``out``: group 1 is the process id, group 2 ``.old`` or none."""
     return re.compile(re.escape(f".{out.name}.saltlm-") + r"(\d+)-[0-9a-f]{8}(\.old)?")
 
 
 def clear_leftovers(out: Path) -> list[Path]:
-    """Remove what killed runs left beside ``out``, and put back an old folder that such a run had set aside."""
+    """Remove what killed processes left in the parent of ``out``; an old ``out`` that such a process set aside is restored.
+
+    Returns:
+        The hidden folders that were removed or restored.
+    """
     pattern = leftovers(out)
     cleared = []
     for path in sorted(out.parent.iterdir()):
         match = pattern.fullmatch(path.name)
         if match is None or not path.is_dir() or path.is_symlink():
             continue
-        lock = _lock(path, int(match[1]))
+        lock = _lock_leftover(path, int(match[1]))
         if lock is None:
             continue
         try:
@@ -149,59 +165,27 @@ def clear_leftovers(out: Path) -> list[Path]:
     return cleared
 
 
-@contextlib.contextmanager
-def named_errors(out: Path, needed: int, advice: str = ADVICE) -> Iterator[None]:
-    """Turn failures of the file system, also those that Rust libraries report as text, into errors with advice."""
-    try:
-        yield
-    except SaltlmError:
-        raise
-    except Exception as error:
-        code = getattr(error, "errno", None) if isinstance(error, OSError) else None
-        if code is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
-            code = int(match[1])
-        if code is None and not isinstance(error, OSError):
-            raise
-        if code in _PLACE and not _ours(error, out):
-            named = f"{error.filename}"
-            raise input_error(named, os.strerror(code), "a file that can be read", "check its permissions") from error
-        if code in _PLACE:
-            size = f"about {needed / 1e9:.2f} GB free, and " if needed and code in (errno.ENOSPC, errno.EDQUOT) else ""
-            raise input_error(
-                f"output {out}",
-                _PLACE[code],
-                f"{size}a place that can be written",
-                advice,
-            ) from error
-        raise BackendError(f"output {out}: writing failed ({error}); nothing was written") from error
+def _make_locked(path: Path) -> int | None:
+    """Create the temporary folder and lock it; the system releases the lock when this process ends, however it ends.
 
-
-def _ours(error: Exception, out: Path) -> bool:
-    """The error is about what is being written, not about a file that is read for it."""
-    name = getattr(error, "filename", None)
-    if name is None:
-        return True
-    path = Path(os.path.abspath(os.fsdecode(name)))
-    return path == out or path in out.parents or out.parent in path.parents
-
-
-def _make(path: Path) -> int | None:
-    """Make the hidden folder and lock it; the lock dies with this process, however that ends. ``None``: it was taken away."""
+    Returns:
+        The open folder, or ``None`` if another process removed it as a leftover before it was locked.
+    """
     path.mkdir()
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:
-        return lock  # A file system without locks: others go by the process id in the name.
-    # Another process may have taken it for a leftover between the lines above.
+        return lock  # A file system without locks: other processes use the process id in the name.
+    # Between mkdir and flock another process may have removed the folder as a leftover.
     if path.exists():
         return lock
     os.close(lock)
     return None
 
 
-def _lock(path: Path, process: int) -> int | None:
-    """Lock a leftover; ``None`` if its writer lives."""
+def _lock_leftover(path: Path, process: int) -> int | None:
+    """Lock a hidden folder of another process; ``None`` if that process still runs."""
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
@@ -212,13 +196,13 @@ def _lock(path: Path, process: int) -> int | None:
         os.close(lock)
         return None
     except OSError:
-        if _alive(process):
+        if _is_running(process):
             os.close(lock)
             return None
     return lock
 
 
-def _alive(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -229,14 +213,20 @@ def _alive(process: int) -> bool:
 
 
 def _install(temporary: Path, out: Path, force: bool) -> None:
+    """Rename the finished temporary folder to ``out``."""
     if not os.path.lexists(out):
         if not _rename(temporary, out, RENAME_NOREPLACE):
             temporary.rename(out)
     elif not force:
-        raise input_error(f"output {out}", "a folder made meanwhile", "a new one", "give --force to replace it")
+        raise input_error(
+            f"output {out}",
+            "a folder that another process created meanwhile",
+            "a new one",
+            "give --force to replace it",
+        )
     elif _rename(temporary, out, RENAME_EXCHANGE):
         shutil.rmtree(temporary, ignore_errors=True)
-    else:  # A file system that cannot exchange: a kill between the two renames is mended by clear_leftovers.
+    else:  # The file system cannot exchange. If a kill falls between the two renames, clear_leftovers restores ``out``.
         aside = temporary.with_name(temporary.name + ".old")
         out.rename(aside)
         temporary.rename(out)
@@ -245,7 +235,20 @@ def _install(temporary: Path, out: Path, force: bool) -> None:
 
 
 def _rename(old: Path, new: Path, flags: int) -> bool:
-    """Linux's renameat2, which Python does not offer; ``False`` where kernel, C library or file system lack it."""
+    """Rename by Linux's renameat2, which Python does not offer.
+
+    Args:
+        old: the folder.
+        new: its new path.
+        flags: :data:`RENAME_NOREPLACE` or :data:`RENAME_EXCHANGE`.
+
+    Returns:
+        ``False`` where the kernel, the C library or the file system lacks this call.
+
+    Raises:
+        InputError: ``new`` exists, for :data:`RENAME_NOREPLACE`.
+        OSError: the rename failed.
+    """
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
@@ -255,15 +258,20 @@ def _rename(old: Path, new: Path, flags: int) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     if code == errno.EEXIST:
-        raise input_error(f"output {new}", "a folder made meanwhile", "a new one", "give --force to replace it")
+        raise input_error(
+            f"output {new}",
+            "a folder that another process created meanwhile",
+            "a new one",
+            "give --force to replace it",
+        )
     raise OSError(code, os.strerror(code), str(new))
 
 
 def _sync(folder: Path) -> None:
-    """Bring the folder and all in it to the disk: the rename must not survive a power cut that its content does not.
+    """Write the folder and everything in it to the disk, so that after a power cut ``out`` cannot exist without its content.
 
-    Files get the usual permissions: some libraries write through private ones, which others could not read. A file that
-    has another name elsewhere keeps its own, for they are that one's too.
+    Files get the permissions of the user's umask, because some libraries create files that only their owner can read. A
+    hard link keeps its permissions, because they belong to the linked file, too.
     """
     mask = os.umask(0)
     os.umask(mask)
@@ -275,7 +283,7 @@ def _sync(folder: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Bring one file or folder to the disk."""
+    """Write one file or folder to the disk (fsync)."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -1,4 +1,4 @@
-"""Folders that a process is writing are left alone by the others."""
+"""Locks on output folders, so that two processes do not write the same one."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import input_error
-from .output_folder import leftovers, named_errors
+from .file_errors import output_errors
+from .output_folder import leftovers, missing_parents, remove_empty
 
 
 @contextlib.contextmanager
 def locked_output(out: Path) -> Iterator[None]:
-    """Hold a hidden lock file ``.NAME.saltlm-lock`` beside ``out``, so that other processes leave ``out`` alone.
+    """Hold a lock on the hidden file ``.NAME.saltlm-lock`` in the parent of ``out``: no other process writes ``out`` then.
 
     Args:
         out: the final folder, as :func:`check_output` returned it.
 
     Raises:
-        InputError: another process holds it or writes the folder, or the place cannot be written.
+        InputError: another process holds the lock or writes ``out``, or ``out`` cannot be written.
         BackendError: another failure of the file system.
     """
-    made = [parent for parent in (out.parent, *out.parent.parents) if not os.path.lexists(parent)]
-    path, lock = out.parent / f".{out.name}.saltlm-lock", None
+    new_parents = missing_parents(out)
+    path, lock = _lock_path(out), None
     try:
-        with named_errors(out, 0):
+        with output_errors(out, 0):
             out.parent.mkdir(parents=True, exist_ok=True)
             while lock is None:
                 refuse_written(out)
@@ -38,13 +39,15 @@ def locked_output(out: Path) -> Iterator[None]:
         if lock is not None:
             path.unlink(missing_ok=True)
             os.close(lock)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        remove_empty(new_parents)
+
+
+def _lock_path(out: Path) -> Path:
+    return out.parent / f".{out.name}.saltlm-lock"
 
 
 def _lock_file(path: Path) -> int | None:
-    """Make and lock the file; ``None`` where another process took or removed it between the two."""
+    """Create and lock the lock file; ``None`` if another process locked or removed it in between."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,7 +55,7 @@ def _lock_file(path: Path) -> int | None:
         os.close(lock)
         return None
     except OSError:
-        return lock  # A file system without locks: then the process id in the file is all there is.
+        return lock  # a file system without locks
     try:
         if os.path.samestat(os.fstat(lock), os.stat(path)):
             return lock
@@ -63,14 +66,17 @@ def _lock_file(path: Path) -> int | None:
 
 
 def lock_run(record: Path, doing: str) -> int:
-    """Hold a run's folder by a lock on its record, until the file that is returned is closed.
+    """Lock the folder of a run that can be resumed, by a lock on its record file.
 
     Args:
-        record: a file in the run's folder that stays as long as the run.
-        doing: what a run of this kind does in it, for people.
+        record: a file in the run's folder that is never removed or replaced while the run lasts.
+        doing: what the run does, such as ``adapting``, for the message.
+
+    Returns:
+        The open file; closing it releases the lock.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     lock = os.open(record, os.O_RDONLY)
     try:
@@ -78,44 +84,48 @@ def lock_run(record: Path, doing: str) -> int:
     except BlockingIOError:
         os.close(lock)
         raise input_error(
-            f"output {record.parent}", f"another process that is {doing} into it", "a folder of its own",
+            f"output {record.parent}",
+            f"another process that is {doing} into it",
+            "a folder of its own",
             "wait for it, or choose another folder",
-        ) from None  # fmt: skip
+        ) from None
     except OSError:
         pass  # a file system without locks
     return lock
 
 
 def refuse_written(out: Path) -> None:
-    """Refuse a folder that a live process is writing.
+    """Refuse an output folder that a running process is writing.
 
     Raises:
-        InputError: names that process.
+        InputError: a process writes it; the message names its id.
     """
     writer = _writer(out)
     if writer is not None:
         raise input_error(
-            f"output {out}", f"it locked: process {writer} is writing it", "a folder that no other run writes",
+            f"output {out}",
+            f"it locked: process {writer} is writing it",
+            "a folder that no other run writes",
             "wait for it, or choose another folder",
-        )  # fmt: skip
+        )
 
 
 def _writer(out: Path) -> str | None:
-    """The process that holds the lock file of ``out`` or writes a folder that is to take its name."""
-    lock = out.parent / f".{out.name}.saltlm-lock"
+    """Id of the process that holds the lock file of ``out`` or writes a temporary folder for it; ``None`` for none."""
+    lock = _lock_path(out)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if _held(lock):
+        if _is_locked(lock):
             return lock.read_text().strip() or "of an unknown id"
     with contextlib.suppress(OSError):
         for path in out.parent.iterdir():
             match = leftovers(out).fullmatch(path.name)
-            if match and path.is_dir() and not path.is_symlink() and _held(path):
+            if match and path.is_dir() and not path.is_symlink() and _is_locked(path):
                 return match[1]
     return None
 
 
-def _held(path: Path) -> bool:
-    """Another process has locked it."""
+def _is_locked(path: Path) -> bool:
+    """Whether another process has locked a file or folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""saltlm.json, the summary beside a model: its name and versions."""
+"""saltlm.json, the summary of a model that saltlm wrote: file name and versions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 SUMMARY = "saltlm.json"
-# Version of the folder: which files it holds.
+# Version of the folder: which files it contains.
 FORMAT = 1
-# Version of saltlm.json: its keys and their meaning. It is raised when a reader of an older version would be wrong.
+# Version of saltlm.json: its keys and their meaning. It increases when a reader of an older version would misread the file.
 SCHEMA_VERSION = 1
 
 
 def schema_version_of(summary: Mapping[str, Any]) -> int:
-    """The schema version of a ``saltlm.json``; a file without the entry is of version 1, which was written without it.
+    """Schema version of a ``saltlm.json``: 1 if it does not name one, because the first version did not.
 
     Args:
-        summary: what the file holds.
+        summary: content of the file.
     """
     return summary.get("schema_version", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._rust import Vocabulary
+from ..files.json_files import json_bytes
 from ..model.stored_rows import lengths_of
 from ..rows.assembly import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
@@ -94,7 +94,7 @@ def provenance_bytes(assembly: Assembly, source: Vocabulary) -> bytes:
 
 def summary_bytes(summary: Mapping[str, Any]) -> bytes:
     """Content of saltlm.json."""
-    return (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return json_bytes(summary, allow_nan=False)
 
 
 def licence_of(folder: Path) -> str:

@@ -17,7 +17,7 @@ from ..model.checkpoint import Donor, Source
 from ..rows.assembly import ORIGINS, Assembly
 from ..rows.build import Built
 from ..rows.methods import method_of
-from ..rows.methods.blend import BESIDE, UNSET, as_blend
+from ..rows.methods.blend import BLEND_DEFAULTS, BLENDED_RULES, as_blend
 from ..rows.norm_guard import norm_warnings, support_warnings
 from ..rows.recipe import RULES
 from ..rows.rules import unread_auxiliary
@@ -81,9 +81,9 @@ def summary_of(
         "seconds": dict(seconds),
         "environment": {**versions(), "device": str(job.device), "operators": _operators(job.device)},
     }
-    mixed = [RULES.index(rule) for rule in BESIDE.values() if rule != "none"]
+    mixed = [RULES.index(rule) for rule in BLENDED_RULES.values() if rule != "none"]
     # With few anchors auto is no blend, which shows once rows are built.
-    if config.method in UNSET and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
+    if config.method in BLEND_DEFAULTS and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
         blended = as_blend(config)
         summary["blend"] = {"weight": blended.blend_weight, "length": blended.blend_length}
     summary["expansion"] = None if expansion is None else expansion.counts

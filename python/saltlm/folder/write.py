@@ -15,13 +15,15 @@ import torch
 from ..environment import quiet_transformers
 from ..errors import BackendError, InputError, input_error
 from ..files.copy import copy_file, link_file, shares_blocks
-from ..files.output_folder import check_output, named_errors, whole_folder
+from ..files.file_errors import output_errors
+from ..files.json_files import write_json
+from ..files.output_folder import check_output, whole_folder
 from ..model.checkpoint import Source
 from ..model.locate import TERMS
 from ..model.safetensors_header import DTYPES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
 from ..model.weights import INDEX, with_dtype
-from ..operators.finite import finite_rows
+from ..operators.checks import finite_rows
 from ..rows.matrices import NewMatrices
 
 ROOM = 64 << 20  # tokenizer, card and provenance beside the weights
@@ -83,7 +85,7 @@ def write_folder(
     }
     if link == "hard":
         check_link(source, out)
-    with named_errors(out, 0):
+    with output_errors(out, 0):
         needed = _disk_bytes(source, plan, out, link) + ROOM
     total = sum(_new_bytes(source.weights.headers[name], tensors) for name, tensors in plan.items())
     done = 0
@@ -105,11 +107,11 @@ def write_folder(
             else:
                 copy_file(header.path, folder / name, progress=report)
         if source.weights.index is not None:
-            _write_json(folder / INDEX, _index(source, replaced))
-        _write_json(folder / "config.json", _config(source, matrices, replaced, config_changes))
+            write_json(folder / INDEX, _index(source, replaced))
+        write_json(folder / "config.json", _config(source, matrices, replaced, config_changes))
         if source.generation_config is not None or generation_changes:
             generation = {**(source.generation_config or {}), **(generation_changes or {})}
-            _write_json(folder / "generation_config.json", generation)
+            write_json(folder / "generation_config.json", generation)
         _keep_files(source, folder)
         _save_tokenizer(tokenizer, folder)
         for name, extra in (extra_files or {}).items():
@@ -186,7 +188,7 @@ def check_link(source: Source, out: Path) -> None:
     Raises:
         InputError: they lie on another file system.
     """
-    with named_errors(out, 0):
+    with output_errors(out, 0):
         place = _nearest(out).stat().st_dev
         for header in source.weights.headers.values():
             if header.path.stat().st_dev != place:
@@ -280,10 +282,6 @@ def _keep_files(source: Source, folder: Path) -> None:
         copy_file(path, folder / path.name)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save the tokenizer so that AutoTokenizer gives the same one back from this folder.
 
@@ -300,7 +298,7 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     plain = {**saved, "tokenizer_class": "PreTrainedTokenizerFast"}
     for content in (saved, plain, {**plain, "auto_map": {"AutoTokenizer": [None, "tokenizer.Plain"]}}):
         if content is not saved:
-            _write_json(path, content)
+            write_json(path, content)
         if "auto_map" in content:
             (folder / "tokenizer.py").write_text(PLAIN, encoding="utf-8")
         with quiet_transformers():

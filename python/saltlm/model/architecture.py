@@ -1,4 +1,4 @@
-"""Which tensors of a model are vocabulary rows: asked of the model class itself, built without memory."""
+"""Which tensors of a model hold vocabulary rows: found by building the model class on torch's meta device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..environment import quiet_transformers
-from ..errors import InputError, input_error
+from ..errors import InputError, first_line, input_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,14 @@ class Architecture:
 
     Attributes:
         name: the model class.
-        input_names: the input matrix under all names it has in the model; more than one where it is tied.
-        output_names: the head matrix, likewise; empty where it is the input matrix or there is none.
-        bias_names: the head's vocabulary-sized bias, likewise; empty where there is none.
-        rows: rows the config gives them.
+        input_names: all names of the input matrix in the model; more than one if it is tied.
+        output_names: all names of the head matrix; empty if it is the input matrix or there is no head.
+        bias_names: all names of the head's vocabulary-sized bias; empty if there is none.
+        rows: number of rows by the config.
         width: width of the input matrix.
-        output_width: width of the head matrix, or of the input matrix where there is no other.
-        tied: the config ties head and input.
-        vocab_key: the key of config.json that holds the vocabulary size.
+        output_width: width of the head matrix, or of the input matrix if there is no other.
+        tied: whether the config ties head and input matrix.
+        vocab_key: key of the vocabulary size in config.json.
     """
 
     name: str
@@ -44,17 +44,17 @@ class Architecture:
 def find_architecture(
     folder: Path, raw: Mapping[str, Any], *, side: str, causal: bool, trust_remote_code: bool
 ) -> Architecture:
-    """Build the model of a folder's config on no device and look at its embeddings.
+    """Build the model of a folder's config on the meta device, which allocates no memory, and find its vocabulary tensors.
 
     Args:
         folder: the model folder.
-        raw: its config.json.
-        side: what to call it in messages, such as ``source my-model``.
-        causal: build the causal LM class, or else the bare encoder, decoder or encoder-decoder.
+        raw: content of its config.json.
+        side: name of the model in messages, such as ``source my-model``.
+        causal: build the causal LM class; ``False`` builds the encoder, decoder or encoder-decoder without a head.
         trust_remote_code: let transformers run code from the folder.
 
     Raises:
-        InputError: the config is broken, needs remote code, or is of a model that saltlm cannot give new rows to.
+        InputError: the config is broken, needs remote code, or belongs to a model that saltlm cannot give new rows.
     """
     from transformers import AutoConfig
 
@@ -62,44 +62,42 @@ def find_architecture(
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-        except Exception as error:  # transformers raises whatever a config class's own checks raise
+        except Exception as error:  # each config class has checks of its own, with errors of any type
             raise _unusable(side, "a config transformers cannot read", error) from None
-        _refuse_by_kind(config, raw, side, causal, trust_remote_code)
+        _refuse_model_class(config, raw, side, causal, trust_remote_code)
         model = _build(config, side, causal, trust_remote_code)
-        found = _look(model, config, side, causal)
+        architecture = _inspect(model, config, side, causal)
         if causal:
-            _refuse_unknown_rows(model, config, found, side, trust_remote_code)
-    return found
+            _refuse_unknown_rows(model, config, architecture, side, trust_remote_code)
+    return architecture
 
 
 def _unusable(side: str, found: str, error: Exception) -> InputError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    return input_error(side, f"{found} ({reason})", "a model that transformers knows", "check config.json")
+    return input_error(side, f"{found} ({first_line(error)})", "a model that transformers knows", "check config.json")
 
 
 def _refuse_by_config(raw: Mapping[str, Any], side: str, causal: bool, trust_remote_code: bool) -> None:
-    """What config.json alone tells, before transformers sees it."""
+    """Refuse by config.json alone, before transformers reads it: unknown classes, remote code, quantized weights."""
     from transformers import CONFIG_MAPPING
 
-    kind = raw.get("model_type")
-    remote = raw.get("auto_map") if isinstance(raw.get("auto_map"), dict) else {}
-    wanted = "AutoModelForCausalLM" if causal else "AutoModel"
-    known = kind in CONFIG_MAPPING
+    model_type = raw.get("model_type")
+    auto_map = raw.get("auto_map")
+    remote: dict[str, Any] = auto_map if isinstance(auto_map, dict) else {}
+    auto_class = "AutoModelForCausalLM" if causal else "AutoModel"
+    known = model_type in CONFIG_MAPPING
     if remote and not known and not trust_remote_code:
         raise input_error(
             side,
-            f"a model that needs its own code (model_type {kind!r}, auto_map {sorted(remote)})",
+            f"a model that needs its own code (model_type {model_type!r}, auto_map {sorted(remote)})",
             "a model class of the transformers library",
             "read that code; if you trust it, give --trust-remote-code",
         )
-    if not known and wanted not in remote:
-        advice = "check config.json" if kind is None else "update transformers, or choose another model"
-        raise input_error(f"{side}, config.json", f"model_type {kind!r}", "one that transformers knows", advice)
+    if not known and auto_class not in remote:
+        advice = "check config.json" if model_type is None else "update transformers, or choose another model"
+        raise input_error(f"{side}, config.json", f"model_type {model_type!r}", "one that transformers knows", advice)
     if raw.get("quantization_config"):
-        method = (
-            raw["quantization_config"].get("quant_method") if isinstance(raw["quantization_config"], dict) else None
-        )
+        quantization = raw["quantization_config"]
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise input_error(
             side,
             f"a quantized checkpoint (quantization_config, method {method!r})",
@@ -108,15 +106,15 @@ def _refuse_by_config(raw: Mapping[str, Any], side: str, causal: bool, trust_rem
         )
 
 
-def _refuse_by_kind(config: Any, raw: Mapping[str, Any], side: str, causal: bool, trust_remote_code: bool) -> None:
-    """Models of a kind that has no single matrix of token rows, or that are no causal LM."""
+def _refuse_model_class(config: Any, raw: Mapping[str, Any], side: str, causal: bool, trust_remote_code: bool) -> None:
+    """Refuse a model without a single matrix of token rows, and a source that is not a causal LM."""
     from transformers import AutoModel, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     try:
         several = config.get_text_config() is not config
-    except ValueError:  # more than one of its parts reads text
+    except ValueError:  # several of its parts read text
         several = True
     if several:
         parts = ", ".join(config.sub_configs) or "several"
@@ -145,24 +143,27 @@ def _refuse_by_kind(config: Any, raw: Mapping[str, Any], side: str, causal: bool
 
 
 def _build(config: Any, side: str, causal: bool, trust_remote_code: bool) -> Any:
+    """The model of a config on the meta device."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     auto = AutoModelForCausalLM if causal else AutoModel
     try:
         with torch.device("meta"):
             return auto.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # any model class may raise anything on a config that contradicts itself
+    except Exception as error:  # on a contradictory config a model class may raise any error
         raise _unusable(side, f"a config no {auto.__name__} can be built from", error) from None
 
 
-def _names(model: Any, wanted: torch.Tensor | None) -> tuple[str, ...]:
-    if wanted is None:
+def _names(model: Any, tensor: torch.Tensor | None) -> tuple[str, ...]:
+    """All names of a tensor in a model."""
+    if tensor is None:
         return ()
-    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return tuple(name for name, tensor in everything if tensor is wanted)
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return tuple(name for name, other in tensors if other is tensor)
 
 
-def _look(model: Any, config: Any, side: str, causal: bool) -> Architecture:
+def _inspect(model: Any, config: Any, side: str, causal: bool) -> Architecture:
+    """The vocabulary tensors that the model itself reports."""
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)
     except NotImplementedError:
@@ -189,22 +190,29 @@ def _look(model: Any, config: Any, side: str, causal: bool) -> Architecture:
     )
 
 
-def _refuse_unknown_rows(model: Any, config: Any, found: Architecture, side: str, trust_remote_code: bool) -> None:
-    """Refuse a model with vocabulary-sized tensors besides input, head and bias: found by growing the vocabulary by one."""
+def _refuse_unknown_rows(
+    model: Any, config: Any, architecture: Architecture, side: str, trust_remote_code: bool
+) -> None:
+    """Refuse a model with vocabulary-sized tensors other than input matrix, head and head bias.
+
+    They are the tensors whose shape differs in a second model with one more token.
+    """
     larger = copy.deepcopy(config)
     try:
-        larger.vocab_size = found.rows + 1
+        larger.vocab_size = architecture.rows + 1
         other = _build(larger, side, True, trust_remote_code)
     except (InputError, AttributeError):
-        return  # A class that cannot take that size; its rows are then checked by the shapes in the checkpoint alone.
+        return  # The class cannot be built with that size; only the shapes in the checkpoint are checked then.
     shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
     grown = {name for name, tensor in model.state_dict().items() if shapes.get(name) != tensor.shape}
-    known = {*found.input_names, *found.output_names, *found.bias_names}
+    known = {*architecture.input_names, *architecture.output_names, *architecture.bias_names}
     if not known.intersection(grown):
-        key = found.vocab_key
+        key = architecture.vocab_key
         raise input_error(side, f"rows whose number does not follow {key}", "a text model", "choose another model")
     if unknown := sorted(grown - known):
         raise input_error(
-            side, f"vocabulary-sized tensors of an unknown kind ({', '.join(unknown[:3])})",
-            "input matrix, head and head bias only", "choose another model",
-        )  # fmt: skip
+            side,
+            f"vocabulary-sized tensors of an unknown kind ({', '.join(unknown[:3])})",
+            "input matrix, head and head bias only",
+            "choose another model",
+        )

@@ -1,4 +1,4 @@
-"""A model folder or hub name -> a causal LM and its tokenizer, ready to run; every way this fails is one clear error."""
+"""Load a causal LM and its tokenizer from a folder or the hub. Every failure is one InputError."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from ..environment import quiet_transformers
-from ..errors import InputError, input_error
+from ..errors import InputError, first_line, input_error
+from ..protocols import LanguageModel, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Where configurations keep the longest input, the most common name first.
+# Config keys of the longest input in tokens, the most common first.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
 
 
@@ -26,24 +27,24 @@ class CausalLM:
     """A causal language model with its tokenizer.
 
     Attributes:
-        name: folder or hub name as given, or the class of a model that came loaded.
+        name: folder or hub name as given; the class name if the caller gave a loaded model.
         model: a transformers model with a language-model head, in evaluation mode.
-        tokenizer: its tokenizer.
-        start_id: the token that stands before every text: bos, else eos, else cls; ``None`` if there is none of them.
+        tokenizer: the model's tokenizer.
+        start_id: id of the token that precedes every text: bos, else eos, else cls; ``None`` if the tokenizer has none.
         rows: number of input rows; every token id must be below it.
-        max_positions: the longest input the model takes, in tokens; ``None`` if its configuration names no limit.
+        max_positions: the longest input of the model, in tokens; ``None`` if its config names no limit.
     """
 
     name: str
-    model: Any = dataclasses.field(repr=False)
-    tokenizer: Any = dataclasses.field(repr=False)
+    model: LanguageModel = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     start_id: int | None
     rows: int
     max_positions: int | None
 
     @property
     def device(self) -> torch.device:
-        """Where the input rows lie."""
+        """Device of the input rows."""
         return self.model.get_input_embeddings().weight.device
 
     @property
@@ -53,7 +54,7 @@ class CausalLM:
 
 
 def load_causal_lm(
-    model: str | Path | tuple[Any, Any] | CausalLM,
+    model: str | Path | tuple[LanguageModel, Tokenizer] | CausalLM,
     *,
     device: str = "auto",
     dtype: str | None = None,
@@ -61,24 +62,24 @@ def load_causal_lm(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> CausalLM:
-    """Load a causal language model with stock transformers, or take one that is loaded already.
+    """Load a causal language model by transformers, or wrap one that is loaded already.
 
     Args:
-        model: a folder or a hub name; or a pair ``(model, tokenizer)`` or what this function gave, which stay where and as
-            they are.
+        model: a folder or a hub name; or a loaded pair ``(model, tokenizer)``, or a result of this function, whose device
+            and dtype stay.
         device: ``auto`` (a CUDA device if there is one), ``cpu`` or ``cuda[:index]``.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` is float32 on a CPU, whose half precision is slow and
-            coarse, and the checkpoint's own elsewhere.
-        gguf_file: name of the GGUF file inside the folder, for a model that is one.
-        revision: revision on the hub.
-        trust_remote_code: let transformers run code that the checkpoint brings along.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` is float32 on a CPU, where half precision is slow and
+            imprecise, and the checkpoint's dtype on other devices.
+        gguf_file: name of a GGUF file in the folder, to load that file.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: let transformers run code from the checkpoint.
 
     Returns:
         The model in evaluation mode with its tokenizer.
 
     Raises:
-        InputError: there is no such model, or it is no causal language model, lacks weights, brings code that was not
-            asked for, stores pickled weights, or its tokenizer cannot be loaded; or an option is out of range.
+        InputError: there is no such model, it is not a causal language model, lacks weights, needs code of its own that is
+            not trusted, or has pickled weights; its tokenizer cannot be loaded; or an option is out of range.
     """
     if isinstance(model, CausalLM):
         return model
@@ -88,25 +89,25 @@ def load_causal_lm(
             raise input_error(
                 "model", found, "(model, tokenizer) with neither device nor dtype", "move the model yourself"
             )
-        return _ready(type(model[0]).__name__, model[0].eval(), model[1])
-    where = resolve_device(device)
+        return _checked(type(model[0]).__name__, model[0].eval(), model[1])
+    target_device = resolve_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise input_error("dtype", repr(dtype), "one of " + ", ".join(DTYPES), "leave it out for the default")
     what = f"model {str(model)!r}"
     if not str(model):
         raise input_error("model", "an empty name", "a folder or a hub name", "check the variable it came from")
     _check_folder(what, Path(model), gguf_file)
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         common["gguf_file"] = gguf_file
-    stored = "auto" if where.type != "cpu" else torch.float32
+    default_dtype = "auto" if target_device.type != "cpu" else torch.float32
     with quiet_transformers():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with _one_error(what, "a causal language model that transformers can load", "its folder or hub name"):
             loaded, info = AutoModelForCausalLM.from_pretrained(
                 str(model),
-                dtype=DTYPES[dtype] if dtype else stored,
+                dtype=DTYPES[dtype] if dtype else default_dtype,
                 use_safetensors=True if gguf_file is None else None,
                 output_loading_info=True,
                 **common,
@@ -115,51 +116,59 @@ def load_causal_lm(
             f"tokenizer of {what}", "one that transformers can load", "the tokenizer files beside the model"
         ):
             tokenizer = AutoTokenizer.from_pretrained(str(model), **common)
-    for kind, keys in (("missing", info["missing_keys"]), ("misshapen", info["mismatched_keys"])):
+    for problem, keys in (("missing", info["missing_keys"]), ("misshapen", info["mismatched_keys"])):
         if keys:
             names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
-            found = f"{len(names)} {kind} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            found = f"{len(names)} {problem} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             raise input_error(
-                what, found, "all weights of a causal language model", "check that it is one and is whole"
+                what,
+                found,
+                "all weights of a causal language model",
+                "check the model class, and that the copy is complete",
             )
-    return _ready(str(model), loaded.to(where).eval(), tokenizer)
+    return _checked(str(model), loaded.to(target_device).eval(), tokenizer)
 
 
 @contextlib.contextmanager
 def same_mode(model: Any) -> Iterator[None]:
-    """Leave each module of a model in the mode, training or evaluation, that it had before; a name has none."""
-    parts = list(model[0].modules()) if isinstance(model, tuple | list) and hasattr(model[0], "modules") else []
-    trained = [part for part in parts if part.training]
+    """Restore the mode of each module, training or evaluation, after the ``with`` block.
+
+    Args:
+        model: a loaded pair ``(model, tokenizer)``; for anything else, such as a folder name, nothing is done.
+    """
+    modules = list(model[0].modules()) if isinstance(model, tuple | list) and hasattr(model[0], "modules") else []
+    training = [module for module in modules if module.training]
     try:
         yield
     finally:
-        for part in trained:
-            part.training = True
+        for module in training:
+            module.training = True
 
 
 def resolve_device(device: str) -> torch.device:
-    """The torch device that ``auto``, ``cpu`` or ``cuda[:index]`` stands for here.
+    """The torch device of a device name.
 
     Args:
-        device: one of these.
+        device: ``auto`` (a CUDA device if there is one), ``cpu`` or ``cuda[:index]``.
 
     Returns:
         The device.
 
     Raises:
-        InputError: another name, or a device this machine lacks.
+        InputError: another name, or a device that this machine lacks.
     """
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return torch.device("cuda" if cuda else "cpu")
-    # Read here: torch.device wraps a large index around (cuda:999 becomes cuda:-25).
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if found and (device == "cpu" or int(found[1] or 0) < cuda):
+    # Parsed here, because torch.device wraps a large index around (cuda:999 becomes cuda:-25).
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if match and (device == "cpu" or int(match[1] or 0) < cuda):
         return torch.device(device)
     raise input_error("device", repr(device), f"auto, cpu or one of {cuda} CUDA devices", "choose one that is here")
 
 
-def _ready(name: str, model: Any, tokenizer: Any) -> CausalLM:
+def _checked(name: str, model: Any, tokenizer: Any) -> CausalLM:
+    """Check that model and tokenizer can be run as a causal LM."""
     what = f"model {name!r}"
     if not hasattr(model, "get_input_embeddings") or model.get_input_embeddings() is None:
         raise input_error(what, "no input rows", "a transformers model with a language-model head", "check the model")
@@ -181,25 +190,25 @@ def _ready(name: str, model: Any, tokenizer: Any) -> CausalLM:
 
 
 def _positions_of(config: Any) -> int | None:
-    """The longest input by a transformers configuration, in tokens; ``None`` where it names no limit."""
+    """The longest input by a transformers config, in tokens; ``None`` if it names no limit."""
     config = config.get_text_config()
-    found = (getattr(config, name, None) for name in POSITIONS)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+    values = (getattr(config, name, None) for name in POSITIONS)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def positions_in(folder: Path, what: str, *, trust_remote_code: bool = False) -> int | None:
-    """The longest input that the model of a folder takes, in tokens, by its config.json alone.
+    """The longest input of the model in a folder, in tokens, from its config.json; no weights are read.
 
     Args:
         folder: the model folder.
-        what: what to call the model in messages.
-        trust_remote_code: let transformers run code that the checkpoint brings along.
+        what: name of the model in messages.
+        trust_remote_code: let transformers run code from the checkpoint.
 
     Returns:
-        What :attr:`CausalLM.max_positions` of the loaded model is: ``None`` where the configuration names no limit.
+        The same as :attr:`CausalLM.max_positions` of the loaded model; ``None`` if the config names no limit.
 
     Raises:
-        InputError: it is no model folder, or its configuration cannot be read.
+        InputError: the folder is not a model folder, or its config cannot be read.
     """
     _check_folder(what, folder, None)
     with quiet_transformers():
@@ -210,27 +219,27 @@ def positions_in(folder: Path, what: str, *, trust_remote_code: bool = False) ->
 
 
 def within_positions(length: int, positions: int | None) -> int:
-    """A length in tokens that is an upper bound or a default, cut to what the model takes.
+    """The smaller of a length in tokens and the longest input of the model.
 
     Args:
-        length: in tokens, in [1, inf).
-        positions: the longest input that the model takes; ``None`` is no limit.
+        length: an upper bound or a default, in tokens, in [1, inf).
+        positions: the longest input of the model, in tokens; ``None`` for no limit.
     """
     return length if positions is None else min(length, positions)
 
 
 def resolve_length(name: str, given: int | None, default: int, positions: int | None, what: str) -> int:
-    """The length of the input for a model: the one given, which must fit, or the default, which is made to fit.
+    """The input length to use: the given one, after a check that it fits the model, or else the default, reduced to fit.
 
     Args:
-        name: of the option, for messages.
-        given: in tokens; ``None`` where the user has given none.
-        default: in tokens; cut to the model's positions.
-        positions: the longest input that the model takes; ``None`` is no limit.
-        what: what to call the model in messages.
+        name: name of the option, for the message.
+        given: length that the user gave, in tokens; ``None`` if not given.
+        default: length to use otherwise, in tokens.
+        positions: the longest input of the model, in tokens; ``None`` for no limit.
+        what: name of the model in the message.
 
     Raises:
-        InputError: the length given is longer than the model takes.
+        InputError: the given length exceeds the longest input of the model.
 
     Example:
         >>> resolve_length("seq_length", None, 512, 128, "the model")
@@ -248,11 +257,11 @@ def resolve_length(name: str, given: int | None, default: int, positions: int | 
 
 
 def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
-    """Refuse what is plainly no model folder before transformers takes it for a hub name."""
+    """Refuse a path that is not a model folder, before transformers takes it for a hub name."""
     expected = "a folder with config.json, safetensors weights and a tokenizer, or a hub name"
-    # os.path's tests, unlike pathlib's, take a name that is too long or forbidden for one that is not there.
+    # Unlike pathlib's methods, os.path's functions return False for a name that is too long or has forbidden characters.
     if os.path.isfile(folder):
-        raise input_error(what, "a file", expected, "give the folder it lies in")
+        raise input_error(what, "a file", expected, "give the folder that holds it")
     if not os.path.exists(folder):
         if folder.is_absolute() or len(folder.parts) > 2 or str(folder).startswith((".", "~")):
             raise input_error(what, "no such folder", expected, "check the path")
@@ -272,18 +281,19 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
         if pickled:
             advice = "convert them: load the model with transformers where you trust it, then save_pretrained"
             raise input_error(what, f"pickled weights ({pickled[0]}), which can run code", "safetensors", advice)
-        raise input_error(what, "no weights", expected, "check that the copy is whole")
+        raise input_error(what, "no weights", expected, "check that the copy is complete")
 
 
 @contextlib.contextmanager
 def _one_error(what: str, expected: str, name: str) -> Iterator[None]:
-    """Turn whatever loading raises into one sentence: transformers and the loaders below it raise nearly every kind."""
+    """Turn any error of transformers, and of the loaders below it, into one InputError."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if "trust_remote_code" in str(error):
             raise input_error(what, "code of its own", expected, "pass trust_remote_code if you trust it") from error
-        raise input_error(what, f"{type(error).__name__}: {lines[0][:300]}", expected, f"check {name}") from error
+        raise input_error(
+            what, f"{type(error).__name__}: {first_line(error)[:300]}", expected, f"check {name}"
+        ) from error

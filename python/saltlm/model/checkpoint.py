@@ -1,9 +1,8 @@
-"""Read a model folder as far as a transfer needs it: config, tokenizer and vocabulary rows, mapped from the files."""
+"""Read from a model folder what a transfer needs: config, tokenizer and vocabulary rows, mapped from the files."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import time
 from collections.abc import Mapping
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 
 from ..errors import input_error
+from ..files.hashing import sha256_file
 from ..files.json_files import read_json
+from ..protocols import Tokenizer
 from .architecture import Architecture, find_architecture
 from .locate import resolve_model
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokens_without_row
@@ -23,27 +24,27 @@ from .weights import INDEX, Weights, find_weights
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model folder, read as far as a transfer needs it.
+    """Config, tokenizer and input rows of a model folder.
 
     Attributes:
-        name: the name that the caller gave.
-        folder: the local folder of its files (for a GGUF file, the converted folder in the cache).
-        revision: commit on the hub, or ``None`` for a local folder.
+        name: folder or hub name that the caller gave.
+        folder: local folder of its files (for a GGUF file, the converted folder in the cache).
+        revision: commit on the hub; ``None`` for a local folder.
         config: content of config.json.
         tokenizer: the fast tokenizer.
-        tokens_without_row: added tokens whose id has no row, with that id.
+        tokens_without_row: added token -> id, for ids that have no row.
         input_rows: [S, D] or [T, E] in the stored dtype, mapped from the file.
         input_name: key of the input matrix in the checkpoint.
         architecture: name of the model class.
-        files: file name -> sha256 of the file; ``FILE#KEY`` -> sha256 of an embedding tensor. A file too large to hash has its
-            size and time of change instead.
+        files: file name -> sha256 of the file; ``FILE#KEY`` -> sha256 of a vocabulary tensor. For a weight file, size and
+            time of change stand in place of the sha256.
     """
 
     name: str
     folder: Path
     revision: str | None
     config: Mapping[str, Any] = dataclasses.field(repr=False)
-    tokenizer: Any = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     tokens_without_row: Mapping[str, int]
     input_rows: torch.Tensor = dataclasses.field(repr=False)
     input_name: str
@@ -53,26 +54,26 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Donor(Checkpoint):
-    """A target-language PLM: only its tokenizer and its input rows are read."""
+    """A target-language PLM. Its head is not read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(Checkpoint):
-    """A causal LM.
+    """A causal LM, with its head and the headers of all its tensors.
 
     Attributes:
-        given_folder: the local folder that the caller named; it differs from ``folder`` only for GGUF.
-        generation_config: content of generation_config.json, or ``None`` where there is none.
-        output_rows: [S, D'] of an untied head, or ``None`` where the head is the input matrix.
-        output_bias: [S] of the head, or ``None`` where it has none.
-        output_name: key of the head, or ``None`` where it is tied.
-        bias_name: key of the head's bias, or ``None`` where there is none.
-        copies: key of a duplicate tensor -> key of the tensor that it repeats.
+        given_folder: local folder that holds the original files; it differs from ``folder`` only for GGUF.
+        generation_config: content of generation_config.json; ``None`` if there is no such file.
+        output_rows: [S, D'] of an untied head; ``None`` if the head is the input matrix.
+        output_bias: [S] of the head; ``None`` if it has no bias.
+        output_name: key of the head; ``None`` if it is tied.
+        bias_name: key of the head's bias; ``None`` if it has none.
+        copies: key of a duplicate tensor -> key of the tensor that it duplicates.
         shards: key of every tensor -> name of the file that holds it.
-        weights: the weight files by their headers.
-        vocab_key: key of config.json that holds the vocabulary size.
-        config_says_tied: whether the config ties the head, whatever the tensors say.
-        trust_remote_code: whether code of the checkpoint was allowed to run.
+        weights: headers of the weight files.
+        vocab_key: key of the vocabulary size in config.json.
+        config_says_tied: whether the config ties the head; the stored tensors may differ.
+        trust_remote_code: whether code of the checkpoint may run.
     """
 
     given_folder: Path
@@ -96,7 +97,7 @@ class Source(Checkpoint):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Opened:
-    """What source and donor are both read for: the fields of :class:`Checkpoint`, and where they came from."""
+    """The fields of :class:`Checkpoint`, and the objects that they were read from."""
 
     common: dict[str, Any]
     shape: Architecture
@@ -111,26 +112,26 @@ def load_source(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Source:
-    """Load config, tokenizer and vocabulary rows of a causal LM; no other tensor is read.
+    """Load config, tokenizer and vocabulary rows of a causal LM. No other tensor is read.
 
     Args:
-        name: a local folder or a hub name, as transformers takes them.
-        gguf_file: name of a GGUF file in that folder; it is converted first, and the conversion is kept in the cache.
+        name: a local folder or a hub name.
+        gguf_file: name of a GGUF file in that folder; it is converted first, and the result is kept in the cache.
         revision: branch, tag or commit on the hub.
-        trust_remote_code: let transformers run code that the checkpoint contains.
+        trust_remote_code: let transformers run code from the checkpoint.
 
     Raises:
-        InputError: the model is missing, broken, pickled, quantized or no causal LM, or its parts disagree.
+        InputError: the model is missing, broken, pickled, quantized or not a causal LM, or its files contradict each other.
     """
     side = f"source {name}"
     given_folder, commit = resolve_model(str(name), side, revision, gguf_file)
-    folder, converted = given_folder, {}
+    folder, gguf_digest = given_folder, {}
     if gguf_file is not None:
-        folder, converted[gguf_file] = _convert_gguf(given_folder, gguf_file, side)
+        folder, gguf_digest[gguf_file] = _convert_gguf(given_folder, gguf_file, side)
     opened = _open(str(name), folder, commit, side, causal=True, trust_remote_code=trust_remote_code)
     weights, keys = opened.weights, opened.keys
     generation = folder / "generation_config.json"
-    opened.common["files"] = converted | opened.common["files"]
+    opened.common["files"] = gguf_digest | opened.common["files"]
     return Source(
         **opened.common,
         given_folder=given_folder,
@@ -152,12 +153,12 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
     """Load config, tokenizer and input rows of a PLM: an encoder, a decoder or an encoder-decoder.
 
     Args:
-        name: a local folder or a hub name, as transformers takes them.
+        name: a local folder or a hub name.
         revision: branch, tag or commit on the hub.
-        trust_remote_code: let transformers run code that the checkpoint contains.
+        trust_remote_code: let transformers run code from the checkpoint.
 
     Raises:
-        InputError: the model is missing, broken, pickled, quantized or no text model, or its parts disagree.
+        InputError: the model is missing, broken, pickled, quantized or not a text model, or its files contradict each other.
     """
     side = f"target {name}"
     folder, commit = resolve_model(str(name), side, revision, None)
@@ -165,7 +166,7 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
 
 
 def _convert_gguf(folder: Path, file: str, side: str) -> tuple[Path, str]:
-    """Folder of the converted model and sha256 of the GGUF file."""
+    """Convert a GGUF file of the folder; returns the converted folder and the sha256 of the file."""
     from .gguf import convert
 
     if not os.path.isfile(folder / file):
@@ -175,6 +176,7 @@ def _convert_gguf(folder: Path, file: str, side: str) -> tuple[Path, str]:
 
 
 def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: bool, trust_remote_code: bool) -> _Opened:
+    """Read and check what source and donor have in common."""
     config = read_json(folder / "config.json")
     shape = find_architecture(folder, config, side=side, causal=causal, trust_remote_code=trust_remote_code)
     weights = find_weights(folder, side)
@@ -197,13 +199,13 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
 
 
 def hash_files(folder: Path, weights: Weights) -> dict[str, str]:
-    """sha256 of the small files; weights can be too large to hash whole, so size and time of change stand for them."""
-    found = {}
+    """File name -> sha256; of weight files, which can be too large to hash, size and time of change."""
+    digests = {}
     for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, INDEX):
         if (folder / name).is_file() and not (name == INDEX and weights.index is None):
-            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            digests[name] = sha256_file(folder / name)
     for name, header in weights.headers.items():
         stat = header.path.stat()
         changed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(stat.st_mtime))
-        found[name] = f"not hashed: {stat.st_size} bytes, changed {changed}"
-    return found
+        digests[name] = f"not hashed: {stat.st_size} bytes, changed {changed}"
+    return digests

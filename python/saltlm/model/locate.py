@@ -1,4 +1,4 @@
-"""Find the folder of a model: a local one, or a snapshot of the hub that transformers' cache keeps."""
+"""Find the local folder of a model: a folder as given, or a snapshot that huggingface_hub fetches into its cache."""
 
 from __future__ import annotations
 
@@ -10,23 +10,39 @@ from ..errors import first_line, input_error
 from .tokenizer import TOKENIZER_FILES
 from .weights import INDEX
 
-# Files that say under which terms a model may be used; its card, README.md, names the licence.
+# Licence files; the licence's name is in the model card, README.md.
 TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 
 def local_folder(name: str | Path, side: str, *, revision: str | None = None, gguf_file: str | None = None) -> Path:
-    """The folder a model's files are in, fetched from the hub if that is where it is.
+    """Local folder of a model; a model on the hub is fetched first.
+
+    Args:
+        name: a local folder or a hub name.
+        side: name of the model in messages.
+        revision: branch, tag or commit on the hub.
+        gguf_file: name of a GGUF file in the folder.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such model.
     """
     return resolve_model(str(name), side, revision, gguf_file)[0]
 
 
 def resolve_model(name: str, side: str, revision: str | None, gguf_file: str | None) -> tuple[Path, str | None]:
-    """Local folder of a model, and its commit if it comes from the hub."""
+    """Local folder of a model, and its commit on the hub (``None`` for a folder that was given).
+
+    Args:
+        name: a local folder or a hub name.
+        side: name of the model in messages.
+        revision: branch, tag or commit on the hub.
+        gguf_file: name of a GGUF file in the folder.
+
+    Raises:
+        InputError: there is no such model.
+    """
     path = Path(name).expanduser()
-    # os.path's tests, unlike pathlib's, take a name that is too long or forbidden for one that is not there.
+    # Unlike pathlib's methods, os.path's functions return False for a name that is too long or has forbidden characters.
     if os.path.isdir(path):
         if gguf_file is None and not (path / "config.json").exists():
             advice = "name the .gguf file in it with --gguf-file" if any(path.glob("*.gguf")) else "check the path"
@@ -39,24 +55,24 @@ def resolve_model(name: str, side: str, revision: str | None, gguf_file: str | N
 
 
 def _from_hub(name: str, side: str, revision: str | None, gguf_file: str | None) -> tuple[Path, str | None]:
+    """Fetch a model into the hub's cache, unless it is there; only config, tokenizer, safetensors, card, licence and code."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = ["config.json", "generation_config.json", *TOKENIZER_FILES, "README.md", *TERMS]
-    wanted += ["*.py", gguf_file] if gguf_file else ["*.py", "model*.safetensors", INDEX]
+    patterns = ["config.json", "generation_config.json", *TOKENIZER_FILES, "README.md", *TERMS]
+    patterns += ["*.py", gguf_file] if gguf_file else ["*.py", "model*.safetensors", INDEX]
     no_such = ("no such folder", "a model folder or a hub name", "check the path")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise input_error(side, *no_such)
     try:
         with quiet_transformers():
-            folder = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"])
+            folder = snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
     except HFValidationError:
         raise input_error(side, *no_such) from None
-    except Exception as error:  # the hub client raises errors of its own, of its HTTP library and of the system
-        reason = first_line(error)
+    except Exception as error:  # errors of the hub client, of its HTTP library or of the operating system
         raise input_error(
             side,
-            f"no such folder, and the hub gives none ({reason})",
+            f"no such folder, and the hub gives none ({first_line(error)})",
             "a local folder, or a hub name that is cached or reachable",
             "check the name; offline, fetch it first",
         ) from None

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it holds, and where; no tensor byte is read."""
+"""The header of a safetensors file: name, dtype, shape and byte range of each tensor."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError, input_error
-from ..files.read import LFS_POINTER, refuse_lfs_pointer
+from ..files.file_errors import LFS_POINTER, refuse_lfs_pointer
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# The format's own limit on the header; a larger length field means that this is no safetensors file.
+# The format limits the header to this many bytes; a larger length field means that the file is not a safetensors file.
 HEADER_LIMIT = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor in a file.
+    """One tensor of a safetensors file.
 
     Attributes:
-        name: its key.
+        name: key of the tensor.
         dtype: the format's name of the dtype, such as ``BF16``.
-        shape: its shape.
-        start: first byte, counted from the end of the header.
-        end: the byte after its last.
+        shape: shape of the tensor.
+        start: offset of its first byte from the end of the header.
+        end: offset of the byte after its last one.
     """
 
     name: str
@@ -41,19 +41,19 @@ class Entry:
 
     @property
     def item_bytes(self) -> float:
-        """Bytes of one element; under one for packed dtypes."""
+        """Bytes of one element; less than 1 for packed dtypes."""
         return (self.end - self.start) / max(1, math.prod(self.shape))
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a safetensors file says it holds.
+    """Header of a safetensors file.
 
     Attributes:
         path: the file.
         data_start: offset of the first tensor byte in the file.
-        entries: the tensors by name, in the order of their bytes.
-        metadata: the ``__metadata__`` of the file, if it has one.
+        entries: tensor name -> entry, in the order of their offsets.
+        metadata: the ``__metadata__`` of the file; ``None`` if it has none.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of a safetensors file; no tensor byte is read.
+    """Read and check the header of a safetensors file, without reading any tensor.
 
     Raises:
         InputError: the file is missing, a git-LFS pointer, truncated, or not a safetensors file.
@@ -103,21 +103,24 @@ def _broken(path: Path, found: str, expected: str) -> InputError:
 
 
 def _parse(path: Path, data_start: int, content: object) -> Header:
+    """Check that the tensors follow each other without gap or overlap, each with as many bytes as its dtype and shape take."""
     try:
-        metadata = content.pop("__metadata__", None)  # type: ignore[attr-defined]
-        found = [
+        if not isinstance(content, dict):
+            raise TypeError
+        metadata = content.pop("__metadata__", None)
+        entries = [
             Entry(name, str(value["dtype"]), tuple(map(int, value["shape"])), *map(int, value["data_offsets"]))
-            for name, value in content.items()  # type: ignore[attr-defined]
+            for name, value in content.items()
         ]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise _broken(path, "a header of another form", "name -> dtype, shape, data_offsets") from None
-    found.sort(key=lambda entry: (entry.start, entry.end))
-    place = 0
-    for entry in found:
-        known = DTYPES.get(entry.dtype)
-        wanted = math.prod(entry.shape) * known.itemsize if known else entry.end - entry.start
-        if entry.start != place or entry.end < entry.start or entry.end - entry.start != wanted:
+    entries.sort(key=lambda entry: (entry.start, entry.end))
+    offset = 0
+    for entry in entries:
+        dtype = DTYPES.get(entry.dtype)
+        size = math.prod(entry.shape) * dtype.itemsize if dtype else entry.end - entry.start
+        if entry.start != offset or entry.end < entry.start or entry.end - entry.start != size:
             span = f"tensor {entry.name!r} of shape {list(entry.shape)} at bytes {entry.start} to {entry.end}"
-            raise _broken(path, span, f"{wanted} bytes from {place}")
-        place = entry.end
-    return Header(path, data_start, {entry.name: entry for entry in found}, metadata)
+            raise _broken(path, span, f"{size} bytes from {offset}")
+        offset = entry.end
+    return Header(path, data_start, {entry.name: entry for entry in entries}, metadata)

@@ -1,39 +1,69 @@
-"""Load the fast tokenizer of a model folder."""
+"""Load the fast tokenizer of a model folder, and check it against the number of rows."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..environment import quiet_transformers
 from ..errors import first_line, input_error
-from ..files.read import refuse_lfs_pointer
+from ..files.file_errors import refuse_lfs_pointer
+from ..protocols import Tokenizer
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "source.spm",
-    "spm.model", "tekken.json", "vocab.tiktoken", "qwen.tiktoken", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-# Any one of these is a vocabulary; without one transformers may make an empty tokenizer from the config's class.
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "source.spm",
+    "spm.model",
+    "tekken.json",
+    "vocab.tiktoken",
+    "qwen.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# Each of these files holds a vocabulary. Without any of them transformers may build an empty tokenizer of the config's class.
 VOCABULARIES = (
-    "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "sentencepiece.model", "source.spm", "spm.model", "tekken.json", "vocab.tiktoken", "qwen.tiktoken",
-)  # fmt: skip
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "source.spm",
+    "spm.model",
+    "tekken.json",
+    "vocab.tiktoken",
+    "qwen.tiktoken",
+)
 
 
-def load_tokenizer(folder: Path, side: str, trust_remote_code: bool = False) -> Any:
-    """The fast tokenizer of a folder, as AutoTokenizer finds it; slow vocabularies are converted by transformers.
+def load_tokenizer(folder: Path, side: str, trust_remote_code: bool = False) -> Tokenizer:
+    """Load the fast tokenizer of a folder by AutoTokenizer, which converts the files of slow tokenizers.
+
+    Args:
+        folder: the model folder.
+        side: name of the model in messages.
+        trust_remote_code: let transformers run code from the folder.
 
     Raises:
-        InputError: there is none, it is broken, or it has no fast form.
+        InputError: the folder has no tokenizer, the tokenizer is broken, or it has no fast form.
     """
     from transformers import AutoTokenizer
 
-    there = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if not set(there) & set(VOCABULARIES):
+    files = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not set(files) & set(VOCABULARIES):
         advice = "save the tokenizer into the folder"
         raise input_error(f"{side}, {folder}", "no tokenizer", "tokenizer.json or a vocabulary file", advice)
-    for name in there:
+    for name in files:
         with (folder / name).open("rb") as file:
             refuse_lfs_pointer(folder / name, file.read(64))
     with quiet_transformers():
@@ -49,21 +79,29 @@ def load_tokenizer(folder: Path, side: str, trust_remote_code: bool = False) -> 
     return tokenizer
 
 
-def tokens_without_row(tokenizer: Any, rows: int, side: str) -> dict[str, int]:
-    """Added tokens whose id is at or beyond the number of rows; models with such exist, the tokens are never used.
+def tokens_without_row(tokenizer: Tokenizer, rows: int, side: str) -> dict[str, int]:
+    """Added tokens whose id is not below the number of rows; some published models have such tokens and never use them.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        rows: number of rows of its input matrix.
+        side: name of the model in messages.
+
+    Returns:
+        Token -> id, by ascending id.
 
     Raises:
-        InputError: a token of the vocabulary itself has no row: tokenizer and matrix are of different models.
+        InputError: a token that was not added has no row: tokenizer and matrix belong to different models.
     """
     added = tokenizer.get_added_vocab()
-    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
-    lost = sorted((index, token) for token, index in beyond.items() if token not in added)
-    if lost:
-        named = ", ".join(f"{token!r} (id {index})" for index, token in lost[:3])
+    without_row = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
+    lacking = sorted((index, token) for token, index in without_row.items() if token not in added)
+    if lacking:
+        named = ", ".join(f"{token!r} (id {index})" for index, token in lacking[:3])
         raise input_error(
             side,
-            f"a tokenizer with {len(lost)} tokens that have no row, such as {named}",
+            f"a tokenizer with {len(lacking)} tokens that have no row, such as {named}",
             f"ids below {rows}, the rows of its matrix",
             "tokenizer and weights are of different models; fetch both again",
         )
-    return dict(sorted(beyond.items(), key=lambda item: item[1]))
+    return dict(sorted(without_row.items(), key=lambda item: item[1]))

@@ -1,4 +1,4 @@
-"""The weights of a model folder: which file holds which tensor, and the rows of the vocabulary read from there."""
+"""The weight files of a model folder: which file holds which tensor, and tensors mapped from the files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .safetensors_header import DTYPES, Entry, Header, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# Maps of tensors that are in use; see release_pages.
+# Memory maps of all tensors that are in use; release_pages goes through them.
 _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The safetensors files of a model folder, by their headers alone.
+    """The safetensors files of a model folder. Only their headers are read.
 
     Attributes:
-        headers: file name -> header, in the order of their names.
-        index: the content of ``model.safetensors.index.json``, or ``None`` where one file holds all.
+        headers: file name -> header, sorted by file name.
+        index: content of ``model.safetensors.index.json``; ``None`` if one file holds all tensors.
     """
 
     headers: Mapping[str, Header] = dataclasses.field(repr=False)
@@ -39,13 +39,13 @@ class Weights:
         return {name: file for file, header in self.headers.items() for name in header.entries}
 
     def entry(self, name: str) -> Entry:
-        """The tensor's place, dtype and shape."""
+        """Byte range, dtype and shape of a tensor."""
         return self.headers[self.files_of()[name]].entries[name]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor in its stored dtype, mapped from the file: pages come into memory as they are read.
+        """A tensor in its stored dtype, mapped from the file: pages enter memory when they are read.
 
-        It is for reading alone: what is written to it may be lost at any time.
+        Do not write to it: :func:`release_pages` discards changes.
         """
         header = self.headers[self.files_of()[name]]
         entry = header.entries[name]
@@ -53,9 +53,9 @@ class Weights:
         if entry.dtype not in DTYPES or start == end or start % DTYPES[entry.dtype].itemsize:
             from safetensors import safe_open
 
-            with safe_open(header.path, framework="pt") as file:
-                return file.get_tensor(name)
-        # The tensor's own pages alone, and our own map of them, so that they can be given back.
+            with safe_open(header.path, framework="pt") as opened:
+                return opened.get_tensor(name)
+        # Only the tensor's pages are mapped, and by a map of this module, so that release_pages can release them.
         begin = start - start % mmap.ALLOCATIONGRANULARITY
         with header.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_COPY, offset=begin)
@@ -66,10 +66,10 @@ class Weights:
 
 
 def release_pages() -> None:
-    """Let go of the pages of mapped tensors that have been read: they count as memory of this process until then.
+    """Release the pages of all mapped tensors; until then each page that was read counts as memory of this process.
 
-    Matrices of a large vocabulary are gigabytes each, and a transfer reads them several times. Nothing is lost: the next
-    read finds the pages in the system's cache.
+    A matrix of a large vocabulary has gigabytes, and a transfer reads it several times. The next read takes the pages from
+    the system's file cache.
     """
     for mapped in list(_maps):
         if hasattr(mapped, "madvise"):  # not on every system
@@ -77,12 +77,16 @@ def release_pages() -> None:
 
 
 def find_weights(folder: Path, side: str) -> Weights:
-    """Read the headers of all weights of a folder.
+    """Read the headers of all weight files of a folder.
+
+    Args:
+        folder: the model folder.
+        side: name of the model in messages.
 
     Raises:
-        InputError: there are none, they are pickled, a shard is missing, or a file is truncated or corrupt.
+        InputError: there are no weight files, they are pickled, a shard is missing, or a file is truncated or corrupt.
     """
-    if (folder / SINGLE).is_file():  # transformers, too, prefers it where both are there
+    if (folder / SINGLE).is_file():  # transformers, too, prefers it if both exist
         return Weights({SINGLE: read_header(folder / SINGLE)}, None)
     if (folder / INDEX).is_file():
         return _sharded(folder, side)
@@ -100,7 +104,7 @@ def find_weights(folder: Path, side: str) -> Weights:
         advice = "name the .gguf file in it with --gguf-file"
     elif (folder / "adapter_config.json").is_file():
         advice = "merge the adapter into its base model first"
-    elif folder.parent.name == "snapshots":  # of the hub only what can be read is fetched
+    elif folder.parent.name == "snapshots":  # from the hub only safetensors files are fetched
         advice = (
             "if the hub has pickled weights of it alone (pytorch_model.bin) and you trust them, load it with AutoModel and"
             " save_pretrained it and its tokenizer to a folder; name that"
@@ -109,20 +113,21 @@ def find_weights(folder: Path, side: str) -> Weights:
 
 
 def _sharded(folder: Path, side: str) -> Weights:
+    """Read the headers of all shards that the index names, and check that each tensor is where the index says."""
     index = read_json(folder / INDEX)
-    where = index.get("weight_map")
-    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+    shard_of = index.get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(file, str) for file in shard_of.values()):
         raise input_error(f"{side}, {folder / INDEX}", "no weight_map", "tensor name -> file", "fetch the model again")
     headers = {}
-    for file in sorted(set(where.values())):
+    for file in sorted(set(shard_of.values())):
         if Path(file).name != file:
-            raise input_error(f"{side}, {INDEX}", f"shard {file!r}", "the name of a file in the folder", "mend it")
+            raise input_error(f"{side}, {INDEX}", f"shard {file!r}", "the name of a file in the folder", "repair it")
         if not (folder / file).is_file():
             raise input_error(
                 f"{side}, {folder}", f"no {file}", f"every shard that {INDEX} names", "fetch the missing file"
             )
         headers[file] = read_header(folder / file)
-    for name, file in where.items():
+    for name, file in shard_of.items():
         if name not in headers[file].entries:
             raise input_error(
                 f"{side}, {folder / file}", f"no tensor {name!r}", f"it there, as {INDEX} says", "fetch the file again"
@@ -131,15 +136,15 @@ def _sharded(folder: Path, side: str) -> Weights:
 
 
 def with_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, add: bool = False) -> dict[str, Any]:
-    """A config.json that names this dtype, also in the configurations of the model's parts (``text_config`` and the like).
+    """A copy of a config with this dtype, also in the configs of the model's parts (``text_config`` and others).
 
-    Transformers 5 loads a model in the dtype that config.json names, unless told otherwise; where ``AutoModelForCausalLM``
-    takes the text part of a model, it is the dtype that the part's configuration names.
+    transformers 5 loads a model in the dtype of config.json by default. If ``AutoModelForCausalLM`` loads only the text part of
+    a model, it uses the dtype of that part's config.
 
     Args:
         config: content of config.json.
         dtype: a float dtype.
-        add: name it also where config.json names none, by the key that transformers 4 and 5 both read.
+        add: if the config has no dtype, add one, under the key that both transformers 4 and 5 read.
     """
     name = str(dtype).removeprefix("torch.")
     changed = dict(config)

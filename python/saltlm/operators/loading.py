@@ -1,4 +1,4 @@
-"""Which implementation of the operators runs: the compiled libraries where they load, else stock torch, and why."""
+"""Choice of the operators' implementation: the compiled libraries where they load, else stock torch; with the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import BackendError, input_error
+from ..errors import BackendError, first_line, input_error
 
 LIBRARY_FOLDER = Path(__file__).resolve().parents[1] / "lib"
 VARIABLE = "SALTLM_BACKEND"
@@ -22,11 +22,11 @@ _forced: list[str] = []
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backend:
-    """What runs the operators on one device.
+    """The implementation that runs the operators on one device.
 
     Attributes:
         name: ``compiled`` or ``reference`` (stock torch).
-        reason: why this one, in a few words.
+        reason: why this implementation was chosen, in a few words.
     """
 
     name: str
@@ -42,17 +42,17 @@ class _Library:
 
 @functools.cache
 def _cpu_library() -> _Library:
-    found = _first_cpu_library()
+    library = _first_cpu_library()
     schemas = map(str, torch._C._jit_get_schemas_for_operator("saltlm::sparsemax_support"))
-    if found.loaded and not any("most_entries" in schema for schema in schemas):
+    if library.loaded and not any("most_entries" in schema for schema in schemas):
         reason = "the library is of an older build (run cuda_ext/build_ops.py)"
-        return dataclasses.replace(found, loaded=False, reason=reason)
-    return found
+        return dataclasses.replace(library, loaded=False, reason=reason)
+    return library
 
 
 def _first_cpu_library() -> _Library:
-    # Defining the schemas twice would end the process, so a second copy (a wheel beside an editable install) is not
-    # loaded: the operators that are there already serve.
+    # A second definition of the schemas would abort the process. Where another copy of the library (a wheel next to an
+    # editable install) has defined the operators, these are used.
     try:
         torch._C._dispatch_find_schema_or_throw("saltlm::combine", "")
     except RuntimeError:
@@ -72,8 +72,8 @@ def _cuda_library() -> _Library:
         return _Library(loaded=False, reason="the CPU library, which defines the operators, is not loaded")
     if torch._C._dispatch_has_kernel_for_dispatch_key("saltlm::combine", "CUDA"):
         return _Library(loaded=True, reason="loaded before from another place")
-    found = _load(LIBRARY_FOLDER / "_ops_cuda.so")
-    return _probe(found) if found.loaded and torch.cuda.is_available() else found
+    library = _load(LIBRARY_FOLDER / "_ops_cuda.so")
+    return _probe(library) if library.loaded and torch.cuda.is_available() else library
 
 
 def _load(path: Path) -> _Library:
@@ -82,28 +82,28 @@ def _load(path: Path) -> _Library:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return _Library(loaded=False, reason=f"{path.name} does not load: {str(error).splitlines()[0]}", path=str(path))
+        return _Library(loaded=False, reason=f"{path.name} does not load: {first_line(error)}", path=str(path))
     return _Library(loaded=True, reason=f"{path.name} loaded", path=str(path))
 
 
-def _probe(found: _Library) -> _Library:
-    # The library carries a CUDA runtime of its own, which may be newer than the driver: it then loads but cannot launch.
+def _probe(library: _Library) -> _Library:
+    # The library contains a CUDA runtime, which may be newer than the driver: the library then loads but cannot launch.
     try:
         like = torch.ones(1, 1, device="cuda")
         offsets = torch.tensor([0, 1], device="cuda")
         row = torch.ops.saltlm.combine(
             offsets, torch.zeros(1, dtype=torch.int32, device="cuda"), like[0].double(), like
         )
-        fine = row.item() == 1
-        reason = found.reason if fine else "a trial launch gave a wrong answer"
+        works = row.item() == 1
+        reason = library.reason if works else "a trial launch gave a wrong answer"
     except RuntimeError as error:
-        fine, reason = False, f"a trial launch failed: {str(error).splitlines()[0]}"
-    return dataclasses.replace(found, loaded=fine, reason=reason)
+        works, reason = False, f"a trial launch failed: {first_line(error)}"
+    return dataclasses.replace(library, loaded=works, reason=reason)
 
 
 @functools.cache
 def _register_fakes() -> None:
-    # Shapes without values, for torch.compile and export. The size of a support is known only once it is computed.
+    # Shapes of the results, for torch.compile and export. The number of entries of a support is known only at run time.
     @torch.library.register_fake("saltlm::sparsemax_support")
     def _(
         new_auxiliary: torch.Tensor, anchor_auxiliary: torch.Tensor, max_support: int, slack: float, most_entries: int
@@ -181,15 +181,15 @@ def _register_fakes() -> None:
         return rows.new_empty(rows.shape[0], dtype=torch.bool)
 
 
-def _found(kind: str) -> _Library:
-    found = _cpu_library() if kind == "cpu" else _cuda_library()
+def _library(device_type: str) -> _Library:
+    library = _cpu_library() if device_type == "cpu" else _cuda_library()
     if _cpu_library().loaded:
         _register_fakes()
-    return found
+    return library
 
 
 def backend(device: torch.device | str = "cpu") -> Backend:
-    """Tell which implementation runs on a device, and why.
+    """The implementation that runs on a device, and the reason.
 
     ``SALTLM_BACKEND=reference`` in the environment forces stock torch, ``compiled`` forbids it.
 
@@ -200,18 +200,20 @@ def backend(device: torch.device | str = "cpu") -> Backend:
         InputError: the environment variable is neither of the two names.
         BackendError: it asks for compiled operators and they cannot be loaded.
     """
-    kind = torch.device(device).type
+    device_type = torch.device(device).type
     asked, by = (_forced[-1], "forced") if _forced else (os.environ.get(VARIABLE), VARIABLE)
     if asked and asked not in NAMES:
         raise input_error(VARIABLE, repr(asked), "compiled or reference", "unset it to let saltlm choose")
     if asked == "reference":
         return Backend(name="reference", reason=f"asked for ({by})")
-    found = _found(kind)
-    if found.loaded:
-        return Backend(name="compiled", reason=found.reason)
+    library = _library(device_type)
+    if library.loaded:
+        return Backend(name="compiled", reason=library.reason)
     if asked == "compiled":
-        raise BackendError(f"compiled operators were asked for ({by}) but cannot run on {kind}: {found.reason}")
-    return Backend(name="reference", reason=found.reason)
+        raise BackendError(
+            f"compiled operators were asked for ({by}) but cannot run on {device_type}: {library.reason}"
+        )
+    return Backend(name="reference", reason=library.reason)
 
 
 def backends() -> dict[str, dict[str, object]]:
@@ -219,7 +221,7 @@ def backends() -> dict[str, dict[str, object]]:
 
     Returns:
         for ``cpu`` and ``cuda``: ``name`` and ``reason`` as in :func:`backend`, ``library`` (its path or ``None``),
-        ``build`` (what the build noted: torch headers, compiler, nvcc, architectures; empty if unknown) and, for the
+        ``build`` (content of build.json: torch headers, compiler, nvcc, architectures; empty if unknown) and, for the
         CPU, ``level`` (the instruction set in use).
     """
     note = LIBRARY_FOLDER / "build.json"
@@ -228,16 +230,16 @@ def backends() -> dict[str, dict[str, object]]:
     except (OSError, ValueError):
         build = {}
     report: dict[str, dict[str, object]] = {}
-    for kind in ("cpu", "cuda"):
+    for device_type in ("cpu", "cuda"):
         try:
-            chosen = backend(kind)
+            chosen = backend(device_type)
         except BackendError as error:
             chosen = Backend(name="none", reason=str(error))
         try:
-            found = _found(kind)
+            library = _library(device_type)
         except BackendError as error:
-            found = _Library(loaded=False, reason=str(error))
-        report[kind] = {"name": chosen.name, "reason": chosen.reason, "library": found.path, "build": build}
+            library = _Library(loaded=False, reason=str(error))
+        report[device_type] = {"name": chosen.name, "reason": chosen.reason, "library": library.path, "build": build}
     if _cpu_library().loaded:
         report["cpu"]["level"] = torch.ops.saltlm.cpu_level()
     return report
@@ -245,7 +247,7 @@ def backends() -> dict[str, dict[str, object]]:
 
 @contextlib.contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Run the body with one implementation, ``compiled`` or ``reference``, whatever the environment says."""
+    """Run the body with one implementation, ``compiled`` or ``reference``; overrides the environment variable."""
     if name not in NAMES:
         raise input_error("backend", repr(name), "compiled or reference", "choose one of these")
     _forced.append(name)

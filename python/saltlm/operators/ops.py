@@ -1,8 +1,10 @@
 """The operators: sparsemax supports, least squares on them, and the rows they give, chunk by chunk.
 
-What they compute is defined in :mod:`saltlm.operators.reference`; compiled kernels do the work where they can be loaded
-(:func:`backend` tells). Letters: N new rows, A anchors, K one row's support size, P auxiliary width, E width of the PLM
-rows, D width of the source model's rows.
+:mod:`saltlm.operators.reference` defines what they compute. Compiled kernels run where they can be loaded, stock torch
+elsewhere; :func:`backend` names the one in use.
+
+Letters: N new rows, A anchors, K one row's support size, P auxiliary width, E width of the PLM rows, D width of the source
+model's rows.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from torch import Tensor
 from ..errors import input_error
 from . import checks as check
 from . import reference
-from .finite import finite_rows
 from .loading import Backend, backend, backends, forced
 from .results import STATUSES, SaltRows, Solution, Support
 
@@ -38,15 +39,17 @@ __all__ = [
     "support_lstsq",
 ]
 
-# What one chunk's supports may hold: 384 MB of ids, weights, coefficients and the copies made while they are gathered. Compiled
-# operators leave later rows to the next chunk; the reference has chunks so small that every anchor could be in every support.
-_MOST_ENTRIES = 12 << 20
-# Rows of a chunk at most: the anchors are prepared anew in each, and a chunk's results are held together.
-_MOST_ROWS = {"cpu": 8192, "cuda": 65_536}
-# Rows of the first chunk, of which nothing is known yet, and of a later one at least, for each call has costs of its own.
+# Largest number of entries in the supports of one chunk: 384 MB of ids, weights, coefficients and the copies of the gathering.
+# A compiled operator that reaches it leaves the later rows to the next chunk. The reference cannot stop early: its chunks are
+# so small that every anchor could be in every support.
+_MAX_ENTRIES = 12 << 20
+# Largest number of rows in a chunk. Each chunk prepares the anchors again, and its results are in memory together.
+_MAX_ROWS = {"cpu": 8192, "cuda": 65_536}
+# Number of rows in the first chunk, whose run time cannot be predicted, and smallest number in a later one: each call has a
+# fixed cost.
 _FIRST_ROWS = {"cpu": 256, "cuda": 4096}
-_LEAST_ROWS = 64
-# A chunk should take about this long, so that progress moves and an interrupt is heard.
+_MIN_ROWS = 64
+# Shortest, intended and longest run time of a chunk in seconds, so that progress is reported and an interrupt is handled.
 _CHUNK_SECONDS = (0.5, 1.0, 2.0)
 
 
@@ -56,7 +59,8 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_su
     Args:
         new_auxiliary: reals [N, P]. A zero or non-finite row gets an empty support.
         anchor_auxiliary: reals [A, P], same device. A zero or non-finite row is in no support.
-        max_support: keep the nearest so many, >= 1, with the sparsemax weights over those; ``None`` keeps all.
+        max_support: size of the largest support, >= 1: the sparsemax is taken over the nearest ``max_support`` anchors;
+            ``None`` sets no limit.
 
     Returns:
         the supports, on the device of the inputs.
@@ -75,28 +79,31 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_su
     return _supports(new, anchors, check.cap(op, max_support), 0)
 
 
-def _supports(new: Tensor, anchors: Tensor, cap: int, most_entries: int) -> Support:
-    """Supports of the rows, or of the first of them once those hold ``most_entries`` (0: any number); always one of several."""
+def _supports(new: Tensor, anchors: Tensor, cap: int, max_entries: int) -> Support:
+    """Supports of the first rows, up to the row that brings their entries to ``max_entries``; of all rows for 0.
+
+    Where there are rows, the result has one at least.
+    """
     if backend(new.device).name == "reference":
         parts = reference.sparsemax_support(new, anchors, cap)
     else:
         slack = slack_of(new.device, new.shape[1])
         with full_precision(new.device):
-            parts = torch.ops.saltlm.sparsemax_support(new, anchors, cap, slack, most_entries)
+            parts = torch.ops.saltlm.sparsemax_support(new, anchors, cap, slack, max_entries)
     return Support(offsets=parts[0], ids=parts[1], weights=parts[2])
 
 
 def support_lstsq(
     new_plm: Tensor, anchor_plm: Tensor, support: Support, *, ridge: float | None = None, center: bool = False
 ) -> Solution:
-    """Least squares of each PLM row on its support's PLM rows: ``c = e pinv(P)``, of least norm where it is not unique.
+    """Least squares of each PLM row on its support's PLM rows: ``c = e pinv(P)``, the solution of least norm.
 
     Args:
         new_plm: reals [N, E].
         anchor_plm: reals [A, E], same device.
         support: supports of the N rows.
         ridge: penalty on the coefficients, as a fraction of the support rows' mean squared norm, finite and >= 0.
-        center: fit with an intercept: the mean of the support's rows is taken off first and folded back in.
+        center: fit with an intercept: subtract the mean of the support's rows first, and fold it into the coefficients.
 
     Returns:
         coefficients, rank, residual and status, on the device of the inputs.
@@ -110,7 +117,10 @@ def support_lstsq(
     strength = check.ridge_strength(op, ridge)
     if len(support.offsets) != new.shape[0] + 1:
         raise input_error(
-            f"{op}, support", f"{len(support.offsets) - 1} rows", f"{new.shape[0]}, as new_plm", "pass its own support"
+            f"{op}, support",
+            f"{len(support.offsets) - 1} rows",
+            f"{new.shape[0]}, as new_plm",
+            "pass the support of new_plm",
         )
     check.support_fits(op, support.offsets, support.ids, anchors)
     if backend(new.device).name == "reference":
@@ -122,7 +132,7 @@ def support_lstsq(
 
 
 def combine(support: Support, coefficients: Tensor, anchor_lm: Tensor) -> Tensor:
-    """Rows ``sum_k c_k L_k`` over each support, summed in float64 in the support's order.
+    """Rows ``sum_k c_k L_k`` over each support, summed in float64 in the order of the support's ids.
 
     Args:
         support: supports of N rows.
@@ -139,7 +149,10 @@ def combine(support: Support, coefficients: Tensor, anchor_lm: Tensor) -> Tensor
     check.vector("combine", "coefficients", coefficients, torch.float64)
     if coefficients.shape != support.ids.shape:
         raise input_error(
-            "combine, coefficients", f"{len(coefficients)}", f"{len(support.ids)}, one for each id", "pass them all"
+            "combine, coefficients",
+            f"{len(coefficients)}",
+            f"{len(support.ids)}, one for each id",
+            "pass all coefficients",
         )
     check.support_fits("combine", support.offsets, support.ids, anchors)
     if coefficients.device != anchors.device:
@@ -151,11 +164,11 @@ def combine(support: Support, coefficients: Tensor, anchor_lm: Tensor) -> Tensor
 
 
 def _combine_into(support: Support, coefficients: Tensor, anchor_lm: Tensor, rows: Tensor) -> Tensor:
-    """:func:`combine` of arguments that fit, into ``rows`` [N, D]; bool [N], which of them are finite."""
+    """:func:`combine` without its checks, written into ``rows`` [N, D]; returns bool [N], which rows are finite."""
     if anchor_lm.device.type == "cpu" and backend("cpu").name == "compiled":
         return torch.ops.saltlm.combine_into(support.offsets, support.ids, coefficients, anchor_lm, rows)
     rows.copy_(combine(support, coefficients, anchor_lm))
-    return finite_rows(rows)
+    return check.finite_rows(rows)
 
 
 def salt_rows(
@@ -175,8 +188,8 @@ def salt_rows(
 
     For each new token the anchors with non-zero sparsemax weight over auxiliary cosines are its support; the
     least-squares coefficients of its PLM row on the support's PLM rows are applied to the support's rows of the source
-    model. Works in chunks of tokens: memory beside inputs and results stays well below 1 GB, and the chunks change no
-    bit of the result.
+    model. Works in chunks of tokens: beyond inputs and results it takes well below 1 GB of memory. The sizes of the chunks
+    change no bit of the result.
 
     Args:
         new_auxiliary: reals [N, P].
@@ -197,16 +210,15 @@ def salt_rows(
         InputError: shapes, dtypes or devices that do not fit together, or options out of range.
     """
     op = "salt_rows"
-    given = (new_auxiliary, anchor_auxiliary, new_plm, anchor_plm)
-    new_aux, anchor_aux, new, anchors = check.problem(op, *given)
+    new_aux, anchor_aux, new, anchors = check.problem(op, new_auxiliary, anchor_auxiliary, new_plm, anchor_plm)
     targets = check.targets(op, anchor_lm, anchor_output, anchor_aux)
     chunks = salt_coefficients(new_aux, anchor_aux, new, anchors, ridge=ridge, center=center, max_support=max_support)
-    # float16 has no kernel of its own: widen once, not in every chunk.
+    # The kernels do not read float16: convert it once rather than in every chunk.
     targets = [target.float() if target.dtype == torch.float16 else target for target in targets]
     total, device = new.shape[0], new.device
-    made = [
-        torch.empty(total, t.shape[1], dtype=torch.promote_types(t.dtype, torch.float32), device=device)
-        for t in targets
+    results = [
+        torch.empty(total, target.shape[1], dtype=torch.promote_types(target.dtype, torch.float32), device=device)
+        for target in targets
     ]
     size = torch.zeros(total, dtype=torch.int32, device=device)
     rank, status = torch.zeros_like(size), torch.zeros(total, dtype=torch.uint8, device=device)
@@ -214,24 +226,24 @@ def salt_rows(
     begin = 0
     for support, solution in chunks:
         end = begin + len(solution.rank)
-        size[begin:end] = support.offsets.diff()
+        size[begin:end] = support.sizes
         rank[begin:end], residual[begin:end] = solution.rank, solution.residual
         status[begin:end] = solution.status
-        for rows, target in zip(made, targets, strict=True):
-            part = rows[begin:end]
-            finite = _combine_into(support, solution.coefficients, target, part)
+        for result, target in zip(results, targets, strict=True):
+            rows = result[begin:end]
+            finite = _combine_into(support, solution.coefficients, target, rows)
             if not finite.all():
-                part[~finite] = 0
+                rows[~finite] = 0
                 status[begin:end][~finite] = STATUSES.index("non_finite")
         begin = end
         if progress is not None:
             progress(end, total)
-    if len(made) > 1:  # a row that failed on one side is drawn on both
-        for rows in made:
-            rows[status == STATUSES.index("non_finite")] = 0
+    if len(results) > 1:  # a token whose input or output row is not finite has zeros in both
+        for result in results:
+            result[status == STATUSES.index("non_finite")] = 0
     return SaltRows(
-        rows=made[0],
-        output_rows=made[1] if len(made) > 1 else None,
+        rows=results[0],
+        output_rows=results[1] if len(results) > 1 else None,
         support_size=size,
         rank=rank,
         residual=residual,
@@ -249,46 +261,43 @@ def salt_coefficients(
     center: bool = False,
     max_support: int | None = None,
 ) -> Iterator[tuple[Support, Solution]]:
-    """The part of :func:`salt_rows` that knows nothing of the source model: supports and coefficients.
+    """Supports and coefficients of :func:`salt_rows`, the part that does not read rows of the source model.
 
-    Arguments are those of :func:`salt_rows`, and are checked at once.
+    The arguments are those of :func:`salt_rows`. They are checked by the call, not by the first step of the iterator.
 
     Returns:
-        One chunk of tokens after the other. How many a chunk holds follows from the time that it and what was done with it
-        took; it changes no bit of the result.
+        Supports and solutions of the new tokens in order, chunk by chunk. The number of tokens in a chunk follows from the
+        time that the chunk before took, here and in the caller; it changes no bit of the result.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit together, or options out of range.
     """
     op = "salt_rows"
-    given = (new_auxiliary, anchor_auxiliary, new_plm, anchor_plm)
-    new_aux, anchor_aux, new, anchors = check.problem(op, *given)
+    new_aux, anchor_aux, new, anchors = check.problem(op, new_auxiliary, anchor_auxiliary, new_plm, anchor_plm)
     cap, strength = check.cap(op, max_support), check.ridge_strength(op, ridge)
-    return _chunks(new_aux, anchor_aux, new, anchors, strength, center, cap)
 
+    def chunks() -> Iterator[tuple[Support, Solution]]:
+        begin = 0
+        for support in _support_chunks(new_aux, anchor_aux, cap):
+            end = begin + len(support)
+            yield support, support_lstsq(new[begin:end], anchors, support, ridge=strength, center=center)
+            begin = end
 
-def _chunks(
-    new_aux: Tensor, anchor_aux: Tensor, new: Tensor, anchors: Tensor, ridge: float, center: bool, cap: int,
-) -> Iterator[tuple[Support, Solution]]:  # fmt: skip
-    begin = 0
-    for support in _support_chunks(new_aux, anchor_aux, cap):
-        end = begin + len(support.offsets) - 1
-        yield support, support_lstsq(new[begin:end], anchors, support, ridge=ridge, center=center)
-        begin = end
+    return chunks()
 
 
 def support_chunks(
     new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_support: int | None = None
 ) -> Iterator[Support]:
-    """What :func:`sparsemax_support` gives, in chunks of rows.
+    """The supports of :func:`sparsemax_support`, in chunks of rows.
 
-    However dense supports are, a chunk's take 0.4 GB at most, and one a thread more.
+    The supports of a chunk take at most 0.4 GB of memory, plus one support for each thread.
 
-    Arguments are those of :func:`sparsemax_support`, and are checked at once.
+    The arguments are those of :func:`sparsemax_support`. They are checked by the call, not by the first step of the iterator.
 
     Returns:
-        the supports of the first rows, of the next, and so on. How many a chunk holds follows from the time that it and what
-        was done with it took.
+        the supports of the rows in order, chunk by chunk. The number of rows in a chunk follows from the time that the chunk
+        before took, here and in the caller.
 
     Raises:
         InputError: a wrong shape, dtype, device or cap.
@@ -299,52 +308,54 @@ def support_chunks(
 
 
 def _support_chunks(new: Tensor, anchors: Tensor, cap: int) -> Iterator[Support]:
-    total, kind = new.shape[0], new.device.type
+    total, device = new.shape[0], new.device.type
     largest = max(1, min(anchors.shape[0], cap or anchors.shape[0]))
     if backend(new.device).name == "reference":
-        most = max(1, min(_MOST_ROWS[kind], _MOST_ENTRIES // largest))
-        chunk = min(most, _LEAST_ROWS)
+        max_rows = max(1, min(_MAX_ROWS[device], _MAX_ENTRIES // largest))
+        chunk = min(max_rows, _MIN_ROWS)
     else:
-        most = _MOST_ROWS[kind]
-        chunk = min(most, _FIRST_ROWS[kind], max(_LEAST_ROWS, _MOST_ENTRIES // largest))
+        max_rows = _MAX_ROWS[device]
+        chunk = min(max_rows, _FIRST_ROWS[device], max(_MIN_ROWS, _MAX_ENTRIES // largest))
     begin = 0
     while begin < total:
         started = time.monotonic()
-        support = _supports(new[begin : begin + chunk], anchors, cap, _MOST_ENTRIES)
-        rows, held = len(support.offsets) - 1, len(support.ids)
+        support = _supports(new[begin : begin + chunk], anchors, cap, _MAX_ENTRIES)
+        rows, entries = len(support), len(support.ids)
         yield support
         begin += rows
-        # As many as may well fit: threads that are ahead of the first row left out have worked for nothing.
-        fit = max(1, _MOST_ENTRIES * rows // max(1, held))
-        chunk = min(fit, _next_chunk(rows, most, time.monotonic() - started))
+        # No more rows than probably fit: supports of rows beyond the limit are computed by other threads and thrown away.
+        fitting = max(1, _MAX_ENTRIES * rows // max(1, entries))
+        chunk = min(fitting, _next_chunk(rows, max_rows, time.monotonic() - started))
 
 
-def _next_chunk(rows: int, most: int, seconds: float) -> int:
-    """As many rows as take a second at the pace of the last ones, or as many again where that is near enough."""
-    least_seconds, goal, most_seconds = _CHUNK_SECONDS
-    wanted = rows if least_seconds <= seconds <= most_seconds else int(rows * min(16.0, goal / max(seconds, 1e-9)))
-    return min(most, max(_LEAST_ROWS, wanted))
+def _next_chunk(rows: int, max_rows: int, seconds: float) -> int:
+    """Rows of the next chunk: those that take the intended time at the pace of the last ``rows``, which took ``seconds``."""
+    shortest, intended, longest = _CHUNK_SECONDS
+    if not shortest <= seconds <= longest:
+        rows = int(rows * min(16.0, intended / max(seconds, 1e-9)))
+    return min(max_rows, max(_MIN_ROWS, rows))
 
 
 def slack_of(device: torch.device, width: int) -> float:
-    """How far torch's float32 product of two unit vectors can be from their true cosine."""
-    # width + 8 roundings of 2^-24 (the inputs' own among them), half as much again for safety. Where torch may use TF32 or
-    # bfloat16 for float32 products, three roundings of 2^-8 with room to spare.
+    """Largest difference between torch's float32 product of two unit vectors and their exact cosine."""
+    # width + 8 roundings of 2^-24 (those of the inputs included), times 1.5 for safety. Where torch may use TF32 or bfloat16
+    # for float32 products, three roundings of 2^-8, rounded up.
     return (width + 8) * 2.0**-24 * 1.5 if _ieee_products(device) else 2.0**-6
 
 
 def _ieee_products(device: torch.device) -> bool:
-    own = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    # The stubs of torch know no mkldnn.matmul.
+    settings = torch.backends.cuda.matmul if device.type == "cuda" else getattr(torch.backends.mkldnn, "matmul", None)
     try:
-        if torch.get_float32_matmul_precision() != "highest" or getattr(own, "allow_tf32", False):
+        if torch.get_float32_matmul_precision() != "highest" or getattr(settings, "allow_tf32", False):
             return False
-    except RuntimeError:  # torch refuses to answer once its new settings were used beside the old ones
+    except RuntimeError:  # torch raises it once a program has used its old and its new settings of precision together
         return False
-    return getattr(own, "fp32_precision", "ieee") in ("none", "ieee")
+    return getattr(settings, "fp32_precision", "ieee") in ("none", "ieee")
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Run the body without autocast, which would turn the float32 product inside an operator into a bfloat16 one."""
+    """Run the body without autocast, which would round the float32 products inside an operator to bfloat16."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Where the compiled CPU operators' time goes, stage by stage."""
+"""Processor time of the compiled CPU operators by stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from ..errors import BackendError
 from .loading import backend
 
-# In the order of the Stage of cuda_ext/csrc/cpu/kernels.h.
+# In the order of the enum Stage in cuda_ext/csrc/cpu/kernels.h.
 STAGES = (
     "directions made ready",
     "approximate product",
@@ -39,9 +39,9 @@ def stage_times() -> Iterator[dict[str, float]]:
     chosen = backend("cpu")
     if chosen.name != "compiled":
         raise BackendError(f"only compiled operators have a profile: {chosen.reason}")
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     torch.ops.saltlm.cpu_stages(True)
     try:
-        yield found
+        yield seconds
     finally:
-        found.update(zip(STAGES, torch.ops.saltlm.cpu_stages(False), strict=True))
+        seconds.update(zip(STAGES, torch.ops.saltlm.cpu_stages(False), strict=True))

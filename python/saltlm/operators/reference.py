@@ -1,7 +1,7 @@
 """The operators in stock torch: their specification, the oracle of their tests, and the fallback without compiled code.
 
-Everything is computed in float64 on the device of the inputs, one step after the other as it is defined; nothing here is
-tuned but for memory: no N x A matrix is ever held whole.
+Everything is computed in float64 on the device of the inputs, step by step as it is defined. Only memory is limited: no N x A
+matrix is ever in memory as a whole.
 
 Letters: N new rows, A anchors, K one row's support size, P auxiliary width, E width of the PLM rows, D width of the
 source model's rows. A support is three tensors: ``offsets`` int64 [N + 1], ``ids`` int32 [nnz], ``weights`` float64 [nnz];
@@ -16,13 +16,14 @@ import math
 import torch
 from torch import Tensor
 
+from .linear import ridge_penalty
 from .nearest import EqualRows
 
 EPSILON = torch.finfo(torch.float64).eps
 FULL_RANK, ILL_CONDITIONED, RANK_DEFICIENT, NO_SUPPORT, NON_FINITE = range(5)
 # Largest over smallest singular value above which a full-rank support counts as ill-conditioned.
 ILL_CONDITION = 1e4
-# Residual of a row without coefficients: nothing of it is explained.
+# Residual of a row without coefficients, of which nothing is explained.
 NOTHING_EXPLAINED = 1.0
 _BLOCK_VALUES = 1 << 22  # float64 values of one block of similarities (32 MB)
 
@@ -31,15 +32,15 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, max_suppo
     """Sparsemax of the cosines between each new row and all anchors, as a support.
 
     With cosines z sorted downwards, k the largest count with ``1 + k z_k > z_1 + ... + z_k`` and
-    ``tau = (z_1 + ... + z_k - 1) / k``, the weights are ``max(z - tau, 0)`` and the support is where they are positive.
-    A cap keeps the nearest ``max_support`` anchors and takes the sparsemax over those. A zero or non-finite anchor is in
+    ``tau = (z_1 + ... + z_k - 1) / k``, the weights are ``max(z - tau, 0)``, and the support has the anchors of positive
+    weight. ``max_support`` takes the sparsemax over that many nearest anchors. A zero or non-finite anchor is in
     no support; a zero or non-finite new row has an empty one. Anchors that are equal after each is divided by its largest
     absolute entry have equal cosines to the last bit, on every machine.
 
     Args:
         new_auxiliary: reals [N, P].
         anchor_auxiliary: reals [A, P].
-        max_support: largest support, >= 1; 0 is no cap.
+        max_support: size of the largest support, >= 1; 0 for no limit.
 
     Returns:
         offsets int64 [N + 1], ids int32 [nnz], weights float64 [nnz].
@@ -71,8 +72,8 @@ def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, max_suppo
 
 
 def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
-    # Rows in float64 divided by their largest entry, and which rows have a direction. The division keeps 1e-200 and 1e200
-    # apart from zero and infinity.
+    # Rows in float64 divided by their largest entry, and which rows have a direction. Without the division the squares of
+    # 1e-200 and 1e200 would become zero and infinity.
     rows = rows.to(torch.float64)
     largest = rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
     usable = largest.isfinite() & (largest > 0)
@@ -80,7 +81,7 @@ def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _directions(scaled: Tensor) -> Tensor:
-    # Unit vectors, and zeros where a row has no direction.
+    # Unit vectors; zeros for rows without a direction.
     return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(EPSILON)
 
 
@@ -103,8 +104,8 @@ def support_lstsq(
     ``P`` [K, E] are the support's rows. The pseudo-inverse drops singular values at or below
     ``max(K, E) * 2**-52 * largest`` (torch's default), so a rank-deficient or K > E support gets the solution of least
     norm. With centring, ``P`` and ``e`` lose the mean of the support's rows first (and the largest plain row norm counts
-    as a singular value in the tolerance, for the centred rows carry rounding errors of that size); the mean is then
-    folded into the coefficients, ``c + (1 - sum c) / K``, so that they apply to plain rows. A ridge r minimises
+    as a singular value in the tolerance, because centred rows have rounding errors of that size); the mean is then
+    folded into the coefficients, ``c + (1 - sum c) / K``, so that they apply to rows that are not centred. A ridge r minimises
     ``||e - c P||^2 + lambda ||c||^2`` with lambda = r times the mean squared norm of the (centred) rows.
 
     Args:
@@ -112,7 +113,7 @@ def support_lstsq(
         anchor_plm: reals [A, E].
         offsets: int64 [N + 1], the support's row bounds.
         ids: int32 [nnz], positions among the anchors.
-        ridge: finite, >= 0; 0 is none.
+        ridge: r, finite, >= 0; 0 for no ridge.
         center: fit with an intercept.
 
     Returns:
@@ -126,8 +127,8 @@ def support_lstsq(
     rank, residual, status = [0] * rows, [NOTHING_EXPLAINED] * rows, [NO_SUPPORT] * rows
     for row in range(rows):
         begin, end = bounds[row], bounds[row + 1]
-        found = _solve(new_plm[row].double(), anchor_plm[ids[begin:end]].double(), ridge, center)
-        coefficients[begin:end], rank[row], residual[row], status[row] = found
+        solution = _solve(new_plm[row].double(), anchor_plm[ids[begin:end]].double(), ridge, center)
+        coefficients[begin:end], rank[row], residual[row], status[row] = solution
     return (
         coefficients,
         torch.tensor(rank, dtype=torch.int32, device=device),
@@ -136,40 +137,40 @@ def support_lstsq(
     )
 
 
-def _solve(wanted: Tensor, support: Tensor, ridge: float, center: bool) -> tuple[Tensor, int, float, int]:
-    # wanted [E], support [K, E] -> coefficients [K], rank, residual, status
+def _solve(target: Tensor, support: Tensor, ridge: float, center: bool) -> tuple[Tensor, int, float, int]:
+    # target [E], support [K, E] -> coefficients [K], rank, residual, status
     size, width = support.shape
-    none = torch.zeros(size, dtype=torch.float64, device=support.device)
-    if not (wanted.isfinite().all() and support.isfinite().all()):
-        return none, 0, NOTHING_EXPLAINED, NON_FINITE
+    zeros = torch.zeros(size, dtype=torch.float64, device=support.device)
+    if not (target.isfinite().all() and support.isfinite().all()):
+        return zeros, 0, NOTHING_EXPLAINED, NON_FINITE
     if size == 0 or not support.any():
-        return none, 0, NOTHING_EXPLAINED, NO_SUPPORT
-    # One scale for both sides leaves the coefficients as they are and keeps squares of float64 inputs finite.
+        return zeros, 0, NOTHING_EXPLAINED, NO_SUPPORT
+    # Division of both sides by one number keeps squares of float64 inputs finite and does not change the coefficients.
     scale = support.abs().max()
-    wanted, support = wanted / scale, support / scale
+    target, support = target / scale, support / scale
     mean = support.mean(dim=0) if center else torch.zeros(width, dtype=torch.float64, device=support.device)
-    centred, most = support - mean, min(size - center, width)
+    centred, full_rank = support - mean, min(size - center, width)
     left, singular, right = torch.linalg.svd(centred, full_matrices=False)
-    regularised = (singular**2 + ridge * (centred**2).sum() / size).sqrt()
+    regularised = (singular**2 + ridge_penalty(ridge, (centred**2).sum(), size)).sqrt()
     largest = regularised[0].clamp_min(support.norm(dim=1).max() if center else 0.0)
     kept = regularised > max(size, width) * EPSILON * largest
-    kept[most:] = False  # centred rows lack one dimension; its singular value is rounding error
+    kept[full_rank:] = False  # centred rows have one dimension less; its singular value is rounding error
     filtered = torch.where(kept, singular / torch.where(kept, regularised, 1.0) ** 2, 0.0)
-    coefficients = (((wanted - mean) @ right.T) * filtered) @ left.T
+    coefficients = (((target - mean) @ right.T) * filtered) @ left.T
     if center:
         coefficients = coefficients + (1 - coefficients.sum()) / size
     if not coefficients.isfinite().all():
-        return none, 0, NOTHING_EXPLAINED, NON_FINITE
+        return zeros, 0, NOTHING_EXPLAINED, NON_FINITE
     rank = int(kept.sum())
-    status = FULL_RANK if rank == most else RANK_DEFICIENT
-    if rank == most > 0 and regularised[0] > ILL_CONDITION * regularised[most - 1]:
+    status = FULL_RANK if rank == full_rank else RANK_DEFICIENT
+    if rank == full_rank > 0 and regularised[0] > ILL_CONDITION * regularised[full_rank - 1]:
         status = ILL_CONDITIONED
-    return coefficients, rank, _relative_residual(wanted, coefficients @ support), status
+    return coefficients, rank, _relative_residual(target, coefficients @ support), status
 
 
-def _relative_residual(wanted: Tensor, reached: Tensor) -> float:
-    norm = float(wanted.norm())
-    return float((wanted - reached).norm()) / norm if norm > 0 and math.isfinite(norm) else 0.0
+def _relative_residual(target: Tensor, fitted: Tensor) -> float:
+    norm = float(target.norm())
+    return float((target - fitted).norm()) / norm if norm > 0 and math.isfinite(norm) else 0.0
 
 
 def combine(offsets: Tensor, ids: Tensor, coefficients: Tensor, anchor_lm: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the operators give: supports, solutions and rows. Letters as in :mod:`saltlm.operators.ops`."""
+"""Results of the operators: supports, solutions and rows. Letters as in :mod:`saltlm.operators.ops`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,22 @@ from torch import Tensor
 
 from ..errors import input_error
 from . import checks as check
+from .ragged import PrintsShapes, RaggedRows
 
-# Outcomes of a row, in the order of their codes.
+# Outcomes of a row; the position is the code in ``status``.
 STATUSES = ("full_rank", "ill_conditioned", "rank_deficient", "no_support", "non_finite")
 
 
-class _ShowsShapes:
-    def __repr__(self) -> str:
-        parts = []
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            shown = f"{str(value.dtype)[6:]}{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            parts.append(f"{field.name}={shown}")
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Support(_ShowsShapes):
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Support(RaggedRows):
     """Each row's anchors with non-zero sparsemax weight, nearest first, equal cosines by position.
 
     Attributes:
-        offsets: int64 [N + 1]; row n owns entries ``offsets[n]`` to ``offsets[n + 1]``.
+        offsets: int64 [N + 1]; row n has the entries ``offsets[n]`` to ``offsets[n + 1]``.
         ids: int32 [nnz], positions among the anchors.
         weights: float64 [nnz], positive, summing to 1 in each row that has any.
     """
 
-    offsets: Tensor
-    ids: Tensor
     weights: Tensor
 
     def __post_init__(self) -> None:
@@ -52,7 +41,7 @@ class Support(_ShowsShapes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Solution(_ShowsShapes):
+class Solution(PrintsShapes):
     """Least squares of each row on its support.
 
     Attributes:
@@ -69,13 +58,13 @@ class Solution(_ShowsShapes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class SaltRows(_ShowsShapes):
-    """New rows and how each came about.
+class SaltRows(PrintsShapes):
+    """New rows and the figures of each row's regression.
 
     Attributes:
         rows: float32 (float64 for a float64 ``anchor_lm``) [N, D]; zeros where the status is ``no_support`` or
             ``non_finite``.
-        output_rows: the same coefficients applied to ``anchor_output`` [N, D'], or ``None``.
+        output_rows: [N, D'], the same coefficients applied to ``anchor_output``; ``None`` without one.
         support_size: int32 [N].
         rank: int32 [N].
         residual: float32 [N].

@@ -1,10 +1,11 @@
-"""Rows of every kind -> the new matrices, with the origin of each row (step 5)."""
+"""The new matrices under construction, with the origin of each row (step 5)."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,31 +15,34 @@ from ..alignment.expand import Expansion
 from ..errors import input_error
 from ..model.checkpoint import Source
 from ..model.stored_rows import block_rows, blocks_of, gather
-from ..operators.finite import all_finite, finite_rows
+from ..operators.checks import all_finite, finite_rows
+from ..operators.linear import mean_and_deviation
 from ..operators.ops import STATUSES as SOLVER_STATUSES
 from .matrices import NewMatrices
 from .recipe import RULES, Recipe
 
 ORIGINS = ("copied", "role", "solved", "composed", "drawn", "padding")
 COPIED, ROLE, SOLVED, COMPOSED, DRAWN, PADDING = range(len(ORIGINS))
-# The solver's outcomes keep their order behind "not_solved"; the last ones are found outside it.
+# The codes of the solver follow "not_solved" in their order; the last three are set outside of the solver.
 STATUSES = ("not_solved", *SOLVER_STATUSES, "no_vector", "no_plm_row", "out_of_range")
 NOT_SOLVED, NO_VECTOR, NO_PLM_ROW, OUT_OF_RANGE = 0, *range(len(SOLVER_STATUSES) + 1, len(STATUSES))
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Built rows of ``M`` target tokens, or why they were not built.
+    """Built rows of ``M`` target tokens, or the reason why they were not built.
 
     Attributes:
         ids: int64 [M], target ids.
-        rows: [M, D], input rows in float32 or wider; ``None`` leaves the tokens to be drawn.
-        head: [M, D'], output rows, the bias as last column where the model has one; ``None`` for a tied head.
-        origin: one of :data:`ORIGINS`, by place.
-        support_size: int32 [M], ``None`` where no support was used; likewise ``rank`` int32 [M] and ``residual`` float32 [M].
+        rows: [M, D], input rows in float32 or wider; ``None`` where the tokens are not built and so will be drawn.
+        head: [M, D'], output rows, with the bias as last column where the model has one; ``None`` for a tied head.
+        origin: position in :data:`ORIGINS`.
+        support_size: int32 [M], number of neighbours; ``None`` where the rule has no neighbours.
+        rank: int32 [M], rank of each regression; ``None`` without one.
+        residual: float32 [M], unexplained share of each PLM row; ``None`` without a regression.
         status: uint8 [M], codes of :data:`STATUSES`; ``None`` for ``not_solved``.
-        rule: what made the rows, one of :data:`~saltlm.rows.recipe.RULES`.
-        recipe: of which source rows, ``None`` where the rule has no list.
+        rule: how the rows were made, one of :data:`~saltlm.rows.recipe.RULES`.
+        recipe: source rows and weights of the rows; ``None`` where they are not a weighted sum of source rows.
     """
 
     ids: torch.Tensor
@@ -52,15 +56,17 @@ class Block:
     rule: str = "none"
     recipe: Recipe | None = None
 
-    def part(self, at: torch.Tensor) -> Block:
-        """The rows that a bool mask [M] marks."""
-        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        part = {name: value[at] for name, value in named.items() if isinstance(value, torch.Tensor)}
-        return Block(**{**named, **part, "recipe": None if self.recipe is None else self.recipe.pick(at)})
+    def part(self, mask: torch.Tensor) -> Block:
+        """The rows that a bool mask [M] selects."""
+        changes: dict[str, Any] = {
+            name: value[mask] for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        changes["recipe"] = None if self.recipe is None else self.recipe.pick(mask)
+        return dataclasses.replace(self, **changes)
 
 
 class Head:
-    """The output side of a source model: rows, and its bias as one more column; both follow the same coefficients."""
+    """Output rows of a source model, with its bias as one more column: the same coefficients build both."""
 
     def __init__(self, source: Source) -> None:
         self.rows = source.output_rows
@@ -68,16 +74,16 @@ class Head:
 
     @property
     def present(self) -> bool:
-        """Whether there is anything but a tied head without bias."""
+        """Whether the model has output rows or a bias; a tied head without bias has neither."""
         return self.rows is not None or self.bias is not None
 
     @property
     def width(self) -> int:
-        """D', the bias counted; 0 where nothing is present."""
+        """D', values of an output row and its bias; 0 for a tied head without bias."""
         return (0 if self.rows is None else self.rows.shape[1]) + (self.bias is not None)
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """Float32 [n, D'] of source ids; ``None`` where nothing is present."""
+        """Output rows and biases of source ids, float32 [n, D']; ``None`` for a tied head without bias."""
         parts = []
         if self.rows is not None:
             parts.append(gather(self.rows, ids).float())
@@ -87,7 +93,7 @@ class Head:
 
 
 class Assembly:
-    """New matrices under construction, and where each row came from."""
+    """The new matrices under construction, and the origin of each row."""
 
     def __init__(
         self,
@@ -97,23 +103,23 @@ class Assembly:
         dtype: torch.dtype | None,
         expansion: Expansion | None = None,
     ) -> None:
-        """Copies the shared rows, or all of the source's, and leaves those to be built open.
+        """Copy the shared rows (all of the source's with an expansion), and mark the rows to build as open.
 
         Args:
             source: the source model.
-            alignment: of its tokenizer and the new one.
+            alignment: of the source's tokenizer and the new one.
             rows: T', rows of the new matrices, at least T.
             dtype: of the written rows; ``None`` keeps the checkpoint's.
-            expansion: the source's rows stay and these tokens are added; ``None``: the target's tokenizer takes its place.
+            expansion: the tokens that are added to the source's rows; ``None`` if the target's tokenizer replaces the source's.
         """
         self.head = Head(source)
         self.source = source
         self.input_rows = torch.zeros(rows, source.input_rows.shape[1], dtype=dtype or source.input_rows.dtype)
-        self.output_rows = None
+        self.output_rows: torch.Tensor | None = None
         if source.output_rows is not None:
             shape = (rows, source.output_rows.shape[1])
             self.output_rows = torch.zeros(shape, dtype=dtype or source.output_rows.dtype)
-        self.output_bias = None
+        self.output_bias: torch.Tensor | None = None
         if source.output_bias is not None:
             self.output_bias = torch.zeros(rows, dtype=dtype or source.output_bias.dtype)
         self.origin = np.full(rows, PADDING, dtype=np.uint8)
@@ -125,12 +131,12 @@ class Assembly:
         self.rule = np.zeros(rows, dtype=np.uint8)
         self._recipes: list[tuple[torch.Tensor, Recipe]] = []
         size = alignment.target.size
-        # A tokenizer may know more tokens than its model has rows: such a match has nothing to copy.
+        # A tokenizer may have more tokens than its model has rows: a token matched to such a token has no row to copy.
         shared = alignment.shared & (alignment.source_id < len(source.input_rows))
         hole = alignment.target.flags() & HOLE > 0
         self.shared = shared
         self.open = np.zeros(rows, dtype=bool)
-        # Methods speak of target ids; rows are these, but where tokens are added to the source's.
+        # Methods use target ids. They are the positions of the rows, except where tokens are added to the source's rows.
         self.row_of = np.arange(size)
         if expansion is None:
             self.new = np.flatnonzero(~shared & ~hole)
@@ -150,17 +156,19 @@ class Assembly:
         self.rule[ids] = RULES.index("copy")
         step = block_rows(self.input_rows.shape[1])
         for block in np.array_split(ids, max(1, -(-len(ids) // step))):
-            at, wanted = torch.from_numpy(block), torch.from_numpy(self.source_id[block].astype(np.int64))
+            rows, source = torch.from_numpy(block), torch.from_numpy(self.source_id[block].astype(np.int64))
             for matrix, copied in self.sides():
-                copied[at] = gather(matrix, wanted).to(copied.dtype)
-                if copied.dtype != matrix.dtype and not all_finite(copied[at]):
+                copied[rows] = gather(matrix, source).to(copied.dtype)
+                if copied.dtype != matrix.dtype and not all_finite(copied[rows]):
                     raise input_error(
-                        "dtype", str(copied.dtype).removeprefix("torch."), "one that holds the source's rows",
+                        "dtype",
+                        str(copied.dtype).removeprefix("torch."),
+                        "one that holds the source's rows",
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
-                    )  # fmt: skip
+                    )
 
     def copy(self) -> Assembly:
-        """An assembly of its own that stands where this one does."""
+        """An independent copy of this assembly as it is now."""
         other = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
@@ -170,9 +178,9 @@ class Assembly:
         return other
 
     def put(self, block: Block) -> None:
-        """Take in built rows; a row that is not finite in the written dtype stays open, with status ``out_of_range``."""
+        """Store built rows; a row that is not finite in the written dtype stays open, with status ``out_of_range``."""
         ids = self.row_of[block.ids.numpy()]
-        at = torch.from_numpy(ids)
+        positions = torch.from_numpy(ids)
         for name in ("support_size", "rank", "residual", "status"):
             values = getattr(block, name)
             if values is not None:
@@ -180,25 +188,26 @@ class Assembly:
         if block.rows is None or not len(ids):
             return
         rows = block.rows.to(self.input_rows.dtype)
-        fits = finite_rows(rows)
-        head, bias = self._split(block.head)
+        finite = finite_rows(rows)
+        head, bias = self._split_head(block.head)
         for part in (head, bias):
             if part is not None:
-                fits &= finite_rows(part)
-        kept = fits.numpy()
-        self.input_rows[at[fits]] = rows[fits]
-        if head is not None:
-            self.output_rows[at[fits]] = head[fits]
-        if bias is not None:
-            self.output_bias[at[fits]] = bias[fits]
+                finite &= finite_rows(part)
+        kept = finite.numpy()
+        self.input_rows[positions[finite]] = rows[finite]
+        if self.output_rows is not None and head is not None:
+            self.output_rows[positions[finite]] = head[finite]
+        if self.output_bias is not None and bias is not None:
+            self.output_bias[positions[finite]] = bias[finite]
         self.origin[ids[kept]] = block.origin
         self.rule[ids[kept]] = RULES.index(block.rule)
         if block.recipe is not None:
-            self._recipes.append((at[fits], block.recipe.pick(fits)))
+            self._recipes.append((positions[finite], block.recipe.pick(finite)))
         self.open[ids[kept]] = False
         self.status[ids[~kept]] = OUT_OF_RANGE
 
-    def _split(self, head: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _split_head(self, head: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Output rows and bias of a block, in the written dtype."""
         if head is None:
             return None, None
         bias = head[:, -1].to(self.output_bias.dtype) if self.output_bias is not None else None
@@ -206,20 +215,21 @@ class Assembly:
         return rows, bias
 
     def draw(self, seed: int, used: np.ndarray) -> None:
-        """Fill what is still open from a normal with mean and standard deviation of the source rows, per dimension.
+        """Draw the open rows from a normal distribution with mean and deviation of the source rows in each dimension.
 
-        Section 3.1 of the paper: "a token with no vector". Drawn in target-id order, so the same seed gives the same rows.
+        Section 3.1 of the paper does so for a token without a vector. Rows are drawn in the order of their ids, so that one
+        seed gives one result.
 
         Args:
             seed: of the generator.
-            used: int64, ids of the source tokens whose rows count (padding rows of the matrix do not).
+            used: int64, ids of the source tokens that mean and deviation are taken of (not padding rows of the matrix).
         """
         ids = torch.from_numpy(np.flatnonzero(self.open))
         if not len(ids):
             return
         generator = torch.Generator().manual_seed(seed)
         for matrix, drawn in self.sides():
-            mean, deviation = moments(matrix, used)
+            mean, deviation = row_moments(matrix, used)
             limit = torch.finfo(drawn.dtype).max
             for block in ids.split(block_rows(len(mean))):
                 noise = torch.randn(len(block), len(mean), generator=generator, dtype=torch.float64)
@@ -230,24 +240,24 @@ class Assembly:
         self.open[ids.numpy()] = False
 
     def pad(self, used: np.ndarray) -> None:
-        """Give ids that no token has the mean source row: finite, and never the likeliest output."""
+        """Set the rows that belong to no token to the mean source row: finite, and never the most likely output."""
         ids = torch.from_numpy(np.flatnonzero(self.origin == PADDING))
         self.rule[ids.numpy()] = RULES.index("mean")
         if len(ids):
             for matrix, padded in self.sides():
-                mean = moments(matrix, used)[0]
+                mean = row_moments(matrix, used)[0]
                 padded[ids] = mean.expand(len(ids), -1).reshape(-1, *padded.shape[1:]).to(padded.dtype)
 
     def recipe(self) -> Recipe:
-        """Of all T' rows; empty for those that no list of source rows made."""
-        return Recipe.placed(len(self.origin), self._recipes)
+        """Recipes of all T' rows; empty for rows that are not a weighted sum of source rows."""
+        return Recipe.scattered(len(self.origin), self._recipes)
 
     def sides(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Source and new matrix of each side there is: input rows, output rows, the head's bias."""
+        """Source and new matrix of input rows and, where the model has them, of output rows and the head's bias."""
         yield self.source.input_rows, self.input_rows
-        if self.output_rows is not None:
+        if self.source.output_rows is not None and self.output_rows is not None:
             yield self.source.output_rows, self.output_rows
-        if self.output_bias is not None:
+        if self.source.output_bias is not None and self.output_bias is not None:
             yield self.source.output_bias, self.output_bias
 
     def matrices(self) -> NewMatrices:
@@ -257,16 +267,11 @@ class Assembly:
         return NewMatrices(input_rows=self.input_rows, output_rows=self.output_rows, output_bias=self.output_bias)
 
 
-def moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the rows ``used``, per dimension, float64 [D] each ([1] for a bias).
-
-    Two passes, so that a large mean costs no digits; blocks, so that the matrix is never held in float64.
-    """
+def row_moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the rows ``used`` of a stored matrix in each dimension, float64 [D], [1] for a bias."""
     ids = torch.from_numpy(used)
 
     def blocks() -> Iterator[torch.Tensor]:
         return (block.reshape(len(block), -1) for block in blocks_of(matrix, ids))
 
-    mean = sum(block.sum(dim=0) for block in blocks()) / len(ids)
-    squares = sum(((block - mean) ** 2).sum(dim=0) for block in blocks())
-    return mean, (squares / max(1, len(ids) - 1)).sqrt()
+    return mean_and_deviation(blocks, len(ids))

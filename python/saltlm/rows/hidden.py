@@ -1,10 +1,12 @@
-"""Shared tokens that the self-check hides, and a job in which a method cannot look at them."""
+"""Shared tokens that the self-check hides, a job in which a method cannot read their rows, and groups to report them by."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import itertools
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,45 +16,47 @@ from .. import _rust
 from ..alignment.tokens import HOLE, SPECIAL
 from ..model.stored_rows import gather
 from .job import Job
-from .scripts import bands, script_of
 from .self_check_figures import Spread
 
-MOST = 1000  # hidden tokens: the figures' spread is then about 3 %, and the check takes seconds
+MAX_TOKENS = 1000  # hidden tokens: the standard error of the figures is then about 3 %, and the check takes seconds
+BANDS = 4  # frequency bands of the vocabulary
+# First words of the Unicode names of ideographs. The name of any other letter begins with its script.
+HAN = {"Cjk", "Ideographic", "Kangxi"}
 
 
 def twin_keys(vocabulary: _rust.Vocabulary) -> list[str]:
-    """What each token shares with its twins: its text without case and without the spaces around it.
+    """A key for each token that it shares with its twins: its text in lower case, without spaces around it.
 
-    Bytes that are no text, blanks and byte pieces keep all their bytes; special tokens and holes, which have no twins, are
-    empty.
+    A token that is not UTF-8 or only blanks has its whole text as key. Special tokens and holes have no twins and an empty
+    key.
     """
     data, offsets = vocabulary.token_bytes()
     content, text = data.tobytes(), vocabulary.flags() & (SPECIAL | HOLE) == 0
     keys = []
     for is_text, (start, end) in zip(text.tolist(), itertools.pairwise(offsets.tolist()), strict=True):
-        # Bytes that are no UTF-8 become lone surrogates: one string for each byte string.
+        # Bytes that are not UTF-8 become lone surrogates, so that different bytes give different strings.
         spelled = content[start:end].decode(errors="surrogateescape") if is_text else ""
         keys.append(spelled.strip().casefold() or spelled)
     return keys
 
 
 def hide(keys: Sequence[str], anchors: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split anchors into kept and hidden ones, whole groups at a time.
+    """Split the anchors into kept and hidden ones, so that twins are on the same side.
 
-    Tokens that differ in case or word start alone form a group: with a twin among the anchors a hidden token would be found
-    rather than predicted. Groups are taken in the order of a hash of their key, so that methods whose anchors differ by a few
-    tokens are checked on nearly the same ones.
+    A method could copy the row of a hidden token from a twin among the kept anchors, instead of predicting it. Groups of
+    twins are hidden in the order of a hash of their key, so that two methods whose anchors differ by a few tokens are checked
+    on nearly the same tokens.
 
     Args:
-        keys: of each target token, as :func:`twin_keys` gives them; tokens of one key are hidden together.
-        anchors: int64 [A].
-        share: of the anchors to hide, in [0, 0.5]; at most :data:`MOST` are.
-        seed: of the choice.
+        keys: of each target token, from :func:`twin_keys`.
+        anchors: int64 [A], target ids.
+        share: of the anchors to hide, in [0, 0.5]; no more than :data:`MAX_TOKENS` are hidden.
+        seed: of the hash.
 
     Returns:
         Kept and hidden anchors, ascending.
     """
-    wanted = min(MOST, int(len(anchors) * share))
+    count = min(MAX_TOKENS, int(len(anchors) * share))
     groups: dict[str, list[int]] = {}
     for token in anchors.tolist():
         groups.setdefault(keys[token] or f"\0{token}", []).append(token)
@@ -60,9 +64,9 @@ def hide(keys: Sequence[str], anchors: np.ndarray, share: float, seed: int) -> t
     order = {key: hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8, key=salt) for key in groups}
     hidden: list[int] = []
     for key in sorted(groups, key=lambda key: (order[key].digest(), key)):
-        if len(hidden) + len(groups[key]) <= wanted:
+        if len(hidden) + len(groups[key]) <= count:
             hidden += groups[key]
-        if len(hidden) >= wanted:
+        if len(hidden) >= count:
             break
     chosen = np.array(sorted(hidden), dtype=anchors.dtype)
     return np.setdiff1d(anchors, chosen), chosen
@@ -70,18 +74,18 @@ def hide(keys: Sequence[str], anchors: np.ndarray, share: float, seed: int) -> t
 
 @dataclasses.dataclass(frozen=True)
 class Hidden:
-    """Shared tokens that a method may not look at, and a job in which it cannot.
+    """Hidden shared tokens, and a job in which a method cannot read their rows.
 
     Attributes:
-        tokens: int64 [n], target ids, ascending.
-        new: int64 [m], target ids of new tokens whose rows are looked at beside theirs.
-        true: float32 [n, D], the hidden tokens' rows in the source.
-        spread: of the source's rows.
-        job: builds hidden and new tokens from the other anchors; the hidden ones' twins among the source tokens count as
-            hidden, and their pieces are neither themselves nor their twins.
-        script: of each hidden token.
-        band: of each hidden token, 1 for the most frequent quarter of the target's tokens.
-        order: what the bands go by, ``score`` or ``id``.
+        tokens: int64 [n], target ids of the hidden tokens, ascending.
+        new: int64 [m], target ids of new tokens whose rows are built and checked as well.
+        true: float32 [n, D], rows of the hidden tokens in the source.
+        spread: mean and covariance of the source's rows.
+        job: builds the hidden and the new tokens from the kept anchors. Its ``hidden`` has the hidden tokens' source ids and
+            those of their twins; the pieces of a hidden token contain neither the token nor a twin.
+        script: of each hidden token, from :func:`script_of`.
+        band: frequency band of each hidden token, from :func:`bands`.
+        order: what the bands are sorted by, ``score`` or ``id``.
     """
 
     tokens: np.ndarray
@@ -95,29 +99,29 @@ class Hidden:
 
 
 def hide_in(job: Job, share: float, seed: int) -> Hidden | None:
-    """Hide a share of the job's anchors; ``None`` where there are too few to hide any."""
+    """Hide a share of a job's anchors; ``None`` where there are too few anchors to hide any."""
     alignment = job.alignment
     keys = twin_keys(alignment.target)
     kept, tokens = hide(keys, job.anchors, share, seed)
     if not len(tokens) or not len(kept):
         return None
     twins: dict[str, list[int]] = {keys[token]: [] for token in tokens.tolist()}
-    for id_, key in enumerate(twin_keys(alignment.source)):
+    for source_id, key in enumerate(twin_keys(alignment.source)):
         if key in twins:
-            twins[key].append(id_)
-    own = alignment.source_id[tokens].astype(np.int64)
-    # A match looser than exact may have another key: the source's own token is hidden in any case.
+            twins[key].append(source_id)
+    matched = alignment.source_id[tokens].astype(np.int64)
+    # A token matched by a looser rule than exact may have another key than its match, which must be hidden as well.
     forbidden = [
-        np.union1d(np.array(twins[keys[token]], dtype=np.int64), own[i : i + 1]) for i, token in enumerate(tokens)
+        np.union1d(np.array(twins[keys[token]], dtype=np.int64), matched[i : i + 1]) for i, token in enumerate(tokens)
     ]
     shared = np.unique(alignment.source_id[job.anchors].astype(np.int64))
-    new = np.random.default_rng(seed).permutation(job.new)[:MOST]
+    new = np.random.default_rng(seed).permutation(job.new)[:MAX_TOKENS]
     flags, scores = alignment.target.flags(), alignment.target.scores()
     return Hidden(
         tokens=tokens,
         new=np.sort(new),
-        true=gather(job.source_rows, torch.from_numpy(own)).float(),
-        # New rows will stand beside shared ones, so these set the scale, if there are enough to tell.
+        true=gather(job.source_rows, torch.from_numpy(matched)).float(),
+        # The shared rows set the scale, because the new rows are used together with them; all rows where they are too few.
         spread=Spread.of(job.source_rows, shared if len(shared) >= 4 * job.source_rows.shape[1] else job.used),
         job=dataclasses.replace(
             job,
@@ -131,3 +135,46 @@ def hide_in(job: Job, share: float, seed: int) -> Hidden | None:
         band=bands(np.flatnonzero(flags & (SPECIAL | HOLE) == 0), scores)[tokens],
         order="id" if scores is None else "score",
     )
+
+
+def script_of(text: str) -> str:
+    """The script of most letters of a text, from the first words of their Unicode names; the first one of a tie.
+
+    A text without letters is ``digits``, ``punctuation`` (symbols included), ``blank`` or ``other``. A text with lone
+    surrogates, which stand for bytes that are not UTF-8, is ``bytes``.
+
+    Example:
+        >>> [script_of(text) for text in ("talo", "дом", "中文", "1984", "!?", "ｔａｌｏ")]
+        ['Latin', 'Cyrillic', 'Han', 'digits', 'punctuation', 'Latin']
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "bytes"
+    # The names of compatibility characters begin with their form ("fullwidth", "feminine"); NFKC gives the plain letters.
+    text = unicodedata.normalize("NFKC", text)
+    categories = [unicodedata.category(letter) for letter in text]
+    letters = [letter for letter, category in zip(text, categories, strict=True) if category[0] == "L"]
+    if letters:
+        names = (unicodedata.name(letter, "other").split()[0].split("-")[0].capitalize() for letter in letters)
+        script = collections.Counter(names).most_common(1)[0][0]
+        return "Han" if script in HAN else script
+    for initials, name in (("N", "digits"), ("PS", "punctuation"), ("ZC", "blank")):
+        if any(category[0] in initials for category in categories):
+            return name
+    return "other"
+
+
+def bands(text: np.ndarray, scores: np.ndarray | None) -> np.ndarray:
+    """Frequency band of each token: 1 for the most frequent quarter of the text tokens, 4 for the least frequent.
+
+    Args:
+        text: int64, ids of the text tokens, ascending.
+        scores: float64 [T], log-probabilities of a Unigram model. ``None`` sorts by id, because the vocabularies of other
+            models begin with the most frequent tokens.
+
+    Returns:
+        int8 [largest id + 1], 0 for ids not in ``text``.
+    """
+    ordered = text if scores is None else text[np.argsort(-scores[text], kind="stable")]
+    band = np.zeros(int(text.max(initial=-1)) + 1, dtype=np.int8)
+    band[ordered] = 1 + np.arange(len(ordered)) * BANDS // max(1, len(ordered))
+    return band

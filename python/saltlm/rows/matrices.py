@@ -1,4 +1,4 @@
-"""The new vocabulary rows as they are written."""
+"""The new vocabulary rows in the form in which they are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..model.safetensors_header import NAMES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NewMatrices:
-    """The new vocabulary rows, in the dtype they are to be written in.
+    """The new vocabulary rows, in the dtype in which they are written.
 
     Attributes:
         input_rows: [T', D].
@@ -25,16 +25,15 @@ class NewMatrices:
 
     def __post_init__(self) -> None:
         rows = len(self.input_rows)
-        shapes = [(what, tuple(tensor.shape)) for what, tensor in self._there()]
-        right = self.input_rows.dim() == 2 and all(shape[0] == rows for _, shape in shapes)
-        if not right or any(tensor.dtype not in NAMES for _, tensor in self._there()):
+        shapes = [(name, tuple(tensor.shape)) for name, tensor in self._present()]
+        fitting = self.input_rows.dim() == 2 and all(shape[0] == rows for _, shape in shapes)
+        if not fitting or any(tensor.dtype not in NAMES for _, tensor in self._present()):
             raise ValueError(
                 f"matrices of these shapes cannot be written: {shapes}; expected float [T', D], [T', D'], [T']"
             )
 
     def __repr__(self) -> str:
-        return "NewMatrices(" + ", ".join(f"{what}={list(tensor.shape)}" for what, tensor in self._there()) + ")"
+        return "NewMatrices(" + ", ".join(f"{name}={list(tensor.shape)}" for name, tensor in self._present()) + ")"
 
-    def _there(self) -> list[tuple[str, torch.Tensor]]:
-        fields = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return [(what, tensor) for what, tensor in fields if tensor is not None]
+    def _present(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, tensor) for name, tensor in vars(self).items() if tensor is not None]

@@ -1,4 +1,4 @@
-"""Which source rows, with which weights, made each new row: kept in compressed rows, the largest weights of long ones."""
+"""Recipes: the source rows and weights that each new row is a sum of, at most :data:`MAX_ENTRIES` of them a row."""
 
 from __future__ import annotations
 
@@ -9,37 +9,52 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# What a row was made by; codes of provenance.safetensors' ``rule`` index this list, saved as ``rules`` in saltlm.json.
+from ..operators.ragged import RaggedRows, offsets_of
+
+# How a row was made; codes of ``rule`` in provenance.safetensors index this list, which saltlm.json saves as ``rules``.
 RULES = (
-    "none", "copy", "anchors", "pieces", "source tokens", "map", "pieces and map", "all anchors", "mean", "zeros", "random",
-    "pieces and anchors", "pieces and all anchors", "map and anchors", "pieces, map and anchors",
-)  # fmt: skip
-MOST = 64  # entries kept of a row: dense supports would take more room than the model
-_VALUES = 1 << 22  # weights of a block of long rows laid side by side (16 MB)
+    "none",
+    "copy",
+    "anchors",
+    "pieces",
+    "source tokens",
+    "map",
+    "pieces and map",
+    "all anchors",
+    "mean",
+    "zeros",
+    "random",
+    "pieces and anchors",
+    "pieces and all anchors",
+    "map and anchors",
+    "pieces, map and anchors",
+)
+MAX_ENTRIES = 64  # entries kept of a row: dense supports in full would take more space than the model
+_BLOCK_VALUES = 1 << 22  # weights of a block of long rows in a padded matrix (16 MB)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Recipe:
-    """Source rows and weights of M new rows; the input row is their weighted sum, an output row's weights may differ.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Recipe(RaggedRows):
+    """Source ids and weights of M new rows.
+
+    The input row is the weighted sum of these source rows. Weights of the output row may differ.
 
     Attributes:
-        offsets: int64 [M + 1]; row m owns entries ``offsets[m]`` to ``offsets[m + 1]``, at most :data:`MOST`.
+        offsets: int64 [M + 1]; row m has the entries ``offsets[m]`` to ``offsets[m + 1]``, at most :data:`MAX_ENTRIES`.
         ids: int32, source ids, in the order of the method: nearest or first picked first, pieces as they spell the token.
         weights: float32, signed.
-        kept: float32 [M], share of the sum of all weights' sizes that the kept ones have, 1 where all are kept.
+        kept: float32 [M], sum of the absolute kept weights as a share of the sum of all; 1 where all are kept.
     """
 
-    offsets: Tensor
-    ids: Tensor
     weights: Tensor
     kept: Tensor
 
     def __repr__(self) -> str:
-        return f"Recipe(M={len(self.kept)}, entries={len(self.ids)})"
+        return f"Recipe(M={len(self)}, entries={len(self.ids)})"
 
     @classmethod
     def of(cls, offsets: Tensor, ids: Tensor, weights: Tensor) -> Recipe:
-        """Keep the :data:`MOST` weights of largest size of each row, in their order.
+        """Keep the :data:`MAX_ENTRIES` weights of largest absolute value of each row, in their order.
 
         Args:
             offsets: int64 [M + 1].
@@ -49,71 +64,77 @@ class Recipe:
         offsets, ids, weights = offsets.cpu(), ids.cpu(), weights.cpu().double()
         size, weight = offsets.diff(), weights.abs()
         kept = torch.ones(len(size), dtype=torch.float64)
-        inside = torch.ones(len(ids), dtype=torch.bool)
-        long = (size > MOST).nonzero()[:, 0]
-        for rows in long.split(max(1, _VALUES // max(1, int(size.max())))) if len(long) else ():
-            place = torch.arange(int(size[rows].max()))
-            own = place < size[rows, None]
-            at = (offsets[rows, None] + place).clamp_max(len(ids) - 1)
-            beside = torch.where(own, weight[at], -1.0)
-            top = beside.topk(MOST, dim=1)
-            inside[at[own]] = False
-            inside[offsets[rows, None] + top.indices] = True
-            total = beside.clamp_min(0).sum(dim=1)
+        chosen = torch.ones(len(ids), dtype=torch.bool)
+        long = (size > MAX_ENTRIES).nonzero()[:, 0]
+        for rows in long.split(max(1, _BLOCK_VALUES // max(1, int(size.max())))) if len(long) else ():
+            column = torch.arange(int(size[rows].max()))
+            inside = column < size[rows, None]
+            entry = (offsets[rows, None] + column).clamp_max(len(ids) - 1)
+            padded = torch.where(inside, weight[entry], -1.0)
+            top = padded.topk(MAX_ENTRIES, dim=1)
+            chosen[entry[inside]] = False
+            chosen[offsets[rows, None] + top.indices] = True
+            total = padded.clamp_min(0).sum(dim=1)
             kept[rows] = torch.where(total > 0, top.values.sum(dim=1) / total, 1.0)
-        ends = torch.cat([torch.zeros(1, dtype=torch.int64), inside.cumsum(0)])[offsets]
-        return cls(ends, ids[inside].int(), weights[inside].float(), kept.float())
+        return cls(offsets_of(chosen)[offsets], ids[chosen].int(), weights[chosen].float(), kept.float())
 
     def pick(self, rows: Tensor) -> Recipe:
-        """The recipes of some rows: a bool mask [M] or int64 positions, in that order."""
+        """Recipes of some rows, given as a bool mask [M] or as int64 positions in any order."""
         rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-        size = self.offsets.diff()[rows]
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), size.cumsum(0)])
-        at = torch.arange(int(offsets[-1])) + (self.offsets[rows] - offsets[:-1]).repeat_interleave(size)
-        return Recipe(offsets, self.ids[at], self.weights[at], self.kept[rows])
+        offsets, entries = self.select(rows)
+        return Recipe(offsets, self.ids[entries], self.weights[entries], self.kept[rows])
 
-    def beside(self, other: Recipe, factor: Tensor) -> Recipe:
-        """Each row's entries and, after them, the other's times ``factor`` [M]; the largest of both."""
-        owners = [torch.arange(len(part.kept)).repeat_interleave(part.offsets.diff()) for part in (self, other)]
-        order = torch.cat(owners).argsort(stable=True)
-        weights = torch.cat([self.weights.double(), other.weights.double() * factor.double()[owners[1]]])
+    def plus(self, other: Recipe, factor: Tensor) -> Recipe:
+        """Recipes of the sums ``self + factor * other``, row by row: entries of both, cut to the largest weights.
+
+        Args:
+            other: recipes of M rows.
+            factor: reals [M].
+        """
+        rows = [self.row_of_entry, other.row_of_entry]
+        order = torch.cat(rows).argsort(stable=True)
+        weights = torch.cat([self.weights.double(), other.weights.double() * factor.double()[rows[1]]])
         both = Recipe.of(self.offsets + other.offsets, torch.cat([self.ids, other.ids])[order], weights[order])
-        # What an earlier cut took away counts as well.
-        whole = torch.zeros(len(self.kept), dtype=torch.float64)
-        for part, owner, own in (
-            (self, owners[0], weights[: len(self.ids)]),
-            (other, owners[1], weights[len(self.ids) :]),
+        # Weights that an earlier cut removed belong to the sum of all weights.
+        total = torch.zeros(len(self), dtype=torch.float64)
+        for recipe, row, part in (
+            (self, rows[0], weights[: len(self.ids)]),
+            (other, rows[1], weights[len(self.ids) :]),
         ):
-            size = torch.zeros_like(whole).index_add_(0, owner, own.abs())
-            whole += torch.where(part.kept > 0, size / part.kept.double(), 0.0)
-        owner = torch.arange(len(self.kept)).repeat_interleave(both.offsets.diff())
-        left = torch.zeros_like(whole).index_add_(0, owner, both.weights.double().abs())
+            size = torch.zeros_like(total).index_add_(0, row, part.abs())
+            total += torch.where(recipe.kept > 0, size / recipe.kept.double(), 0.0)
+        kept = torch.zeros_like(total).index_add_(0, both.row_of_entry, both.weights.double().abs())
         cut = (both.kept < 1) | (self.kept < 1) | (other.kept < 1)
-        return dataclasses.replace(both, kept=torch.where(cut & (whole > 0), left / whole, 1.0).float())
+        return dataclasses.replace(both, kept=torch.where(cut & (total > 0), kept / total, 1.0).float())
 
     @classmethod
-    def joined(cls, parts: Sequence[Recipe]) -> Recipe:
-        """One after the other."""
-        starts = [0, *itertools.accumulate(len(part.ids) for part in parts)]
-        offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
+    def joined(cls, recipes: Sequence[Recipe]) -> Recipe:
+        """The rows of several recipes, one after the other."""
+        starts = [0, *itertools.accumulate(len(recipe.ids) for recipe in recipes)]
+        offsets = [recipe.offsets[:-1] + start for recipe, start in zip(recipes, starts, strict=False)]
         return cls(
             torch.cat([*offsets, torch.tensor([starts[-1]], dtype=torch.int64)]),
-            torch.cat([torch.zeros(0, dtype=torch.int32), *(part.ids for part in parts)]),
-            torch.cat([torch.zeros(0), *(part.weights for part in parts)]),
-            torch.cat([torch.zeros(0), *(part.kept for part in parts)]),
+            torch.cat([torch.zeros(0, dtype=torch.int32), *(recipe.ids for recipe in recipes)]),
+            torch.cat([torch.zeros(0), *(recipe.weights for recipe in recipes)]),
+            torch.cat([torch.zeros(0), *(recipe.kept for recipe in recipes)]),
         )
 
     @classmethod
-    def placed(cls, rows: int, parts: Sequence[tuple[Tensor, Recipe]]) -> Recipe:
-        """Recipes of all ``rows``: each part goes to the rows it names, int64 [m]; the others are empty and whole."""
-        every = cls.joined([cls.empty(1), *(part for _, part in parts)])
-        at = torch.zeros(rows, dtype=torch.int64)
+    def scattered(cls, count: int, parts: Sequence[tuple[Tensor, Recipe]]) -> Recipe:
+        """Recipes of ``count`` rows of which only some have entries.
+
+        Args:
+            count: rows of the result.
+            parts: positions int64 [m] of rows, and their recipes.
+        """
+        everything = cls.joined([cls.empty(1), *(recipe for _, recipe in parts)])
+        position = torch.zeros(count, dtype=torch.int64)
         if parts:
-            at[torch.cat([named for named, _ in parts])] = torch.arange(1, len(every.kept))
-        return every.pick(at)
+            position[torch.cat([rows for rows, _ in parts])] = torch.arange(1, len(everything))
+        return everything.pick(position)
 
     @classmethod
     def empty(cls, rows: int) -> Recipe:
-        """Nothing, for so many rows."""
+        """Recipes without entries."""
         offsets = torch.zeros(rows + 1, dtype=torch.int64)
         return cls(offsets, torch.zeros(0, dtype=torch.int32), torch.zeros(0), torch.ones(rows))

@@ -1,39 +1,36 @@
-"""The self-check without training: hide shared tokens, predict their rows, compare with the true ones."""
+"""The self-check without training: hide shared tokens, predict their rows, compare them with the true ones."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..model.stored_rows import blocks_of
-from .assembly import moments
-from .hidden import Hidden, hide_in
+from .assembly import row_moments
+from .hidden import Hidden
 from .methods import build
 from .self_check_figures import compared, grouped, score
 
-if TYPE_CHECKING:
-    from .methods import Job
-
-LONGEST = 10.0  # times the longest shared row: a tied head then predicts this token everywhere
-EQUAL = 1e-6  # variance of rows, in units of the source's, below which they tell nothing apart
-WORST = -0.75  # draws with the source's covariance score about -1/2
+MAX_LENGTH = 10.0  # in units of the longest shared row; a tied head predicts a longer row's token everywhere
+MIN_NOISE = 1e-6  # variance of rows in units of the source's; rows of less are all equal
+MIN_SCORE = -0.75  # random rows with the covariance of the source score about -0.5
 
 
 def predict(hidden: Hidden, **options: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The rows that the job's method gives to hidden and to new tokens.
+    """Rows that the job's method builds for the hidden and the new tokens.
 
-    What it leaves is drawn here too: the figures are of the rows that a transfer would write.
+    Tokens that the method does not build are drawn as in a transfer, so that the figures describe the rows of a transfer.
 
     Args:
-        hidden: of :func:`hide_in`.
-        **options: of :class:`~saltlm.TransferConfig`, in place of the job's.
+        hidden: from :func:`~saltlm.rows.hidden.hide_in`.
+        **options: fields of :class:`~saltlm.TransferConfig` that replace the job's.
 
     Returns:
-        Float64 [n, D] and [m, D], and how many of the hidden tokens were drawn.
+        Float64 [n, D] and [m, D], and the number of hidden tokens that were drawn.
     """
     job = hidden.job
     if options:
@@ -44,36 +41,31 @@ def predict(hidden: Hidden, **options: Any) -> tuple[torch.Tensor, torch.Tensor,
             rows[torch.from_numpy(np.searchsorted(job.new, block.ids.numpy()))] = block.rows.double()
     drawn = ~rows.isfinite().all(dim=1)
     if drawn.any():
-        mean, deviation = moments(job.source_rows, job.used)
+        mean, deviation = row_moments(job.source_rows, job.used)
         generator = torch.Generator().manual_seed(job.config.seed)
         noise = torch.randn(int(drawn.sum()), len(mean), generator=generator, dtype=torch.float64)
         rows[drawn] = mean + noise * deviation
-    at, of = (torch.from_numpy(np.searchsorted(job.new, ids)) for ids in (hidden.tokens, hidden.new))
-    return rows[at], rows[of], int(drawn[at].sum())
-
-
-def heldout_check(job: Job, share: float, seed: int) -> dict[str, Any] | None:
-    """Predict hidden anchors' input rows by the job's own method from what remains.
-
-    Returns:
-        :func:`check` of them; ``None`` where nothing could be hidden.
-    """
-    hidden = hide_in(job, share, seed)
-    return None if hidden is None else check(hidden)
+    tokens, new = (torch.from_numpy(np.searchsorted(job.new, ids)) for ids in (hidden.tokens, hidden.new))
+    return rows[tokens], rows[new], int(drawn[tokens].sum())
 
 
 def check(hidden: Hidden, **options: Any) -> dict[str, Any]:
-    """Figures of a method, by its job's options or others, on tokens that are hidden already.
+    """Figures of a method on tokens that are hidden already.
+
+    Args:
+        hidden: from :func:`~saltlm.rows.hidden.hide_in`.
+        **options: fields of :class:`~saltlm.TransferConfig` that replace the job's.
 
     Returns:
-        Those of :func:`~saltlm.rows.self_check_figures.compared` and :func:`~saltlm.rows.self_check_figures.score`; ``drawn``, the hidden
-        tokens that the method cannot build; ``new_tokens`` looked at; ``scripts`` and ``bands``, error, cosine and rank by
-        group; ``band_order``, whether bands go by the tokenizer's ``score`` or by ``id``; and ``broken``, see :func:`fault`.
+        The figures of :func:`~saltlm.rows.self_check_figures.compared` and :func:`~saltlm.rows.self_check_figures.score`;
+        ``drawn``, the number of hidden tokens that the method cannot build; ``new_tokens``, the number of new tokens checked;
+        ``scripts`` and ``bands``, error, cosine and rank by group; ``band_order``, what the bands are sorted by (``score`` or
+        ``id``); and ``broken``, see :func:`fault`.
     """
     rows, new, drawn = predict(hidden, **options)
     job = hidden.job
-    source = torch.from_numpy(job.alignment.source_id[np.union1d(job.anchors, hidden.tokens)].astype(np.int64))
-    figures, each = compared(rows, hidden.true, job.source_rows, source)
+    source = job.source_ids(np.union1d(job.anchors, hidden.tokens))
+    figures, by_token = compared(rows, hidden.true, job.source_rows, source)
     parts = score(rows, hidden.true, new, hidden.spread)
     lengths = torch.cat([rows, new]).norm(dim=1)
     longest = max(float(block.norm(dim=1).max()) for block in blocks_of(job.source_rows, source))
@@ -83,23 +75,23 @@ def check(hidden: Hidden, **options: Any) -> dict[str, Any]:
         "drawn": drawn,
         "new_tokens": len(new),
         "broken": fault(parts, float(lengths.max()) / max(longest, 1e-30)),
-        "scripts": grouped(each, hidden.script),
-        "bands": grouped(each, hidden.band.tolist()),
+        "scripts": grouped(by_token, hidden.script),
+        "bands": grouped(by_token, hidden.band.tolist()),
         "band_order": hidden.order,
     }
 
 
 def fault(parts: Mapping[str, float], length: float) -> str | None:
-    """What makes a start unusable, in words; ``None`` if nothing does.
+    """The reason why rows are unusable as a start, as the end of a sentence; ``None`` if they are usable.
 
     Args:
-        parts: as :func:`~saltlm.rows.self_check_figures.score` gives them.
-        length: of the longest row, in units of the longest shared one's.
+        parts: from :func:`~saltlm.rows.self_check_figures.score`.
+        length: norm of the longest row, in units of the longest shared row's.
     """
-    if length > LONGEST:
+    if length > MAX_LENGTH:
         return f"its longest row is {length:.0f} times the longest shared one"
-    if parts["noise"] < EQUAL:
+    if parts["noise"] < MIN_NOISE:
         return "all its rows are equal"
-    if parts["score"] < WORST:
+    if parts["score"] < MIN_SCORE:
         return f"its rows fit the source no better than random ones (score {parts['score']:.2f}; exact rows have 1.5)"
     return None

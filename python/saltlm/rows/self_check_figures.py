@@ -1,4 +1,4 @@
-"""The self-check's figures: of each hidden token, by group, and one score for the whole start."""
+"""The figures of the self-check: by hidden token, by group of tokens, and one score for all rows."""
 
 from __future__ import annotations
 
@@ -10,65 +10,77 @@ import numpy as np
 import torch
 
 from ..model.stored_rows import block_rows, blocks_of, gather
+from ..operators.linear import centred_products, mean_of_rows
 
-# Share of the mean variance that is added in every direction: rows of few directions stay measurable.
+# Share of the mean variance that is added in every direction, so that the covariance of rows of low rank can be inverted.
 RIDGE = 1e-3
-DIGITS = 9  # after the point, of a score and its parts
-ROWS = 8192  # source rows at least that the covariance is taken from, and four for each dimension
+DIGITS = 9  # decimals of a score and its parts
+MIN_ROWS = 8192  # the covariance is taken from this number of source rows, or four for each dimension if that is more
 
-Each = dict[str, np.ndarray]
+FiguresByToken = dict[str, np.ndarray]
 
 
 def compared(
     predicted: torch.Tensor, true: torch.Tensor, rows: torch.Tensor, candidates: torch.Tensor
-) -> tuple[dict[str, float | int], Each]:
-    """How near predicted rows are to the true ones.
+) -> tuple[dict[str, float | int], FiguresByToken]:
+    """Distances between predicted and true rows.
 
     Args:
         predicted: float64 [n, D].
         true: [n, D].
         rows: [S, D], the source's rows as stored.
-        candidates: int64 [c], the rows among which the true one is looked for.
+        candidates: int64 [c], positions in ``rows`` among which the true row is ranked.
 
     Returns:
         ``tokens`` (n) and ``candidates`` (c); medians of ``relative_error`` (|predicted - true| / |true|), ``cosine`` and
-        ``rank`` (place of the true row among the candidates by cosine to the predicted one, 1 is best); ``top1``, the share
-        of rank 1. And error, cosine and rank of each token, by these names.
+        ``rank`` (of the true row among the candidates, sorted by their cosine to the predicted row; 1 is best); ``top1``, the
+        share of rank 1. And error, cosine and rank of each token, under the same names.
     """
     true = true.double()
     error = (predicted - true).norm(dim=1) / true.norm(dim=1).clamp_min(1e-12)
     unit = torch.nn.functional.normalize(predicted, dim=1)
     cosine = (unit * torch.nn.functional.normalize(true, dim=1)).sum(dim=1)
     rank = torch.ones(len(true), dtype=torch.int64)
-    most = block_rows(rows.shape[1])  # all candidates at once would be the shared rows once more in float32
-    for part in candidates.split(most):
+    # In blocks: all candidates together would be a copy of the shared rows in float32.
+    for part in candidates.split(block_rows(rows.shape[1])):
         others = torch.nn.functional.normalize(gather(rows, part).float(), dim=1)
         rank += (unit.float() @ others.T > cosine.float()[:, None] + 1e-6).sum(dim=1)
-    rank[predicted.norm(dim=1) == 0] = len(candidates)  # a row of zeros is as near to one as to another
-    each = {"relative_error": error.numpy(), "cosine": cosine.numpy(), "rank": rank.numpy()}
-    return {**medians(each), "candidates": len(candidates), "top1": float((rank == 1).double().mean())}, each
+    rank[predicted.norm(dim=1) == 0] = len(candidates)  # a row of zeros has no nearest candidate
+    by_token = {"relative_error": error.numpy(), "cosine": cosine.numpy(), "rank": rank.numpy()}
+    figures = {**medians(by_token), "candidates": len(candidates), "top1": float((rank == 1).double().mean())}
+    return figures, by_token
 
 
-def medians(each: Each) -> dict[str, float | int]:
-    """How many tokens, and the median of each figure; of an even number of ranks the lower one, which is a rank."""
-    error, cosine, rank = (each[name] for name in ("relative_error", "cosine", "rank"))
-    middle = int(np.sort(rank)[(len(rank) - 1) // 2])
+def medians(by_token: FiguresByToken) -> dict[str, float | int]:
+    """Number of tokens, and the median of each figure; the lower one of two middle ranks, so that it is a rank."""
+    error, cosine, rank = (by_token[name] for name in ("relative_error", "cosine", "rank"))
     return {
-        "tokens": len(rank), "relative_error": float(np.median(error)), "cosine": float(np.median(cosine)), "rank": middle
-    }  # fmt: skip
+        "tokens": len(rank),
+        "relative_error": float(np.median(error)),
+        "cosine": float(np.median(cosine)),
+        "rank": int(np.sort(rank)[(len(rank) - 1) // 2]),
+    }
 
 
-def grouped(each: Each, groups: Sequence[Any]) -> dict[str, dict[str, float | int]]:
-    """The same by group, largest first, of equals by name; ``groups`` names each token's."""
-    names = np.array([str(group) for group in groups])
-    found, counts = np.unique(names, return_counts=True)
-    order = sorted(zip(-counts, found, strict=True))
-    return {str(name): medians({key: values[names == name] for key, values in each.items()}) for _, name in order}
+def grouped(by_token: FiguresByToken, groups: Sequence[Any]) -> dict[str, dict[str, float | int]]:
+    """:func:`medians` by group, the largest group first, groups of one size by name.
+
+    Args:
+        by_token: figures of each token.
+        groups: name of the group of each token.
+    """
+    group_of = np.array([str(group) for group in groups])
+    names, counts = np.unique(group_of, return_counts=True)
+    order = sorted(zip(-counts, names, strict=True))
+    return {
+        str(name): medians({figure: values[group_of == name] for figure, values in by_token.items()})
+        for _, name in order
+    }
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Spread:
-    """Mean and covariance of the source's rows, in whose units rows are scored."""
+    """Mean and covariance of the source's rows, the units in which rows are scored."""
 
     mean: torch.Tensor  # float64 [D]
     root: torch.Tensor  # float64 [D, D], lower triangular: root root^T is the covariance
@@ -76,46 +88,45 @@ class Spread:
     @classmethod
     def of(cls, rows: torch.Tensor, used: np.ndarray) -> Spread:
         """From up to ``max(8192, 4 D)`` rows, evenly spaced among ``used``."""
-        most = max(ROWS, 4 * rows.shape[1])
-        chosen = torch.from_numpy(used[np.linspace(0, len(used) - 1, min(most, len(used))).astype(np.int64)])
-        mean = sum(block.sum(dim=0) for block in blocks_of(rows, chosen)) / len(chosen)
-        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-        for block in blocks_of(rows, chosen):  # squares of the largest bfloat16 fit into no float32
-            covariance.addmm_((block - mean).T, block - mean)
+        count = min(max(MIN_ROWS, 4 * rows.shape[1]), len(used))
+        chosen = torch.from_numpy(used[np.linspace(0, len(used) - 1, count).astype(np.int64)])
+        mean = mean_of_rows(blocks_of(rows, chosen), len(chosen))
+        # In float64: the square of the largest bfloat16 is infinite in float32.
+        covariance = centred_products(blocks_of(rows, chosen), mean)
         covariance /= len(chosen)
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean().clamp_min(1e-30))
         return cls(mean, torch.linalg.cholesky(covariance))
 
     def whiten(self, rows: torch.Tensor) -> torch.Tensor:
-        """Float64 [n, D]: rows in units of the source's spread, its mean at zero."""
+        """Rows with the source's mean subtracted, in units of its covariance, float64 [n, D]."""
         return torch.linalg.solve_triangular(self.root, (rows.double() - self.mean).T, upper=False).T
 
 
 def score(predicted: torch.Tensor, true: torch.Tensor, new: torch.Tensor, spread: Spread) -> dict[str, float]:
-    """One figure for a start: what its rows explain, less noise and offset, in units of the source's covariance.
+    """One figure for all rows of a method: explained variance less noise and offset, in units of the source's covariance.
 
     ``score = 2 signal - noise / 2 - offset``. With rows whitened by the source's mean and covariance, and in units of the
     mean squared distance of the true rows from their mean,
 
     - ``signal`` is the covariance of predicted and true rows of hidden tokens, ``mean (p - mean p) . (t - mean t)``,
-    - ``noise`` the variance of the rows of *new* tokens, ``mean |x - mean x|^2``,
-    - ``offset`` the squared distance of those rows' mean from the source's.
+    - ``noise`` is the variance of the rows of *new* tokens, ``mean |x - mean x|^2``,
+    - ``offset`` is the squared distance of those rows' mean from the source's.
 
-    With the noise at full weight this is 1 - relative squared error, the share of variance explained; half weight keeps it
-    from preferring rows that are shrunk to the mean and tell no tokens apart. Noise and offset need no true row, so they are
-    taken from new tokens, where they differ from those of hidden ones: these have nearer neighbours and other pieces.
-    Whitening matters because a model's hidden states are large where its rows hardly differ: a small common error there
-    moves every logit. One row for all tokens scores about 0, random rows of the source's covariance about -1/2, exact
-    ones 3/2.
+    With the full weight of the noise this is 1 - relative squared error, the share of variance explained, which prefers rows
+    that are shrunk to the mean and so do not distinguish tokens; half the weight does not. Noise and offset need no true row.
+    They are taken from new tokens, whose rows differ from those of hidden tokens: hidden tokens have nearer neighbours and
+    other pieces. Rows are whitened because the hidden states of a model are large in directions in which its rows differ
+    little: a small common error in these directions changes every logit. The same row for all tokens scores about 0, random
+    rows with the source's covariance about -1/2, exact rows 3/2.
 
     Args:
         predicted: float64 [n, D], rows of hidden tokens.
         true: [n, D].
-        new: [m, D], rows of new tokens; where there are none, the hidden ones' stand in.
+        new: [m, D], rows of new tokens; with m = 0 the predicted rows are used.
         spread: of the source's rows.
 
     Returns:
-        ``score`` and its parts ``signal``, ``noise`` and ``offset``, to nine digits after the point.
+        ``score`` and its parts ``signal``, ``noise`` and ``offset``, rounded to :data:`DIGITS` decimals.
     """
     p, t = spread.whiten(predicted), spread.whiten(true)
     x = spread.whiten(new) if len(new) else p
@@ -125,5 +136,5 @@ def score(predicted: torch.Tensor, true: torch.Tensor, new: torch.Tensor, spread
     noise = float((x - x.mean(dim=0)).square().sum(dim=1).mean() / unit)
     offset = float(x.mean(dim=0).square().sum() / unit)
     figures = {"score": 2 * signal - noise / 2 - offset, "signal": signal, "noise": noise, "offset": offset}
-    # Products of matrices round by the number of threads; what is told must not depend on it.
+    # Rounded, because matrix products differ in the last bits with the number of threads.
     return {name: round(value, DIGITS) for name, value in figures.items()}

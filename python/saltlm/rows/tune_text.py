@@ -1,10 +1,10 @@
-"""Options chosen by a little text: those whose rows let the source model say it in the fewest bits, before any training."""
+"""Options chosen by a short text: those whose rows let the source model predict it with the fewest bits, without training."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,43 @@ import torch
 
 from ..errors import InputError, input_error
 from ..evaluation.evaluate import evaluate
+from ..files.hashing import sha256_file
 from ..model.causal_lm import load_causal_lm
+from ..progress import Progress
+from ..protocols import LanguageModel, Tokenizer
 from ..text.documents import read_documents
 from .assembly import Assembly
 from .matrices import NewMatrices
 from .methods import Job
-from .tune import Tuning, free_options, meant, search
+from .tune import Options, Tuning, effective_values, free_options, search
 
-TEXT_BYTES = 4000  # of text a trial scores: options part by .05 to .3 bits per byte, and a trial takes seconds
+TEXT_BYTES = 4000  # scored in a trial: options differ by 0.05 to 0.3 bits per byte, and a trial takes seconds
 LEAST_BYTES = 500
-READ_BYTES = 1 << 22  # of a text, from which they are taken: it may be the whole corpus of an adaptation
-# Bits per byte that an option must gain to leave its default: 4 kB cannot tell less, and a start that was less than this ahead
-# before training was behind after it (bench/LOG.md).
+READ_BYTES = 1 << 22  # read from the beginning of a text, which may be the whole corpus of an adaptation
+# Bits per byte that an option must gain to leave its default: 4 kB cannot show a smaller difference, and rows that were ahead
+# by less before training were behind after it (bench/LOG.md).
 GAIN = 0.02
-LONGEST = 1000  # characters of a document: one long one must not be all of the text
+MAX_DOCUMENT = 1000  # characters of a document, so that a long one is not the whole sample
 
 
 def tune_by_text(
-    job: Job, assembly: Assembly, tokenizer: Any, fill: Callable[[Job, Assembly], object],
-    report: Callable[[int, int], None],
-) -> Tuning:  # fmt: skip
-    """Choose options by bits per byte.
+    job: Job,
+    assembly: Assembly,
+    tokenizer: Tokenizer,
+    fill: Callable[[Job, Assembly], object],
+    report: Progress,
+) -> Tuning:
+    """Choose options by bits per byte, with :func:`~saltlm.rows.tune.search`.
 
-    The search is :func:`~saltlm.rows.tune.search`, but an option stays as it is unless another value gains :data:`GAIN`. A
-    start whose predictions are not finite loses to any other.
+    An option changes only if another value gains :data:`GAIN`. Rows with which the model's predictions are not finite lose to
+    all others.
 
     Args:
-        job: its options are where the search starts, and ``tune_text`` is the text.
-        assembly: rows under construction, which stay as they are; its source model is loaded whole.
+        job: the search starts at its options; its ``tune_text`` is the text.
+        assembly: rows under construction, which do not change; its source model is loaded as a whole.
         tokenizer: the new one.
-        fill: finishes an assembly by a job's options.
-        report: called with (trials done, trials foreseen).
+        fill: builds the open rows of an assembly by a job.
+        report: called with (trials done, trials expected).
 
     Returns:
         The choice, and ``bits_per_byte`` of all trials.
@@ -52,93 +58,104 @@ def tune_by_text(
         InputError: the text cannot be read or is too short, or the model cannot be loaded.
     """
     config = job.config
+    if config.tune_text is None:
+        raise RuntimeError("tune_by_text was called without a text")
     documents = check_text(config.tune_text)
     lm = load_causal_lm(assembly.source.folder, device=config.device, trust_remote_code=config.trust_remote_code)
     grid = free_options(config)
-    quiet = dataclasses.replace(job, progress=lambda done, total: None)
-    found: dict[tuple[Any, ...], tuple[Mapping[str, Any], float]] = {}
-    values: dict[str, float] = {}  # by the rows: where the method has to do without a part, its options change nothing
+    silent = dataclasses.replace(job, progress=lambda done, total: None)
+    trials: dict[tuple[Any, ...], tuple[Options, float]] = {}
+    # By the digest of the rows: where a method cannot use a part of its input, the options of that part change no row.
+    bits_by_rows: dict[str, float] = {}
     faults: list[InputError] = []
-    foreseen = 1 + sum(len(values) - 1 for values in grid.values())
+    expected = 1 + sum(len(values) - 1 for values in grid.values())
 
-    def bits(options: Mapping[str, Any]) -> float:
-        key = meant(config, options)
-        if key not in found:
-            made = assembly.copy()
-            fill(dataclasses.replace(quiet, config=dataclasses.replace(config, **options)), made)
-            rows = digest_of_rows(made.matrices())
-            if rows not in values:
-                put_rows(lm.model, made.matrices())
+    def bits(options: Options) -> float:
+        key = effective_values(config, options)
+        if key not in trials:
+            trial = assembly.copy()
+            fill(dataclasses.replace(silent, config=dataclasses.replace(config, **options)), trial)
+            digest = digest_of_rows(trial.matrices())
+            if digest not in bits_by_rows:
+                put_rows(lm.model, trial.matrices())
                 try:
-                    values[rows] = evaluate((lm.model, tokenizer), documents=documents).bits_per_byte
-                except InputError as error:  # of the text or the tokenizer it is one for every start, and told below
+                    bits_by_rows[digest] = evaluate((lm.model, tokenizer), documents=documents).bits_per_byte
+                except (
+                    InputError
+                ) as error:  # an error of the text or the tokenizer occurs in each trial and is raised below
                     faults.append(error)
-                    values[rows] = float("inf")
-            found[key] = options, values[rows]
-            report(len(found), max(foreseen, len(found)))
-        return found[key][1]
+                    bits_by_rows[digest] = float("inf")
+            trials[key] = options, bits_by_rows[digest]
+            report(len(trials), max(expected, len(trials)))
+        return trials[key][1]
 
-    best = search(grid, config, lambda options: -bits(options), lambda tried, present: tried > present + GAIN)
-    if not np.isfinite(bits(best)):
+    choice = search(grid, config, lambda options: -bits(options), lambda merit, present: merit > present + GAIN)
+    if not np.isfinite(bits(choice)):
         raise InputError(f"tune_text: no choice can score it: {faults[0]}")
     return Tuning(
         grid=grid,
         trials=[
-            {"options": dict(tried), "bits_per_byte": value if np.isfinite(value) else None}
-            for tried, value in found.values()
+            {"options": dict(options), "bits_per_byte": value if np.isfinite(value) else None}
+            for options, value in trials.values()
         ],
-        choice=best,
+        choice=choice,
         text={
-            "path": str(config.tune_text), "sha256": digest_of(config.tune_text), "documents": len(documents),
+            "path": str(config.tune_text),
+            "sha256": digest_of(config.tune_text),
+            "documents": len(documents),
             "bytes": size_of(documents),
         },
-    )  # fmt: skip
+    )
 
 
 def check_text(path: str) -> list[str]:
-    """The documents of a file that a trial scores, as :func:`sample` takes them.
+    """The documents of a file that a trial scores, from :func:`sample`.
 
     Raises:
-        InputError: it cannot be read or is too short.
+        InputError: the file cannot be read or is too short.
     """
     return sample(read_documents(path, READ_BYTES), TEXT_BYTES)
 
 
 def digest_of(path: str | Path) -> str:
-    """Hexadecimal sha256 of what is read of a file: all of one that has no more than :data:`READ_BYTES`."""
-    with Path(path).open("rb") as file:
-        return hashlib.sha256(file.read(READ_BYTES)).hexdigest()
+    """Hexadecimal sha256 of the first :data:`READ_BYTES` bytes of a file, the part that is read."""
+    return sha256_file(path, limit=READ_BYTES)
 
 
 def sample(documents: Sequence[str], size: int) -> list[str]:
-    """Documents from all over a text, cut to :data:`LONGEST` characters, about ``size`` bytes of them.
+    """Documents from all parts of a text, cut to :data:`MAX_DOCUMENT` characters, about ``size`` bytes in all.
 
-    Where that is all too little, what follows in long documents counts as documents too: a text without blank lines is one.
+    Where the cut documents together are shorter than ``size``, the rest of a long document counts as further documents: a
+    text without blank lines is one document.
 
     Args:
         documents: of the text.
         size: bytes after which no further document is taken.
 
     Returns:
-        The documents in the text's order; which ones depends on their number and sizes alone.
+        The documents in the order of the text; which ones depends only on their number and sizes.
 
     Raises:
         InputError: the text is shorter than :data:`LEAST_BYTES`.
     """
-    parts = [document[:LONGEST] for document in documents]
-    if size_of(parts) < size:  # few documents: of the long ones more than their beginning
-        parts = [document[at : at + LONGEST] for document in documents for at in range(0, len(document), LONGEST)]
+    parts = [document[:MAX_DOCUMENT] for document in documents]
+    if size_of(parts) < size:
+        parts = [
+            document[start : start + MAX_DOCUMENT]
+            for document in documents
+            for start in range(0, len(document), MAX_DOCUMENT)
+        ]
     chosen, total = [], 0
-    for at in np.random.default_rng(0).permutation(len(parts)).tolist():
+    for position in np.random.default_rng(0).permutation(len(parts)).tolist():
         if total >= size:
             break
-        chosen.append(at)
-        total += size_of([parts[at]])
+        chosen.append(position)
+        total += size_of([parts[position]])
     if total < LEAST_BYTES:
         raise input_error(
             "tune_text", f"{total} bytes of text", f"at least {LEAST_BYTES}, better {TEXT_BYTES:,}", "give more text"
         )
-    return [parts[at] for at in sorted(chosen)]
+    return [parts[position] for position in sorted(chosen)]
 
 
 def size_of(documents: Sequence[str]) -> int:
@@ -146,25 +163,25 @@ def size_of(documents: Sequence[str]) -> int:
     return sum(len(document.encode()) for document in documents)
 
 
-def digest_of_rows(made: Any) -> str:
-    """Hexadecimal sha256 of what has ``input_rows``, ``output_rows`` and ``output_bias``."""
-    total = hashlib.sha256()
-    for matrix in (made.input_rows, made.output_rows, made.output_bias):
+def digest_of_rows(matrices: Any) -> str:
+    """Hexadecimal sha256 of the ``input_rows``, ``output_rows`` and ``output_bias`` of an object."""
+    digest = hashlib.sha256()
+    for matrix in (matrices.input_rows, matrices.output_rows, matrices.output_bias):
         if matrix is not None:
-            total.update(matrix.contiguous().view(torch.uint8).numpy())
-    return total.hexdigest()
+            digest.update(matrix.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def put_rows(model: Any, made: NewMatrices) -> None:
-    """Give a loaded model new matrices, in the model's dtype and on its device; a tied head stays tied."""
-    rows, head = model.get_input_embeddings(), model.get_output_embeddings()
-    like = rows.weight
+def put_rows(model: LanguageModel, matrices: NewMatrices) -> None:
+    """Replace the vocabulary rows of a loaded model, in its dtype and on its device; a tied head stays tied."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    old = embeddings.weight
 
-    def placed(matrix: torch.Tensor) -> torch.nn.Parameter:
-        return torch.nn.Parameter(matrix.to(like.device, like.dtype), requires_grad=False)
+    def parameter(matrix: torch.Tensor) -> torch.nn.Parameter:
+        return torch.nn.Parameter(matrix.to(old.device, old.dtype), requires_grad=False)
 
-    rows.weight = placed(made.input_rows)
-    rows.padding_idx = None  # of the old tokenizer, and maybe beyond the new rows
-    head.weight = rows.weight if made.output_rows is None else placed(made.output_rows)
-    if made.output_bias is not None:
-        head.bias = placed(made.output_bias)
+    embeddings.weight = parameter(matrices.input_rows)
+    embeddings.padding_idx = None  # an id of the old tokenizer, which may exceed the number of new rows
+    head.weight = embeddings.weight if matrices.output_rows is None else parameter(matrices.output_rows)
+    if matrices.output_bias is not None:
+        head.bias = parameter(matrices.output_bias)

@@ -1,1 +1,1 @@
-"""Text files: documents and corpora."""
+"""Read text: documents of files, and corpora of files and datasets."""

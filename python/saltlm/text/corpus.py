@@ -1,37 +1,46 @@
-"""Files and datasets -> documents, one after the other, never all in memory; the split into training and held-out text."""
+"""Read documents from files and datasets one at a time, and split them into training and held-out text."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import InputError, input_error
+from ..environment import require
+from ..errors import InputError, first_line, input_error
 from ..files.hashing import sampled_digest
 
 TEXT, LINES, PARQUET, FOLDER, DATASET = "text", "jsonl", "parquet", "dataset folder", "dataset"
-# A document is cut at a line end beyond this: a file without any blank line must not become one document.
-LONGEST_DOCUMENT = 1 << 20
-# Files beyond this are told apart by their size and a sample of their bytes.
-UNIT = 64  # characters: shorter lines and documents repeat by chance
+# Characters after which a document is cut at the next line end, so that a file without blank lines is not one document.
+MAX_DOCUMENT = 1 << 20
+# Characters: shorter lines and documents occur twice by chance, so they do not count as overlap.
+MIN_OVERLAP = 64
 
 
 class Corpus:
-    """Documents of one or several sources, in order; each iteration reads them anew.
+    """Documents of one or several sources, in order. Each iteration reads the sources again.
 
-    Sources: UTF-8 text files; ``.jsonl`` files with an object a line; both also as ``.gz``; ``.parquet`` files; folders
-    written by ``datasets.save_to_disk``; ``dataset:NAME[,CONFIG][,SPLIT]``, streamed from where ``datasets`` finds it.
+    A source is a UTF-8 text file; a ``.jsonl`` file with a JSON object per line; one of these as ``.gz``; a ``.parquet`` file;
+    a folder written by ``datasets.save_to_disk``; or ``dataset:NAME[,CONFIG][,SPLIT]``, which ``datasets`` streams.
     """
 
     def __init__(
         self, sources: str | Path | Iterable[str | Path], *, column: str = "text", split_at: str = "blank-line"
     ) -> None:
-        """Args: one source or several, column that holds the text, what parts documents in plain text."""
+        """Check that the sources exist; nothing is read.
+
+        Args:
+            sources: one source or several.
+            column: name of the column or JSON key that holds the text.
+            split_at: what separates the documents of a text file: ``blank-line`` or ``line``.
+
+        Raises:
+            InputError: there is no source, or a source does not exist.
+        """
         given = [sources] if isinstance(sources, str | Path) else list(sources)
         if not given:
             raise input_error("text", "no file", "at least one text file", "name the files to read")
@@ -43,25 +52,29 @@ class Corpus:
                 raise input_error(f"text {source!r}", "no such file", "a file or a dataset folder", "check the path")
 
     def __iter__(self) -> Iterator[str]:
-        """Documents with at least one letter or sign, in order."""
+        """Documents that are not blank, in order.
+
+        Raises:
+            InputError: a source cannot be read, or all of its documents are blank.
+        """
         for source in self.sources:
-            found = False
+            has_text = False
             for document in self._documents(source):
                 if document.strip():
-                    found = True
+                    has_text = True
                     yield document if document.isascii() else _checked(document, source)
-            if not found:
+            if not has_text:
                 raise input_error(
                     f"text {source!r}", "no text", "at least one line that is not blank", "check the file"
                 )
 
     @property
     def local(self) -> bool:
-        """Whether all of it lies on this machine, so that it may be read twice."""
+        """Whether all sources are on this machine, so that they can be read twice."""
         return all(kind_of(source) != DATASET for source in self.sources)
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """For each source its name and what tells whether it has changed."""
+        """Path and sha256 of each source (``None`` for a streamed dataset), to find out whether it has changed."""
         return [
             {"path": source, "sha256": None if kind_of(source) == DATASET else sampled_digest(Path(source))}
             for source in self.sources
@@ -95,8 +108,11 @@ class Corpus:
                 entry = json.loads(line)
             except ValueError as error:
                 raise input_error(
-                    f"text {source!r}", f"line {number}, which is no JSON ({error})", "a JSON object on each line", "mend it"
-                ) from error  # fmt: skip
+                    f"text {source!r}",
+                    f"line {number}, which is no JSON ({error})",
+                    "a JSON object on each line",
+                    "repair it",
+                ) from error
             text = entry.get(self.column) if isinstance(entry, dict) else None
             if not isinstance(text, str):
                 keys = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
@@ -104,7 +120,7 @@ class Corpus:
             yield text
 
     def _parquet(self, source: str) -> Iterator[str]:
-        _need("pyarrow", f"text {source!r}")
+        require("pyarrow", "adapt", f"text {source!r}")
         import pyarrow
         import pyarrow.parquet
 
@@ -118,7 +134,7 @@ class Corpus:
             raise input_error(f"text {source!r}", f"{error}", "a parquet file", "fetch it again") from error
 
     def _dataset(self, source: str, kind: str) -> Iterator[str]:
-        _need("datasets", f"text {source!r}")
+        require("datasets", "adapt", f"text {source!r}")
         import datasets
 
         try:
@@ -129,7 +145,7 @@ class Corpus:
                 name, *rest = source.removeprefix("dataset:").split(",")
                 config, split = [*rest, None, None][:2] if len(rest) != 1 else (None, rest[0])
                 rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
-        except Exception as error:  # whatever a loader raises, it is the name that has to be mended
+        except Exception as error:  # a loader may raise any error
             raise _unread(source, error, "check its name") from error
         if isinstance(rows, dict):
             raise input_error(
@@ -142,7 +158,7 @@ class Corpus:
                 yield from self._strings(source, [row[self.column]])
         except InputError:
             raise
-        except Exception as error:  # a streamed one is fetched while it is read, by whatever its loader is made of
+        except Exception as error:  # a streamed dataset is fetched while it is read, and may raise any error
             raise _unread(source, error, "try again, or download it first") from error
 
     def _strings(self, source: str, texts: Sequence[Any]) -> Iterator[str]:
@@ -165,24 +181,29 @@ class Corpus:
 
 
 def _unread(source: str, error: Exception, remedy: str) -> Exception:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return input_error(f"text {source!r}", first[:300], "a dataset that can be loaded", remedy)
+    return input_error(f"text {source!r}", first_line(error)[:300], "a dataset that can be loaded", remedy)
 
 
 def _checked(document: str, source: str) -> str:
-    """The document, if UTF-8 can hold it: JSON can spell halves of characters, at which tokenizers fail."""
+    """The document, after a check that UTF-8 can encode it: JSON can hold lone surrogates, at which tokenizers fail."""
     try:
         document.encode()
     except UnicodeEncodeError as error:
         raise input_error(
-            f"text {source!r}", f"a lone surrogate U+{ord(document[error.start]):04X} in {document[:40]!r}...",
-            "text that UTF-8 can hold", "mend that document, or leave it out",
-        ) from error  # fmt: skip
+            f"text {source!r}",
+            f"a lone surrogate U+{ord(document[error.start]):04X} in {document[:40]!r}...",
+            "text that UTF-8 can encode",
+            "repair that document, or leave it out",
+        ) from error
     return document
 
 
 def kind_of(source: str) -> str:
-    """What a source is, by its name and, for a folder, by what is in it."""
+    """Kind of a source, by its name and, for a folder, by its files.
+
+    Raises:
+        InputError: a folder that ``datasets.save_to_disk`` did not write.
+    """
     if source.startswith("dataset:"):
         return DATASET
     path = Path(source)
@@ -202,45 +223,61 @@ def kind_of(source: str) -> str:
 
 
 def is_heldout(document: str, share: float) -> bool:
-    """Whether a document belongs to the held-out part: by a hash of its text, so that copies of it fall on the same side."""
+    """Whether a document belongs to the held-out part, by a hash of its text, so that copies fall into the same part.
+
+    Args:
+        document: the text.
+        share: expected share of held-out documents, in [0, 1].
+    """
     return int.from_bytes(_digest(document), "big") < share * 2**64
 
 
 class Overlap:
-    """Knows held-out documents and their longer lines, to keep training text off them."""
+    """Finds training documents that share text with held-out documents."""
 
     def __init__(self, documents: Iterable[str]) -> None:
+        """Hash the held-out documents and their lines.
+
+        Args:
+            documents: the held-out documents.
+        """
         self.units = {unit for document in documents for unit in _units(document)}
 
     def __call__(self, document: str) -> bool:
-        """Whether a document shares a line of :data:`UNIT` characters or more, or its whole text, with them."""
+        """Whether a document shares its text, or a line, of at least :data:`MIN_OVERLAP` characters with a held-out one."""
         return bool(self.units) and any(unit in self.units for unit in _units(document))
 
 
 def _units(document: str) -> Iterator[bytes]:
+    """Hashes of a document and of its lines, white space normalized, without those that are too short."""
     lines = [" ".join(line.split()) for line in document.splitlines()]
     for unit in {*lines, " ".join(line for line in lines if line)}:
-        if len(unit) >= UNIT:
+        if len(unit) >= MIN_OVERLAP:
             yield _digest(unit)
 
 
 def _digest(text: str) -> bytes:
+    """64-bit hash of a text, white space normalized."""
     return hashlib.blake2b(" ".join(text.split()).encode(errors="surrogatepass"), digest_size=8).digest()
 
 
-def _open(source: str) -> BinaryIO:
-    return gzip.open(source, "rb") if source.endswith(".gz") else open(source, "rb")  # type: ignore[return-value]
+def _open(source: str) -> gzip.GzipFile | BinaryIO:
+    """A file opened for reading, unpacked if its name ends in ``.gz``."""
+    return gzip.open(source, "rb") if source.endswith(".gz") else open(source, "rb")
 
 
 def _decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
+    """Lines as text, without a byte order mark; a zero byte or a byte that is not UTF-8 is an error."""
     offset = 0
     for number, line in enumerate(lines):
         zero = line.find(b"\0")
         if zero >= 0:
             raise input_error(
-                what, f"a zero byte at offset {offset + zero}: a binary file", "UTF-8 text",
+                what,
+                f"a zero byte at offset {offset + zero}: a binary file",
+                "UTF-8 text",
                 "give plain text, jsonl or parquet; unpack or convert other files first",
-            )  # fmt: skip
+            )
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -251,7 +288,7 @@ def _decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
 
 
 def _plain(lines: Iterable[str], split_at: str) -> Iterator[str]:
-    """Documents of plain text, as :func:`saltlm.text.documents.split_documents` makes them, but cut beyond a mebibyte."""
+    """Documents of a text file as :func:`saltlm.text.documents.split_documents` gives them, cut after :data:`MAX_DOCUMENT`."""
     if split_at == "line":
         yield from (line.rstrip("\r\n") for line in lines)
         return
@@ -262,7 +299,7 @@ def _plain(lines: Iterable[str], split_at: str) -> Iterator[str]:
         if not blank:
             block.append(line)
             size += len(line)
-        if (blank or size >= LONGEST_DOCUMENT) and block:
+        if (blank or size >= MAX_DOCUMENT) and block:
             yield _without_line_end("".join(block))
             block, size = [], 0
     if block:
@@ -270,16 +307,12 @@ def _plain(lines: Iterable[str], split_at: str) -> Iterator[str]:
 
 
 def _without_line_end(text: str) -> str:
+    """A block of lines without its last line end."""
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
-def _need(module: str, what: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise input_error(what, f"no module {module!r} to read it", "it installed", 'pip install "saltlm[adapt]"')
-
-
 def take_bytes(documents: Iterable[str], size: int) -> list[str]:
-    """The first documents of about ``size`` bytes together, at least one."""
+    """The first documents that together have at least ``size`` bytes, or all documents."""
     taken: list[str] = []
     total = 0
     for document in documents:
@@ -290,8 +323,6 @@ def take_bytes(documents: Iterable[str], size: int) -> list[str]:
     return taken
 
 
-def training_documents(
-    corpus: Corpus, keep: Callable[[str], bool]
-) -> Callable[[], Iterator[str]]:  # fmt: skip
-    """A function that starts reading a corpus anew, without the documents that ``keep`` refuses."""
+def training_documents(corpus: Corpus, keep: Callable[[str], bool]) -> Callable[[], Iterator[str]]:
+    """A function that starts a new iteration over those documents of a corpus that ``keep`` accepts."""
     return lambda: (document for document in corpus if keep(document))

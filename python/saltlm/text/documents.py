@@ -1,4 +1,4 @@
-"""Text files -> documents, the units that are scored one by one and drawn for confidence intervals."""
+"""Split text files into documents: the units that are scored one by one and resampled for confidence intervals."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 
 from ..errors import input_error
 
-# From the line end before the first blank line to the one that closes the last; or blank lines at the very start.
+# A run of blank lines with the line end before it; or blank lines at the start of the text.
 BLANK_LINES = re.compile(r"(?:\r?\n[ \t]*)+(?:\r?\n|\Z)|\A(?:[ \t]*\r?\n)+")
 
 
 def split_documents(text: str) -> list[str]:
     r"""Split text at its blank lines.
 
-    A document is a block of lines between blank lines (empty, or spaces and tabs only). The blank lines and the line end
-    that closes a block belong to no document; everything else is kept as it is, inner line ends included.
+    A document is a block of lines between blank lines (empty, or only spaces and tabs). Blank lines and the last line end of
+    a block belong to no document; everything else is kept, including line ends within a block.
 
     Args:
         text: any text.
 
     Returns:
-        The documents in order; none if the text is blank.
+        The documents in order; an empty list if the text is blank.
 
     Example:
         >>> split_documents("first line\nsecond line\n\n\n  next block\n")
@@ -32,19 +32,19 @@ def split_documents(text: str) -> list[str]:
 
 
 def read_text(path: str | Path, limit: int | None = None) -> str:
-    """The whole text of a UTF-8 file, line ends as they are, without a byte order mark.
+    """Read the text of a UTF-8 file, with its line ends, without a byte order mark.
 
     Args:
         path: a text file.
-        limit: of a file with more bytes than that, only what of the first ``limit`` bytes ends with a line or at least with a
-            character is read; ``None`` is all.
+        limit: read only the first ``limit`` bytes, in [0, inf), up to the last line end in them, or up to the last complete
+            character if they have no line end; ``None`` reads all.
 
     Returns:
         The text.
 
     Raises:
-        InputError: the file is missing or cannot be read, holds a zero byte (a binary file), or is not UTF-8; the offset of
-            the first wrong byte is named.
+        InputError: the file is missing or cannot be read, holds a zero byte (a binary file), or is not UTF-8. The message
+            names the offset of the first wrong byte.
     """
     what, advice = f"text file {str(path)!r}", "give plain text; unpack or convert other files first"
     try:
@@ -66,35 +66,35 @@ def read_text(path: str | Path, limit: int | None = None) -> str:
 
 
 def _whole_lines(data: bytes) -> bytes:
-    """The beginning of a text up to its last line end, or up to its last whole character where there is none."""
+    """The data up to its last line end, or up to its last complete character if it has no line end."""
     if (end := data.rfind(b"\n")) >= 0:
         return data[: end + 1]
-    last = max(0, len(data) - 3)  # a character has four bytes at most
-    begun = next((at for at in range(len(data) - 1, last - 1, -1) if data[at] >= 0xC0), None)
-    return data if begun is None else data[:begun]
+    earliest = max(0, len(data) - 3)  # a character has at most four bytes; the first one of several is at least 0xC0
+    cut = next((at for at in range(len(data) - 1, earliest - 1, -1) if data[at] >= 0xC0), None)
+    return data if cut is None else data[:cut]
 
 
 def read_documents(paths: str | Path | Iterable[str | Path], limit: int | None = None) -> list[str]:
-    """The documents of one or several text files, in order; see :func:`split_documents`.
+    """Read the documents of text files, in order; see :func:`split_documents`.
 
     Args:
         paths: one path or several.
-        limit: of each file, as :func:`read_text` has it.
+        limit: bytes to read of each file, as in :func:`read_text`.
 
     Returns:
-        At least one document per file.
+        The documents; at least one per file.
 
     Raises:
-        InputError: as :func:`read_text`; or a file holds nothing but blank lines; or there is no path at all.
+        InputError: as :func:`read_text`; or a file has only blank lines; or ``paths`` is empty.
     """
     documents: list[str] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        found = split_documents(read_text(path, limit))
-        if not found:
+        of_file = split_documents(read_text(path, limit))
+        if not of_file:
             raise input_error(
                 f"text file {str(path)!r}", "no text", "at least one line that is not blank", "check the file"
             )
-        documents.extend(found)
+        documents.extend(of_file)
     if not documents:
         raise input_error("text", "no file", "at least one text file", "name the files to read")
     return documents

@@ -1,4 +1,4 @@
-"""Static vectors of the target language -> auxiliary vectors f(t) of the target tokens (step 3)."""
+"""Look up static vectors of the target language: auxiliary vectors f(t) of the target tokens (step 3)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ import torch
 
 from .. import _rust
 from ..errors import InputError, input_error
+from ..files.hashing import sha256_joined
 
-TAKEN = (
+ACCEPTED = (
     "a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors folder, 'plm' or 'train:FILE[,FILE...]'"
 )
 
-_FLORET = ("minn", "maxn", "hash_count", "hash_seed", "bow", "eow")
-# Of a fastText file only the pages that the words need are read; a digest of all of it would undo that.
-_LARGEST_DIGEST = 1 << 30
+FLORET_SETTINGS = ("minn", "maxn", "hash_count", "hash_seed", "bow", "eow")
+FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
+# Larger files are not hashed: a look-up reads only the pages that the words need, and hashing would read the whole file.
+MAX_HASHED_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,11 @@ class Auxiliary:
     """Auxiliary vectors of ``T`` target tokens.
 
     Attributes:
-        vectors: float32 [T, P]; zeros where a token has none.
-        known: bool [T]; the token has a finite, non-zero vector.
-        description: where they came from: ``kind``, ``path``, ``bytes``, ``sha256`` of the file (``None`` above 1 GiB, with
-            ``changed`` beside it: reading it all would take longer than the look-up), ``vectors_sha256`` of what was looked
-            up, ``dimension``, ``known``.
+        vectors: float32 [T, P]; zeros for a token without a vector.
+        known: bool [T]; whether the token has a finite, non-zero vector.
+        description: origin of the vectors: ``kind``, ``path``, ``bytes`` and ``sha256`` of the file (``None`` above 1 GiB;
+            then ``changed`` is the time of its last change), ``vectors_sha256`` of ``vectors``, ``dimension``, and ``known``:
+            number of tokens with a vector.
     """
 
     vectors: torch.Tensor
@@ -60,28 +62,28 @@ def load_auxiliary(
 ) -> Auxiliary:
     """Look up a static vector for each token.
 
-    Words are looked up as they stand (case kept); a token that starts a word and its inner twin share a word and so a vector.
-    A fastText ``.bin`` and a floret table give a vector to any word with an n-gram; a word list only to the words in it.
+    Words are looked up with their case. Two tokens with the same text, one at a word start and one within a word, share a
+    vector. A fastText ``.bin`` and a floret table give a vector to any word that has an n-gram; a word list only to its words.
 
     Args:
         spec: a fastText ``.bin``; a ``.vec``, word2vec or GloVe text file (also gzipped); a spaCy vectors folder (floret or
-            word table); ``plm``: the PLM's own input rows; ``train:FILE[,FILE...]``: fastText trained on that text.
-        words: the text of each of the ``T`` tokens, ``None`` for those that are no text.
-        plm_rows: [T, E], needed for ``plm``.
-        width: P of vectors that are trained here; all others have the width they have. ``None`` is 100.
+            word table); ``plm``: the PLM's input rows; ``train:FILE[,FILE...]``: fastText trained on these text files.
+        words: text of each of the ``T`` tokens; ``None`` for tokens without text.
+        plm_rows: [T, E], rows of the PLM; required for ``plm``.
+        width: P of vectors that are trained here, in [1, inf); ``None`` is 100. Vectors of a file have the file's width.
 
     Returns:
-        Vectors and which tokens have one.
+        The vectors, and which tokens have one.
 
     Raises:
-        InputError: the source is missing, truncated, of another kind, holds a NaN or inf, or knows none of the words.
+        InputError: ``spec`` is missing, truncated, of an unknown kind, holds NaN or infinity, or has none of the words.
     """
     kind = check_auxiliary(spec)
     if kind == "plm":
         return _from_plm(plm_rows, len(words))
-    # Equal words are looked up once: token twins are common.
+    # Equal words are looked up once: many tokens share a text.
     unique = sorted({word for word in words if word})
-    place = {word: index for index, word in enumerate(unique)}
+    index_of = {word: index for index, word in enumerate(unique)}
     path = Path(str(spec))
     try:
         if kind == "train":
@@ -98,13 +100,13 @@ def load_auxiliary(
         bad = [unique[i] for i in np.flatnonzero(~finite)[:3]]
         raise input_error(str(path), f"NaN or inf in the vectors of {bad}", "finite numbers", "fetch the file again")
     known = known & (values != 0).any(axis=1)
-    rows = np.array([place[word] if word else -1 for word in words], dtype=np.int64)
-    width = values.shape[1]
-    vectors = np.zeros((len(words), width), dtype=np.float32)
-    have = rows >= 0
-    have[have] = known[rows[have]]
-    vectors[have] = values[rows[have]]
-    if not have.any():
+    rows = np.array([index_of[word] if word else -1 for word in words], dtype=np.int64)
+    dimension = values.shape[1]
+    vectors = np.zeros((len(words), dimension), dtype=np.float32)
+    has_vector = rows >= 0
+    has_vector[has_vector] = known[rows[has_vector]]
+    vectors[has_vector] = values[rows[has_vector]]
+    if not has_vector.any():
         raise input_error(
             f"auxiliary vectors {spec}",
             f"a vector for none of the {len(unique)} words that tokens stand for, such as {unique[:3]}",
@@ -116,14 +118,14 @@ def load_auxiliary(
         "path": str(spec),
         **file_digest(path),
         "vectors_sha256": hashlib.sha256(vectors.tobytes()).hexdigest(),
-        "dimension": width,
-        "known": int(have.sum()),
+        "dimension": dimension,
+        "known": int(has_vector.sum()),
     }
-    return Auxiliary(torch.from_numpy(vectors), torch.from_numpy(have), description)
+    return Auxiliary(torch.from_numpy(vectors), torch.from_numpy(has_vector), description)
 
 
 def auxiliary_files(spec: str | Path | None) -> list[str]:
-    """Names of the files or the folder that a source is read from; none for ``plm``."""
+    """Paths that auxiliary vectors are read from: files or one folder; none for ``plm``."""
     text = "" if spec is None else str(spec)
     if text.startswith("train:"):
         return text[len("train:") :].split(",")
@@ -131,10 +133,16 @@ def auxiliary_files(spec: str | Path | None) -> list[str]:
 
 
 def check_auxiliary(spec: str | Path) -> str:
-    """The kind of a source (``fasttext``, ``text``, ``spacy``, ``plm``, ``train``), after a cheap look that it is there.
+    """Check that auxiliary vectors exist, without reading them.
+
+    Args:
+        spec: as in :func:`load_auxiliary`.
+
+    Returns:
+        Their kind: ``fasttext``, ``text``, ``spacy``, ``plm`` or ``train``.
 
     Raises:
-        InputError: nothing is there, or it is none of these.
+        InputError: nothing exists at this path, or it is of an unknown kind.
     """
     text = str(spec)
     if text == "plm":
@@ -147,18 +155,18 @@ def check_auxiliary(spec: str | Path) -> str:
                 )
         return "train"
     path = Path(text)
-    # os.path's tests, unlike pathlib's, take a name that is too long or forbidden for one that is not there.
+    # Unlike pathlib's methods, os.path's functions return False for a name that is too long or has forbidden characters.
     if os.path.isdir(path):
         _spacy_folder(path)
         return "spacy"
     if not os.path.isfile(path):
-        raise input_error("auxiliary vectors", f"nothing at {text!r}", TAKEN, "check the path")
+        raise input_error("auxiliary vectors", f"nothing at {text!r}", ACCEPTED, "check the path")
     try:
         with path.open("rb") as file:
             start = file.read(8)
     except OSError as error:
-        raise input_error(text, f"a file that cannot be read ({error.strerror})", TAKEN, "check it") from error
-    if path.suffix in (".bin", ".ftz") or start[:4] == (793712314).to_bytes(4, "little"):
+        raise input_error(text, f"a file that cannot be read ({error.strerror})", ACCEPTED, "check it") from error
+    if path.suffix in (".bin", ".ftz") or start[:4] == FASTTEXT_MAGIC:
         try:
             _rust.FastText.open(path)
         except (ValueError, OSError) as error:
@@ -168,6 +176,7 @@ def check_auxiliary(spec: str | Path) -> str:
 
 
 def _read(kind: str, path: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of words, float32 [n, P], and bool [n]: whether the file has them."""
     if kind in ("fasttext", "train"):
         return _rust.FastText.open(path).vectors(words)
     if kind == "spacy":
@@ -176,6 +185,7 @@ def _read(kind: str, path: Path, words: list[str]) -> tuple[np.ndarray, np.ndarr
 
 
 def _from_plm(plm_rows: torch.Tensor | None, size: int) -> Auxiliary:
+    """The PLM's rows as auxiliary vectors; rows with NaN or infinity count as missing."""
     if plm_rows is None or plm_rows.ndim != 2 or len(plm_rows) != size:
         found = "none" if plm_rows is None else f"shape {tuple(plm_rows.shape)}"
         raise input_error("plm_rows", found, f"the PLM's rows, shape [{size}, E]", "pass plm_rows=... with spec 'plm'")
@@ -186,20 +196,21 @@ def _from_plm(plm_rows: torch.Tensor | None, size: int) -> Auxiliary:
 
 
 def _spacy_folder(path: Path) -> Path:
-    """The folder that holds ``vectors`` and ``key2row``: ``path`` itself, its ``vocab``, or one inside a package folder."""
+    """The folder with files ``vectors`` and ``key2row``: ``path``, ``path/vocab``, or ``vocab`` in a subfolder."""
     for folder in (path, path / "vocab", *sorted(path.glob("*/vocab"))):
         if (folder / "vectors").is_file() and (folder / "key2row").is_file():
             return folder
     raise input_error(
-        f"auxiliary folder {path}", "no files vectors and key2row", TAKEN, "name a spaCy model or its vocab"
+        f"auxiliary folder {path}", "no files vectors and key2row", ACCEPTED, "name a spaCy model or its vocab"
     )
 
 
 def _read_spacy(folder: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of words from spaCy's word table or floret table, and whether they are known."""
     config_path = folder / "vectors.cfg"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-        floret = {name: config[name] for name in _FLORET} if config.get("mode") == "floret" else None
+        floret = {name: config[name] for name in FLORET_SETTINGS} if config.get("mode") == "floret" else None
     except (ValueError, KeyError, AttributeError) as error:
         found = f"a broken file ({type(error).__name__}: {error})"
         raise input_error(str(config_path), found, "settings as spaCy writes them", "fetch the folder again") from error
@@ -221,15 +232,15 @@ def _read_spacy(folder: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]
 
 
 def file_digest(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, or of a spaCy folder's table and keys; above 1 GiB the time of change instead."""
+    """Identity of a vectors file, or of a spaCy folder's table and keys.
+
+    Returns:
+        ``bytes``: size; ``sha256``: hexadecimal digest, or ``None`` above :data:`MAX_HASHED_BYTES`; ``changed``: time of the
+        last change (UTC), only if ``sha256`` is ``None``.
+    """
     files = [path] if path.is_file() else [_spacy_folder(path) / name for name in ("vectors", "key2row")]
     size = sum(file.stat().st_size for file in files)
-    if size > _LARGEST_DIGEST:
+    if size > MAX_HASHED_BYTES:
         changed = max(file.stat().st_mtime for file in files)
         return {"bytes": size, "sha256": None, "changed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(changed))}
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": size, "sha256": sha256_joined(files)}

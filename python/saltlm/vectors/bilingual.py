@@ -1,25 +1,24 @@
-"""Vectors of the source tokens in the space of the target language's vectors, for methods that compare across languages."""
+"""Vectors of the source tokens, rotated into the space of the target language's vectors (WECHSEL)."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import torch
-
 from ..alignment.align import Alignment
 from ..errors import input_error
 from ..files.hashing import sha256_file
+from ..operators.linear import procrustes
 from ..operators.nearest import EqualRows
 from ..text.documents import read_text
 from .auxiliary import Auxiliary, check_auxiliary, load_auxiliary
 
 
 def check_source_vectors(source_auxiliary: str) -> None:
-    """A cheap look that they are there and of a known kind.
+    """Check that the source language's vectors exist and are of a known kind, without reading them.
 
     Raises:
-        InputError: they are missing, or of a kind that source tokens cannot have.
+        InputError: they are missing, of an unknown kind, or ``plm``.
     """
     if check_auxiliary(source_auxiliary) == "plm":
         raise input_error(
@@ -28,10 +27,10 @@ def check_source_vectors(source_auxiliary: str) -> None:
 
 
 def check_dictionary(dictionary: str) -> None:
-    """A cheap look that it is there.
+    """Check that the dictionary file exists.
 
     Raises:
-        InputError: it is not.
+        InputError: it does not.
     """
     if not os.path.isfile(dictionary):
         raise input_error("dictionary", f"no file at {dictionary!r}", "pairs of words", "check the path")
@@ -40,64 +39,75 @@ def check_dictionary(dictionary: str) -> None:
 def load_source_vectors(
     source_auxiliary: str, dictionary: str, auxiliary: str | Path, alignment: Alignment, width: int
 ) -> Auxiliary:
-    """Look up the source tokens' vectors and turn them into the target vectors' space (WECHSEL, section 3.2).
+    """Look up the source tokens' vectors and rotate them into the space of the target vectors (WECHSEL, section 3.2).
 
-    The turn is the orthogonal matrix that brings the source words of the dictionary nearest to their translations (Procrustes).
-    As in WECHSEL's code each word counts as it stands, in lower and in title case, in all nine combinations; unlike there,
-    a word that has a vector by its n-grams alone counts too.
+    The rotation is the orthogonal matrix that brings the vectors of the dictionary's source words nearest to those of their
+    translations (Procrustes). As in WECHSEL's code, each word enters as written, in lower case and in title case, so each pair
+    gives nine. Unlike there, a word whose vector comes from its n-grams alone enters, too.
 
     Args:
-        source_auxiliary: vectors of the source's language, as :func:`~saltlm.load_auxiliary` takes them; those trained on a
-            text get the target's width.
-        dictionary: a text file with a source word and its translation a line, parted by a tab or a blank.
-        auxiliary: the target language's vectors.
-        alignment: of the two tokenizers.
-        width: P, of the target language's vectors.
+        source_auxiliary: vectors of the source's language, as :func:`~saltlm.load_auxiliary` takes them; vectors that are
+            trained on a text get ``width``.
+        dictionary: path of a text file; each line has a source word and its translation, separated by a tab or a space.
+        auxiliary: vectors of the target language, as :func:`~saltlm.load_auxiliary` takes them.
+        alignment: alignment of the two tokenizers.
+        width: P, the width of the target language's vectors.
 
     Returns:
         Vectors of the source tokens, [S, P].
 
     Raises:
-        InputError: the widths differ, a line is no pair, or no pair has both vectors.
+        InputError: the widths differ, a line is not a pair, or no pair has both vectors.
     """
     pairs = read_dictionary(dictionary)
-    # Words of tokens and dictionary at once: a large file is read once.
+    # Tokens and dictionary words are looked up together, so that a large file is read once.
     tokens, left = _look_up(source_auxiliary, alignment.source.words(), [pair[0] for pair in pairs], width)
     if tokens.vectors.shape[1] != width:
         raise input_error(
-            "source-auxiliary", f"vectors of width {tokens.vectors.shape[1]}", f"{width}, as the target's",
+            "source-auxiliary",
+            f"vectors of width {tokens.vectors.shape[1]}",
+            f"{width}, as the target's",
             "take both from one collection, or cut the wider one down",
-        )  # fmt: skip
+        )
     right = _look_up(auxiliary, alignment.target.words(), [pair[1] for pair in pairs])[1]
     both = left.known & right.known
     if not both.any():
         raise input_error(
-            f"dictionary {dictionary}", f"{len(pairs) // 9} pairs, none with a vector on both sides",
-            "words that both vector files know", "check that the source's language stands first",
-        )  # fmt: skip
-    turn = procrustes(left.vectors[both].double(), right.vectors[both].double())
+            f"dictionary {dictionary}",
+            f"{len(pairs) // 9} pairs, none with a vector on both sides",
+            "words that both vector files know",
+            "check that the source's language stands first",
+        )
+    rotation = procrustes(left.vectors[both].double().T @ right.vectors[both].double())
     description = {
-        **tokens.description, "dictionary": dictionary, "dictionary_sha256": sha256_file(Path(dictionary)),
+        **tokens.description,
+        "dictionary": dictionary,
+        "dictionary_sha256": sha256_file(Path(dictionary)),
         "pairs": int(both.sum()),
-    }  # fmt: skip
-    vectors = EqualRows.of(tokens.vectors).share_rows((tokens.vectors.double() @ turn).float())
+    }
+    # Tokens with equal vectors keep equal vectors, whatever the rounding of the matrix product.
+    vectors = EqualRows.of(tokens.vectors).share_rows((tokens.vectors.double() @ rotation).float())
     return Auxiliary(vectors, tokens.known, description)
 
 
 def _look_up(
     spec: str | Path, tokens: list[str | None], words: list[str], width: int | None = None
 ) -> tuple[Auxiliary, Auxiliary]:
-    """Vectors of the tokens' words, and of further words."""
-    found, count = load_auxiliary(spec, [*tokens, *words], width=width), len(tokens)
-    description = {**found.description, "known": int(found.known[:count].sum())}
+    """Vectors of the tokens, and vectors of further words, from one reading of the file."""
+    vectors, count = load_auxiliary(spec, [*tokens, *words], width=width), len(tokens)
+    description = {**vectors.description, "known": int(vectors.known[:count].sum())}
     return (
-        Auxiliary(found.vectors[:count], found.known[:count], description),
-        Auxiliary(found.vectors[count:], found.known[count:], description),
+        Auxiliary(vectors.vectors[:count], vectors.known[:count], description),
+        Auxiliary(vectors.vectors[count:], vectors.known[count:], description),
     )
 
 
 def read_dictionary(path: str | Path) -> list[tuple[str, str]]:
-    """Pairs of words, each in the nine combinations of as it stands, lower and title case."""
+    """Word pairs of a dictionary; each line gives nine: both words as written, in lower case and in title case.
+
+    Raises:
+        InputError: a line is not a pair, or the file cannot be read as text.
+    """
     pairs = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
@@ -107,15 +117,11 @@ def read_dictionary(path: str | Path) -> list[tuple[str, str]]:
             words = line.split()
         if len(words) != 2 or not all(words):
             raise input_error(
-                f"dictionary {path}, line {number}", repr(line[:80]), "a source word and a target word",
-                "part them by a tab",
-            )  # fmt: skip
+                f"dictionary {path}, line {number}",
+                repr(line[:80]),
+                "a source word and a target word",
+                "separate them by a tab",
+            )
         source, target = ((word, word.lower(), word.title()) for word in words)
         pairs += [(one, other) for one in source for other in target]
     return pairs
-
-
-def procrustes(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The orthogonal matrix R [P, P] that minimises ``||source R - target||``, both float64 [n, P]."""
-    left, _, right = torch.linalg.svd(source.T @ target)
-    return left @ right

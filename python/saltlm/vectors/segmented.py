@@ -1,4 +1,4 @@
-"""Word vectors of many languages in one space -> vectors of both tokenizers' tokens, by segmenting the words (OFA)."""
+"""Vectors of both tokenizers' tokens from multilingual word vectors, by segmenting the words (OFA)."""
 
 from __future__ import annotations
 
@@ -7,49 +7,53 @@ import hashlib
 import re
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from .. import _rust
 from ..errors import InputError, input_error
+from ..protocols import Tokenizer
 from .auxiliary import Auxiliary, check_auxiliary, file_digest
 
-_LANGUAGE = re.compile(r"[a-z]{3}:")
-BATCH = 20_000  # words segmented at once
-GZIP = b"\x1f\x8b"  # how a gzipped file begins, whatever it is called; the native reader goes by it, too
+LANGUAGE_PREFIX = re.compile(r"[a-z]{3}:")
+BATCH = 20_000  # words that are segmented at once
+GZIP = (
+    b"\x1f\x8b"  # first bytes of a gzipped file; like the native reader, this module goes by them, not by the file name
+)
 
 
 def check_words(spec: str | Path) -> None:
-    """A cheap look that the vectors are a list of words.
+    """Check that the vectors exist and are a text file with a word per line, without reading them.
 
     Raises:
-        InputError: they are of another kind.
+        InputError: they are missing or of another kind.
     """
     if (kind := check_auxiliary(spec)) != "text":
         raise input_error(
-            "auxiliary", f"{str(spec)!r}, of kind {kind}", "a .vec or word2vec text file for method 'ofa'",
+            "auxiliary",
+            f"{str(spec)!r}, of kind {kind}",
+            "a .vec or word2vec text file for method 'ofa'",
             "its words are segmented: name a text file of multilingual vectors",
-        )  # fmt: skip
+        )
 
 
-def segmented_vectors(path: str | Path, tokenizers: tuple[Any, ...], sizes: tuple[int, ...]) -> list[Auxiliary]:
-    """The mean vector of the words whose segmentation contains a token, for the tokens of each tokenizer.
+def segmented_vectors(path: str | Path, tokenizers: tuple[Tokenizer, ...], sizes: tuple[int, ...]) -> list[Auxiliary]:
+    """Give each token of each tokenizer the mean vector of the words whose segmentation contains it.
 
-    As in OFA's code a word is segmented as it stands, after a space and capitalised, and counts once for each of these; a
-    leading ``xxx:`` names its language and is cut off, and ``$`` stands for a space (as in ColexNet+).
+    As in OFA's code, a word is segmented in three spellings (:func:`variants`) and counts once for each that contains the
+    token. A leading ``xxx:`` names the word's language and is removed; ``$`` stands for a space (as in ColexNet+).
 
     Args:
-        path: word2vec or GloVe text, also gzipped.
+        path: word2vec or GloVe text file, also gzipped.
         tokenizers: transformers tokenizers.
-        sizes: how many tokens each has.
+        sizes: number of tokens of each tokenizer.
 
     Returns:
-        Vectors of each tokenizer's tokens.
+        For each tokenizer the vectors of its tokens.
 
     Raises:
-        InputError: the file is broken or holds a NaN or infinity.
+        InputError: the file is broken or holds NaN or infinity.
     """
     try:
         words = _words(Path(path))
@@ -60,42 +64,55 @@ def segmented_vectors(path: str | Path, tokenizers: tuple[Any, ...], sizes: tupl
         raise InputError(str(error)) from None
     if not np.isfinite(values).all():
         raise input_error(str(path), "NaN or inf in the vectors", "finite numbers", "fetch the file again")
-    kept = np.flatnonzero(known)
-    found = []
+    rows_known = np.flatnonzero(known)
+    results = []
     for tokenizer, size in zip(tokenizers, sizes, strict=True):
         total = torch.zeros(size, values.shape[1], dtype=torch.float64)
         count = torch.zeros(size, 1, dtype=torch.float64)
-        for block in np.array_split(kept, max(1, -(-len(kept) // BATCH))):
+        for block in np.array_split(rows_known, max(1, -(-len(rows_known) // BATCH))):
             owner, tokens = _segments(tokenizer, [words[i] for i in block], size)
             rows = torch.from_numpy(values[block]).double()[torch.from_numpy(owner)]
             total.index_add_(0, torch.from_numpy(tokens), rows)
             count.index_add_(0, torch.from_numpy(tokens), torch.ones(len(tokens), 1, dtype=torch.float64))
         vectors = (total / count.clamp_min(1)).float()
-        have = (vectors != 0).any(dim=1)
+        has_vector = (vectors != 0).any(dim=1)
         description = {
-            "kind": "segmented", "path": str(path), **file_digest(Path(path)), "words": len(kept),
+            "kind": "segmented",
+            "path": str(path),
+            **file_digest(Path(path)),
+            "words": len(rows_known),
             "dimension": values.shape[1],
-            "vectors_sha256": hashlib.sha256(vectors.numpy().tobytes()).hexdigest(), "known": int(have.sum()),
-        }  # fmt: skip
-        found.append(Auxiliary(vectors, have, description))
-    return found
+            "vectors_sha256": hashlib.sha256(vectors.numpy().tobytes()).hexdigest(),
+            "known": int(has_vector.sum()),
+        }
+        results.append(Auxiliary(vectors, has_vector, description))
+    return results
 
 
 def variants(word: str) -> tuple[str, ...]:
-    """How a word of the file is written for segmentation."""
-    text = word[4:] if _LANGUAGE.match(word) else word
+    """The three spellings of a word that are segmented: as written, after a space, and capitalised."""
+    text = word[4:] if LANGUAGE_PREFIX.match(word) else word
     starts, text = text.startswith("$"), text.replace("$", " ")
     plain = text[1:] if starts else text
     capital = plain[:1].upper() + plain[1:]
     return text, " " + text, capital if starts else " " + capital
 
 
-def _segments(tokenizer: Any, words: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Word and token of each pair that occurs, once for each way of writing the word."""
-    written = [variants(word) for word in words]
+def _segments(tokenizer: Tokenizer, words: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Word index and token of each pair where the word contains the token, once for each spelling.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        words: words of the file.
+        size: number of tokens.
+
+    Returns:
+        int64 word indices and int64 token ids, of equal length.
+    """
+    spellings = [variants(word) for word in words]
     owners, tokens = [], []
-    for way in range(len(written[0]) if written else 0):
-        ids = tokenizer([entry[way] for entry in written], add_special_tokens=False)["input_ids"]
+    for variant in range(len(spellings[0]) if spellings else 0):
+        ids = tokenizer([entry[variant] for entry in spellings], add_special_tokens=False)["input_ids"]
         owner = np.repeat(np.arange(len(ids)), [len(entry) for entry in ids])
         pairs = np.unique(owner * size + np.concatenate([np.asarray(entry, dtype=np.int64) for entry in ids]))
         owners.append(pairs // size)
@@ -104,11 +121,11 @@ def _segments(tokenizer: Any, words: list[str], size: int) -> tuple[np.ndarray, 
 
 
 def _words(path: Path) -> list[str]:
-    """The words of a text file of vectors, first of each spelling, without the line of sizes."""
+    """The words of a vectors file in order, each once, without the first line if it holds the sizes."""
     with path.open("rb") as file:
-        packed = file.read(2) == GZIP
+        gzipped = file.read(2) == GZIP
     words: dict[str, None] = {}
-    with gzip.open(path, "rb") if packed else path.open("rb") as lines:
+    with gzip.open(path, "rb") if gzipped else path.open("rb") as lines:
         for number, line in enumerate(lines):
             word, space, _ = line.partition(b" ")
             if space and not (number == 0 and re.fullmatch(rb"\d+ \d+\s*", line)):

@@ -1,72 +1,48 @@
-"""How rows of new tokens are built: one generator a method (step 4).
+"""The methods that build the rows of new tokens (step 4), and their registry.
 
-A method yields :class:`~saltlm.rows.assembly.Block` after block for the tokens it can build; what it leaves is drawn
-(:meth:`~saltlm.rows.assembly.Assembly.draw`). Shared rows are copied before, whatever the method. The methods in one grid:
+A method is a generator of :class:`~saltlm.rows.assembly.Block` for the tokens that it can build; the assembly draws the others
+(:meth:`~saltlm.rows.assembly.Assembly.draw`). Shared rows are copied before, by every method. ``METHODS`` lists all methods
+with what each needs; ``saltlm methods`` prints it.
 
-==================  ===============================  =====================  ===========================================
-method              compares                         neighbours             coefficients
-==================  ===============================  =====================  ===========================================
-salt                auxiliary vectors                sparsemax's support    least squares in the PLM's space
-focus               auxiliary vectors                sparsemax's support    the sparsemax weights
-clp-plus            PLM rows                         sparsemax's support    the sparsemax weights
-clp                 PLM rows                         all anchors            cosine / sum of cosines
-omp                 PLM rows                         greedy pursuit, 64     least squares in the PLM's space
-sava-affine         PLM rows                         all anchors            one map with intercept for all tokens
-sava-orthogonal     PLM rows                         all anchors            one orthogonal map between scaled spaces
-ridge-map           PLM rows                         all anchors            one ridge map with intercept, ridge 1
-local-map           PLM rows, or auxiliary vectors   256 nearest, or        the ridge map, and local least squares with a
-                                                     sparsemax's support    ridge of what it misses
-auto                as blend                         all anchors, pieces    blend of the two, 1.4 times as long; pieces alone
-                                                                            with few anchors
-blend               as the regression in it          its anchors, pieces    w subword mean, 1 - w a regression; w a number,
-                                                                            or by pieces, support or held-out precision;
-                                                                            l times as far from the mean anchor row
-wechsel             vectors of both languages        10 source tokens       softmax of cosines, temperature 0.1
-ofa                 means of multilingual words      10 source tokens       softmax of cosines, temperature 0.1
-subword-mean        -                                source pieces          equal
-subword-length      -                                source pieces          by characters
-subword-asymmetric  -                                source pieces          input: equal, at the typical norm; output: by
-                                                                            characters
-==================  ===============================  =====================  ===========================================
-
-Post-steps for all of them: anchors cleaned before (:mod:`.clean`), and after it a shift of the output rows towards the
-log-unigram (:mod:`saltlm.rows.unigram_shift`) and a guard of the norms (:mod:`saltlm.rows.norm_guard`).
+Two steps exist for all methods: anchors may be left out before (:func:`.whole.cleaned_anchors`), and finished rows may be
+shifted (:mod:`saltlm.rows.unigram_shift`) and scaled (:mod:`saltlm.rows.norm_guard`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from ...config import MethodName, TransferConfig
 from ..assembly import Block
 from ..job import Job, anchors_of
-from . import auto, blend, clean, flat, local, local_map, pieces, whole, words
+from . import blend, flat, local, local_map, pieces, whole, words
 
 __all__ = ["METHODS", "NEEDS_VECTORS", "Job", "Method", "anchors_of", "build", "describe_methods", "method_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to build rows, and what it asks for.
+    """A method and its needs.
 
     Attributes:
         build: yields the blocks.
-        summary: what the row of a new token is, in a sentence.
-        source: publication that the method comes from; ``saltlm`` where it is this package's, ``baseline`` for a plain one.
-        vectors: whether it needs auxiliary vectors.
-        plm: whether it looks at the PLM's rows.
-        anchors: whether it learns from shared tokens, so that the self-check can hide some.
-        alone: whether it can do without any.
-        source_vectors: where vectors of the source tokens come from: a ``dictionary`` and vectors of the source's language, or
-            ``segmented`` words of the one file of vectors; empty where it needs none.
-        neighbours: what its support sizes count, empty where there are none.
+        summary: what the row of a new token is, in one sentence.
+        source: publication that the method is from; ``saltlm`` for a method of this package, ``baseline`` for a baseline.
+        vectors: whether it reads auxiliary vectors.
+        plm: whether it reads the PLM's rows.
+        anchors: whether it learns from shared tokens, so that the self-check can hide some of them.
+        alone: whether it works without any shared token.
+        source_vectors: where the vectors of the source tokens come from: ``dictionary``, from vectors of the source's language
+            and a dictionary; ``segmented``, from the words of the one file of vectors; empty for a method that reads none.
+        neighbours: what its support sizes count; empty for a method without neighbours.
         every: whether every anchor is a neighbour of every token.
-        interpolates: whether its regression can fit a token exactly, so that its rows may explode where the neighbours of
-            a token are about as many as the PLM's dimensions and no ridge holds them.
-        sparse: whether few neighbours are a choice it makes, so that many are a sign of vectors that tell nothing apart.
-        options: names of the options that change it, beside those that every method has.
+        interpolates: whether its regression can fit a token exactly. Its rows may then be very long where a token has about as
+            many neighbours as the PLM has dimensions and there is no ridge.
+        sparse: whether the method chooses few neighbours, so that many of them show vectors that do not distinguish tokens.
+        regression: whether ``blend`` can average it with the mean of pieces (``config.RegressionName`` has the same names).
+        options: names of the options that change its rows, without those that every method has.
     """
 
     build: Callable[[Job], Iterator[Block]]
@@ -76,23 +52,33 @@ class Method:
     plm: bool = False
     anchors: bool = False
     alone: bool = False
-    source_vectors: str = ""
+    source_vectors: Literal["", "dictionary", "segmented"] = ""
     neighbours: str = ""
     sparse: bool = False
     every: bool = False
     interpolates: bool = False
+    regression: bool = False
     options: tuple[str, ...] = ()
 
 
-_ANCHORED: dict[str, Any] = {"anchors": True, "neighbours": "anchors"}
-_PIECES: dict[str, Any] = {"neighbours": "pieces"}
+class _Anchored(TypedDict):
+    anchors: bool
+    neighbours: str
+
+
+class _Regression(_Anchored):
+    regression: bool
+
+
+_ANCHORED: _Anchored = {"anchors": True, "neighbours": "anchors"}
+_REGRESSION: _Regression = {"regression": True, **_ANCHORED}
 _SAVA = "SAVA, Moroni et al. 2025, arXiv 2504.17025"
 _CLP = "CLP-Transfer, Ostendorff and Rehm 2023, arXiv 2301.09626"
 _ASYMMETRIC = "asymmetric composition, arXiv 2608.03494"
 
 METHODS: dict[MethodName, Method] = {
     "auto": Method(
-        build=auto.auto,
+        build=lambda job: blend.auto(job, METHODS["ridge-map"].build),
         summary="Average of subword-mean and ridge-map, with the weight and length that are best on average.",
         source="saltlm",
         plm=True,
@@ -109,7 +95,7 @@ METHODS: dict[MethodName, Method] = {
         sparse=True,
         interpolates=True,
         options=("ridge", "center", "max_support"),
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "focus": Method(
         build=local.focus,
@@ -118,7 +104,7 @@ METHODS: dict[MethodName, Method] = {
         vectors=True,
         sparse=True,
         options=("max_support",),
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "clp": Method(
         build=whole.clp,
@@ -126,7 +112,7 @@ METHODS: dict[MethodName, Method] = {
         source=_CLP,
         plm=True,
         every=True,
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "clp-plus": Method(
         build=local.clp_plus,
@@ -135,7 +121,7 @@ METHODS: dict[MethodName, Method] = {
         plm=True,
         sparse=True,
         options=("max_support",),
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "omp": Method(
         build=local.omp,
@@ -144,7 +130,7 @@ METHODS: dict[MethodName, Method] = {
         plm=True,
         interpolates=True,
         options=("ridge", "center", "max_support"),
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "sava-affine": Method(
         build=whole.sava_affine,
@@ -153,7 +139,7 @@ METHODS: dict[MethodName, Method] = {
         plm=True,
         every=True,
         options=("ridge",),
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "sava-orthogonal": Method(
         build=whole.sava_orthogonal,
@@ -161,7 +147,7 @@ METHODS: dict[MethodName, Method] = {
         source=_SAVA,
         plm=True,
         every=True,
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "ridge-map": Method(
         build=whole.ridge_map,
@@ -170,7 +156,7 @@ METHODS: dict[MethodName, Method] = {
         plm=True,
         every=True,
         options=("ridge",),
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "local-map": Method(
         build=local_map.local_map,
@@ -179,10 +165,10 @@ METHODS: dict[MethodName, Method] = {
         plm=True,
         interpolates=True,
         options=("ridge", "map_ridge", "center", "max_support", "support_rule"),
-        **_ANCHORED,
+        **_REGRESSION,
     ),
     "blend": Method(
-        build=blend.blend,
+        build=lambda job: blend.blend(job, METHODS[job.config.blend_with or blend.DEFAULT].build),
         summary="Average of subword-mean and a regression of your choice.",
         source="saltlm",
         plm=True,
@@ -210,19 +196,19 @@ METHODS: dict[MethodName, Method] = {
         build=pieces.subword_mean,
         summary="Mean of the source pieces that spell the token.",
         source="Fast Vocabulary Transfer, Gee et al. 2022",
-        **_PIECES,
+        neighbours="pieces",
     ),
     "subword-length": Method(
         build=pieces.subword_length,
         summary="Mean of the source pieces, weighted by their numbers of characters.",
         source=_ASYMMETRIC,
-        **_PIECES,
+        neighbours="pieces",
     ),
     "subword-asymmetric": Method(
         build=pieces.subword_asymmetric,
         summary="Input row: subword-mean scaled to the source's median norm; output row: subword-length.",
         source=_ASYMMETRIC,
-        **_PIECES,
+        neighbours="pieces",
     ),
     "multivariate": Method(
         build=flat.multivariate,
@@ -241,7 +227,7 @@ NEEDS_VECTORS = tuple(name for name, method in METHODS.items() if method.vectors
 
 
 def method_of(config: TransferConfig) -> Method:
-    """What the method as configured asks for: a blend asks for what its regression does."""
+    """The method of a configuration, with its needs: a blend needs what its regression needs."""
     method = METHODS[config.method]
     if config.method == "blend":
         other = METHODS[config.blend_with or blend.DEFAULT]
@@ -256,7 +242,7 @@ def method_of(config: TransferConfig) -> Method:
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """What ``saltlm methods`` lists.
+    """The list that ``saltlm methods`` prints.
 
     Returns:
         For each method ``name``, ``default`` (whether it is the default method), ``summary``, ``needs`` (a list of phrases),
@@ -276,7 +262,7 @@ def describe_methods() -> list[dict[str, Any]]:
 
 
 def _needs(method: Method) -> list[str]:
-    """The inputs beside source and target model that a method cannot do without."""
+    """The inputs that a method needs besides source and target model."""
     needs = []
     if method.anchors and not method.alone:
         needs.append("shared tokens")
@@ -290,7 +276,7 @@ def _needs(method: Method) -> list[str]:
 
 
 def build(job: Job) -> Iterator[Block]:
-    """The blocks of the job's method, from anchors cleaned as asked."""
+    """The blocks of the job's method; with ``clean_anchors`` from the anchors that are left."""
     if job.config.clean_anchors:
-        job = dataclasses.replace(job, anchors=clean.cleaned(job))
+        job = dataclasses.replace(job, anchors=whole.cleaned_anchors(job))
     yield from METHODS[job.config.method].build(job)

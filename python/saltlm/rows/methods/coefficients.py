@@ -1,6 +1,6 @@
-"""Which anchors make a token, and with which coefficients: what a method finds before it looks at the source's rows.
+"""The anchors that build each token and their coefficients: the part of a method that does not read the source's rows.
 
-Source models with one tokenizer have these in common for each target, so a batch keeps them from job to job.
+Source models with one tokenizer have the same coefficients for a target, so a batch keeps them from job to job.
 """
 
 from __future__ import annotations
@@ -9,107 +9,113 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
-from ...operators.ops import Support
+from ...operators.ops import Solution, Support
 from ..job import Job
+
+Tensors = TypeVar("Tensors", Support, Solution)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class TokenCoefficients:
     """Coefficients of M target tokens.
 
     Attributes:
         ids: int64 [M], target ids.
         support: of the M tokens among the anchors.
-        coefficients: float64 [nnz].
-        rank: int32 [M], ``None`` where nothing was solved; likewise ``residual`` float32 [M].
-        status: uint8 [M], codes of :data:`~saltlm.operators.ops.STATUSES`; ``None`` where nothing was solved.
+        solution: least squares on the supports; ``None`` where the weights of the support are the coefficients.
     """
 
     ids: torch.Tensor
     support: Support
-    coefficients: torch.Tensor
-    rank: torch.Tensor | None = None
-    residual: torch.Tensor | None = None
-    status: torch.Tensor | None = None
+    solution: Solution | None = None
 
-    def to(self, device: torch.device) -> Part:
-        """On another device; ids stay."""
-        support = dataclasses.replace(
-            self.support, **{name: value.to(device) for name, value in vars(self.support).items()}
-        )
-        moved = {
-            field.name: value.to(device) for field in dataclasses.fields(self)
-            if field.name != "ids" and isinstance(value := getattr(self, field.name), torch.Tensor)
-        }  # fmt: skip
-        return dataclasses.replace(self, support=support, **moved)
+    @property
+    def values(self) -> torch.Tensor:
+        """Float64 [nnz], the coefficients, in the order of the support's ids."""
+        return self.support.weights if self.solution is None else self.solution.coefficients
 
-    def split(self, most: int) -> Iterator[Part]:
-        """The tokens in parts of so many at most."""
-        if len(self.ids) <= most:
+    def to(self, device: torch.device) -> TokenCoefficients:
+        """The same on another device; the ids stay on the CPU."""
+        solution = None if self.solution is None else _to_device(self.solution, device)
+        return dataclasses.replace(self, support=_to_device(self.support, device), solution=solution)
+
+    def split(self, max_rows: int) -> Iterator[TokenCoefficients]:
+        """The tokens in parts of at most ``max_rows``."""
+        if len(self.ids) <= max_rows:
             yield self
             return
-        support = self.support
-        for begin in range(0, len(self.ids), most):
-            rows = slice(begin, min(len(self.ids), begin + most))
-            offsets = support.offsets[rows.start : rows.stop + 1]
+        for begin in range(0, len(self.ids), max_rows):
+            rows = slice(begin, min(len(self.ids), begin + max_rows))
+            offsets = self.support.offsets[rows.start : rows.stop + 1]
             entries = slice(int(offsets[0]), int(offsets[-1]))
-            solved = {
-                name: None if (value := getattr(self, name)) is None else value[rows]
-                for name in ("rank", "residual", "status")
-            }
-            yield Part(
-                ids=self.ids[rows],
-                support=Support(
-                    offsets=offsets - offsets[0], ids=support.ids[entries], weights=support.weights[entries]
-                ),
-                coefficients=self.coefficients[entries],
-                **solved,
+            solution = self.solution
+            if solution is not None:
+                solution = Solution(
+                    coefficients=solution.coefficients[entries],
+                    rank=solution.rank[rows],
+                    residual=solution.residual[rows],
+                    status=solution.status[rows],
+                )
+            support = Support(
+                offsets=offsets - offsets[0], ids=self.support.ids[entries], weights=self.support.weights[entries]
             )
+            yield TokenCoefficients(ids=self.ids[rows], support=support, solution=solution)
 
     @property
     def bytes(self) -> int:
-        """What its tensors take."""
-        tensors = [*vars(self).values(), *vars(self.support).values()]
-        return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
+        """Memory of the tensors."""
+        tensors = [self.ids, *vars(self.support).values()]
+        if self.solution is not None:
+            tensors += vars(self.solution).values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def parts(job: Job, name: str, options: tuple[object, ...], make: Callable[[], Iterator[Part]]) -> Iterator[Part]:
-    """The parts that ``make`` gives, or those that an earlier job of this process kept, bit for bit.
+def _to_device(tensors: Tensors, device: torch.device) -> Tensors:
+    return dataclasses.replace(tensors, **{name: value.to(device) for name, value in vars(tensors).items()})
+
+
+def cached(
+    job: Job, rule: str, options: tuple[object, ...], compute: Callable[[], Iterator[TokenCoefficients]]
+) -> Iterator[TokenCoefficients]:
+    """The coefficients that an earlier job of this process has kept; without such a job they are computed, and kept.
+
+    Kept coefficients are bit for bit those that would be computed.
 
     Args:
-        job: whose ``basis`` stands for the target's rows and vectors by their content.
-        name: of the rule.
+        job: its ``basis`` identifies the content of the target's rows and vectors.
+        rule: name of the rule.
         options: of the rule.
-        make: finds them anew, on the job's device.
+        compute: yields the coefficients on the job's device.
     """
     shared = job.shared
     if shared is None or not shared.limit:
-        yield from make()
+        yield from compute()
         return
     ids = hashlib.blake2b(job.anchors.tobytes() + b"|" + job.new.tobytes(), digest_size=16).digest()
-    key = ("coefficients", name, options, job.basis, len(job.anchors), ids, str(job.device))
-    kept = shared.find(key)
-    if kept is not None:
-        for part in kept:
+    key = ("coefficients", rule, options, job.basis, len(job.anchors), ids, str(job.device))
+    stored = shared.find(key)
+    if stored is not None:
+        for part in stored:
             yield part.to(job.device)
         return
-    found: list[Part] | None = []
-    size, seconds, source = 0, 0.0, make()
+    kept: list[TokenCoefficients] | None = []  # None once they are too large
+    size, seconds, parts = 0, 0.0, compute()
     while True:
-        begun = time.perf_counter()
-        part = next(source, None)
-        seconds += time.perf_counter() - begun
+        begin = time.perf_counter()
+        part = next(parts, None)
+        seconds += time.perf_counter() - begin
         if part is None:
             break
         size += part.bytes
         if size > shared.limit:
-            found = None
-        if found is not None:
+            kept = None
+        if kept is not None:
             shared.make_room(size)
-            found.append(part.to(torch.device("cpu")))
+            kept.append(part.to(torch.device("cpu")))
         yield part
-    if found is not None:
-        shared.put(key, found, size, seconds)
+    if kept is not None:
+        shared.put(key, kept, size, seconds)

@@ -1,121 +1,141 @@
-"""Greedy support: orthogonal matching pursuit of many rows at once."""
+"""Supports picked greedily: orthogonal matching pursuit of many rows together."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
 from ...operators.nearest import EqualRows
 from ...operators.ops import Support, backend
+from ...operators.ragged import offsets_of
+from ...progress import Increment
 
-# What is unexplained below this share of the row (float32 rounding of 64 steps) counts as explained.
+# A residual below this share of the row's norm (float32 rounding of 64 steps) counts as zero.
 EXPLAINED = 1e-6
-# A pick this close to the span of the earlier ones adds nothing but rounding error.
+# A picked row whose part outside the span of the earlier picks is below this share of its norm is in their span.
 DEPENDENT = 1e-5
-# What the compiled pursuit takes, and the memory that the anchors' Gram matrix may: 16,384 anchors.
-MOST_PICKS, GRAM_BYTES = 256, 1 << 30
-CHUNK_VALUES = 1 << 22  # products of a chunk of rows with all anchors (16 MB): they stay in the last-level cache
+# Limits of the compiled pursuit: picks of a row, and memory of the anchors' Gram matrix (16,384 anchors).
+MAX_PICKS, GRAM_BYTES = 256, 1 << 30
+CHUNK_VALUES = (
+    1 << 22
+)  # products of a chunk of rows with all anchors (16 MB), so that they stay in the last-level cache
 
 
 def pursue(
     new: torch.Tensor,
     anchors: torch.Tensor,
-    most: int,
+    max_picks: int,
     *,
     gram: torch.Tensor | None = None,
     equal: EqualRows | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Increment = lambda done: None,
 ) -> Support:
     """Pick anchors for each row, one after the other: the one with the largest absolute product with the residual.
 
-    The residual is what of the row lies outside the span of the anchors picked so far. A row stops early when nothing is
-    left of it, or when the pick lies in that span already. Compiled, the products are kept up to date from the anchors' Gram
-    matrix; products within float32 rounding of each other may be picked in either order. Of equal anchors the first is picked.
+    The residual is the part of the row outside the span of the anchors picked so far. A row has fewer picks if its residual
+    becomes zero, or if the next pick is in that span already. The compiled pursuit updates the products from the anchors'
+    Gram matrix; of two products that differ by float32 rounding it may pick either first. Of equal anchors the first is
+    picked.
 
     Args:
         new: float32 or float64 [N, E].
-        anchors: likewise [A, E].
-        most: picks per row, in [1, A].
-        gram: of :func:`gram_of` for the same anchors and ``most``, where they are used more than once.
-        equal: which anchors are equal, likewise.
-        progress: called with the rows done.
+        anchors: [A, E] of the same dtype.
+        max_picks: of a row, in [1, A].
+        gram: from :func:`gram_of` for the same anchors and ``max_picks``; pass it where they are used more than once.
+        equal: the equal anchors; pass it where they are used more than once.
+        progress: called with the number of rows done.
 
     Returns:
-        The picks in order; the weights, which a pursuit has none of, are equal.
+        The picks in their order, with equal weights (a pursuit gives none).
     """
-    rows_each = max(1, min(1024, CHUNK_VALUES // max(1, len(anchors))))
+    if not len(new):
+        empty = torch.zeros(0, dtype=torch.int64, device=new.device)
+        return Support(offsets=offsets_of(empty), ids=empty.int(), weights=empty.double())
+    if equal is None:
+        equal = EqualRows.of(anchors)
+    if gram is None:
+        gram = gram_of(anchors, max_picks, equal)
     sizes, picks, done = [], [], 0
-    if len(new):
-        equal = EqualRows.of(anchors) if equal is None else equal
-        gram = gram_of(anchors, most, equal) if gram is None else gram
-    for block in new.split(rows_each) if len(new) else ():
+    for block in new.split(max(1, min(1024, CHUNK_VALUES // max(1, len(anchors))))):
         if gram is None:
-            size, picked = _pursue(block, anchors, most, equal)
+            size, picked = pursue_by_products(block, anchors, max_picks, equal)
         else:
-            size, picked = _pursue_by_gram(block, anchors, gram, most, equal)
-        inside = torch.arange(most, device=new.device) < size[:, None]
+            size, picked = _pursue_by_gram(block, anchors, gram, max_picks, equal)
+        inside = torch.arange(max_picks, device=new.device) < size[:, None]
         sizes.append(size)
         picks.append(picked[inside])
         done += len(block)
         progress(done)
-    size = torch.cat(sizes) if sizes else torch.zeros(0, dtype=torch.int64, device=new.device)
-    offsets = torch.cat([size.new_zeros(1), size.cumsum(0)])
-    ids = torch.cat(picks) if picks else size
+    size = torch.cat(sizes)
     weights = (1 / size.double()).repeat_interleave(size)
-    return Support(offsets=offsets, ids=ids.int(), weights=weights)
+    return Support(offsets=offsets_of(size), ids=torch.cat(picks).int(), weights=weights)
 
 
-def gram_of(anchors: torch.Tensor, most: int, equal: EqualRows) -> torch.Tensor | None:
-    """The products [A, A] of the anchors for the compiled pursuit; ``None`` where it does not take the problem."""
-    return equal.share_rows(equal.share_columns(anchors @ anchors.T)) if _by_gram(anchors, most) else None
+def gram_of(anchors: torch.Tensor, max_picks: int, equal: EqualRows) -> torch.Tensor | None:
+    """Products [A, A] of the anchors for the compiled pursuit; ``None`` where that does not run or is not faster."""
+    if not uses_gram(anchors, max_picks):
+        return None
+    return equal.share_rows(equal.share_columns(anchors @ anchors.T))
 
 
-def _by_gram(anchors: torch.Tensor, most: int) -> bool:
-    """Whether the compiled pursuit takes this problem, and takes it faster than products do."""
+def uses_gram(anchors: torch.Tensor, max_picks: int) -> bool:
+    """Whether the compiled pursuit accepts the anchors and is faster than matrix products."""
     count, width = anchors.shape
-    plain = anchors.dtype == torch.float32 and anchors.device.type == "cpu" and backend("cpu").name == "compiled"
-    return plain and most <= MOST_PICKS and most < width and 4 * count * count <= GRAM_BYTES
+    accepted = anchors.dtype == torch.float32 and anchors.device.type == "cpu" and backend("cpu").name == "compiled"
+    return accepted and max_picks <= MAX_PICKS and max_picks < width and 4 * count * count <= GRAM_BYTES
 
 
 def _pursue_by_gram(
-    new: torch.Tensor, anchors: torch.Tensor, gram: torch.Tensor, most: int, equal: EqualRows
+    new: torch.Tensor, anchors: torch.Tensor, gram: torch.Tensor, max_picks: int, equal: EqualRows
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`_pursue`; rows of which float32 sums cannot tell what is left are handed to that."""
+    """The compiled pursuit; rows whose residual is too small for float32 sums go to :func:`pursue_by_products`."""
     squares = new.double().square().sum(dim=1)
-    picked, size = torch.ops.saltlm.pursue(equal.share_columns(new @ anchors.T), gram, squares, most)
+    picked, size = torch.ops.saltlm.pursue(equal.share_columns(new @ anchors.T), gram, squares, max_picks)
     picked, size = picked.long(), size.long()
-    careful = (size < 0).nonzero().squeeze(1)
-    if len(careful):
-        size[careful], picked[careful] = _pursue(new[careful], anchors, most, equal)
+    inexact = (size < 0).nonzero().squeeze(1)
+    if len(inexact):
+        size[inexact], picked[inexact] = pursue_by_products(new[inexact], anchors, max_picks, equal)
     return size, picked
 
 
-def _pursue(new: torch.Tensor, anchors: torch.Tensor, most: int, equal: EqualRows) -> tuple[torch.Tensor, torch.Tensor]:
-    # new [n, E] -> how many picks of each row count [n], the picks [n, most]
+def pursue_by_products(
+    new: torch.Tensor, anchors: torch.Tensor, max_picks: int, equal: EqualRows
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pursuit by products of the residuals with all anchors, in the dtype of the rows.
+
+    Args:
+        new: reals [n, E].
+        anchors: reals [A, E].
+        max_picks: of a row, in [1, A].
+        equal: the equal anchors.
+
+    Returns:
+        int64 [n], the number of valid picks of each row, and int64 [n, max_picks], the picks.
+    """
     rows, width = new.shape
-    basis = new.new_zeros(rows, most, width)
-    picked = torch.zeros(rows, most, dtype=torch.int64, device=new.device)
+    basis = new.new_zeros(rows, max_picks, width)
+    picked = torch.zeros(rows, max_picks, dtype=torch.int64, device=new.device)
     size = torch.zeros(rows, dtype=torch.int64, device=new.device)
     residual, length = new.clone(), new.norm(dim=1)
-    going = length > 0
-    for step in range(most):
+    active = length > 0
+    for step in range(max_picks):
         scores = equal.share_columns(residual @ anchors.T).abs_()
         scores.scatter_(1, picked[:, :step], -1.0)
         pick = scores.argmax(dim=1)
         picked[:, step] = pick
         atom = anchors[pick]
-        own = atom.norm(dim=1)
+        atom_length = atom.norm(dim=1)
         earlier = basis[:, :step]
-        for _ in range(2 if step else 0):  # twice is enough (Kahan): one pass leaves rounding errors of the first
+        for _ in range(
+            2 if step else 0
+        ):  # twice is enough (Kahan): the second pass removes the rounding errors of the first
             atom = atom - ((earlier @ atom[:, :, None]).transpose(1, 2) @ earlier)[:, 0]
-        rest = atom.norm(dim=1)
-        going &= rest > DEPENDENT * own
-        direction = torch.where(going[:, None], atom / rest.clamp_min(torch.finfo(atom.dtype).tiny)[:, None], 0.0)
+        outside = atom.norm(dim=1)
+        active &= outside > DEPENDENT * atom_length
+        direction = torch.where(active[:, None], atom / outside.clamp_min(torch.finfo(atom.dtype).tiny)[:, None], 0.0)
         basis[:, step] = direction
         residual = residual - (residual * direction).sum(dim=1, keepdim=True) * direction
-        size += going
-        going &= residual.norm(dim=1) > EXPLAINED * length
-        if not going.any():
+        size += active
+        active &= residual.norm(dim=1) > EXPLAINED * length
+        if not active.any():
             break
     return size, picked

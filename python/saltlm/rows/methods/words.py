@@ -1,4 +1,4 @@
-"""Methods that compare tokens across languages: the neighbours are source tokens, shared or not."""
+"""Methods that compare tokens across languages: the neighbours of a token are source tokens, shared or not."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ import torch
 from ...model.stored_rows import gather
 from ...operators.nearest import EqualRows, largest
 from ..assembly import COMPOSED, NO_VECTOR, Block
-from ..job import Job, left, rows_at, split_by_vector
+from ..job import Job, not_built, rows_at, split_by_vector
 from ..recipe import Recipe
 
 NEIGHBOURS, TEMPERATURE = 10, 0.1
-ROWS = 256  # tokens at once: their neighbours' rows are gathered, and their cosines with all source tokens held
+BLOCK_TOKENS = (
+    256  # tokens in a block, whose cosines with all source tokens and neighbours' rows are in memory together
+)
 
 
 def wechsel(job: Job) -> Iterator[Block]:
     """WECHSEL: the 10 nearest source tokens' rows, weighted by the softmax of their cosines over 0.1 (Minixhofer et al. 2022).
 
-    Shared rows stay copies, where WECHSEL's own code composes them too. OFA (Liu et al. 2024) has the same rule over vectors
-    made otherwise; its factorised matrix, which no standard model has a place for, is left out.
+    Shared rows stay copies; the authors' code composes them as well. OFA (Liu et al. 2024) uses the same rule with other
+    vectors; its factorised matrix is left out, because no standard model has it.
     """
-    ids, without = split_by_vector(job)
-    yield from without
-    usable = np.intersect1d(job.used, np.flatnonzero(job.source_auxiliary.known.numpy()))
+    ids, without_vector = split_by_vector(job)
+    yield from without_vector
+    usable = np.intersect1d(job.used, np.flatnonzero(job.source_has_vector.numpy()))
     candidates = torch.from_numpy(np.setdiff1d(usable, job.hidden))
-    vectors = rows_at(job.source_auxiliary.vectors, candidates, job.device)
+    vectors = rows_at(job.source_vectors, candidates, job.device)
     equal, space = EqualRows.of(vectors), torch.nn.functional.normalize(vectors, dim=1)
     if not len(candidates):
-        yield left(ids, NO_VECTOR)
+        yield not_built(ids, NO_VECTOR)
         return
     done = 0
-    for block in ids.split(ROWS):
-        new = torch.nn.functional.normalize(rows_at(job.auxiliary.vectors, block, job.device), dim=1)
-        near, at = _nearest(new, space, equal)
-        weight = (near.cpu() / TEMPERATURE).softmax(dim=1)[:, None]
-        source = candidates[at.cpu()]
+    for block in ids.split(BLOCK_TOKENS):
+        new = torch.nn.functional.normalize(rows_at(job.vectors, block, job.device), dim=1)
+        cosines, positions = nearest_source_tokens(new, space, equal)
+        weight = (cosines.cpu() / TEMPERATURE).softmax(dim=1)[:, None]
+        source = candidates[positions.cpu()]
         head = job.head.gather(source.flatten())
         yield Block(
             ids=block,
@@ -52,15 +54,22 @@ def wechsel(job: Job) -> Iterator[Block]:
         job.progress(done, len(ids))
 
 
-def _nearest(new: torch.Tensor, space: torch.Tensor, equal: EqualRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines, float64 [n, 10], and positions of the nearest rows; of equal ones the smaller position comes first.
+def nearest_source_tokens(
+    new: torch.Tensor, space: torch.Tensor, equal: EqualRows
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines, float64 [n, 10], and positions of the nearest rows; equal rows in the order of their positions.
 
-    Tokens that are spelled alike share a vector, so ties are common and the last bits of a product must not decide: twice as
-    many candidates are compared again in float64, and equal vectors share one cosine.
+    Tokens that are spelled alike have one vector, so that ties are common and the last bits of a product must not decide:
+    twice as many candidates are compared again in float64, and equal vectors get the same cosine.
+
+    Args:
+        new: unit rows, float32 [n, P].
+        space: unit rows, float32 [c, P].
+        equal: the equal rows of ``space``.
     """
-    at = largest(equal.share_columns(new @ space.T), min(2 * NEIGHBOURS, len(space)))[1].sort(dim=1).values
-    exact = (space[at].double() @ new.double()[:, :, None])[:, :, 0]
-    first = equal.first[at]
-    exact = exact.gather(1, (first[:, :, None] == first[:, None, :]).int().argmax(dim=2))
-    near, order = exact.sort(dim=1, descending=True, stable=True)
-    return near[:, :NEIGHBOURS], at.gather(1, order[:, :NEIGHBOURS])
+    positions = largest(equal.share_columns(new @ space.T), min(2 * NEIGHBOURS, len(space)))[1].sort(dim=1).values
+    cosines = (space[positions].double() @ new.double()[:, :, None])[:, :, 0]
+    first = equal.first[positions]
+    cosines = cosines.gather(1, (first[:, :, None] == first[:, None, :]).int().argmax(dim=2))
+    cosines, order = cosines.sort(dim=1, descending=True, stable=True)
+    return cosines[:, :NEIGHBOURS], positions.gather(1, order[:, :NEIGHBOURS])
