@@ -24,7 +24,7 @@ from saltlm.adaptation.config import SEQ_LENGTH
 from saltlm.adaptation.packing import Packer
 from saltlm.adaptation.text import read_text
 from saltlm.cli.main import main
-from saltlm.comparison.probe import TooLittleText, fitted_blocks, measure_blocks
+from saltlm.comparison.blocks import TooLittleText, fitted_blocks, measure_blocks
 from saltlm.errors import InputError
 from saltlm.evaluation.generate import continuations, room_after, shortened_prompt
 from saltlm.evaluation.side_by_side import MeasureConfig, beginning, evaluate_models
