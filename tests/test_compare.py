@@ -21,6 +21,7 @@ from saltlm.adaptation.text import open_streams, read_text
 from saltlm.cli.main import main
 from saltlm.cli.show_compare import comparison
 from saltlm.comparison import probe as compare_run
+from saltlm.comparison.blocks import measure_blocks
 from saltlm.comparison.config import Cell, parse_cells
 from saltlm.comparison.results import spearman, steps_to_level, summarize
 from saltlm.errors import InputError
@@ -162,7 +163,7 @@ def test_text_is_refused_exactly_when_a_pass_is_too_short(tokenizers, place, ste
         return stream.passes
 
     try:
-        found = compare_run.measure_blocks(text, tokenizers, config, steps)
+        found = measure_blocks(text, tokenizers, config, steps)
     except InputError as error:
         if "of the source's own" in str(error):
             assert last_pass(tokenizers[1], int(re.search(r"blocks of (\d+) tokens", str(error))[1])) > 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from saltlm.errors import InputError
 from saltlm.evaluation.evaluate import Evaluation
-from saltlm.evaluation.intervals import Comparison, Interval, Intervals, intervals, ratio_intervals
+from saltlm.evaluation.intervals import Interval, Intervals, PairedDifference, intervals, ratio_intervals
 
 SIZES = st.lists(st.integers(1, 500), min_size=2, max_size=12)
 
@@ -150,7 +150,9 @@ def test_a_model_ties_with_itself_exactly() -> None:
 
 
 def test_a_comparison_reads_the_same_from_both_sides() -> None:
-    pair = Comparison(first="a", second="b", difference=Interval(estimate=-0.2, low=-0.3, high=-0.1, confidence=0.95))
+    pair = PairedDifference(
+        first="a", second="b", difference=Interval(estimate=-0.2, low=-0.3, high=-0.1, confidence=0.95)
+    )
     assert pair.to_json("a") == {"model": "b", "difference": -0.2, "low": -0.3, "high": -0.1, "tie": False}
     assert pair.to_json("b") == {"model": "a", "difference": 0.2, "low": 0.1, "high": 0.3, "tie": False}
     renamed = Intervals(models={}, comparisons=(pair,)).renamed({"a": "x", "b": "y"}).comparisons[0]

@@ -24,9 +24,9 @@ from saltlm.adaptation.config import SEQ_LENGTH
 from saltlm.adaptation.packing import Packer
 from saltlm.adaptation.text import read_text
 from saltlm.cli.main import main
-from saltlm.comparison.probe import TooLittleText, fitted_blocks, measure_blocks
+from saltlm.comparison.blocks import TooLittleText, fitted_blocks, measure_blocks
 from saltlm.errors import InputError
-from saltlm.evaluation.generate import _room, _shortened, continuations
+from saltlm.evaluation.generate import continuations, room_after, shortened_prompt
 from saltlm.evaluation.side_by_side import MeasureConfig, beginning, evaluate_models
 from saltlm.model.causal_lm import CausalLM, load_causal_lm, positions_in, resolve_length, within_positions
 from saltlm.rows.methods import METHODS
@@ -271,9 +271,9 @@ def test_a_continuation_ends_where_the_positions_do(place) -> None:
 def test_shortened_prompts_leave_room(positions, length, most, begins) -> None:
     lm = CausalLM(name="m", model=None, tokenizer=None, start_id=7 if begins else None, rows=9, max_positions=positions)
     start = [7] * begins + list(range(100, 100 + length))
-    kept = _shortened(lm, start, most)
+    kept = shortened_prompt(lm, start, most)
     assert kept and kept[:begins] == [7] * begins and start[len(start) - len(kept) + begins :] == kept[begins:]
-    room = _room(lm, "prompt", kept, most)
+    room = room_after(lm, "prompt", kept, most)
     assert 1 <= room <= most and (positions is None or len(kept) + room - 1 <= positions)
     assert room >= min(most, most if positions is None else positions // 2)
     if positions is None or len(start) + most - 1 <= positions:

@@ -116,7 +116,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     from . import show_inspect as inspect_show
 
     rows = inspect_rows.inspect(arguments.folder)
-    asked = inspect_rows.found(rows, arguments.token)
+    asked = inspect_rows.find_rows(rows, arguments.token)
     if arguments.html:
         inspect_show.write_page(rows, arguments.html)
     if arguments.json:

@@ -44,9 +44,14 @@ def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
             color = "black" if own else palette(names.index(entry["method"]) % palette.N)
             end = "diverged" if entry["end"] is None else f"{entry['end']['mean']:.3f}"
             axes.plot(
-                steps, means, color=color, linestyle="--" if own else "-", marker="o", markersize=3,
+                steps,
+                means,
+                color=color,
+                linestyle="--" if own else "-",
+                marker="o",
+                markersize=3,
                 label=f"{entry['method']}  {end}",
-            )  # fmt: skip
+            )
             if spreads[0] is not None:
                 low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)

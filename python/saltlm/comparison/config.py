@@ -23,17 +23,40 @@ TEXT_AT_HAND = "the probes' text"  # what tunes ``auto`` where nothing else is s
 NO_TEXT = "none"
 # What a cell cannot have for itself: all cells share inputs, tokenizer and seeds, or they could not be compared.
 SHARED = (
-    "seed", "chat_template", "special_overrides", "pad_to_multiple_of", "keep_source_vocabulary", "device", "dtype",
-    "gguf_file", "source_revision", "target_revision", "trust_remote_code", "force", "heldout", "method",
-)  # fmt: skip
+    "seed",
+    "chat_template",
+    "special_overrides",
+    "pad_to_multiple_of",
+    "keep_source_vocabulary",
+    "device",
+    "dtype",
+    "gguf_file",
+    "source_revision",
+    "target_revision",
+    "trust_remote_code",
+    "force",
+    "heldout",
+    "method",
+)
 # Options that name files, which count by their content.
 READ = ("source_auxiliary", "dictionary", "unigram_text", "tune_text")
 # Options of a transfer and of an adaptation that a comparison sets itself.
 OWN_TRANSFER = ("method", "seed", "heldout", "device", "trust_remote_code", "force")
 OWN_ADAPT = (
-    "steps", "phases", "eval_steps", "early_stop", "save_steps", "keep_checkpoints", "seed", "distill_rows", "distill_steps",
-    "distill_source", "dtype", "compile", "force",
-)  # fmt: skip
+    "steps",
+    "phases",
+    "eval_steps",
+    "early_stop",
+    "save_steps",
+    "keep_checkpoints",
+    "seed",
+    "distill_rows",
+    "distill_steps",
+    "distill_source",
+    "dtype",
+    "compile",
+    "force",
+)
 
 
 @documented
@@ -93,9 +116,12 @@ class CompareConfig:
             seq_length: tokens in its blocks.
         """
         return dataclasses.replace(
-            base, phases=f"{self.probe}:{self.probe_steps}", seed=seed, seq_length=seq_length,
+            base,
+            phases=f"{self.probe}:{self.probe_steps}",
+            seed=seed,
+            seq_length=seq_length,
             eval_steps=self.eval_steps or max(1, self.probe_steps // 5),
-        )  # fmt: skip
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,14 @@ from ..files.output_lock import lock_run
 RECORD, RUNS, SCRATCH, RESULT, CHART = "comparison.json", "runs", ".scratch", "compare.json", "compare.png"
 ADVICE = "make room or mend that; the same command goes on from the finished runs"
 PARTS = {
-    "version": "saltlm", "source": "the source model", "target": "the target model", "auxiliary": "the auxiliary vectors",
-    "text": "the training text", "evaluation": "the held-out text", "options": "the options",
-}  # fmt: skip
+    "version": "saltlm",
+    "source": "the source model",
+    "target": "the target model",
+    "auxiliary": "the auxiliary vectors",
+    "text": "the training text",
+    "evaluation": "the held-out text",
+    "options": "the options",
+}
 
 
 class CompareFolder:
@@ -55,9 +60,11 @@ class CompareFolder:
             with output_errors(self.out, 0, ADVICE):
                 if there and any(self.out.iterdir()):
                     raise input_error(
-                        f"output {self.out}", "a folder that holds no comparison",
-                        "a new folder, or a comparison to go on with", "choose another name",
-                    )  # fmt: skip
+                        f"output {self.out}",
+                        "a folder that holds no comparison",
+                        "a new folder, or a comparison to go on with",
+                        "choose another name",
+                    )
             check_output(self.out, protected=protected, force=there)
             return
         for folder in protected:
@@ -82,9 +89,11 @@ class CompareFolder:
                         f" ({', '.join(f'{key} was {old[part].get(key)!r}, is {new[part][key]!r}' for key in names)})"
                     )
                 raise input_error(
-                    f"output {self.out}", f"a comparison that differs in {words}", "this one, to go on with, or a new folder",
+                    f"output {self.out}",
+                    f"a comparison that differs in {words}",
+                    "this one, to go on with, or a new folder",
                     "choose another folder, or start over by --force",
-                )  # fmt: skip
+                )
 
     @contextlib.contextmanager
     def opened(self, identity: Mapping[str, Any], *, force: bool) -> Iterator[None]:

@@ -87,9 +87,12 @@ def summarize(cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], confi
         _add_differences(methods, runs, best, confidence)
     ties = [e["method"] for e in methods if e["difference"] and e["difference"]["tie"] and e["method"] != ORIGINAL]
     return {
-        "level": level, "best": best, "ties": ties, "methods": methods,
+        "level": level,
+        "best": best,
+        "ties": ties,
+        "methods": methods,
         "rank_correlations": _correlations([e for e in methods if e["method"] != ORIGINAL]),
-    }  # fmt: skip
+    }
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -111,17 +114,24 @@ def _method(cell: Cell, runs: Sequence[Mapping[str, Any]], level: float) -> dict
     }
     checks = [run["self_check"] for run in runs if run["self_check"]]
     return {
-        "method": cell.label, "diverged": [run["seed"] for run in runs if run["diverged"]],
-        "tuning": runs[0].get("tuning"), "start": _spread([run["bits_per_byte"][0][1] for run in runs]),
+        "method": cell.label,
+        "diverged": [run["seed"] for run in runs if run["diverged"]],
+        "tuning": runs[0].get("tuning"),
+        "start": _spread([run["bits_per_byte"][0][1] for run in runs]),
         # A mean over the seeds that did not diverge would flatter.
         "end": _spread([column[-1] for column in columns]) if len(whole) == len(runs) else None,
         "curve": [[step, found["mean"], found["spread"]] for step, found in curve],
-        "steps_to_original": steps_to_level(means, level), "source": source or None,
-        "self_check": {name: statistics.fmean(check[name] for check in checks) for name in SELF_CHECK} if checks else None,
-        "tokens_per_byte": runs[0]["tokens_per_byte"], "seq_length": runs[0]["seq_length"],
+        "steps_to_original": steps_to_level(means, level),
+        "source": source or None,
+        "self_check": {name: statistics.fmean(check[name] for check in checks) for name in SELF_CHECK}
+        if checks
+        else None,
+        "tokens_per_byte": runs[0]["tokens_per_byte"],
+        "seq_length": runs[0]["seq_length"],
         "training_bytes": round(statistics.fmean(run["training_bytes"] for run in runs)),
-        "seconds": round(statistics.fmean(run["seconds"] for run in runs), 3), "difference": None,
-    }  # fmt: skip
+        "seconds": round(statistics.fmean(run["seconds"] for run in runs), 3),
+        "difference": None,
+    }
 
 
 def _add_differences(
@@ -140,11 +150,13 @@ def _add_differences(
         by_seed = [own[seed] - ends[best][seed] for seed in own]
         agree = all(value > 0 for value in by_seed) or all(value < 0 for value in by_seed)
         entry["difference"] = {
-            "to": best, "estimate": statistics.fmean(by_seed), "by_seed": by_seed,
+            "to": best,
+            "estimate": statistics.fmean(by_seed),
+            "by_seed": by_seed,
             **(interval.to_json() if interval else {"low": None, "high": None, "confidence": confidence}),
             # Without an interval nothing tells them apart.
             "tie": not agree or interval is None or interval.low <= 0 <= interval.high,
-        }  # fmt: skip
+        }
 
 
 def _correlations(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -123,9 +123,16 @@ def compare(
     report = progress or (lambda stage, done, total: None)
     folder = CompareFolder(Path(out))
     plan = _plan(
-        (source, target, auxiliary), methods, texts, folder, config or CompareConfig(), (eval_texts, source_eval_texts),
-        transfer_config or TransferConfig(), adapt_config or AdaptConfig(), report,
-    )  # fmt: skip
+        (source, target, auxiliary),
+        methods,
+        texts,
+        folder,
+        config or CompareConfig(),
+        (eval_texts, source_eval_texts),
+        transfer_config or TransferConfig(),
+        adapt_config or AdaptConfig(),
+        report,
+    )
     from .chart import draw_chart
     from .results import summarize
 
@@ -138,9 +145,12 @@ def compare(
             kept = f"finished runs are kept in {folder.out}; the same command goes on" if folder.runs else ""
             raise KeyboardInterrupt(kept or "no run was finished, and nothing was left behind") from None
         content = {
-            "format": 1, **_described(plan), **summarize(plan.cells, results, plan.config.confidence), "results": results,
+            "format": 1,
+            **_described(plan),
+            **summarize(plan.cells, results, plan.config.confidence),
+            "results": results,
             "warnings": list(plan.warnings),
-        }  # fmt: skip
+        }
         write_json_whole(folder.out / RESULT, content)
         draw_chart(content, folder.out / CHART)
     for warning in plan.warnings:
@@ -150,7 +160,7 @@ def compare(
 
 def _runs(
     plan: _Plan, cell: Cell, folder: CompareFolder, others: Sequence[Mapping[str, Any]], report: Report
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """The runs of a cell by seed, those that an earlier call finished taken from the folder."""
     from .probe import run_cell
 
@@ -173,11 +183,17 @@ def _runs(
             with folder.empty_scratch() as scratch:
                 try:
                     run = run_cell(
-                        cell, seed, inputs=cell.inputs(plan.inputs), original=plan.original, text=plan.text, scratch=scratch,
-                        earlier=found, others=others,
+                        cell,
+                        seed,
+                        inputs=cell.inputs(plan.inputs),
+                        original=plan.original,
+                        text=plan.text,
+                        scratch=scratch,
+                        earlier=found,
+                        others=others,
                         config=plan.config.adaptation(plan.adaptation, seed, length),
                         report=lambda part, done, total, stage=stage: report(f"{stage}, {part}", done, total),
-                    )  # fmt: skip
+                    )
                 except InputError as error:
                     raise InputError(f"method {cell.label!r}: {error}") from error
             folder.save(key, run)
@@ -188,9 +204,16 @@ def _runs(
 
 
 def _plan(
-    inputs: tuple[Any, Any, Any], methods: Sequence[str], texts: Sources, folder: CompareFolder, config: CompareConfig,
-    held_out: tuple[Sources | None, Sources | None], base: TransferConfig, adaptation: AdaptConfig, report: Report,
-) -> _Plan:  # fmt: skip
+    inputs: tuple[Any, Any, Any],
+    methods: Sequence[str],
+    texts: Sources,
+    folder: CompareFolder,
+    config: CompareConfig,
+    held_out: tuple[Sources | None, Sources | None],
+    base: TransferConfig,
+    adaptation: AdaptConfig,
+    report: Report,
+) -> _Plan:
     """Check everything that can be checked before the first run, the cheap before the slow."""
     from ..model.causal_lm import positions_in
     from ..model.gguf import convert
@@ -242,9 +265,16 @@ def _plan(
     read = any(cell.reads_vectors and cell.auxiliary is None for cell in cells)
     warnings = [] if read or inputs[2] is None else [_unread(inputs[2])]
     return _Plan(
-        inputs=inputs, original=original, cells=cells, text=text, config=config, adaptation=adaptation, blocks=blocks,
-        identity=identity, warnings=warnings,
-    )  # fmt: skip
+        inputs=inputs,
+        original=original,
+        cells=cells,
+        text=text,
+        config=config,
+        adaptation=adaptation,
+        blocks=blocks,
+        identity=identity,
+        warnings=warnings,
+    )
 
 
 def _existing(auxiliary: str | Path | None) -> list[str]:
@@ -258,9 +288,14 @@ def _unread(auxiliary: str | Path) -> str:
 
 
 def _identity(
-    original: Path, target: Path, auxiliary: Any, text: TrainingText, config: CompareConfig, base: TransferConfig,
+    original: Path,
+    target: Path,
+    auxiliary: Any,
+    text: TrainingText,
+    config: CompareConfig,
+    base: TransferConfig,
     adaptation: AdaptConfig,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What makes runs comparable: inputs by their content, and all options but methods and seeds."""
     from .. import __version__
     from ..rows.methods import METHODS
@@ -274,11 +309,14 @@ def _identity(
     transferring = plain_transfer(base, leave_out=["method", *optional])
     names = _existing(auxiliary)
     return {
-        "version": __version__, "source": model_identity(original), "target": model_identity(target),
-        "auxiliary": [sampled_digest(Path(name)) for name in names] or str(auxiliary), "text": content(text.identity["text"]),
+        "version": __version__,
+        "source": model_identity(original),
+        "target": model_identity(target),
+        "auxiliary": [sampled_digest(Path(name)) for name in names] or str(auxiliary),
+        "text": content(text.identity["text"]),
         "evaluation": [content(entries) for entries in text.identity["evaluation"]],
         "options": {**{f"transfer {name}": value for name, value in transferring.items()}, **adapting, **probe},
-    }  # fmt: skip
+    }
 
 
 def _tokenizer(folder: Path, base: TransferConfig) -> Any:
@@ -298,13 +336,17 @@ def _described(plan: _Plan) -> dict[str, Any]:
     new, own = plan.blocks.tokens_per_byte
     names = ("source", "target", "auxiliary")
     return {
-        "saltlm_version": plan.identity["version"], "environment": versions(),
+        "saltlm_version": plan.identity["version"],
+        "environment": versions(),
         "inputs": {name: None if value is None else str(value) for name, value in zip(names, plan.inputs, strict=True)},
-        "text": plan.text.identity["text"], "evaluation": plan.text.identity["evaluation"],
+        "text": plan.text.identity["text"],
+        "evaluation": plan.text.identity["evaluation"],
         "heldout_bytes": sum(len(document.encode(errors="surrogatepass")) for document in plan.text.heldout),
-        "probe": plan.config.probe, "probe_steps": plan.config.probe_steps, "seeds": list(plan.config.seed_list),
+        "probe": plan.config.probe,
+        "probe_steps": plan.config.probe_steps,
+        "seeds": list(plan.config.seed_list),
         "options": plan.identity["options"],
         "cells": {cell.label: cell.to_json() for cell in plan.cells if cell.config is not None},
         "training_tokens_per_byte": {"new": round(new, 6), "original": round(own, 6)},
         "seq_lengths": {"new": plan.blocks.length, "original": plan.blocks.original},
-    }  # fmt: skip
+    }

@@ -95,8 +95,8 @@ def continuations(
                 expected = "a token, or a start token before it"
                 raise input_error(f"prompt {prompt!r}", "no token", expected, "give a longer prompt")
             if shorten:
-                start = _shortened(lm, start, max_new_tokens)
-            config.max_new_tokens = _room(lm, prompt, start, max_new_tokens)
+                start = shortened_prompt(lm, start, max_new_tokens)
+            config.max_new_tokens = room_after(lm, prompt, start, max_new_tokens)
             inputs = torch.tensor([start], device=lm.device)
             with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
                 if seed is not None:
@@ -108,7 +108,7 @@ def continuations(
     return written
 
 
-def _room(lm: CausalLM, prompt: str, start: list[int], max_new_tokens: int) -> int:
+def room_after(lm: CausalLM, prompt: str, start: list[int], max_new_tokens: int) -> int:
     """New tokens that the model's positions leave after these; the last one of them is not read and takes no position."""
     if lm.max_positions is None:
         return max_new_tokens
@@ -119,7 +119,7 @@ def _room(lm: CausalLM, prompt: str, start: list[int], max_new_tokens: int) -> i
     return min(max_new_tokens, room)
 
 
-def _shortened(lm: CausalLM, start: list[int], max_new_tokens: int) -> list[int]:
+def shortened_prompt(lm: CausalLM, start: list[int], max_new_tokens: int) -> list[int]:
     """The start token and the last tokens of a prompt, so many that a continuation has room."""
     if lm.max_positions is None:
         return start

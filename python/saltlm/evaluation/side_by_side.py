@@ -1,24 +1,26 @@
-"""Everything ``saltlm evaluate`` measures, for several models on the same inputs, each model loaded once."""
+"""All measurements of ``saltlm evaluate`` for several models on the same inputs; each model is loaded once."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import input_error
 from ..options import documented, is_whole_number, option
+from ..progress import Progress, StageProgress
 from ..text.documents import read_documents
-from .evaluate import Evaluation, evaluate
+from .config import EvaluateConfig
+from .evaluate import Evaluation, evaluate, read_heldout
 from .intervals import Intervals, check_numbers, intervals
-from .self_check_record import read_heldout
 
 if TYPE_CHECKING:
-    from .harness.tasks import TaskScore
+    from ..model.causal_lm import CausalLM
+    from .harness.tasks import Tasks, TaskScore
 
-# Characters of a document that are shown as a prompt, to the last whole word.
+# Maximum length of a prompt that is the beginning of a document, in characters.
 PROMPT_CHARACTERS = 80
 # Headings of the command line.
 STATISTICS, CONTINUATIONS, TASKS, WINDOWS = "statistics", "continuations", "tasks", "scoring windows"
@@ -27,7 +29,7 @@ STATISTICS, CONTINUATIONS, TASKS, WINDOWS = "statistics", "continuations", "task
 @documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """What is measured beside bits per byte, and how.
+    """What is measured in addition to bits per byte, and how.
 
     Raises:
         InputError: a number is out of range.
@@ -75,7 +77,7 @@ class MeasureConfig:
             raise input_error(
                 "temperature", repr(self.temperature), "a finite number >= 0", "0 takes the likeliest token"
             )
-        for name, least in (
+        for name, minimum in (
             ("samples", 0),
             ("new_tokens", 1),
             ("shots", 0),
@@ -84,8 +86,8 @@ class MeasureConfig:
             ("stride", 1),
         ):
             value = getattr(self, name)
-            if value is not None and not is_whole_number(value, least):
-                raise input_error(name, repr(value), f"a whole number >= {least}", "leave it out for the default")
+            if value is not None and not is_whole_number(value, minimum):
+                raise input_error(name, repr(value), f"a whole number >= {minimum}", "leave it out for the default")
         if self.stride is not None and self.stride >= self.max_length:
             raise input_error(
                 "stride", f"{self.stride}", f"less than max_length {self.max_length}", "leave it out for half"
@@ -94,13 +96,13 @@ class MeasureConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was found for one model.
+    """The measurements of one model.
 
     Attributes:
         text: bits per byte on the text.
-        retention: bits per byte on text of the source language, if there was any.
+        retention: bits per byte on text in the source language; ``None`` if no such text was given.
         samples: (prompt, continuation) pairs.
-        tasks: task -> result.
+        tasks: name of a task -> result.
     """
 
     text: Evaluation
@@ -111,12 +113,12 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SideBySide:
-    """What was found for several models.
+    """The measurements of several models.
 
     Attributes:
-        models: name -> what was found.
-        intervals: of the bits per byte on the text.
-        retention: intervals on the text of the source language.
+        models: name of a model -> its measurements.
+        intervals: intervals of the bits per byte on the text.
+        retention: intervals of the bits per byte on the text in the source language.
     """
 
     models: Mapping[str, Measured]
@@ -124,19 +126,20 @@ class SideBySide:
     retention: Intervals
 
     def to_json(self) -> dict[str, Any]:
-        """Model -> plain values.
+        """Name of a model -> values that :mod:`json` can write.
 
-        They are those of its evaluation, with ``bits_per_byte_interval`` and ``comparisons`` (with each other model on the
-        same documents), ``retention`` (the same on the source language's text, or ``None``), ``samples`` and ``tasks``.
+        The values of a model are those of :meth:`Evaluation.to_json`, with ``bits_per_byte_interval`` and ``comparisons``
+        (with each other model on the same documents), ``retention`` (the same values for the text in the source language,
+        or ``None``), ``samples`` and ``tasks``.
         """
         plain = {}
-        for name, found in self.models.items():
-            kept = found.retention
+        for name, measured in self.models.items():
+            retention = measured.retention
             plain[name] = {
-                **_with_interval(found.text, name, self.intervals),
-                "retention": None if kept is None else _with_interval(kept, name, self.retention),
-                "samples": [{"prompt": prompt, "continuation": text} for prompt, text in found.samples],
-                "tasks": {task: score.to_json() for task, score in found.tasks.items()},
+                **_with_interval(measured.text, name, self.intervals),
+                "retention": None if retention is None else _with_interval(retention, name, self.retention),
+                "samples": [{"prompt": prompt, "continuation": text} for prompt, text in measured.samples],
+                "tasks": {task: score.to_json() for task, score in measured.tasks.items()},
             }
         return plain
 
@@ -154,72 +157,80 @@ def evaluate_models(
     gguf_file: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> SideBySide:
     """Measure models on the same text: bits per byte with intervals, retention, continuations and tasks.
 
     Args:
-        models: folders or hub names.
+        models: folders or hub names; a repeated one is measured once.
         texts: UTF-8 text files, as for :func:`saltlm.evaluate`.
-        config: what else to measure, and how.
-        retention: text files of the source language.
-        prompts: texts to continue, before the beginnings of documents that ``config.samples`` asks for.
+        config: what to measure in addition to bits per byte, and how.
+        retention: text files in the source language.
+        prompts: texts to continue; the beginnings of ``config.samples`` documents are continued after them.
         tasks: as for :func:`saltlm.evaluation.harness.tasks.load_tasks`.
         device: as for :func:`saltlm.evaluate`.
         dtype: as for :func:`saltlm.evaluate`.
-        gguf_file: name of the GGUF file inside the folders, for models that are one.
-        revision: of the models on the hub.
-        trust_remote_code: let transformers run code that a checkpoint brings along.
+        gguf_file: name of the GGUF file in each model folder; ``None`` for models with safetensors weights.
+        revision: revision of models on the hub.
+        trust_remote_code: let transformers run code that a checkpoint contains.
         progress: called with (stage, done, total).
 
     Returns:
-        The results, in the order of the models.
+        The measurements, in the order of the models.
 
     Raises:
-        InputError: as :func:`saltlm.evaluate`, :func:`saltlm.evaluation.generate.continuations` and :func:`saltlm.evaluation.harness.tasks.load_tasks`;
-            text and tasks are read before the first model is.
+        InputError: as :func:`saltlm.evaluate`, :func:`saltlm.evaluation.generate.continuations` and
+            :func:`saltlm.evaluation.harness.tasks.load_tasks`. Text and tasks are read before the first model is loaded.
     """
     documents = read_documents(texts)
-    kept = read_documents(retention) if retention else []
+    source_documents = read_documents(retention) if retention else []
     beginnings = [beginning(document) for document in documents[: config.samples]]
     names = list(dict.fromkeys(map(str, models)))
     for name in names:
-        read_heldout(name)  # a broken report is said before anything runs
-    report = progress or (lambda stage, done, total: None)
-    found: dict[str, Measured] = {}
+        read_heldout(name)  # a broken saltlm.json is refused before the first model is loaded
+    report: StageProgress = progress or (lambda stage, done, total: None)
+    measured: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
-        ready = None
+        loaded_tasks = None
         if tasks:
             from .harness.tasks import load_tasks
 
             report("tasks", 0, 0)
-            ready = stack.enter_context(load_tasks(tasks))
+            loaded_tasks = stack.enter_context(load_tasks(tasks))
         for name in names:
             from ..model.causal_lm import load_causal_lm
 
             report(name, 0, 0)
             lm = load_causal_lm(
-                name, device=device, dtype=dtype, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
-            )  # fmt: skip
-            found[name] = _measure(lm, documents, kept, (prompts, beginnings), ready, config, report)
-            del lm
-    options = {"confidence": config.confidence, "seed": config.seed}
+                name,
+                device=device,
+                dtype=dtype,
+                gguf_file=gguf_file,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
+            measured[name] = _measure(
+                lm, documents, source_documents, (prompts, beginnings), loaded_tasks, config, report
+            )
+            del lm  # frees the memory before the next model is loaded
+    texts_by_model = {name: one.text for name, one in measured.items()}
+    retention_by_model = {name: one.retention for name, one in measured.items() if one.retention is not None}
     return SideBySide(
-        models=found,
-        intervals=intervals({name: m.text for name, m in found.items()}, **options),
-        retention=intervals({name: m.retention for name, m in found.items() if m.retention}, **options),
+        models=measured,
+        intervals=intervals(texts_by_model, confidence=config.confidence, seed=config.seed),
+        retention=intervals(retention_by_model, confidence=config.confidence, seed=config.seed),
     )
 
 
 def beginning(document: str, characters: int = PROMPT_CHARACTERS) -> str:
-    """The first words of a document, at most half of it, without white space at the end.
+    """The first words of a document, at most half of the document, without white space at the end.
 
     Args:
-        document: some text.
-        characters: at most this many, in [1, inf).
+        document: a text.
+        characters: maximum length of the beginning, in [1, inf).
 
     Returns:
-        Its beginning, cut at white space where there is some.
+        The beginning, cut between words if it contains white space.
 
     Example:
         >>> beginning("Metsän keskellä oli vanha talo, jossa ei asunut kukaan.")
@@ -233,45 +244,62 @@ def beginning(document: str, characters: int = PROMPT_CHARACTERS) -> str:
 
 
 def _measure(
-    lm: Any,
+    lm: CausalLM,
     documents: list[str],
-    kept: list[str],
+    source_documents: list[str],
     prompts: tuple[Sequence[str], Sequence[str]],
-    tasks: Any,
+    tasks: Tasks | None,
     config: MeasureConfig,
-    report: Any,
+    report: StageProgress,
 ) -> Measured:
-    """Everything that is measured of one model; ``prompts`` are those given, and beginnings of documents."""
+    """Take all measurements of one model.
+
+    Args:
+        lm: the loaded model.
+        documents: the text.
+        source_documents: the text in the source language; empty for none.
+        prompts: the prompts of the caller, and the beginnings of documents. Only a beginning may be shortened to fit.
+        tasks: loaded tasks; ``None`` for none.
+        config: the options.
+        report: called with (stage, done, total).
+    """
     from .generate import continuations
 
-    def stage(words: str) -> Callable[[int, int], None]:
-        return lambda done, total: report(f"{lm.name}{words}", done, total)
+    def stage(suffix: str) -> Progress:
+        return lambda done, total: report(f"{lm.name}{suffix}", done, total)
 
-    windows = {"max_length": config.max_length, "stride": config.stride}
-    text = evaluate(lm, documents=documents, **windows, progress=stage(""))
-    retained = None
-    if kept:
-        retained = evaluate(lm, documents=kept, **windows, progress=stage(": source language"))
+    windows = EvaluateConfig(max_length=config.max_length, stride=config.stride)
+    text = evaluate(lm, config=windows, documents=documents, progress=stage(""))
+    retention = None
+    if source_documents:
+        retention = evaluate(lm, config=windows, documents=source_documents, progress=stage(": source language"))
     samples: list[tuple[str, str]] = []
-    drawn = {"seed": config.seed, "temperature": config.temperature} if config.temperature else {}
     for texts, shorten in zip(prompts, (False, True), strict=True):
         if texts:
             written = continuations(
-                lm, texts, config.new_tokens, shorten=shorten, **drawn, progress=stage(": continuations")
+                lm,
+                texts,
+                config.new_tokens,
+                shorten=shorten,
+                # Temperature 0 stands for greedy decoding, which continuations() selects by seed None.
+                seed=config.seed if config.temperature else None,
+                temperature=config.temperature or 1.0,
+                progress=stage(": continuations"),
             )
             samples += zip(texts, written, strict=True)
     scores: Mapping[str, TaskScore] = {}
     if tasks is not None:
         from .harness.tasks import run_tasks
 
-        options = {"shots": config.shots, "limit": config.limit, "seed": config.seed}
-        scores = run_tasks(lm, tasks, **options, progress=stage(": tasks"))
-    return Measured(text=text, retention=retained, samples=tuple(samples), tasks=scores)
+        scores = run_tasks(
+            lm, tasks, shots=config.shots, limit=config.limit, seed=config.seed, progress=stage(": tasks")
+        )
+    return Measured(text=text, retention=retention, samples=tuple(samples), tasks=scores)
 
 
-def _with_interval(evaluation: Evaluation, name: str, found: Intervals) -> dict[str, Any]:
+def _with_interval(evaluation: Evaluation, name: str, all_intervals: Intervals) -> dict[str, Any]:
     plain = evaluation.to_json()
-    interval = found.models.get(name)
+    interval = all_intervals.models.get(name)
     plain["bits_per_byte_interval"] = None if interval is None else interval.to_json()
-    plain["comparisons"] = [pair.to_json(name) for pair in found.of(name)]
+    plain["comparisons"] = [pair.to_json(name) for pair in all_intervals.of(name)]
     return plain

@@ -1,1 +1,1 @@
-"""Where each row of a transferred model came from."""
+"""Reading the record of the rows of a transferred folder."""

@@ -1,4 +1,4 @@
-"""The page of ``saltlm inspect --html``: style and script are in it, and its policy forbids it to ask anything of a network."""
+"""The page that ``saltlm inspect --html`` writes: style and script are inline, and its policy forbids network access."""
 
 PAGE = """<!doctype html>
 <html lang="en">

@@ -1,4 +1,4 @@
-"""Where each row of a transferred model came from: saltlm.json and provenance.safetensors, read for people."""
+"""The origin of each row of a transferred model, read from saltlm.json and provenance.safetensors."""
 
 from __future__ import annotations
 
@@ -11,31 +11,45 @@ from typing import Any
 
 import numpy as np
 
-from ..alignment.tokens import load_tokens
+from ..alignment.tokens import Tokens, load_tokens
 from ..errors import InputError, first_line, input_error
 
 FILES = ("saltlm.json", "provenance.safetensors")
 EXPECTED = "a folder written by saltlm transfer (or adapt), with " + " and ".join(FILES)
 TYPES = {
-    "origin": "uint8", "source_id": "int32", "support_size": "int32", "rank": "int32", "residual": "float32", "status": "uint8",
-    "rule": "uint8", "rule_offsets": "int64", "rule_ids": "int32", "rule_weights": "float32", "rule_kept": "float32",
-    "source_bytes": "uint8", "source_offsets": "int64",
-}  # fmt: skip
+    "origin": "uint8",
+    "source_id": "int32",
+    "support_size": "int32",
+    "rank": "int32",
+    "residual": "float32",
+    "status": "uint8",
+    "rule": "uint8",
+    "rule_offsets": "int64",
+    "rule_ids": "int32",
+    "rule_weights": "float32",
+    "rule_kept": "float32",
+    "source_bytes": "uint8",
+    "source_offsets": "int64",
+}
+# Origins of the rows that the transfer computed; the other rows are copies of source rows, or padding.
 BUILT = ("solved", "composed", "drawn")
-EXTREMES = 8  # rows named at each end of the overview
+# Number of rows in each list of extremes of the overview.
+EXTREMES = 8
+# Rows whose norms are computed together: bounds the memory for their float64 copy.
+NORM_ROWS = 8192
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """A transferred folder's record of its T' rows.
+    """The record that a transfer wrote of its T' rows.
 
     Attributes:
-        folder: it was read from here.
-        summary: what ``saltlm.json`` holds.
-        arrays: what ``provenance.safetensors`` holds, by name; checked to fit together.
-        norms: float64 [T'], Euclidean norms of the input rows as they are now.
-        texts: T', each token as :func:`spelled` shows it; an id without token has an empty text.
-        tokens: the folder's tokenizer, made ready for alignment.
+        folder: the transferred folder.
+        summary: content of ``saltlm.json``.
+        arrays: name -> array of ``provenance.safetensors``; the arrays are consistent with each other and with the summary.
+        norms: float64 [T'], Euclidean norms of the current input rows.
+        texts: T' texts, each token as :func:`spelled` shows it; an id without a token has an empty text.
+        tokens: the tokenizer of the folder, prepared for alignment.
     """
 
     folder: Path
@@ -43,70 +57,82 @@ class Rows:
     arrays: dict[str, np.ndarray]
     norms: np.ndarray
     texts: list[str]
-    tokens: Any
+    tokens: Tokens
 
     def __repr__(self) -> str:
         return f"Rows(T'={len(self.norms)}, method={self.summary['method']!r})"
 
     def origin(self, row: int) -> str:
-        """How the row came about, one of the summary's ``origins``."""
+        """Origin of the row, one of the ``origins`` of the summary."""
         return self.summary["origins"][self.arrays["origin"][row]]
 
     def status(self, row: int) -> str:
-        """Outcome of its solve, one of the summary's ``statuses``."""
+        """Status of the solve of the row, one of the ``statuses`` of the summary."""
         return self.summary["statuses"][self.arrays["status"][row]]["name"]
 
     def rule(self, row: int) -> str:
-        """What made it, one of the summary's ``rules``."""
+        """Rule by which the row was computed, one of the ``rules`` of the summary."""
         return self.summary["rules"][self.arrays["rule"][row]]
 
     def parts(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source ids and weights that made it, both empty where no list did."""
+        """Source ids and weights of the weighted sum behind the row; both are empty for a row of another rule."""
         begin, end = self.arrays["rule_offsets"][row : row + 2]
         return self.arrays["rule_ids"][begin:end], self.arrays["rule_weights"][begin:end]
 
     def source_text(self, source: int) -> str:
-        """A source token as :func:`spelled` shows it; a row of the source's that has no token has an empty one."""
+        """A source token as :func:`spelled` shows it; empty for a source row without a token."""
         if source >= len(self.arrays["source_offsets"]) - 1:
             return ""
         begin, end = self.arrays["source_offsets"][source : source + 2]
         return spelled(self.arrays["source_bytes"][begin:end].tobytes())
 
-    def find(self, wanted: str) -> list[int]:
-        """Rows of a token: ``#123`` is an id; a text is as shown, as the tokenizer spells it, or with either word start.
+    def find(self, token: str) -> list[int]:
+        """Rows of a token.
+
+        Args:
+            token: ``#123`` for the row of that id; or the text of a token, as :func:`spelled` shows it, as the tokenizer
+                spells it, or without its word start. A text that begins with a word start prefers such tokens.
+
+        Returns:
+            Row numbers in ascending order, at least one.
 
         Raises:
-            InputError: there is none; the message names the nearest.
+            InputError: no row fits; the message names the most similar tokens.
         """
-        if re.fullmatch(r"#\d+", wanted):
-            row = int(wanted[1:])
+        if re.fullmatch(r"#\d+", token):
+            row = int(token[1:])
             if row >= len(self.norms):
-                found = f"no row of that id in {self.folder}"
-                raise input_error(f"token {wanted}", found, f"an id below {len(self.norms)}", "give a smaller one")
+                raise input_error(
+                    f"token {token}",
+                    f"no row of that id in {self.folder}",
+                    f"an id below {len(self.norms)}",
+                    "give a smaller one",
+                )
             return [row]
-        native = self.tokens.find(wanted)
-        bare = wanted.removeprefix("▁")
-        found = {
-            row for row, text in enumerate(self.texts) if text == wanted or (text.removeprefix("▁") == bare and text)
+        spelled_id = self.tokens.find(token)
+        bare = token.removeprefix("▁")
+        rows = {
+            row for row, text in enumerate(self.texts) if text == token or (text.removeprefix("▁") == bare and text)
         }
-        if native is not None and native < len(self.norms):
-            found.add(native)
-        if wanted.startswith("▁"):
-            found = {row for row in found if self.texts[row].startswith("▁")} or found
-        if not found:
-            raise input_error(f"token {wanted!r}", f"none in {self.folder}", "a token's text or #ID", self._near(bare))
-        return sorted(found)
+        if spelled_id is not None and spelled_id < len(self.norms):
+            rows.add(spelled_id)
+        if token.startswith("▁"):
+            rows = {row for row in rows if self.texts[row].startswith("▁")} or rows
+        if not rows:
+            advice = self._suggestion(bare)
+            raise input_error(f"token {token!r}", f"none in {self.folder}", "a token's text or #ID", advice)
+        return sorted(rows)
 
-    def _near(self, wanted: str) -> str:
+    def _suggestion(self, bare: str) -> str:
         import difflib
 
-        # Of tokens about as long: the ratio of all of a large vocabulary would take many seconds.
-        near = {text for text in self.texts if abs(len(text) - len(wanted)) <= 2 and set(text) & set(wanted)}
-        close = difflib.get_close_matches(wanted, sorted(near), n=3, cutoff=0.5)
+        # Only tokens of similar length are compared: all tokens of a large vocabulary would take many seconds.
+        candidates = {text for text in self.texts if abs(len(text) - len(bare)) <= 2 and set(text) & set(bare)}
+        close = difflib.get_close_matches(bare, sorted(candidates), n=3, cutoff=0.5)
         return f"did you mean {' or '.join(map(repr, close))}?" if close else "check the spelling"
 
     def detail(self, row: int) -> dict[str, Any]:
-        """All that is known of one row, plain values."""
+        """The whole record of one row, as values that :mod:`json` can write."""
         ids, weights = self.parts(row)
         source, arrays = int(self.arrays["source_id"][row]), self.arrays
         return {
@@ -131,43 +157,48 @@ class Rows:
         }
 
     def map_weight(self, row: int) -> float:
-        """Weight of a map that all anchors made: all, or what the pieces beside it leave; 0 where none can be told."""
+        """Weight of the map that was fitted on all anchors.
+
+        1 for a row that only a map produced, the length of the blend minus the weights of the pieces for a blend of pieces
+        and map, and 0 for all other rules.
+        """
         rule = self.rule(row)
         if rule == "pieces and map":
             return self._length - float(self.parts(row)[1].sum())
         return 1.0 if rule in ("map", "map and anchors") else 0.0
 
     def mean_weight(self, row: int) -> float:
-        """Weight of the mean anchor row, which a blend of another length than 1 adds to its two sides; else 0."""
+        """Weight of the mean anchor row: 1 minus the length of the blend for a blend with pieces, 0 for all other rules."""
         return 1.0 - self._length if self.rule(row).startswith("pieces") and self.rule(row) != "pieces" else 0.0
 
     @property
     def _length(self) -> float:
+        """Sum of the weights of the two sides of a blend; 1 where the transfer used no blend."""
         return self.summary["blend"]["length"] if self.summary.get("blend") else 1.0
 
     def overview(self) -> dict[str, Any]:
-        """Counts, quantiles and extremes of all rows, plain values."""
+        """Counts, quantiles and extremes of all rows, as values that :mod:`json` can write."""
         arrays, summary = self.arrays, self.summary
-        names = np.array(summary["origins"], dtype=object)[arrays["origin"]]
+        origins = np.array(summary["origins"], dtype=object)[arrays["origin"]]
         rules = np.bincount(arrays["rule"], minlength=len(summary["rules"]))
-        built = np.flatnonzero(np.isin(names, BUILT))
-        sized = arrays["support_size"][arrays["support_size"] > 0]
-        solved = np.flatnonzero(names == "solved")
+        built = np.flatnonzero(np.isin(origins, BUILT))
+        support_sizes = arrays["support_size"][arrays["support_size"] > 0]
+        solved = np.flatnonzero(origins == "solved")
         worst = solved[np.argsort(-arrays["residual"][solved], kind="stable")[:EXTREMES]]
         by_norm = built[np.argsort(self.norms[built], kind="stable")]
         return {
             "folder": str(self.folder),
             "method": summary["method"],
             "rows": len(self.norms),
-            "counts": {name: int((names == name).sum()) for name in summary["origins"]},
+            "counts": {name: int((origins == name).sum()) for name in summary["origins"]},
             "rules": {name: int(count) for name, count in zip(summary["rules"], rules, strict=True)},
             "statuses": {
                 entry["name"]: int((arrays["status"] == code).sum()) for code, entry in enumerate(summary["statuses"])
             },
-            "support": _quantiles(sized),
+            "support": _quantiles(support_sizes),
             "residual": _quantiles(arrays["residual"][solved]),
             "norms": {
-                name: _quantiles(self.norms[names == name]) for name in summary["origins"] if (names == name).any()
+                name: _quantiles(self.norms[origins == name]) for name in summary["origins"] if (origins == name).any()
             },
             "worst_residuals": [self._short(row) for row in worst],
             "largest_norms": [self._short(row) for row in by_norm[::-1][:EXTREMES]],
@@ -177,30 +208,37 @@ class Rows:
 
     def _short(self, row: int) -> dict[str, Any]:
         return {
-            "id": int(row), "token": self.texts[row], "origin": self.origin(row), "status": self.status(row),
-            "residual": float(self.arrays["residual"][row]), "norm": _number(self.norms[row]),
-        }  # fmt: skip
+            "id": int(row),
+            "token": self.texts[row],
+            "origin": self.origin(row),
+            "status": self.status(row),
+            "residual": float(self.arrays["residual"][row]),
+            "norm": _number(self.norms[row]),
+        }
 
     def _warnings(self) -> list[str]:
-        found = []
+        warnings = []
         if (self.folder / "metrics.jsonl").is_file():
-            found.append(
+            warnings.append(
                 "the rows were trained after the transfer: weights tell how they began, norms how they are now"
             )
         if cut := int((self.arrays["rule_kept"] < 1).sum()):
-            least = float(self.arrays["rule_kept"].min())
-            found.append(f"of {cut:,} rows only the largest weights were kept, at least {least:.0%} of their sum")
-        return found
+            share = float(self.arrays["rule_kept"].min())
+            warnings.append(f"of {cut:,} rows only the largest weights were kept, at least {share:.0%} of their sum")
+        return warnings
 
 
 def inspect(folder: str | Path) -> Rows:
-    """Read a transferred folder's record.
+    """Read the record of a transferred folder.
 
     Args:
-        folder: written by ``saltlm transfer`` or ``saltlm adapt``.
+        folder: a folder that ``saltlm transfer`` or ``saltlm adapt`` wrote.
+
+    Returns:
+        The record with the norms of the current rows.
 
     Raises:
-        InputError: it is no such folder, a file is missing or broken, or they do not fit together.
+        InputError: the folder is none that saltlm wrote, a file is missing or broken, or the files contradict each other.
     """
     from ..model.checkpoint import load_source
 
@@ -214,27 +252,29 @@ def inspect(folder: str | Path) -> Rows:
         _check(summary, arrays)
     except InputError:
         raise
-    except Exception as error:  # safetensors raises its own kinds for broken files
-        reason = first_line(error)
-        raise input_error(
-            f"folder {folder}", f"a record that cannot be read ({reason})", EXPECTED, "transfer again with this version"
-        ) from error
+    except Exception as error:  # safetensors has exception classes of its own for broken files
+        problem = f"a record that cannot be read ({first_line(error)})"
+        raise input_error(f"folder {folder}", problem, EXPECTED, "transfer again with this version") from error
     matrix = load_source(folder).input_rows
     if len(matrix) != len(arrays["origin"]):
-        found = f"{len(matrix):,} rows and a record of {len(arrays['origin']):,}"
-        raise input_error(f"folder {folder}", found, "one entry a row", "it was changed after the transfer")
-    norms = np.concatenate([part.double().norm(dim=1).numpy() for part in matrix.split(8192)])
+        problem = f"{len(matrix):,} rows and a record of {len(arrays['origin']):,}"
+        raise input_error(f"folder {folder}", problem, "one entry a row", "it was changed after the transfer")
+    norms = np.concatenate([part.double().norm(dim=1).numpy() for part in matrix.split(NORM_ROWS)])
     tokens = load_tokens(folder)
     return Rows(folder, summary, arrays, norms, _texts(tokens, len(norms)), tokens)
 
 
-def found(rows: Rows, tokens: Sequence[str]) -> list[int]:
-    """Rows of all the tokens asked for, each once, in that order."""
+def find_rows(rows: Rows, tokens: Sequence[str]) -> list[int]:
+    """Rows of several tokens, each row once, in the order of the tokens.
+
+    Raises:
+        InputError: a token has no row.
+    """
     return list(dict.fromkeys(row for token in tokens for row in rows.find(token)))
 
 
 def spelled(data: bytes) -> str:
-    r"""Canonical bytes as one visible line: a word start as U+2581, bytes that are no text as ``\xNN``.
+    r"""Canonical bytes of a token as one printable line: U+2581 for a space, ``\xNN`` for a byte that is not UTF-8.
 
     Example:
         >>> spelled(b" talo"), spelled(b"a\n"), spelled(b"\xc3")
@@ -255,12 +295,18 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check(summary: Any, arrays: dict[str, np.ndarray]) -> None:
-    """Raises ValueError, KeyError or TypeError where something does not fit, so that nothing below can fail."""
+    """Check types, lengths, offsets and codes, so that the methods of :class:`Rows` cannot fail.
+
+    Raises:
+        ValueError: two arrays, or an array and the summary, contradict each other.
+        KeyError: the summary lacks an entry.
+        TypeError: an entry of the summary has another type.
+    """
     rows = len(arrays["origin"])
-    for name, kind in TYPES.items():
-        if arrays[name].dtype != kind or arrays[name].ndim != 1:
+    for name, dtype in TYPES.items():
+        if arrays[name].dtype != np.dtype(dtype) or arrays[name].ndim != 1:
             raise ValueError(
-                f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}, expected {kind} in one dimension"
+                f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}, expected {dtype} in one dimension"
             )
     for name in ("source_id", "support_size", "rank", "residual", "status", "rule", "rule_kept"):
         if len(arrays[name]) != rows:
@@ -278,7 +324,7 @@ def _check(summary: Any, arrays: dict[str, np.ndarray]) -> None:
     known, named = len(arrays["source_offsets"]) - 1, arrays["rule_ids"]
     if len(named) and not 0 <= int(named.min()) <= int(named.max()) < known:
         raise ValueError(f"rule_ids names a token beyond the source's {known}")
-    str(summary["method"])
+    str(summary["method"])  # KeyError where the summary lacks it
     for name, codes in (("origin", summary["origins"]), ("rule", summary["rules"]), ("status", summary["statuses"])):
         if len(arrays[name]) and int(arrays[name].max()) >= len(codes):
             raise ValueError(f"{name} has a code that saltlm.json does not name")
@@ -286,7 +332,8 @@ def _check(summary: Any, arrays: dict[str, np.ndarray]) -> None:
     float((summary.get("blend") or {"length": 1.0})["length"])
 
 
-def _texts(tokens: Any, rows: int) -> list[str]:
+def _texts(tokens: Tokens, rows: int) -> list[str]:
+    """The text of each row's token; empty for rows beyond the vocabulary."""
     data, offsets = tokens.vocabulary.token_bytes()
     joined, bounds = data.tobytes(), offsets.tolist()
     texts = [spelled(joined[bounds[i] : bounds[i + 1]]) for i in range(min(rows, len(bounds) - 1))]
@@ -294,7 +341,7 @@ def _texts(tokens: Any, rows: int) -> list[str]:
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float | None] | None:
-    """Minimum, quartiles, 95th percentile and maximum."""
+    """Minimum, quartiles, 95th percentile and maximum; ``None`` for no values."""
     if not len(values):
         return None
     points = np.percentile(values.astype(np.float64), [0, 25, 50, 75, 95, 100])
@@ -302,5 +349,5 @@ def _quantiles(values: np.ndarray) -> dict[str, float | None] | None:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no infinity."""
+    """A finite float; ``None`` for NaN and infinity, which JSON cannot hold."""
     return float(value) if np.isfinite(value) else None

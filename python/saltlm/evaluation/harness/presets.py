@@ -7,8 +7,14 @@ from ...errors import input_error
 # Folders of the harness's own tasks in which the names below stand: indexing these alone takes a second, all of them half a
 # minute.
 FOLDERS = (
-    "okapi/arc_multilingual", "okapi/hellaswag_multilingual", "okapi/mmlu_multilingual", "arc_mt", "xquad", "mlqa", "xnli",
-)  # fmt: skip
+    "okapi/arc_multilingual",
+    "okapi/hellaswag_multilingual",
+    "okapi/mmlu_multilingual",
+    "arc_mt",
+    "xquad",
+    "mlqa",
+    "xnli",
+)
 # Name with the language in it -> languages the harness has it for. ARC, HellaSwag and MMLU are Okapi's machine translations,
 # ARC in five more languages is the one of LumiOpen; XQuAD and MLQA ask for a span, XNLI is judged.
 LANGUAGES = {
