@@ -14,7 +14,7 @@ SOURCES := pyproject.toml Cargo.toml Cargo.lock rust/Cargo.toml $(shell find rus
 CPP_SOURCES  := $(shell find cuda_ext/csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 TIDY_SOURCES := $(wildcard cuda_ext/csrc/*.cpp cuda_ext/csrc/cpu/*.cpp)
 
-.PHONY: demo test test-property coverage test-real bench lint wheel prerequisites clean help
+.PHONY: demo test test-property coverage test-real bench lint docs wheel prerequisites clean help
 
 help:
 	@echo "make demo       transfer a real model to Finnish and show bits per byte (first run downloads about 300 MB)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-real  the tests on real inputs (downloaded once, cached)"
 	@echo "make bench      the benchmarks; results are kept in bench/RESULTS.md"
 	@echo "make lint       formatters and linters of all three languages"
+	@echo "make docs       the documentation site, in build/site"
 	@echo "make wheel      dist/saltlm-*.whl"
 
 prerequisites:
@@ -49,7 +50,7 @@ $(TESTED): $(SETUP)
 	@touch $@
 
 $(LINTED): $(TESTED)
-	$(PY) -m pip install --quiet --no-build-isolation -e ".[lint]"
+	$(INSTALL) --no-build-isolation -e ".[lint]"
 	@touch $@
 
 demo: $(SETUP)
@@ -85,10 +86,16 @@ lint: $(LINTED)
 	cargo clippy --quiet --workspace --all-targets --features python -- -D warnings
 	$(PY) -m ruff check python tests bench cuda_ext
 	$(PY) -m ruff format --check python tests bench cuda_ext
+	$(VENV)/bin/lint-imports
+	$(PY) -m mypy
 	$(PY) -m mypy cuda_ext/*.py
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_SOURCES)
 	$(PY) cuda_ext/build_ops.py --compile-commands build/tidy/compile_commands.json
 	printf '%s\n' $(abspath $(TIDY_SOURCES)) | xargs -P 2 -n 1 $(VENV)/bin/clang-tidy --quiet -p build/tidy
+
+docs: $(TESTED)
+	$(INSTALL) --no-build-isolation -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 wheel: $(SETUP)
 	MATURIN_PEP517_ARGS="--compatibility pypi" $(PY) -m pip wheel . --no-build-isolation --no-deps -w dist
