@@ -1,8 +1,8 @@
 // The numeric contract of the operators: status codes, tolerances and limits, the same for CPU and CUDA.
 //
 // This header includes nothing of torch or CUDA, so that the kernels, the device maths and the argument checks can all
-// include it. The Python side keeps the status names (saltlm.ops_results.STATUSES, in the order of the codes) and the
-// reference implementation's tolerances (saltlm.reference); tests/test_contract.py compares them with this file.
+// include it. The Python side keeps the status names (saltlm.operators.results.STATUSES, in the order of the codes) and the
+// reference implementation's tolerances (saltlm.operators.reference); tests/operators/test_contract.py compares them with this file.
 #pragma once
 
 #include <cstdint>

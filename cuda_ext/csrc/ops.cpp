@@ -1,4 +1,4 @@
-// The schemas. They are private: saltlm.ops calls them, after checks with more helpful messages, in chunks of rows.
+// The schemas. They are private: saltlm.operators.ops calls them, after checks with more helpful messages, in chunks of rows.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(saltlm, m) {
@@ -24,6 +24,6 @@ STABLE_TORCH_LIBRARY(saltlm, m) {
   // tiles).
   m.def("cpu_level() -> str");
   // Processor time in seconds of each stage of the CPU kernels since the last call, in the order of
-  // saltlm.ops_profile.STAGES. `enable`: whether time is measured from now on.
+  // saltlm.operators.profile.STAGES. `enable`: whether time is measured from now on.
   m.def("cpu_stages(bool enable) -> float[]");
 }

@@ -19,7 +19,7 @@ struct Matrix {
   int64_t rows, width;
 };
 
-// Stages of the operators whose time is measured, in the order of saltlm.ops_profile.STAGES.
+// Stages of the operators whose time is measured, in the order of saltlm.operators.profile.STAGES.
 enum Stage {
   kPrepare,
   kProduct,

@@ -1,7 +1,7 @@
 """How much memory a job may need, from the sizes of its inputs; and how much there is.
 
 Checked by measurement: the largest resident size of a worker that ran nothing else stays within the estimate, and above half of
-it (tests/test_batch.py on tiny models, tests/test_real_batch.py on the real Finnish pair).
+it (tests/batches/test_batch.py on tiny models, tests/real/test_real_batch.py on the real Finnish pair).
 """
 
 from __future__ import annotations

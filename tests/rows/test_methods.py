@@ -267,7 +267,7 @@ def test_the_example_of_a_new_method_works(untied, untied_parts) -> None:
     """The example of CONTRIBUTING.md: one function in one file of methods/, and one entry in METHODS."""
     from saltlm.rows.methods import local
 
-    text = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(from[^`]*?def nearest.*?)^```", text, re.MULTILINE | re.DOTALL)
     names = dict(vars(local))
     exec(code, names)

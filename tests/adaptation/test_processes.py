@@ -125,7 +125,7 @@ def sharded(folder):
         job("untied-sharded", "untied", gradient_checkpointing=True),
         job("untied-whole", "untied", sharding="none"),
     ]
-    done = torchrun(str(Path(__file__).parent / "adapt_two.py"), json.dumps(jobs))
+    done = torchrun(str(Path(__file__).parents[1] / "support" / "adapt_two.py"), json.dumps(jobs))
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

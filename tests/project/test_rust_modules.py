@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).resolve().parent.parent / "rust" / "src"
+SOURCES = Path(__file__).resolve().parents[2] / "rust" / "src"
 NOT_CODE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"', re.DOTALL)
 USE = re.compile(r"\buse\s+([^;]+);")
 PATH = re.compile(r"\b\w+(?:::\w+)+")

@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = sorted((Path(saltlm.__file__).parent / "lib").glob("_ops_*.so"))
 STABLE = re.compile(r"^(aoti_torch_|torch_|_Z|__|_Unwind|_ITM)")
 

@@ -18,7 +18,7 @@ from tokenizers_tiny import TEXT, tiny
 
 from saltlm.cli.main import main
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Programs of other projects that an example may call; everything else in a shell block must be saltlm.

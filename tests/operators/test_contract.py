@@ -7,7 +7,7 @@ from saltlm.operators import profile as ops_profile
 from saltlm.operators import reference
 from saltlm.operators import results as ops_results
 
-CSRC = Path(__file__).parents[1] / "cuda_ext" / "csrc"
+CSRC = Path(__file__).parents[2] / "cuda_ext" / "csrc"
 CONTRACT = (CSRC / "contract.h").read_text(encoding="utf-8")
 CONSTANTS = dict(re.findall(r"^constexpr \w+ (k\w+) = ([\w.+-]+);$", CONTRACT, re.MULTILINE))
 STATUSES = re.findall(r"^  (k\w+) = (\d+),", CONTRACT, re.MULTILINE)

@@ -28,7 +28,7 @@ class Stop(Exception):
 
 
 def drive(folder: Path, out: str, how: str) -> dict:
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1] / "support"
     paths = os.pathsep.join([str(here), *sys.path])
     done = subprocess.run(
         [sys.executable, str(here / "adapt_kill.py"), str(folder), str(folder / out), how],

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SOURCE = Path(__file__).with_name("device_maths.cpp")
+SOURCE = Path(__file__).parents[1] / "support" / "device_maths.cpp"
 TEAMS = [0, 1, 5]  # 0: the team without a barrier
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

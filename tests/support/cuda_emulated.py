@@ -26,7 +26,7 @@ from saltlm.operators import ops
 
 HEADER = Path(__file__).with_name("cuda_emulated.h")
 FAULTS = Path(__file__).with_name("cuda_emulated_faults.cu")
-CSRC = Path(__file__).parent.parent / "cuda_ext" / "csrc"
+CSRC = Path(__file__).parents[2] / "cuda_ext" / "csrc"
 TARGET = re.search(r'^TARGET = "(\w+)"', (CSRC.parent / "build_ops.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
 LAUNCH = re.compile(r"(?P<kernel>\w+(?:<[\w, ]+>)?)<<<(?P<config>.*?)>>>\(", re.DOTALL)
 SHARED = re.compile(r"__shared__ (?P<type>\w+) (?P<name>\w+)(?P<size>\[\w+\])?;")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "cuda_ext"
 HEADER = "#define TORCH_VERSION_MAJOR {}\n#define TORCH_VERSION_MINOR {}\n#define TORCH_VERSION_PATCH 0\n"
 VARIABLES = ("SALTLM_TORCH", "SALTLM_CUDA", "SALTLM_CUDA_ARCHS", "SALTLM_WERROR", "CXX", "CUDA_HOME", "CUDA_PATH")

@@ -21,7 +21,7 @@ def checks(tmp_path_factory) -> list[dict[str, bool]]:
             sys.executable,
             "-W",
             "error",
-            str(Path(__file__).parent / "sharding_two.py"),
+            str(Path(__file__).parents[1] / "support" / "sharding_two.py"),
             str(tmp_path_factory.mktemp("two")),
         ],
         text=True,

@@ -20,7 +20,7 @@ def test_all_jobs_are_done_though_one_of_two_nodes_is_killed(pair, tmp_path) -> 
     jobs = "".join(f"[[job]]\nout = '{tmp_path}/o{index}'\nseed = {index}\n" for index in range(8))
     head = f"[defaults]\nsource = '{pair.source}'\ntarget = '{pair.target}'\nmethod = 'normal'\n"
     (tmp_path / "jobs.toml").write_text(head + jobs)
-    script = Path(__file__).with_name("batch_ray_cluster.py")
+    script = Path(__file__).parents[1] / "support" / "batch_ray_cluster.py"
     command = [sys.executable, str(script), str(tmp_path / "jobs.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
