@@ -104,10 +104,8 @@ def test_docstring_examples_run(name: str) -> None:
     )
 
 
-def test_modules_of_every_layer_have_examples() -> None:
-    assert {"saltlm.evaluation.evaluate", "saltlm.environment", "saltlm.rows.scripts"} <= set(MODULES) or len(
-        MODULES
-    ) > 8, MODULES
+def test_modules_with_examples_are_found() -> None:
+    assert {"saltlm.environment", "saltlm.evaluation.evaluate", "saltlm.alignment.align"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
