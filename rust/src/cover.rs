@@ -80,6 +80,7 @@ impl<'a> CoverBuilder<'a> {
     }
 
     /// Width in bytes of the smallest unit of the model at `start`: a byte or a character.
+    #[inline]
     fn unit_width(&self, text: &[u8], start: usize) -> usize {
         if self.vocabulary.kind.is_byte_based() {
             1
@@ -309,6 +310,7 @@ fn push_symbol(symbols: &mut Vec<Symbol>, id: u32, start: usize, width: usize) {
 }
 
 /// Width in bytes of the UTF-8 character that begins at `start`; 1 where the bytes are not valid UTF-8.
+#[inline]
 fn character_width(text: &[u8], start: usize) -> usize {
     let width = match text[start] {
         0xC2..=0xDF => 2,

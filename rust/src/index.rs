@@ -225,6 +225,7 @@ impl PieceTables {
 
 impl Pieces<'_> {
     /// The smallest id of the pieces of exactly these bytes.
+    #[inline]
     pub fn get(&self, bytes: &[u8]) -> Option<u32> {
         let id = match *bytes {
             [] => NONE,
@@ -238,6 +239,7 @@ impl Pieces<'_> {
     }
 
     /// The same for at least four bytes, without a look at [`PieceTables::lengths`].
+    #[inline]
     fn get_long(&self, bytes: &[u8]) -> Option<u32> {
         if ShortPieces::accepts(bytes) {
             return Some(self.tables.short.get(bytes)).filter(|&id| id != NONE);
@@ -246,6 +248,7 @@ impl Pieces<'_> {
     }
 
     /// `id`, a piece of these bytes, if it is allowed, else the smallest allowed id of the pieces of the same bytes.
+    #[inline]
     pub fn allowed_piece(&self, id: u32, bytes: &[u8], allowed: &impl Fn(u32) -> bool) -> Option<u32> {
         if allowed(id) {
             return Some(id);
@@ -260,6 +263,7 @@ impl Pieces<'_> {
     }
 
     /// Calls `visit(length in bytes, id)` for every piece that `text` begins with, the shortest first.
+    #[inline]
     pub fn for_each_prefix(&self, text: &[u8], mut visit: impl FnMut(usize, u32)) {
         for length in 1..=text.len().min(3) {
             if let Some(id) = self.get(&text[..length]) {
@@ -287,11 +291,13 @@ impl Pieces<'_> {
 const LONG: usize = 19;
 
 /// The bit of a length in bytes, at least four.
+#[inline]
 fn length_bit(length: usize) -> u16 {
     1 << (length.min(LONG) - 4)
 }
 
 /// Index of the first four bytes in [`PieceTables::lengths`]; different prefixes can share an index.
+#[inline]
 fn prefix_slot(bytes: &[u8]) -> usize {
     (read_u32(bytes, 0).wrapping_mul(0x9e37_79b1) >> 16) as usize
 }

@@ -24,11 +24,13 @@ impl ShortPieces {
     }
 
     /// Whether a piece of these bytes belongs into this table.
+    #[inline]
     pub(crate) fn accepts(bytes: &[u8]) -> bool {
         (3..=7).contains(&bytes.len())
     }
 
     /// The bytes in little-endian order, with their number in the highest byte: different pieces have different keys, never 0.
+    #[inline]
     fn pack(bytes: &[u8]) -> u64 {
         let low = match *bytes {
             [a, b, c] => u64::from(u32::from_le_bytes([a, b, c, 0])),
@@ -42,12 +44,14 @@ impl ShortPieces {
     }
 
     /// Index of the filter bit of three bytes.
+    #[inline]
     fn filter_bit(bytes: [u8; 3]) -> usize {
         let number = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
         (number.wrapping_mul(0x9e37_79b1) >> 14) as usize
     }
 
     /// The slot that has this key, else the empty slot where it would be inserted.
+    #[inline]
     fn find_slot(&self, key: u64) -> usize {
         let mask = self.slots.len() - 1;
         let mut slot = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
@@ -69,11 +73,13 @@ impl ShortPieces {
     }
 
     /// The id of the piece of these 3 to 7 bytes, or [`NONE`].
+    #[inline]
     pub(crate) fn get(&self, bytes: &[u8]) -> u32 {
         self.slots[self.find_slot(ShortPieces::pack(bytes))].1
     }
 
     /// The id of the piece of these three bytes, or [`NONE`]; checks the filter first.
+    #[inline]
     pub(crate) fn get_three(&self, bytes: [u8; 3]) -> u32 {
         let bit = ShortPieces::filter_bit(bytes);
         if self.three_byte_filter[bit / 64] >> (bit % 64) & 1 == 0 {
@@ -84,6 +90,7 @@ impl ShortPieces {
 }
 
 /// The four bytes from `start` on as a little-endian number.
+#[inline]
 pub(crate) fn read_u32(bytes: &[u8], start: usize) -> u32 {
     u32::from_le_bytes([bytes[start], bytes[start + 1], bytes[start + 2], bytes[start + 3]])
 }

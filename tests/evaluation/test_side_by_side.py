@@ -99,7 +99,9 @@ def test_the_table_for_people(inputs, capsys) -> None:
     one, two = (str(inputs / name / "model") for name in ("one", "two"))
     (pair,) = json.loads(output(capsys, one, two, "--text", inputs / "text.txt", "--json")[0])[one]["comparisons"]
     better = "a tie" if pair["tie"] else f"{'one' if pair['difference'] < 0 else 'two'}/model is better"
-    told = re.findall(r"one/model less two/model: (\S+) bits per byte \(\S+ to \S+\): (a tie|\S+ is better)", out)
+    told = re.findall(
+        r"one/model less two/model: (\S+) bits per byte \(\S+ to \S+\): (a tie|\S+ is better)", " ".join(out.split())
+    )
     assert told[0] == (f"{pair['difference']:+.3f}", better)
 
 
