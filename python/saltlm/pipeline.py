@@ -19,7 +19,8 @@ from .config import TransferConfig
 from .errors import input_error
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
-from .folder.provenance import model_card, provenance_bytes, summary_bytes
+from .folder.card import model_card
+from .folder.provenance import provenance_bytes, summary_bytes
 from .folder.summary import summary_of
 from .folder.write import check_link, write_folder
 from .model.causal_lm import resolve_device

@@ -21,7 +21,8 @@ from ..rows.methods.blend import BLEND_DEFAULTS, BLENDED_RULES, as_blend
 from ..rows.norm_guard import norm_warnings, support_warnings
 from ..rows.recipe import RULES
 from ..rows.rules import unread_auxiliary
-from .provenance import counts, licence_of, norms, statuses, support_summary
+from .card import licence_of
+from .provenance import counts, norms, statuses, support_summary
 
 NO_END = (
     "the new tokenizer has no token that ends a text (neither eos nor sep): generation goes on to its length, and documents"
