@@ -1,7 +1,7 @@
 """Streamed linear algebra in float64: means, deviations, products of centred rows, ridge penalties, Procrustes.
 
-Rows come in blocks, so that no matrix is in memory in float64 as a whole. A sum takes its blocks in order: the size of the blocks
-is part of the result's last bits. Means are subtracted before rows are multiplied (two passes over the blocks), so that a
+Rows come in blocks, so that no matrix is in memory in float64 as a whole. A sum takes its blocks in order: another block size
+changes the last bits of the result. Means are subtracted before rows are multiplied (two passes over the blocks), so that a
 large mean costs no digits.
 
 Letters: N rows, X and Y widths of the two sides of a regression.
