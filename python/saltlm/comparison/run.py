@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adaptation.checkpoints import config_identity
 from ..adaptation.config import AdaptConfig
@@ -20,7 +20,6 @@ from ..files.json_files import write_json_whole
 from ..progress import StageProgress
 from ..protocols import Tokenizer
 from ..vectors.auxiliary import auxiliary_files
-from .blocks import BlockLengths
 from .config import (
     ORIGINAL,
     OWN_ADAPT,
@@ -31,6 +30,9 @@ from .config import (
     plain_transfer,
 )
 from .folder import CHART, RESULT, CompareFolder
+
+if TYPE_CHECKING:
+    from .blocks import BlockLengths
 
 # Source, target and auxiliary vectors, as the caller names them.
 Inputs = tuple[str | Path, str | Path, str | Path | None]
