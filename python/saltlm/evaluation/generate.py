@@ -39,7 +39,7 @@ def continuations(
         prompts: the texts to continue. A prompt must have a token, or the tokenizer a start token.
         max_new_tokens: maximum length of a continuation in tokens, in [1, inf). The positions of the model limit it too.
         shorten: drop the beginning of a prompt that leaves fewer positions than ``max_new_tokens`` or half of all positions,
-            whichever is less. By default only a prompt that leaves no position is refused, and none is shortened.
+            whichever is less. By default no prompt is shortened, and a prompt longer than the positions is refused.
         seed: ``None`` takes the most probable token at each step. A number in [0, 2**63) samples; the continuation of a
             prompt depends on the seed but not on the other prompts.
         temperature: sampling temperature, in (0, inf).
