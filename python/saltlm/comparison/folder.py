@@ -61,15 +61,19 @@ class CompareFolder:
         return len(list((self.out / RUNS).glob("*.json")))
 
     def check(self, protected: Sequence[Path]) -> None:
-        """Refuse a place that must not be written, before any work is done.
+        """Check that the folder may be written, before any work is done.
+
+        Args:
+            protected: input folders and files.
 
         Raises:
-            InputError: it is something else, or lies in or holds an input.
+            InputError: the folder contains something else than a comparison, is inside an input folder, or contains an
+                input.
         """
         if not self.exists:
-            there = self.out.is_dir()
+            is_folder = self.out.is_dir()
             with output_errors(self.out, 0, ADVICE):
-                if there and any(self.out.iterdir()):
+                if is_folder and any(self.out.iterdir()):
                     raise input_error(
                         f"output {self.out}",
                         "a folder that holds no comparison",
@@ -131,10 +135,11 @@ class CompareFolder:
             if self.exists:
                 self._take_lock()
             if force and self.exists:
-                if (self.out / RUNS).is_dir():
-                    shutil.rmtree(self.out / RUNS)
-                for name in (RESULT, CHART):
-                    (self.out / name).unlink(missing_ok=True)
+                for path in (self.out / RUNS, self.out / RESULT, self.out / CHART):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
             (self.out / RUNS).mkdir(parents=True, exist_ok=True)
             if not self.exists or force:
                 write_json_whole(self.out / RECORD, {"format": 1, "identity": identity})
