@@ -81,9 +81,19 @@ def test_models_side_by_side_are_compared_on_the_same_documents(inputs, capsys) 
 
 def test_the_table_for_people(inputs, capsys) -> None:
     out, _ = output(
-        capsys, inputs / "one" / "model", inputs / "two" / "model", "--text", inputs / "text.txt", "--retention",
-        inputs / "english.txt", "--prompt", "the cat [x]", "--new-tokens", 3, "--quiet",
-    )  # fmt: skip
+        capsys,
+        inputs / "one" / "model",
+        inputs / "two" / "model",
+        "--text",
+        inputs / "text.txt",
+        "--retention",
+        inputs / "english.txt",
+        "--prompt",
+        "the cat [x]",
+        "--new-tokens",
+        3,
+        "--quiet",
+    )
     assert "one/model" in out and "two/model" in out and str(inputs) not in out
     assert "interval" in out and "one/model less two/model" in out and "the cat [x]" in out
     one, two = (str(inputs / name / "model") for name in ("one", "two"))
