@@ -33,7 +33,7 @@ SMALL = {"seq_length": 32, "batch_size": 2, "device": "cpu", "eval_bytes": 600}
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collection():
-    """Each training ends with a full collection: what the imports made need not be looked through every time."""
+    """Freeze the objects of the imports, so that the full garbage collection after each training is faster."""
     gc.collect()
     gc.freeze()
     yield
@@ -89,7 +89,7 @@ def diverged(pair, place):
 
 
 def figures(content) -> list:
-    """What a comparison found, times apart."""
+    """The results of a comparison without the times."""
     kept = ("method", "seed", "bits_per_byte", "source_bits_per_byte", "document_nats", "training_bytes", "self_check")
     return [{name: run[name] for name in kept} for run in content["results"]]
 
@@ -212,7 +212,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_figures(done, pair, place
     assert sum("kept from before" in stage for stage in seen) == 2 and not (out / ".scratch").exists()
 
 
-def test_step_0_of_a_start_that_no_seed_changes_is_measured_once(done, measured):
+def test_step_0_of_equal_rows_is_evaluated_once(done, measured):
     found = done.content["results"]
     assert not found[0]["counts"] and all(run["counts"]["drawn"] for run in found[2:])
     # Held-out text three times and the source language's twice; the original's second seed knows its start already.
@@ -351,7 +351,7 @@ def test_force_starts_over(diverged, pair, place):
     assert len(old) == len(new) == 2 and not old & new and found.content["probe_steps"] == 1 and found.best == "mean"
 
 
-def test_cells_share_what_they_may_and_keep_what_is_theirs():
+def test_cells_take_the_common_options_that_apply_to_them():
     base = TransferConfig(ridge=0.5, overlap="case")
     cells = parse_cells(["salt", "salt:ridge=0.1:max-support=8:center", "focus", "blend:blend_weight=0.3"], base)
     assert [cell.label for cell in cells][:2] == ["original", "salt"] and cells[0].config is None
@@ -364,7 +364,7 @@ def test_cells_share_what_they_may_and_keep_what_is_theirs():
         parse_cells(["blend:blend-weight=heavy"], base)
 
 
-def test_a_cell_may_have_vectors_of_its_own(pair, place):
+def test_a_cell_may_replace_the_auxiliary_vectors(pair, place):
     options = {"seeds": 1, "probe_steps": 1}
     own = f"focus:auxiliary={pair.vectors}"
     found = call(pair, place, place / "own", ["focus", own, "focus:auxiliary=plm"], options=options)
@@ -378,8 +378,8 @@ def test_a_cell_may_have_vectors_of_its_own(pair, place):
 
 
 @pytest.mark.parametrize("methods", [["mean"], ["mean", "salt"], ["mean", "focus:auxiliary=plm"]])
-def test_vectors_that_no_method_reads_are_told_once(pair, place, tmp_path, capsys, methods):
-    """The file may then be missing: it is not opened."""
+def test_vectors_that_no_method_reads_are_reported_once(pair, place, tmp_path, capsys, methods):
+    """A file of vectors that no method reads is not opened, so it may be missing."""
     read = "salt" in methods
     vectors = pair.vectors if read else tmp_path / "missing.vec"
     words = [
@@ -469,7 +469,7 @@ def run(method: str, seed: int, costs, **more) -> dict:
     }
 
 
-def test_ties_are_called_ties():
+def test_methods_within_the_interval_or_with_disagreeing_seeds_tie():
     random = np.random.default_rng(0)
     hard = random.uniform(200, 400, size=40)  # documents differ much more than methods do
     swing = np.tile([-1.0, 1.0], 20)
@@ -490,13 +490,13 @@ def test_ties_are_called_ties():
     assert torn["low"] > 0 and torn["by_seed"][0] < 0 < torn["by_seed"][1]
 
 
-def test_a_single_document_tells_nothing_apart():
+def test_all_methods_tie_on_a_single_document():
     cells = [Cell(name, None) for name in ("original", "a", "b")]
     found = summarize(cells, [run("original", 0, [900]), run("a", 0, [300]), run("b", 0, [400])], 0.95)
     assert found["best"] == "a" and found["ties"] == ["b"] and found["methods"][2]["difference"]["low"] is None
 
 
-def test_rank_correlations_compare_what_foretold_with_what_came():
+def test_rank_correlations_of_the_self_check_and_the_probes():
     checks = [
         {"score": 1.0 - i, "relative_error": 0.5 + 0.1 * i, "cosine": 0.9 - 0.1 * i, "rank": 10 * (i + 1)}
         for i in range(4)

@@ -86,7 +86,7 @@ def bytes_only(**special: str) -> PreTrainedTokenizerFast:
 
 
 def stock_nats(model, tokenizer, text: str) -> float:
-    """By transformers alone, the whole text in one forward."""
+    """The costs by transformers alone, with the whole text in one forward pass."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     ids = torch.tensor([[start, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
     with torch.no_grad():
@@ -257,7 +257,7 @@ def test_an_empty_document_keeps_its_place_and_costs_nothing() -> None:
 # ------------------------------------------------------------------------------------------------ what is reported
 
 
-def test_unknown_tokens_are_counted_and_said_to_hide_bytes() -> None:
+def test_unknown_tokens_are_counted_and_noted() -> None:
     found = evaluate(lm_of("llama", "wordpiece"), documents=["the cat", "ᚠᚢ the ᚦ"])
     assert found.unknown_tokens == 2
     assert "2 unknown tokens hide bytes" in found.notes[0] and "lower bound" in found.notes[0]
@@ -347,7 +347,7 @@ def test_half_precision_weights_run_in_float32_on_a_cpu(folder: Path, tmp_path: 
     assert evaluate(half, documents=TEXT[:1], device="cpu").dtype == "float32"
 
 
-def test_the_held_out_check_of_a_transfer_comes_along(folder: Path, tmp_path: Path) -> None:
+def test_the_self_check_of_a_transfer_is_read_from_the_folder(folder: Path, tmp_path: Path) -> None:
     path = copy_of(folder, tmp_path / "transfer")
     held = {"tokens": 5, "candidates": 9, "relative_error": 0.9, "cosine": 0.5, "rank": 2, "top1": 0.2}
     (path / "saltlm.json").write_text(json.dumps({"format": 1, "heldout": held}))
@@ -463,7 +463,7 @@ def test_broken_folders(folder: Path, tmp_path: Path) -> None:
     refused("tokenizer of model", bare, documents=["a"])
 
 
-def test_code_of_its_own_is_not_run_unasked(folder: Path, tmp_path: Path) -> None:
+def test_code_of_a_checkpoint_is_not_run_by_default(folder: Path, tmp_path: Path) -> None:
     path = copy_of(
         folder, tmp_path / "own", model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.LM"}
     )
@@ -488,7 +488,7 @@ def test_a_head_with_too_few_rows() -> None:
     refused("found 300 logits", (model, tiny("byte_level_bpe")), documents=TEXT)
 
 
-def test_a_tokenizer_that_leaves_nothing() -> None:
+def test_a_tokenizer_that_yields_no_token() -> None:
     refused("no token for the whole text", lm_of("llama", "wordpiece"), documents=[" ", "\n"])
 
 
@@ -570,7 +570,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_config_and_keywords_are_two_ways_to_say_the_same(options: dict) -> None:
+def test_a_config_and_keywords_are_equivalent(options: dict) -> None:
     found = [
         evaluate(lm_of(), documents=TEXT, **options),
         evaluate(lm_of(), config=EvaluateConfig(**options), documents=TEXT),
@@ -581,7 +581,7 @@ def test_a_config_and_keywords_are_two_ways_to_say_the_same(options: dict) -> No
         assert (other.max_length, other.stride) == (found[0].max_length, found[0].stride)
 
 
-def test_a_keyword_replaces_what_the_config_says() -> None:
+def test_a_keyword_replaces_the_value_of_the_config() -> None:
     config = EvaluateConfig(max_length=40, stride=7)
     found = evaluate(lm_of(), config=config, documents=TEXT[:1], stride=9)
     assert (found.max_length, found.stride) == (40, 9) and config.stride == 7
@@ -599,8 +599,8 @@ def test_a_keyword_replaces_what_the_config_says() -> None:
         ({"dtype": "float32"}, "with neither device nor dtype"),
     ],
 )
-def test_bad_options_are_refused_in_either_way(options: dict, words: str) -> None:
-    """Those of a model that is loaded already are refused when it is evaluated."""
+def test_bad_options_are_refused_as_config_and_as_keywords(options: dict, words: str) -> None:
+    """Options of loading are refused for a loaded model."""
     with pytest.raises(InputError, match=words):
         evaluate(lm_of(), documents=TEXT, **options)
     with pytest.raises(InputError, match=words):
@@ -639,6 +639,6 @@ def test_a_config_is_frozen_documented_and_named_by_the_package() -> None:
         ({"batch_tokens": 0.5}, "0.5"),
     ],
 )
-def test_values_of_another_kind_are_named(options: dict, words: str) -> None:
+def test_values_of_a_wrong_type_are_named(options: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         evaluate("not-looked-at", **{"documents": ["a"], **options})

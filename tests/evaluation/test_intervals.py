@@ -46,7 +46,7 @@ def all_resamples(bits, sizes) -> np.ndarray:
 
 
 def bca_shares(bits, sizes, confidence: float) -> list[float]:
-    """Efron's formula written out on the exact bootstrap distribution: at which shares of it the ends lie."""
+    """Quantiles of the exact bootstrap distribution at which the ends lie, by the formula of Efron."""
     bits, sizes, normal = np.array(bits, dtype=float), np.array(sizes, dtype=float), NormalDist()
     values, estimate = all_resamples(bits, sizes), bits.sum() / sizes.sum()
     z0 = normal.inv_cdf(np.mean(values < estimate - 1e-12) + np.mean(np.abs(values - estimate) <= 1e-12) / 2)
@@ -57,7 +57,7 @@ def bca_shares(bits, sizes, confidence: float) -> list[float]:
     return [normal.cdf(z0 + (z0 + tail) / (1 - a * (z0 + tail))) for tail in tails]
 
 
-def test_two_documents_span_what_they_show() -> None:
+def test_the_interval_of_two_documents_spans_both() -> None:
     found = one([2.0, 6.0], [1, 1])
     assert (found.estimate, found.low, found.high) == (4.0, 2.0, 6.0)
 
@@ -94,7 +94,9 @@ def test_intervals_hold_the_true_value_about_as_often_as_they_say() -> None:
 
 
 @given(sizes=SIZES, seed=st.integers(0, 2**20), data=st.data())
-def test_laws(sizes: list[int], seed: int, data: st.DataObject) -> None:
+def test_intervals_are_bounded_and_scale_and_ignore_empty_documents(
+    sizes: list[int], seed: int, data: st.DataObject
+) -> None:
     bits = data.draw(st.lists(st.floats(0.1, 3000), min_size=len(sizes), max_size=len(sizes)))
     found = one(bits, sizes, seed=seed, draws=300)
     ratios = np.array(bits) / np.array(sizes)
@@ -110,7 +112,7 @@ def test_laws(sizes: list[int], seed: int, data: st.DataObject) -> None:
 
 
 @given(sizes=SIZES, rate=st.floats(0.1, 20))
-def test_documents_that_agree_leave_no_doubt(sizes: list[int], rate: float) -> None:
+def test_the_interval_of_equal_documents_has_no_width(sizes: list[int], rate: float) -> None:
     found = one([size * rate for size in sizes], sizes, draws=200)
     assert (found.low, found.high) == pytest.approx((rate, rate), rel=1e-9)
 
@@ -126,7 +128,7 @@ def test_another_seed_moves_the_ends_a_little() -> None:
 # ------------------------------------------------------------------------------------------------ models side by side
 
 
-def test_pairs_see_what_single_intervals_do_not() -> None:
+def test_a_paired_interval_shows_a_difference_that_single_intervals_hide() -> None:
     generator = np.random.default_rng(5)
     sizes = generator.integers(500, 900, 25)
     hard = sizes * generator.uniform(1, 5, 25)  # documents differ much, models little but always the same way

@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The harness's folder of tasks; its libraries are kept from the network."""
+    """The folder of the tasks of the harness, whose libraries may not use the network."""
     lm_eval = pytest.importorskip("lm_eval", reason='needs "saltlm[eval]"')
     import datasets
 
@@ -95,7 +95,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were(folder, harness, t
     assert model.tokenizer.pad_token_id is None and torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_folders_task_stands_in_for_the_harness_one(lm, harness, tmp_path) -> None:
+def test_a_task_of_a_folder_replaces_that_of_the_harness(lm, harness, tmp_path) -> None:
     from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
 
     write_task(tmp_path, paper_tasks("fi")[0], ITEMS)
@@ -178,7 +178,7 @@ def test_without_the_harness_the_extra_is_named(monkeypatch, folder) -> None:
     refused(r'no lm_eval.*pip install "saltlm\[eval\]"', str(folder))
 
 
-def test_what_is_no_task(harness, folder, tmp_path) -> None:
+def test_names_that_are_no_task(harness, folder, tmp_path) -> None:
     refused("nowhere.*no such folder", str(tmp_path / "nowhere"))
     refused("endings.yaml.*found a file", str(folder / "endings.yaml"))
     refused(r"'xx'.*paper:LANGUAGE with one of ar, bg", "paper:xx")
@@ -187,7 +187,7 @@ def test_what_is_no_task(harness, folder, tmp_path) -> None:
     refused("empty.*no task", str(empty))
 
 
-def test_data_that_is_not_here(harness) -> None:
+def test_data_that_is_not_available(harness) -> None:
     refused(r"1 of 1 that cannot be loaded: arc_challenge_mt_fi \(data .*give a folder with a task file", "paper:fi")
 
 
@@ -231,7 +231,7 @@ def test_bad_numbers_and_a_tokenizer_without_a_start(lm, harness, folder) -> Non
             run_tasks(dataclasses.replace(lm, start_id=None), tasks)
 
 
-def test_the_stand_in_is_gone_after_loading(harness, folder) -> None:
+def test_the_replacement_module_is_removed_after_loading(harness, folder) -> None:
     from saltlm.evaluation.harness.tasks import load_tasks
 
     with load_tasks([str(folder)]):

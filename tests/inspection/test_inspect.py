@@ -30,7 +30,7 @@ WITH_LISTS = ("pieces and map", "pieces and all anchors", "map and anchors", "pi
 
 @pytest.fixture(scope="module")
 def folders(untied, tmp_path_factory):
-    """Method -> its folder, made on first use."""
+    """Method -> folder of a transfer by the method, created on first use."""
     root, made = tmp_path_factory.mktemp("methods"), {}
 
     def folder(method: str, **options):
@@ -45,7 +45,7 @@ def folders(untied, tmp_path_factory):
 
 
 def lists(sizes: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Offsets, ids and weights of these lengths, as a method would give them."""
+    """Offsets, ids and weights of lists of these lengths, as a method returns them."""
     generator = np.random.default_rng(seed)
     offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
     ids = torch.from_numpy(generator.integers(0, 1000, int(offsets[-1])))
@@ -67,7 +67,7 @@ def test_the_largest_weights_are_kept_in_their_order(sizes: list[int], seed: int
 
 
 @given(st.lists(st.integers(0, 2 * MAX_ENTRIES), min_size=1, max_size=8), st.integers(0, 99), st.randoms())
-def test_placed_parts_are_the_rows_they_were(sizes: list[int], seed: int, random) -> None:
+def test_parts_at_new_rows_equal_the_original_parts(sizes: list[int], seed: int, random) -> None:
     recipe = Recipe.of(*lists(sizes, seed))
     places = random.sample(range(20), len(sizes))
     cut = random.randint(0, len(sizes))
@@ -85,8 +85,8 @@ def test_placed_parts_are_the_rows_they_were(sizes: list[int], seed: int, random
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("wechsel", "ofa")])
-def test_a_recipe_makes_its_row(method: str, folders, untied) -> None:
-    """The law: rows that a list made are its weighted sum of source rows, whatever the method."""
+def test_a_row_equals_its_recipe(method: str, folders, untied) -> None:
+    """A row with a list equals the weighted sum of source rows that the list names, for every method."""
     rows = folders(method)
     source, built = load_source(untied.source).input_rows.double(), load_source(rows.folder).input_rows.double()
     seen = set()
@@ -109,7 +109,7 @@ def test_a_recipe_makes_its_row(method: str, folders, untied) -> None:
 
 @pytest.mark.parametrize("method", ["salt", "focus", "clp-plus", "omp"])
 def test_a_blend_with_few_anchors_is_one_list(method: str, folders, untied) -> None:
-    """Pieces and anchors side by side still make the row, cut lists aside."""
+    """A row of pieces and anchors equals the weighted sum of both, unless its list was cut."""
     rows = folders("blend", blend_with=method, blend_weight=0.25)
     source, built = load_source(untied.source).input_rows.double(), load_source(rows.folder).input_rows.double()
     whole = [
@@ -163,7 +163,7 @@ def test_a_blends_pieces_and_map_share_the_row(length: float, folders, untied) -
 
 
 def test_rows_that_were_drawn_have_no_list(tmp_path) -> None:
-    """A row too large for the written dtype is drawn: the list of what it should have been must not stay."""
+    """A row that overflows the written dtype is drawn at random, so its list must be removed."""
     source = save_llama(tmp_path / "source", tiny("byte_level_bpe"), dtype=torch.float16)
     from safetensors.torch import load_file, save_file
 
@@ -208,7 +208,7 @@ def test_the_command_shows_rows_and_all(folders, capsys) -> None:
     assert "worst residual" in capsys.readouterr().out
 
 
-def test_source_tokens_have_their_names(folders, untied) -> None:
+def test_source_tokens_are_shown_with_their_text(folders, untied) -> None:
     rows = folders("salt")
     from saltlm.alignment.tokens import load_tokens
 
@@ -220,7 +220,7 @@ def test_source_tokens_have_their_names(folders, untied) -> None:
 
 
 class Page(html.parser.HTMLParser):
-    """Elements and what the data script holds."""
+    """Collects the elements and the content of the data script."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ def refused(capsys, *arguments: object) -> str:
     return err
 
 
-def test_bad_tokens_and_places_are_refused(folders, tmp_path, capsys, untied) -> None:
+def test_bad_tokens_and_output_paths_are_refused(folders, tmp_path, capsys, untied) -> None:
     folder = folders("salt").folder
     assert "did you mean" in refused(capsys, "inspect", folder, "katzze")
     assert "an id below" in refused(capsys, "inspect", folder, "#99999")

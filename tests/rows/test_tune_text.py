@@ -394,7 +394,7 @@ def test_cells_that_use_one_file_differently_are_separate_runs() -> None:
         ["auto:unigram-shift=1:unigram-text=a", "auto:unigram-shift=1:tune-text=a"], TransferConfig()
     )[1:]
     assert plain_transfer(counted.config) == plain_transfer(tuned.config) and counted.files() == tuned.files()
-    assert counted.reads() != tuned.reads()
+    assert counted.file_options() != tuned.file_options()
 
 
 def test_the_output_of_the_default_names_the_tuning_text_option(pair, text, tmp_path, capsys) -> None:

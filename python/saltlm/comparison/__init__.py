@@ -1,1 +1,1 @@
-"""Several methods under one probe."""
+"""Comparison of transfer methods by short training runs."""

@@ -1,4 +1,4 @@
-"""The chart of a comparison: bits per byte over steps, a curve a method."""
+"""The chart of a comparison: bits per byte over steps, one curve per method."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from typing import Any
 from ..environment import is_installed
 from .config import ORIGINAL
 
-# Of the range between the lowest end and the highest, or the original's level: what lies above is cut off the chart.
+# Space above the highest end of a curve, as a share of the range between the lowest and the highest end. Higher parts of the
+# curves are cut off.
 HEADROOM = 0.6
 
 
 def in_order(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Methods by their mean at the end; those that diverged last."""
+    """Methods in ascending order of their mean bits per byte at the end; methods that diverged come last."""
     return sorted(methods, key=lambda entry: entry["end"]["mean"] if entry["end"] else float("inf"))
 
 
 def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
-    """Mean curves with a band of one standard deviation over seeds, the control dashed; ``False`` without matplotlib.
+    """Draw the mean curve of each method with a band of one standard deviation over seeds; the control is dashed.
 
     Args:
-        content: of ``compare.json``.
+        content: content of ``compare.json``.
         path: PNG file to write.
+
+    Returns:
+        Whether the chart was drawn; ``False`` if matplotlib is not installed.
     """
     if not is_installed("matplotlib"):
         return False
@@ -40,14 +44,14 @@ def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
         palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
         for entry in methods:
             steps, means, spreads = zip(*entry["curve"], strict=True)
-            own = entry["method"] == ORIGINAL
-            color = "black" if own else palette(names.index(entry["method"]) % palette.N)
+            is_original = entry["method"] == ORIGINAL
+            color = "black" if is_original else palette(names.index(entry["method"]) % palette.N)
             end = "diverged" if entry["end"] is None else f"{entry['end']['mean']:.3f}"
             axes.plot(
                 steps,
                 means,
                 color=color,
-                linestyle="--" if own else "-",
+                linestyle="--" if is_original else "-",
                 marker="o",
                 markersize=3,
                 label=f"{entry['method']}  {end}",
@@ -69,9 +73,9 @@ def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
 
 
 def _limit(axes: Any, content: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> None:
-    """Show the range in which the methods end; a start far above it would squeeze the rest to one line."""
+    """Limit the vertical axis to the range in which the curves end, because a high start would flatten all curves."""
     ends = [entry["curve"][-1][1] for entry in methods] + [content["level"]]
     low, high = min(ends), max(ends)
-    room = max(high - low, 0.02)
+    extent = max(high - low, 0.02)
     top = max(mean for entry in methods for _, mean, _ in entry["curve"])
-    axes.set_ylim(low - 0.1 * room, min(top + 0.1 * room, high + HEADROOM * room))
+    axes.set_ylim(low - 0.1 * extent, min(top + 0.1 * extent, high + HEADROOM * extent))

@@ -1,4 +1,4 @@
-"""What is compared: the options of a comparison, and its cells, each a method with options of its own."""
+"""Options of a comparison, and its cells: methods with their options."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from ..evaluation.intervals import check_numbers
 from ..options import check_choice, check_choices, documented, is_whole_number, option, options_of
 
 Probe = Literal["embeddings", "all"]
-PROBING = "probes"  # a heading of the command line
+# Heading of the command line.
+PROBING = "probes"
+# Label of the cell of the source model with its own tokenizer.
 ORIGINAL = "original"
+# Option of a cell that names auxiliary vectors.
 AUXILIARY = "auxiliary"
-TEXT_AT_HAND = "the probes' text"  # what tunes ``auto`` where nothing else is said
+# Value of ``tune_text`` in reports and in the identity of runs for a cell that the text of the probes tunes.
+PROBE_TEXT = "the probes' text"
+# Value of the option ``tune_text`` of a cell that no text tunes.
 NO_TEXT = "none"
-# What a cell cannot have for itself: all cells share inputs, tokenizer and seeds, or they could not be compared.
+# Options that a cell cannot set: cells are comparable only with the same inputs, tokenizer and seeds.
 SHARED = (
     "seed",
     "chat_template",
@@ -38,8 +43,8 @@ SHARED = (
     "heldout",
     "method",
 )
-# Options that name files, which count by their content.
-READ = ("source_auxiliary", "dictionary", "unigram_text", "tune_text")
+# Options that name files. Two runs differ if the contents of their files differ, whatever the names.
+FILE_OPTIONS = ("source_auxiliary", "dictionary", "unigram_text", "tune_text")
 # Options of a transfer and of an adaptation that a comparison sets itself.
 OWN_TRANSFER = ("method", "seed", "heldout", "device", "trust_remote_code", "force")
 OWN_ADAPT = (
@@ -104,16 +109,16 @@ class CompareConfig:
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds of each method's probes."""
+        """The seeds of the probes of each method."""
         return tuple(range(self.seed, self.seed + self.seeds))
 
     def adaptation(self, base: AdaptConfig, seed: int, seq_length: int) -> AdaptConfig:
-        """The adaptation that a probe is.
+        """The options of the adaptation of one probe.
 
         Args:
             base: the options that all probes share.
-            seed: of this probe.
-            seq_length: tokens in its blocks.
+            seed: seed of the probe.
+            seq_length: tokens in a block.
         """
         return dataclasses.replace(
             base,
@@ -126,13 +131,13 @@ class CompareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A column of the comparison.
+    """A method of the comparison with its options.
 
     Attributes:
-        label: as given.
-        config: of its transfer, the seed apart; ``None`` for the original model with its own tokenizer.
-        auxiliary: vectors of its own; ``None`` is those of the comparison.
-        tunes: the probes' text chooses its options, as ``tune_text`` would.
+        label: the method with its options, as the caller wrote it.
+        config: options of the transfer without the seed; ``None`` for the original model with its own tokenizer.
+        auxiliary: auxiliary vectors of this cell; ``None`` for those of the comparison.
+        tunes: whether the text of the probes chooses options, as a ``tune_text`` would.
     """
 
     label: str
@@ -141,7 +146,7 @@ class Cell:
     tunes: bool = False
 
     def inputs(self, common: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        """Source, target and auxiliary vectors of its transfer; ``None`` for the vectors that its method does not read.
+        """Source, target and auxiliary vectors of the transfer; the vectors are ``None`` for a method that reads none.
 
         Args:
             common: source, target and auxiliary vectors of the comparison.
@@ -151,30 +156,41 @@ class Cell:
         return common if self.auxiliary is None else (*common[:2], self.auxiliary)
 
     @property
+    def transfer(self) -> TransferConfig:
+        """Options of the transfer.
+
+        Raises:
+            ValueError: the cell is the original model, which is not transferred.
+        """
+        if self.config is None:
+            raise ValueError(f"the cell {self.label!r} has no transfer")
+        return self.config
+
+    @property
     def reads_vectors(self) -> bool:
-        """Whether its method reads auxiliary vectors; the original model has no method."""
-        from ..rows.methods import method_of  # with torch, which the command's help does without
+        """Whether the method reads auxiliary vectors; ``False`` for the original model."""
+        from ..rows.methods import method_of  # imports torch, which is too slow for the help of the command line
 
         return self.config is not None and method_of(self.config).vectors
 
-    def own(self) -> dict[str, str]:
-        """What it has beside its transfer's options."""
+    def extra_options(self) -> dict[str, str]:
+        """Options of the cell that are not fields of :class:`~saltlm.TransferConfig`, or differ from the field."""
         vectors = {} if self.auxiliary is None else {AUXILIARY: self.auxiliary}
-        return {**vectors, "tune_text": TEXT_AT_HAND} if self.tunes else vectors
+        return {**vectors, "tune_text": PROBE_TEXT} if self.tunes else vectors
 
     def to_json(self) -> dict[str, object]:
-        """The options that are not at their defaults, and the method."""
-        plain, default = self.config.to_json(), TransferConfig().to_json()
+        """The method, the options that differ from their defaults, and the extra options."""
+        plain, default = self.transfer.to_json(), TransferConfig().to_json()
         changed = {name: value for name, value in plain.items() if name == "method" or value != default[name]}
-        return {**changed, **self.own()}
+        return {**changed, **self.extra_options()}
 
-    def reads(self) -> list[str]:
-        """Names of the options that are files: what is in them tells cells apart, but not what it is for."""
-        return [name for name in READ if getattr(self.config, name) is not None]
+    def file_options(self) -> list[str]:
+        """Names of the options that name files. Two cells may read the same file for different purposes."""
+        return [name for name in FILE_OPTIONS if getattr(self.config, name) is not None]
 
     def files(self) -> list[Path]:
-        """The files that this cell alone may read."""
-        from ..vectors.auxiliary import auxiliary_files  # with torch, which the command's help does without
+        """The files that the options of this cell name, without those of the whole comparison."""
+        from ..vectors.auxiliary import auxiliary_files  # imports torch
 
         if self.config is None:
             return []
@@ -187,62 +203,39 @@ class Cell:
 
 
 def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
-    """Cells from ``METHOD[:option=value[:option=value]]``; the original model is always the first.
+    """Parse methods with options, each spelled ``METHOD[:option=value[:option=value]]``.
 
-    Options of methods that ``base`` sets hold for the cells whose method takes them and that do not set them themselves.
-    ``auxiliary`` is an option too, of cells whose method looks at vectors: those that it names stand for the comparison's.
+    An option of ``base`` applies to each cell whose method has the option and that does not set it. A cell whose method reads
+    auxiliary vectors has the option ``auxiliary``: vectors that replace those of the comparison.
 
-    A comparison has a text at hand, and ``auto`` uses it: left to itself, without any of the options that a text chooses, it
-    has them chosen by what the probes train on. ``auto:tune-text=none`` is ``auto`` without a text.
+    The text of the probes tunes ``auto`` if the cell and ``base`` set none of the options that a text could choose and no
+    other way to choose them. ``auto:tune-text=none`` is ``auto`` without tuning.
 
     Args:
-        methods: at least one; ``original`` may be among them.
+        methods: at least one method; ``original`` may be among them.
         base: options that the cells share.
 
     Returns:
-        The original, then the cells in the order given.
+        The cell of the original model, then the cells in the order of ``methods``.
 
     Raises:
-        InputError: a method or an option is not known (the nearest one is named), a value is out of range, or two cells
-            have one label.
+        InputError: a method or an option is not known (the message names the most similar one), a value is out of range, or
+            two cells have the same label.
 
     Example:
         >>> [cell.label for cell in parse_cells(["salt:center=true:ridge=0.01", "mean"], TransferConfig())]
         ['original', 'salt:center=true:ridge=0.01', 'mean']
     """
-    from ..rows.methods import METHODS as BUILDERS
-    from ..rows.methods import method_of
-    from ..rows.tune import free_options
-
-    optional = {name for method in BUILDERS for name in method_of(TransferConfig(method=method)).options}
     cells = [Cell(ORIGINAL, None)]
     for label in methods:
         if label == ORIGINAL:
             continue
         if any(cell.label == label for cell in cells):
             raise input_error("methods", f"{label!r} twice", "each once", "leave one out")
-        name, *parts = label.split(":")
+        name = label.partition(":")[0]
         check_choice("methods", name, (*METHODS, ORIGINAL))
-        defaults = {entry.name: entry.default for entry in options_of(TransferConfig) if entry.name in optional}
         try:
-            own: dict[str, Any] = dict(_option(label, part) for part in parts)
-            auxiliary = own.pop(AUXILIARY, None)
-            own["method"] = name
-            # What a method takes may hang on its own options, as a blend's do on what it blends with.
-            alone = dataclasses.replace(TransferConfig(), **own)
-            taken = method_of(alone).options if name in BUILDERS else optional
-            unused = {option: value for option, value in defaults.items() if option not in taken}
-            config = dataclasses.replace(base, **{**unused, **own})
-            # A method without options left to choose is not tuned.
-            if "tune" not in own and not free_options(config):
-                config = dataclasses.replace(config, tune=False)
-            if "tune_text" not in own and not free_options(config):
-                config = dataclasses.replace(config, tune_text=None)
-            if auxiliary is not None and not method_of(config).vectors:
-                raise input_error(
-                    AUXILIARY, repr(auxiliary), "a method that looks at vectors", "leave it out for this method"
-                )
-            cells.append(Cell(label, config, auxiliary, "tune_text" not in own and _left_to_itself(config)))
+            cells.append(_parse_cell(label, base))
         except InputError as error:
             raise InputError(f"method {label!r}: {error}") from None
     if len(cells) == 1:
@@ -252,19 +245,56 @@ def parse_cells(methods: Sequence[str], base: TransferConfig) -> list[Cell]:
     return cells
 
 
-def _left_to_itself(config: TransferConfig) -> bool:
-    """Whether it is ``auto`` with neither a way to choose its options nor one of those that a text could choose."""
+def _parse_cell(label: str, base: TransferConfig) -> Cell:
+    """The cell of one label whose method is known."""
+    from ..rows.methods import METHODS as BUILDERS
+    from ..rows.methods import method_of
+    from ..rows.tune import free_options
+
+    method, *parts = label.split(":")
+    cell_options: dict[str, Any] = dict(_option(label, part) for part in parts)
+    auxiliary = cell_options.pop(AUXILIARY, None)
+    cell_options["method"] = method
+    # All options that belong to single methods, and those that this method has. The latter may depend on the values of its
+    # other options: a blend has the options of the regression that it blends with.
+    method_options = {name for builder in BUILDERS for name in method_of(_config(method=builder)).options}
+    alone = _config(**cell_options)
+    applicable = method_of(alone).options if method in BUILDERS else method_options
+    unused = {
+        entry.name: entry.default
+        for entry in options_of(TransferConfig)
+        if entry.name in method_options and entry.name not in applicable
+    }
+    config = dataclasses.replace(base, **{**unused, **cell_options})
+    # Tuning chooses among free options; without any it is switched off rather than refused.
+    if "tune" not in cell_options and not free_options(config):
+        config = dataclasses.replace(config, tune=False)
+    if "tune_text" not in cell_options and not free_options(config):
+        config = dataclasses.replace(config, tune_text=None)
+    if auxiliary is not None and not method_of(config).vectors:
+        raise input_error(AUXILIARY, repr(auxiliary), "a method that looks at vectors", "leave it out for this method")
+    tunes = "tune_text" not in cell_options and _may_be_tuned(config)
+    return Cell(label, config, auxiliary, tunes)
+
+
+def _config(**options: Any) -> TransferConfig:
+    """The default options but for those given."""
+    return dataclasses.replace(TransferConfig(), **options)
+
+
+def _may_be_tuned(config: TransferConfig) -> bool:
+    """Whether the method is ``auto``, no tuning is configured, and all options that a text could choose are free."""
     from ..rows.methods import method_of
     from ..rows.tune import TEXT_GRID, free_options
 
     if config.method != "auto" or config.tune or config.tune_text is not None:
         return False
-    config = dataclasses.replace(config, tune_text=TEXT_AT_HAND)
+    config = dataclasses.replace(config, tune_text=PROBE_TEXT)
     return len(free_options(config)) == sum(option in method_of(config).options for option in TEXT_GRID)
 
 
 def _option(label: str, part: str) -> tuple[str, Any]:
-    """Name and value of ``option=value``; an option that is on or off may stand alone."""
+    """Name and value of ``option=value``; a boolean option without a value is true."""
     known = {entry.name: entry.types for entry in options_of(TransferConfig) if entry.name not in SHARED}
     known[AUXILIARY] = (str,)
     name, mark, text = part.partition("=")
@@ -289,7 +319,11 @@ def _option(label: str, part: str) -> tuple[str, Any]:
 
 
 def _value(accepted: tuple[type, ...], text: str) -> Any:
-    """Read a value of one of the accepted types; raises ValueError where there is none."""
+    """Read a value of one of the accepted types.
+
+    Raises:
+        ValueError: the text is a value of none of them.
+    """
     if bool in accepted and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if int in accepted:
@@ -297,18 +331,20 @@ def _value(accepted: tuple[type, ...], text: str) -> Any:
     if float in accepted:
         with contextlib.suppress(ValueError):
             return float(text)
-    if (
-        str in accepted and text
-    ):  # of an option that also takes numbers, the name of a rule, which the configuration checks
+    # An option of numbers and texts takes a number or the name of a rule; the configuration checks the name.
+    if str in accepted and text:
         return text
     raise ValueError(text)
 
 
 def check_base(base: AdaptConfig) -> None:
-    """Refuse options of an adaptation that a probe cannot have.
+    """Check that no option of an adaptation is set that a comparison sets for all probes.
+
+    Args:
+        base: options of all probes.
 
     Raises:
-        InputError: one of them is set.
+        InputError: such an option differs from its default.
     """
     default = AdaptConfig()
     for name in OWN_ADAPT:
@@ -322,6 +358,14 @@ def check_base(base: AdaptConfig) -> None:
 
 
 def plain_transfer(config: TransferConfig, leave_out: Sequence[str] = ()) -> Mapping[str, object]:
-    """Plain values of a transfer's options, those that change no result left out."""
-    names = {*leave_out, "seed", "force", *READ}
-    return {name: value for name, value in config.to_json().items() if name not in names}
+    """The options of a transfer that can change its result, without the seed and without names of files.
+
+    Args:
+        config: the options.
+        leave_out: names of further options to leave out.
+
+    Returns:
+        Name -> value, as :mod:`json` can write them.
+    """
+    excluded = {*leave_out, "seed", "force", *FILE_OPTIONS}
+    return {name: value for name, value in config.to_json().items() if name not in excluded}

@@ -1,4 +1,4 @@
-"""The folder of a comparison: what it compares, so that nothing else is mixed in, and each finished run, kept at once."""
+"""The folder of a comparison: its identity, and the finished runs, each of which is written as soon as it ends."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..files.output_lock import lock_run
 
 RECORD, RUNS, SCRATCH, RESULT, CHART = "comparison.json", "runs", ".scratch", "compare.json", "compare.png"
 ADVICE = "make room or mend that; the same command goes on from the finished runs"
+# Part of the identity -> its name in messages.
 PARTS = {
     "version": "saltlm",
     "source": "the source model",
@@ -31,17 +32,27 @@ PARTS = {
 
 
 class CompareFolder:
-    """Holds ``comparison.json``, ``runs/KEY.json`` and in the end ``compare.json`` and ``compare.png``."""
+    """A folder with ``comparison.json``, ``runs/KEY.json`` and, at the end, ``compare.json`` and ``compare.png``.
+
+    Attributes:
+        out: absolute path of the folder.
+        scratch: subfolder for weights.
+    """
 
     def __init__(self, out: Path) -> None:
+        """Name the folder; nothing is read or written yet.
+
+        Args:
+            out: the folder; it may be missing.
+        """
         self.out = Path(out).expanduser().resolve()
         self.scratch = self.out / SCRATCH
         self._lock: int | None = None
-        self._made = False
+        self._is_new = False
 
     @property
     def exists(self) -> bool:
-        """Whether a comparison lies there."""
+        """Whether the folder contains a comparison."""
         return (self.out / RECORD).is_file()
 
     @property
@@ -50,22 +61,26 @@ class CompareFolder:
         return len(list((self.out / RUNS).glob("*.json")))
 
     def check(self, protected: Sequence[Path]) -> None:
-        """Refuse a place that must not be written, before any work is done.
+        """Check that the folder may be written, before any work is done.
+
+        Args:
+            protected: input folders and files.
 
         Raises:
-            InputError: it is something else, or lies in or holds an input.
+            InputError: the folder contains something else than a comparison, is inside an input folder, or contains an
+                input.
         """
         if not self.exists:
-            there = self.out.is_dir()
+            is_folder = self.out.is_dir()
             with output_errors(self.out, 0, ADVICE):
-                if there and any(self.out.iterdir()):
+                if is_folder and any(self.out.iterdir()):
                     raise input_error(
                         f"output {self.out}",
                         "a folder that holds no comparison",
                         "a new folder, or a comparison to go on with",
                         "choose another name",
                     )
-            check_output(self.out, protected=protected, force=there)
+            check_output(self.out, protected=protected, force=is_folder)
             return
         for folder in protected:
             other = folder.resolve()
@@ -73,44 +88,58 @@ class CompareFolder:
                 raise input_error(f"output {self.out}", f"the input {other} in its way", "a folder apart", "choose one")
 
     def refuse_other(self, identity: Mapping[str, Any], *, force: bool) -> None:
-        """Refuse a folder with the runs of another comparison.
+        """Check that the folder contains no other comparison.
+
+        Args:
+            identity: what must be equal for runs to be comparable; plain JSON values.
+            force: another comparison may be replaced.
 
         Raises:
-            InputError: it holds one, and ``force`` is not given.
+            InputError: the folder contains another comparison, and ``force`` is not set.
         """
         if not self.exists or force:
             return
         old, new = json.loads((self.out / RECORD).read_bytes())["identity"], json.loads(json.dumps(identity))
-        for part, words in PARTS.items():
+        for part, description in PARTS.items():
             if old.get(part) != new[part]:
                 if part == "options":
-                    names = [key for key, value in new[part].items() if old[part].get(key) != value]
-                    words += (
-                        f" ({', '.join(f'{key} was {old[part].get(key)!r}, is {new[part][key]!r}' for key in names)})"
-                    )
+                    changes = [
+                        f"{key} was {old[part].get(key)!r}, is {value!r}"
+                        for key, value in new[part].items()
+                        if old[part].get(key) != value
+                    ]
+                    description += f" ({', '.join(changes)})"
                 raise input_error(
                     f"output {self.out}",
-                    f"a comparison that differs in {words}",
+                    f"a comparison that differs in {description}",
                     "this one, to go on with, or a new folder",
                     "choose another folder, or start over by --force",
                 )
 
     @contextlib.contextmanager
     def opened(self, identity: Mapping[str, Any], *, force: bool) -> Iterator[None]:
-        """Make the folder or take it over; a new one in which no run was finished is removed again.
+        """Create or continue the folder and lock it. A new folder without a finished run is removed at the end.
+
+        Args:
+            identity: what must be equal for runs to be comparable; plain JSON values.
+            force: remove the runs of the comparison that the folder contains.
+
+        Yields:
+            Nothing.
 
         Raises:
-            InputError: another process is at work in it, or it cannot be written.
+            InputError: another process writes in the folder, or the folder cannot be written.
         """
-        self._made = not os.path.lexists(self.out)
+        self._is_new = not os.path.lexists(self.out)
         with output_errors(self.out, 0, ADVICE):
             if self.exists:
                 self._take_lock()
             if force and self.exists:
-                for name in (RUNS, RESULT, CHART):
-                    shutil.rmtree(self.out / name) if (self.out / name).is_dir() else (self.out / name).unlink(
-                        missing_ok=True
-                    )
+                for path in (self.out / RUNS, self.out / RESULT, self.out / CHART):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
             (self.out / RUNS).mkdir(parents=True, exist_ok=True)
             if not self.exists or force:
                 write_json_whole(self.out / RECORD, {"format": 1, "identity": identity})
@@ -120,27 +149,27 @@ class CompareFolder:
             yield
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            if self._made and not self.runs:
+            if self._is_new and not self.runs:
                 shutil.rmtree(self.out, ignore_errors=True)
             self._release()
 
     def key(self, content: Mapping[str, Any]) -> str:
-        """The name of a run: a hash of all that decides its result."""
+        """The name of a run: a hash of everything that its result depends on, given as plain JSON values."""
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def load(self, key: str) -> dict[str, Any] | None:
-        """A finished run."""
+        """The result of a finished run; ``None`` if the run has not finished."""
         path = self.out / RUNS / f"{key}.json"
         return json.loads(path.read_bytes()) if path.is_file() else None
 
     def save(self, key: str, result: Mapping[str, Any]) -> None:
-        """Keep a finished run, whole or not at all."""
+        """Write the result of a finished run atomically."""
         with output_errors(self.out, 0, ADVICE):
             write_json_whole(self.out / RUNS / f"{key}.json", result)
 
     @contextlib.contextmanager
     def empty_scratch(self) -> Iterator[Path]:
-        """A folder for weights, empty at first and removed afterwards; a killed run's is cleared here."""
+        """Create an empty folder for weights and remove it at the end; remains of a killed run are removed first."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         with output_errors(self.out, 0, ADVICE):
             self.scratch.mkdir()

@@ -1,4 +1,4 @@
-"""Finished probes -> what they say: means and spreads, steps to a level, paired differences, rank correlations."""
+"""Summary of finished probes: means and spreads, steps to a level, paired differences, rank correlations."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.intervals import ratio_intervals
+from ..evaluation.intervals import Interval, ratio_intervals
 from .config import ORIGINAL, Cell
 
-# Figures of the self-check that are compared with what was measured, and the sign that makes less of them better.
+# Figures of the self-check, each with the sign by which lower values are better.
 SELF_CHECK = {"score": -1, "relative_error": 1, "cosine": -1, "rank": 1}
-FEWEST_RANKED = 3
+# Minimum number of methods for a rank correlation.
+MIN_RANKED = 3
 
 
 def steps_to_level(points: Sequence[Sequence[float]], level: float) -> float | None:
-    """Steps until a curve is down at a level, between two evaluations by a straight line.
+    """Number of steps until a curve first reaches a level, by linear interpolation between evaluations.
 
     Args:
-        points: [[step, bits per byte]], by step.
+        points: [[step, bits per byte]], in ascending order of steps.
         level: bits per byte.
 
     Returns:
-        Steps in [0, last step]; ``None`` if it never gets there.
+        A number in [0, last step]; ``None`` if all points are above the level.
 
     Example:
         >>> steps_to_level([[0, 4.0], [10, 3.0], [20, 2.5]], 3.25)
@@ -42,13 +43,20 @@ def steps_to_level(points: Sequence[Sequence[float]], level: float) -> float | N
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation of two lists, ties at their mean rank; ``None`` for fewer than three or without any order.
+    """Spearman's rank correlation; equal values get the mean of their ranks.
+
+    Args:
+        first: a list of numbers.
+        second: a list of as many numbers.
+
+    Returns:
+        A number in [-1, 1]; ``None`` for fewer than three numbers, or if all numbers of a list are equal.
 
     Example:
         >>> spearman([1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 40.0, 30.0])
         0.8
     """
-    if len(first) < FEWEST_RANKED:
+    if len(first) < MIN_RANKED:
         return None
     a, b = (_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
     a, b = a - a.mean(), b - b.mean()
@@ -57,26 +65,27 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value, from 0; equal values get the mean of their ranks."""
     below = (values[None, :] < values[:, None]).sum(axis=1)
     same = (values[None, :] == values[:, None]).sum(axis=1)
     return below + (same - 1) / 2
 
 
 def summarize(cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], confidence: float) -> dict[str, Any]:
-    """What the probes say of each method and of the figures themselves.
+    """Summarize the probes of all methods.
 
-    The best method has the lowest mean at the end. Another one ties with it if the interval of their paired difference over
-    held-out documents (each document's cost averaged over seeds) holds zero, or if the seeds do not all agree which of the
-    two is better.
+    The best method has the lowest mean bits per byte at the end. Another method ties with the best one if the interval of
+    their paired difference over held-out documents contains zero (the cost of a document is its mean over seeds), or if the
+    seeds disagree about which of the two methods is better.
 
     Args:
-        cells: in order.
-        results: of :func:`~saltlm.comparison.probe.run_cell`, with ``method`` and ``seed``.
-        confidence: of the intervals.
+        cells: the cells, in order.
+        results: the runs of :func:`~saltlm.comparison.probe.run_cell`, with ``method`` and ``seed``.
+        confidence: confidence level of the intervals, in (0, 1).
 
     Returns:
-        ``level`` (the original's bits per byte before any training), ``best``, ``ties`` with it, ``methods`` (a dict for each
-        cell) and ``rank_correlations``.
+        ``level`` (bits per byte of the original model before any training), ``best``, ``ties`` (methods that tie with the
+        best one), ``methods`` (a dict for each cell) and ``rank_correlations``.
     """
     runs = {cell.label: [run for run in results if run["method"] == cell.label] for cell in cells}
     level = statistics.fmean(run["bits_per_byte"][0][1] for run in runs[ORIGINAL])
@@ -96,21 +105,22 @@ def summarize(cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], confi
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, standard deviation over seeds (``None`` for a single one) and number of seeds."""
+    """Mean, standard deviation (``None`` for a single seed) and number of seeds."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "spread": spread, "seeds": len(values)}
 
 
 def _method(cell: Cell, runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
-    whole = [run for run in runs if not run["diverged"]]
-    columns = [[value for _, value in run["bits_per_byte"]] for run in whole]
-    steps = [step for step, _ in whole[0]["bits_per_byte"]] if whole else []
-    curve = [[step, _spread(values)] for step, values in zip(steps, zip(*columns, strict=True), strict=True)]
-    means = [[step, found["mean"]] for step, found in curve]
+    """The summary of one cell, without its difference to the best method."""
+    complete = [run for run in runs if not run["diverged"]]
+    columns = [[value for _, value in run["bits_per_byte"]] for run in complete]
+    steps = [step for step, _ in complete[0]["bits_per_byte"]] if complete else []
+    curve = [(step, _spread(values)) for step, values in zip(steps, zip(*columns, strict=True), strict=True)]
+    means = [[step, statistics.fmean(values)] for step, values in zip(steps, zip(*columns, strict=True), strict=True)]
     source = {
-        name: _spread([run["source_bits_per_byte"][place][1] for run in whole])
-        for name, place in (("before", 0), ("after", -1))
-        if whole and whole[0]["source_bits_per_byte"]
+        name: _spread([run["source_bits_per_byte"][index][1] for run in complete])
+        for name, index in (("before", 0), ("after", -1))
+        if complete and complete[0]["source_bits_per_byte"]
     }
     checks = [run["self_check"] for run in runs if run["self_check"]]
     return {
@@ -118,9 +128,9 @@ def _method(cell: Cell, runs: Sequence[Mapping[str, Any]], level: float) -> dict
         "diverged": [run["seed"] for run in runs if run["diverged"]],
         "tuning": runs[0].get("tuning"),
         "start": _spread([run["bits_per_byte"][0][1] for run in runs]),
-        # A mean over the seeds that did not diverge would flatter.
-        "end": _spread([column[-1] for column in columns]) if len(whole) == len(runs) else None,
-        "curve": [[step, found["mean"], found["spread"]] for step, found in curve],
+        # None if a seed diverged: the mean over the other seeds would be too good.
+        "end": _spread([column[-1] for column in columns]) if len(complete) == len(runs) else None,
+        "curve": [[step, spread["mean"], spread["spread"]] for step, spread in curve],
         "steps_to_original": steps_to_level(means, level),
         "source": source or None,
         "self_check": {name: statistics.fmean(check[name] for check in checks) for name in SELF_CHECK}
@@ -137,39 +147,42 @@ def _method(cell: Cell, runs: Sequence[Mapping[str, Any]], level: float) -> dict
 def _add_differences(
     methods: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[Mapping[str, Any]]], best: str, confidence: float
 ) -> None:
+    """Add the paired difference to the best method to each other method that did not diverge."""
     others = [entry for entry in methods if entry["end"] and entry["method"] != best]
     sizes = np.array(runs[best][0]["document_bytes"])
     nats = {e["method"]: np.mean([r["document_nats"] for r in runs[e["method"]]], axis=0) for e in methods if e["end"]}
-    found = [None] * len(others)
+    intervals: Sequence[Interval | None] = [None] * len(others)
     if others and np.count_nonzero(sizes) > 1:
         columns = np.stack([nats[entry["method"]] - nats[best] for entry in others], axis=1) / np.log(2)
-        found = ratio_intervals(columns, sizes, confidence=confidence, seed=0)
-    ends = {label: {run["seed"]: run["bits_per_byte"][-1][1] for run in own} for label, own in runs.items()}
-    for entry, interval in zip(others, found, strict=True):
-        own = ends[entry["method"]]
-        by_seed = [own[seed] - ends[best][seed] for seed in own]
+        intervals = ratio_intervals(columns, sizes, confidence=confidence, seed=0)
+    ends = {
+        label: {run["seed"]: run["bits_per_byte"][-1][1] for run in method_runs} for label, method_runs in runs.items()
+    }
+    for entry, interval in zip(others, intervals, strict=True):
+        method_ends = ends[entry["method"]]
+        by_seed = [method_ends[seed] - ends[best][seed] for seed in method_ends]
         agree = all(value > 0 for value in by_seed) or all(value < 0 for value in by_seed)
         entry["difference"] = {
             "to": best,
             "estimate": statistics.fmean(by_seed),
             "by_seed": by_seed,
             **(interval.to_json() if interval else {"low": None, "high": None, "confidence": confidence}),
-            # Without an interval nothing tells them apart.
+            # Without an interval the two methods count as a tie.
             "tie": not agree or interval is None or interval.low <= 0 <= interval.high,
         }
 
 
 def _correlations(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Spearman's rho between the figures, over methods; +1 says that they order the methods alike."""
+    """Spearman's rho of each pair of figures over the methods; +1 if both figures order the methods in the same way."""
     figures: dict[str, dict[str, float]] = {"step 0": {e["method"]: e["start"]["mean"] for e in methods}}
     figures["end"] = {e["method"]: e["end"]["mean"] for e in methods if e["end"]}
     for name, sign in SELF_CHECK.items():
         figures[f"self-check {name}"] = {e["method"]: sign * e["self_check"][name] for e in methods if e["self_check"]}
-    found = []
+    correlations = []
     for first, second in itertools.combinations(figures, 2):
-        if first.startswith("self-check"):  # with one another they say nothing of the probe
+        if first.startswith("self-check"):  # a pair of two self-check figures shows nothing about the probe
             continue
         both = [label for label in figures[first] if label in figures[second]]
         rho = spearman([figures[first][label] for label in both], [figures[second][label] for label in both])
-        found.append({"first": first, "second": second, "rho": rho, "methods": len(both)})
-    return found
+        correlations.append({"first": first, "second": second, "rho": rho, "methods": len(both)})
+    return correlations

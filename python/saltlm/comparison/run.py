@@ -1,23 +1,25 @@
-"""Several ways to start, one probe: the recipe (step 8)."""
+"""Comparison of transfer methods: each method is transferred and then trained for a few steps on the same text."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adaptation.checkpoints import config_identity
 from ..adaptation.config import AdaptConfig
 from ..adaptation.run import model_identity
 from ..adaptation.text import Sources, TrainingText, read_text
 from ..config import TransferConfig
-from ..environment import require
+from ..environment import quiet_transformers, require, versions
 from ..errors import InputError, input_error
 from ..files.hashing import sampled_digest
 from ..files.json_files import write_json_whole
+from ..progress import StageProgress
+from ..protocols import Tokenizer
 from ..vectors.auxiliary import auxiliary_files
 from .config import (
     ORIGINAL,
@@ -30,7 +32,11 @@ from .config import (
 )
 from .folder import CHART, RESULT, CompareFolder
 
-Report = Callable[[str, int, int], None]
+if TYPE_CHECKING:
+    from .blocks import BlockLengths
+
+# Source, target and auxiliary vectors, as the caller names them.
+Inputs = tuple[str | Path, str | Path, str | Path | None]
 _LOGGER = logging.getLogger("saltlm")
 
 
@@ -40,9 +46,9 @@ class Comparison:
 
     Attributes:
         out: the folder with ``compare.json`` and ``compare.png``.
-        content: what ``compare.json`` holds: ``results`` (a dict for each method and seed with ``method``, ``seed``,
+        content: content of ``compare.json``: ``results`` (a dict for each method and seed with ``method``, ``seed``,
             ``bits_per_byte`` as [[step, value]], ``source_bits_per_byte``, ``self_check``, ``training_bytes``, ``seconds``),
-            and what :func:`~saltlm.comparison.results.summarize` makes of them.
+            and the summary of :func:`~saltlm.comparison.results.summarize`.
     """
 
     out: Path
@@ -50,7 +56,7 @@ class Comparison:
 
     @property
     def best(self) -> str | None:
-        """The method that ends lowest on average; ``None`` if every one of them diverged."""
+        """The method with the lowest mean bits per byte at the end; ``None`` if all methods diverged."""
         return self.content["best"]
 
     def __repr__(self) -> str:
@@ -59,15 +65,27 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """All that is known before the first run."""
+    """The checked inputs and options of all runs.
 
-    inputs: tuple[str, str, str | None]
+    Attributes:
+        inputs: source, target and auxiliary vectors.
+        original: folder of the source model in the safetensors format.
+        cells: the original model, then the methods.
+        text: training text and held-out text of the probes.
+        config: the options of the comparison.
+        adaptation: the options of all probes.
+        blocks: lengths of the blocks of text.
+        identity: what must be equal for runs to be comparable, as plain JSON values.
+        warnings: warnings for the user.
+    """
+
+    inputs: Inputs
     original: Path
     cells: Sequence[Cell]
     text: TrainingText
     config: CompareConfig
     adaptation: AdaptConfig
-    blocks: Any
+    blocks: BlockLengths
     identity: Mapping[str, Any]
     warnings: Sequence[str]
 
@@ -85,42 +103,43 @@ def compare(
     source_eval_texts: Sources | None = None,
     transfer_config: TransferConfig | None = None,
     adapt_config: AdaptConfig | None = None,
-    progress: Report | None = None,
+    progress: StageProgress | None = None,
 ) -> Comparison:
-    """Transfer by several methods and train each result a little, on the same text in the same order with the same seeds.
+    """Transfer by several methods, and train each result for a few steps on the same text in the same order.
 
-    A probe is what :func:`~saltlm.transfer` and :func:`~saltlm.adapt` with the same options do, figure for figure; it only
-    keeps no weights. The control ``original`` is the source model with its own tokenizer: since that makes more tokens of a
-    byte, its blocks are longer by the ratio of tokens per byte, so that a step holds the same number of bytes on average.
-    No probe sees a text twice. ``auto`` has its options chosen by the probes' text, as ``tune_text`` does, unless some are
-    given; ``auto:tune-text=none`` does without. Two cells with the same rows, bit for bit, are probed once. Finished runs are
-    kept in ``out``: the same call goes on after an interruption, and further methods or seeds can be added later.
+    The figures of a probe equal those of :func:`~saltlm.transfer` followed by :func:`~saltlm.adapt` with the same options; a
+    probe only drops the trained weights. The control ``original`` is the source model with its own tokenizer. Its number of
+    tokens per byte differs, so its blocks are longer or shorter by the ratio, and a step reads the same number of bytes on
+    average. No probe reads a part of the text twice. The text of the probes tunes ``auto``, as ``tune_text`` does, unless
+    options that it could choose are set; ``auto:tune-text=none`` is not tuned. If two cells have the same rows, bit for bit,
+    one probe serves both. Finished runs are kept in ``out``: the same call resumes after an interruption, and later calls can
+    add methods or seeds.
 
     Args:
         source: as for :func:`~saltlm.transfer`.
-        target: likewise.
-        auxiliary: likewise; may be ``None`` for methods that need none.
-        methods: each ``METHOD[:option=value[:option=value]]``, which is also its label; ``auxiliary=PATH`` gives it vectors
-            of its own.
-        texts: what the probes train on, see :class:`~saltlm.text.corpus.Corpus`.
+        target: as for :func:`~saltlm.transfer`.
+        auxiliary: as for :func:`~saltlm.transfer`; ``None`` if no method reads auxiliary vectors.
+        methods: each ``METHOD[:option=value[:option=value]]``, which is also the label of the method; ``auxiliary=PATH``
+            replaces the auxiliary vectors for this method.
+        texts: training text of the probes, see :class:`~saltlm.text.corpus.Corpus`.
         out: folder of the results.
-        config: probe, steps and seeds; ``None`` is all defaults.
-        eval_texts: held-out text in the target language; ``None`` keeps a share of the documents of ``texts`` back.
-        source_eval_texts: text in the source language, measured before and after each probe.
-        transfer_config: options of all transfers, ``method`` and ``seed`` apart.
+        config: probe, steps and seeds; ``None`` for the defaults.
+        eval_texts: held-out text in the target language; ``None`` holds out a share of the documents of ``texts``.
+        source_eval_texts: text in the source language, evaluated before and after each probe.
+        transfer_config: options of all transfers, except ``method`` and ``seed``.
         adapt_config: options of all probes: text, blocks, batches, learning rates.
-        progress: called with (stage, done, total), total 0 where it is not known.
+        progress: called with (stage, done, total); total is 0 if it is not known.
 
     Returns:
-        The figures; they, and a chart where matplotlib is installed, are in ``out`` too.
+        The figures. They are also in ``out``, with a chart if matplotlib is installed.
 
     Raises:
-        InputError: a method or an option is not known or lacks an input, the text is too short for the steps or shares
-            text with the held-out one, or ``out`` holds something else; nothing has been written then.
+        InputError: a method or an option is not known, a method lacks an input, the text is too short for the steps or
+            overlaps the held-out text, or ``out`` contains something else. Nothing has been written then.
         KeyboardInterrupt: a signal came; finished runs are kept.
     """
     require("accelerate", "adapt", "compare")
-    report = progress or (lambda stage, done, total: None)
+    report: StageProgress = progress or (lambda stage, done, total: None)
     folder = CompareFolder(Path(out))
     plan = _plan(
         (source, target, auxiliary),
@@ -142,11 +161,13 @@ def compare(
             for cell in plan.cells:
                 results += _runs(plan, cell, folder, results, report)
         except KeyboardInterrupt:
-            kept = f"finished runs are kept in {folder.out}; the same command goes on" if folder.runs else ""
-            raise KeyboardInterrupt(kept or "no run was finished, and nothing was left behind") from None
+            message = "no run was finished, and nothing was left behind"
+            if folder.runs:
+                message = f"finished runs are kept in {folder.out}; the same command goes on"
+            raise KeyboardInterrupt(message) from None
         content = {
             "format": 1,
-            **_described(plan),
+            **_description(plan),
             **summarize(plan.cells, results, plan.config.confidence),
             "results": results,
             "warnings": list(plan.warnings),
@@ -159,24 +180,24 @@ def compare(
 
 
 def _runs(
-    plan: _Plan, cell: Cell, folder: CompareFolder, others: Sequence[Mapping[str, Any]], report: Report
+    plan: _Plan, cell: Cell, folder: CompareFolder, others: Sequence[Mapping[str, Any]], report: StageProgress
 ) -> list[dict[str, Any]]:
-    """The runs of a cell by seed, those that an earlier call finished taken from the folder."""
+    """The runs of a cell, one per seed. A run that an earlier call finished is read from the folder.
+
+    Args:
+        plan: inputs and options.
+        cell: the cell.
+        folder: the folder of the comparison.
+        others: runs of the cells before this one.
+        report: called with (stage, done, total).
+    """
     from .probe import run_cell
 
-    found: list[dict[str, Any]] = []
-    place, count = plan.cells.index(cell), len(plan.config.seed_list)
-    for number, seed in enumerate(plan.config.seed_list, place * count + 1):
-        stage = f"{number} of {len(plan.cells) * count}: {cell.label}, seed {seed}"
-        content = {
-            "identity": plan.identity,
-            "seed": seed,
-            "cell": None,
-            "files": [sampled_digest(p) for p in cell.files()],
-        }
-        if cell.config is not None:
-            content["cell"] = {**plain_transfer(cell.config), **cell.own(), "reads": cell.reads()}
-        key = folder.key(content)
+    runs: list[dict[str, Any]] = []
+    seeds = len(plan.config.seed_list)
+    for number, seed in enumerate(plan.config.seed_list, plan.cells.index(cell) * seeds + 1):
+        stage = f"{number} of {len(plan.cells) * seeds}: {cell.label}, seed {seed}"
+        key = folder.key(_run_identity(plan, cell, seed))
         run = folder.load(key)
         if run is None:
             length = plan.blocks.original if cell.label == ORIGINAL else plan.blocks.length
@@ -189,44 +210,63 @@ def _runs(
                         original=plan.original,
                         text=plan.text,
                         scratch=scratch,
-                        earlier=found,
+                        earlier=runs,
                         others=others,
                         config=plan.config.adaptation(plan.adaptation, seed, length),
-                        report=lambda part, done, total, stage=stage: report(f"{stage}, {part}", done, total),
+                        report=_with_prefix(stage, report),
                     )
                 except InputError as error:
                     raise InputError(f"method {cell.label!r}: {error}") from error
             folder.save(key, run)
         else:
             report(f"{stage}, kept from before", 1, 1)
-        found.append({"method": cell.label, "seed": seed, **run})
-    return found
+        runs.append({"method": cell.label, "seed": seed, **run})
+    return runs
+
+
+def _with_prefix(stage: str, report: StageProgress) -> StageProgress:
+    """A progress callback for the parts of a stage."""
+    return lambda part, done, total: report(f"{stage}, {part}", done, total)
+
+
+def _run_identity(plan: _Plan, cell: Cell, seed: int) -> dict[str, Any]:
+    """Everything that the result of a run depends on, as plain JSON values."""
+    options = None
+    if cell.config is not None:
+        options = {**plain_transfer(cell.config), **cell.extra_options(), "reads": cell.file_options()}
+    return {
+        "identity": plan.identity,
+        "seed": seed,
+        "cell": options,
+        "files": [sampled_digest(path) for path in cell.files()],
+    }
 
 
 def _plan(
-    inputs: tuple[Any, Any, Any],
+    inputs: Inputs,
     methods: Sequence[str],
     texts: Sources,
     folder: CompareFolder,
     config: CompareConfig,
-    held_out: tuple[Sources | None, Sources | None],
+    heldout: tuple[Sources | None, Sources | None],
     base: TransferConfig,
     adaptation: AdaptConfig,
-    report: Report,
+    report: StageProgress,
 ) -> _Plan:
-    """Check everything that can be checked before the first run, the cheap before the slow."""
+    """Check all inputs and options before the first run, quick checks before slow ones."""
     from ..model.causal_lm import positions_in
     from ..model.gguf import convert
     from ..model.locate import resolve_model
     from ..pipeline import transfer
     from ..rows.rules import check_method
-    from .probe import fitted_blocks, text_at_hand, tuning_documents
+    from .blocks import fitted_blocks
+    from .probe import training_text, tuning_documents
 
     check_base(adaptation)
     cells = parse_cells(methods, base)
     for cell in cells[1:]:
         try:
-            check_method(cell.config, cell.inputs(inputs)[2])
+            check_method(cell.transfer, cell.inputs(inputs)[2])
         except InputError as error:
             raise InputError(f"method {cell.label!r}: {error}") from None
     files = [Path(name) for name in _existing(inputs[2])]
@@ -239,21 +279,22 @@ def _plan(
     )
     folder.check([source, target, *files, *(file for cell in cells for file in cell.files())])
     report("text", 0, 0)
-    text = read_text(texts, *held_out, None, adaptation)
+    text = read_text(texts, *heldout, None, adaptation)
     if not text.heldout:
         raise input_error("held-out text", "none", "text to measure on", "give --eval-text, or a larger --heldout")
     for cell in cells[1:]:
-        if cell.config.tune_text is not None:
+        if cell.transfer.tune_text is not None:
             try:
-                tuning_documents(cell.config.tune_text, text)
+                tuning_documents(cell.transfer.tune_text, text)
             except InputError as error:
                 raise InputError(f"method {cell.label!r}: {error}") from None
-    if any(cell.tunes for cell in cells) and not text_at_hand(text):
+    if any(cell.tunes for cell in cells) and not training_text(text):
+        # The text is too short to tune by; ``auto`` then keeps its default options.
         cells = [dataclasses.replace(cell, tunes=False) for cell in cells]
     report("inputs", 0, 0)
-    dry = transfer(
-        *cells[1].inputs(inputs), config=dataclasses.replace(cells[1].config, seed=config.seed), dry_run=True
-    )
+    # All methods have the same new tokenizer; a dry run of the first one yields it.
+    first = dataclasses.replace(cells[1].transfer, seed=config.seed)
+    dry = transfer(*cells[1].inputs(inputs), config=first, dry_run=True)
     original = convert(source / base.gguf_file)[0] if base.gguf_file else source
     report("counting tokens", 0, 0)
     positions = positions_in(original, f"source {inputs[0]}", trust_remote_code=base.trust_remote_code)
@@ -262,8 +303,10 @@ def _plan(
     adaptation = dataclasses.replace(adaptation, seq_length=blocks.length)
     identity = _identity(original, target, inputs[2], text, config, base, adaptation)
     folder.refuse_other(identity, force=config.force)
-    read = any(cell.reads_vectors and cell.auxiliary is None for cell in cells)
-    warnings = [] if read or inputs[2] is None else [_unread(inputs[2])]
+    warnings = []
+    vectors_are_read = any(cell.reads_vectors and cell.auxiliary is None for cell in cells)
+    if inputs[2] is not None and not vectors_are_read:
+        warnings.append(f"no method of this comparison reads these auxiliary vectors: {inputs[2]} changes nothing")
     return _Plan(
         inputs=inputs,
         original=original,
@@ -278,7 +321,7 @@ def _plan(
 
 
 def _existing(auxiliary: str | Path | None) -> list[str]:
-    """Files of the vectors as far as they are there: one that no method reads may be missing, and counts by its name."""
+    """The files of auxiliary vectors that exist. Vectors that no method reads may be missing; then their name counts."""
     # os.path's test, unlike pathlib's, takes a name that is too long for one that is not there.
     return [name for name in auxiliary_files(auxiliary) if os.path.exists(name)]
 
@@ -290,23 +333,23 @@ def _unread(auxiliary: str | Path) -> str:
 def _identity(
     original: Path,
     target: Path,
-    auxiliary: Any,
+    auxiliary: str | Path | None,
     text: TrainingText,
     config: CompareConfig,
     base: TransferConfig,
     adaptation: AdaptConfig,
 ) -> dict[str, Any]:
-    """What makes runs comparable: inputs by their content, and all options but methods and seeds."""
+    """What must be equal for runs to be comparable: content of the inputs, and all options except methods and seeds."""
     from .. import __version__
     from ..rows.methods import METHODS
 
     def content(entries: Any) -> Any:
         return None if entries is None else [entry["sha256"] or entry["path"] for entry in entries]
 
-    optional = {name for method in METHODS.values() for name in method.options}
-    probe = {name: getattr(config, name) for name in ("probe", "probe_steps", "eval_steps")}
-    adapting = {name: value for name, value in config_identity(adaptation).items() if name not in OWN_ADAPT}
-    transferring = plain_transfer(base, leave_out=["method", *optional])
+    method_options = {name for method in METHODS.values() for name in method.options}
+    probe_options = {name: getattr(config, name) for name in ("probe", "probe_steps", "eval_steps")}
+    adapt_options = {name: value for name, value in config_identity(adaptation).items() if name not in OWN_ADAPT}
+    transfer_options = plain_transfer(base, leave_out=["method", *method_options])
     names = _existing(auxiliary)
     return {
         "version": __version__,
@@ -315,25 +358,25 @@ def _identity(
         "auxiliary": [sampled_digest(Path(name)) for name in names] or str(auxiliary),
         "text": content(text.identity["text"]),
         "evaluation": [content(entries) for entries in text.identity["evaluation"]],
-        "options": {**{f"transfer {name}": value for name, value in transferring.items()}, **adapting, **probe},
+        "options": {
+            **{f"transfer {name}": value for name, value in transfer_options.items()},
+            **adapt_options,
+            **probe_options,
+        },
     }
 
 
-def _tokenizer(folder: Path, base: TransferConfig) -> Any:
-    """The source's tokenizer as an adaptation reads it."""
+def _tokenizer(folder: Path, base: TransferConfig) -> Tokenizer:
+    """The tokenizer of the source model, loaded as an adaptation loads it."""
     from transformers import AutoTokenizer
-
-    from ..environment import quiet_transformers
 
     with quiet_transformers():
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=base.trust_remote_code)
 
 
-def _described(plan: _Plan) -> dict[str, Any]:
-    """What was compared, for whoever reads the file later."""
-    from ..environment import versions
-
-    new, own = plan.blocks.tokens_per_byte
+def _description(plan: _Plan) -> dict[str, Any]:
+    """Inputs, options and versions, as plain JSON values for ``compare.json``."""
+    new, original = plan.blocks.tokens_per_byte
     names = ("source", "target", "auxiliary")
     return {
         "saltlm_version": plan.identity["version"],
@@ -347,6 +390,6 @@ def _described(plan: _Plan) -> dict[str, Any]:
         "seeds": list(plan.config.seed_list),
         "options": plan.identity["options"],
         "cells": {cell.label: cell.to_json() for cell in plan.cells if cell.config is not None},
-        "training_tokens_per_byte": {"new": round(new, 6), "original": round(own, 6)},
+        "training_tokens_per_byte": {"new": round(new, 6), "original": round(original, 6)},
         "seq_lengths": {"new": plan.blocks.length, "original": plan.blocks.original},
     }

@@ -1,1 +1,1 @@
-"""Bits per byte, generation, intervals and downstream tasks."""
+"""Bits per byte, continuations, confidence intervals and downstream tasks of language models."""

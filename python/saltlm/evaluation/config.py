@@ -61,14 +61,14 @@ class EvaluateConfig:
 
 
 def check_windows(max_length: int, stride: int | None) -> None:
-    """Check the two lengths of the sliding window.
+    """Check length and stride of the sliding window.
 
     Args:
-        max_length: tokens in a window.
-        stride: tokens by which it moves; ``None`` is half of it.
+        max_length: length of a window in tokens.
+        stride: tokens by which the window moves; ``None`` for half of its length.
 
     Raises:
-        InputError: a window has fewer than two tokens, or moves by none or by a whole one.
+        InputError: ``max_length`` is below 2, or ``stride`` is not in [1, max_length - 1].
     """
     if not isinstance(max_length, int) or max_length < 2:
         raise input_error("max_length", repr(max_length), "a whole number >= 2", "a window needs a token and its past")

@@ -1,12 +1,13 @@
-"""Continuations of prompts, greedy or drawn with a seed: what a model writes, beside what it costs."""
+"""Continuations of prompts, by greedy decoding or by sampling with a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import input_error
+from ..progress import Progress
 
 if TYPE_CHECKING:
     from ..model.causal_lm import CausalLM
@@ -26,43 +27,46 @@ def continuations(
     gguf_file: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Continue each prompt with a causal language model.
 
-    A prompt is read as evaluation reads a document: after the start token (bos, else eos, else cls), as plain text.
+    A prompt is plain text after the start token (bos, else eos, else cls), like a document of :func:`saltlm.evaluate`.
 
     Args:
-        model: a folder or hub name; or a pair ``(model, tokenizer)`` that is loaded.
-        prompts: the texts to go on with; each must give a token, or the tokenizer must have a start token.
-        max_new_tokens: the longest continuation in tokens, in [1, inf); never more than the model's positions leave after the
-            prompt.
-        shorten: read only the end of a prompt that leaves too little of the model's positions, rather than refuse it: room
-            is then kept for ``max_new_tokens``, or for half of the positions.
-        seed: ``None`` takes the likeliest token at each step; a number in [0, 2**63) draws, the same for the same seed, and
-            for each prompt independently of those before it.
-        temperature: of drawn tokens, in (0, inf).
-        top_p: draw from the likeliest tokens that reach this share, in (0, 1].
+        model: a folder or hub name; or a loaded model, as a pair ``(model, tokenizer)`` or a
+            :class:`~saltlm.model.causal_lm.CausalLM`.
+        prompts: the texts to continue. A prompt must have a token, or the tokenizer a start token.
+        max_new_tokens: maximum length of a continuation in tokens, in [1, inf). The positions of the model limit it too.
+        shorten: drop the beginning of a prompt that leaves fewer positions than ``max_new_tokens`` or half of all positions,
+            whichever is less. By default no prompt is shortened, and a prompt longer than the positions is refused.
+        seed: ``None`` takes the most probable token at each step. A number in [0, 2**63) samples; the continuation of a
+            prompt depends on the seed but not on the other prompts.
+        temperature: sampling temperature, in (0, inf).
+        top_p: sample from the most probable tokens whose probabilities sum up to this share, in (0, 1].
         device: ``auto``, ``cpu`` or ``cuda[:index]``.
         dtype: as for :func:`saltlm.evaluate`.
-        gguf_file: name of the GGUF file inside the folder, for a model that is one.
-        revision: revision on the hub.
-        trust_remote_code: let transformers run code that the checkpoint brings along.
-        progress: called with (finished prompts, all prompts) after each.
+        gguf_file: name of the GGUF file in the model folder; ``None`` for safetensors weights.
+        revision: revision of a hub model.
+        trust_remote_code: let transformers run code that the checkpoint contains.
+        progress: called with (finished prompts, all prompts) after each prompt.
 
     Returns:
-        What follows each prompt, without special tokens; up to the model's end token or ``max_new_tokens``.
+        The continuation of each prompt without special tokens. It ends before the end token of the model, or after
+        ``max_new_tokens`` tokens.
 
     Raises:
-        InputError: no causal language model of that name, a prompt without tokens or longer than the model takes, or an
-            option out of range.
+        InputError: the name is none of a causal language model, a prompt has no token or is longer than the model takes, or
+            an option is out of range.
     """
     if max_new_tokens < 1:
         raise input_error("max_new_tokens", repr(max_new_tokens), "a whole number >= 1", "ask for at least one token")
     if not (temperature > 0 and 0 < top_p <= 1):
-        found = f"temperature {temperature!r}, top_p {top_p!r}"
         raise input_error(
-            "sampling", found, "a temperature > 0 and a share in (0, 1]", "leave them out for 1.0 and 1.0"
+            "sampling",
+            f"temperature {temperature!r}, top_p {top_p!r}",
+            "a temperature > 0 and a share in (0, 1]",
+            "leave them out for 1.0 and 1.0",
         )
     if seed is not None and not 0 <= seed < 2**63:
         raise input_error("seed", repr(seed), "a whole number in [0, 2**63)", "choose another seed")
@@ -109,7 +113,20 @@ def continuations(
 
 
 def room_after(lm: CausalLM, prompt: str, start: list[int], max_new_tokens: int) -> int:
-    """New tokens that the model's positions leave after these; the last one of them is not read and takes no position."""
+    """Number of new tokens for which the model has positions after a prompt.
+
+    Args:
+        lm: the model.
+        prompt: the prompt, for the message.
+        start: its tokens with the start token.
+        max_new_tokens: maximum length of the continuation.
+
+    Returns:
+        A number in [1, max_new_tokens]. The last new token takes no position, because the model does not read it.
+
+    Raises:
+        InputError: the prompt is longer than the model takes.
+    """
     if lm.max_positions is None:
         return max_new_tokens
     room = lm.max_positions - len(start) + 1
@@ -120,20 +137,30 @@ def room_after(lm: CausalLM, prompt: str, start: list[int], max_new_tokens: int)
 
 
 def shortened_prompt(lm: CausalLM, start: list[int], max_new_tokens: int) -> list[int]:
-    """The start token and the last tokens of a prompt, so many that a continuation has room."""
+    """The start token and the last tokens of a prompt, such that positions are left for a continuation.
+
+    Args:
+        lm: the model.
+        start: the tokens of the prompt with the start token.
+        max_new_tokens: positions to leave, but at most half of all positions.
+
+    Returns:
+        All tokens if they leave enough positions; else as many of the last tokens as do.
+    """
     if lm.max_positions is None:
         return start
-    kept = max(1, lm.max_positions + 1 - min(max_new_tokens, lm.max_positions // 2))
+    length = max(1, lm.max_positions + 1 - min(max_new_tokens, lm.max_positions // 2))
     first = 0 if lm.start_id is None else 1
-    return start if len(start) <= kept else start[:first] + start[len(start) - kept + first :]
+    return start if len(start) <= length else start[:first] + start[len(start) - length + first :]
 
 
 def _first(*values: Any) -> Any:
+    """The first value that is not ``None``; ``None`` if there is none."""
     return next((value for value in values if value is not None), None)
 
 
 def _text_after(tokenizer: Any, start: list[int], whole: list[int]) -> str:
-    """The text that the new tokens add; decoding them alone would lose the space before a first word."""
+    """The text of the new tokens. All tokens are decoded, because tokens alone lose the space before the first word."""
     before, after = (
         tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in (start, whole)
     )

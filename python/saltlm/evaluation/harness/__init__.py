@@ -1,1 +1,1 @@
-"""Downstream tasks through lm-evaluation-harness."""
+"""Downstream tasks of lm-evaluation-harness."""

@@ -1,4 +1,4 @@
-"""Task files of a folder -> entries of the harness's index whose local data is found wherever the run starts."""
+"""Task files of a folder: their local data files get absolute paths, so that a run may start in any folder."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from ...errors import input_error
 
-# Loaders of plain data files, whose paths we take as relative to the task file that names them.
+# Loaders of the datasets library for data files. Their paths are relative to the task file.
 FILE_LOADERS = ("json", "csv", "parquet", "text", "arrow")
 
 
 def localize(manager: Any, folder: Path, scratch: str) -> list[str]:
-    """Make the data files of a folder's tasks absolute.
+    """Replace relative paths of data files in the index of a task manager.
 
     Args:
-        manager: the harness's task manager, which has looked into the folder; its index is changed.
-        folder: with task files, also in folders below it.
-        scratch: where the datasets library may put converted copies of the data.
+        manager: the task manager of the harness, which has indexed the folder. Its index is modified.
+        folder: folder with task files, also in its subfolders.
+        scratch: folder for the converted copies of the data that the datasets library writes.
 
     Returns:
-        Names of the folder's tasks and groups.
+        Names of the tasks and groups of the folder.
 
     Raises:
         InputError: a task file or a function that it names cannot be read, a data file is missing, or there is no task.
@@ -30,12 +30,12 @@ def localize(manager: Any, folder: Path, scratch: str) -> list[str]:
 
     files = {path.resolve() for path in folder.rglob("*.yaml")}
     for path in sorted(files):
-        try:  # the index leaves out what it cannot read without a word
+        try:  # the harness leaves a file that it cannot read out of its index, without a message
             load_yaml(path, resolve_func=False)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise input_error(
-                f"task file {str(path)!r}", reason, "a task of lm-eval in YAML", "mend the file"
+                f"task file {str(path)!r}", reason, "a task of lm-eval in YAML", "correct the file"
             ) from error
     names = []
     for name, entry in list(manager.task_index.items()):
@@ -48,9 +48,11 @@ def localize(manager: Any, folder: Path, scratch: str) -> list[str]:
         try:
             config = load_yaml(path)
         except Exception as error:
-            found = f"a function that cannot be loaded ({error})"
-            raise input_error(f"task file {str(path)!r}", found, "one beside it", "mend the file") from error
-        # In place of the file, which the harness would read again.
+            problem = f"a function that cannot be loaded ({error})"
+            raise input_error(
+                f"task file {str(path)!r}", problem, "a function in a file of the same folder", "correct the file"
+            ) from error
+        # Without a path the harness uses this configuration and does not read the file again.
         entry.yaml_path, entry.cfg = None, _with_data(config, path, scratch)
     if not names:
         raise input_error(
@@ -60,24 +62,34 @@ def localize(manager: Any, folder: Path, scratch: str) -> list[str]:
 
 
 def _with_data(config: dict[str, Any], path: Path, scratch: str) -> dict[str, Any]:
-    """The configuration with its local data beside ``path``."""
+    """A configuration whose local data has absolute paths.
+
+    Args:
+        config: the content of a task file.
+        path: the task file.
+        scratch: as for :func:`localize`.
+    """
     options = dict(config.get("dataset_kwargs") or {})
-    where = config["dataset_path"]
-    if where not in FILE_LOADERS:
-        beside = path.parent / str(where)
-        return {**config, "dataset_path": str(beside)} if beside.is_dir() else config
+    dataset = config["dataset_path"]
+    if dataset not in FILE_LOADERS:
+        folder = path.parent / str(dataset)
+        return {**config, "dataset_path": str(folder)} if folder.is_dir() else config
 
     def absolute(files: Any) -> Any:
         if isinstance(files, Mapping):
             return {split: absolute(part) for split, part in files.items()}
         if isinstance(files, list):
             return [absolute(part) for part in files]
-        if not any(path.parent.glob(str(files))) if not Path(files).is_absolute() else not Path(files).exists():
+        if Path(files).is_absolute():
+            exists = Path(files).exists()
+        else:
+            exists = any(path.parent.glob(str(files)))
+        if not exists:
             expected = "a data file relative to the task file"
             raise input_error(f"task file {str(path)!r}", f"no file {str(files)!r}", expected, "check its data_files")
         return str(path.parent / files)
 
     if "data_files" in options:
         options["data_files"] = absolute(options["data_files"])
-    # Its converted copy goes with the run instead of staying in the user's cache.
+    # The converted copy is removed with the scratch folder and does not stay in the cache of the user.
     return {**config, "dataset_kwargs": {"cache_dir": scratch, **options}}

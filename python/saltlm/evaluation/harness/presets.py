@@ -1,11 +1,10 @@
-"""The evaluation suite of the SALT paper as names of lm-evaluation-harness, for each language that it has."""
+"""The evaluation suite of the SALT paper: names of tasks of lm-evaluation-harness, by language."""
 
 from __future__ import annotations
 
 from ...errors import input_error
 
-# Folders of the harness's own tasks in which the names below stand: indexing these alone takes a second, all of them half a
-# minute.
+# Folders of the harness that define the tasks below. To index these folders takes a second, to index all half a minute.
 FOLDERS = (
     "okapi/arc_multilingual",
     "okapi/hellaswag_multilingual",
@@ -15,8 +14,8 @@ FOLDERS = (
     "mlqa",
     "xnli",
 )
-# Name with the language in it -> languages the harness has it for. ARC, HellaSwag and MMLU are Okapi's machine translations,
-# ARC in five more languages is the one of LumiOpen; XQuAD and MLQA ask for a span, XNLI is judged.
+# Name of a task with {0} for the language -> languages in which the harness has the task. ARC, HellaSwag and MMLU are the
+# machine translations of Okapi; arc_challenge_mt is the machine translation of LumiOpen.
 LANGUAGES = {
     "arc_{0}": "ar bn ca da de es eu fr gu hi hr hu hy id it kn ml mr ne nl pt ro ru sk sr sv ta te uk vi zh",
     "arc_challenge_mt_{0}": "el fi is nb pl",
@@ -24,7 +23,7 @@ LANGUAGES = {
     "m_mmlu_{0}": "ar bn ca da de en es eu fr gu hi hr hu hy id is it kn ml mr nb ne nl pt ro ru sk sr sv ta te uk vi zh",
     "xquad_{0}": "ar de el en es hi ro ru th tr vi zh",
     "mlqa_{0}_{0}": "ar de en es hi vi zh",
-    # Mixed-language MLQA: the text in one language, the question in the other.
+    # MLQA with the text in one language and the question in the other.
     "mlqa_{0}_en": "ar de es hi vi zh",
     "mlqa_en_{0}": "ar de es hi vi zh",
     "xnli_{0}": "ar bg de el en es fr hi ru sw th tr ur vi zh",
@@ -32,21 +31,22 @@ LANGUAGES = {
 
 
 def paper_languages() -> list[str]:
-    """Languages that have at least one task of the suite."""
+    """Languages with at least one task of the suite, as two-letter codes."""
     return sorted({language for languages in LANGUAGES.values() for language in languages.split()})
 
 
 def paper_tasks(language: str) -> list[str]:
-    """Tasks of the paper's suite in a language: translated ARC, HellaSwag and MMLU, XQuAD, MLQA plain and mixed, XNLI.
+    """Tasks of the suite in one language: translated ARC, HellaSwag and MMLU, XQuAD, MLQA in one and two languages, XNLI.
 
     Args:
-        language: two letters.
+        language: two-letter code.
 
     Returns:
-        Names of lm-evaluation-harness; for German, Arabic and Vietnamese, the paper's languages, all of them.
+        Names of tasks of lm-evaluation-harness; the whole suite for the languages of the paper, German, Arabic and
+        Vietnamese.
 
     Raises:
-        InputError: the harness has none in that language.
+        InputError: the harness has no task of the suite in that language.
 
     Example:
         >>> paper_tasks("fi")

@@ -1,4 +1,4 @@
-"""SQuAD's measures of an answer, under the name by which lm-evaluation-harness asks transformers for them."""
+"""The metrics of SQuAD, provided under the module name from which lm-evaluation-harness imports them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "transformers.data.metrics"
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation and English articles, single spaces: SQuAD's rule, for any language.
+    """Lower-case a text, remove ASCII punctuation and English articles, and collapse white space, as SQuAD does.
 
     Example:
         >>> normalize_answer("The  Eiffel-Tower!")
@@ -26,36 +26,36 @@ def normalize_answer(text: str) -> str:
 
 
 def compute_exact(gold: str, answer: str) -> int:
-    """1 if both are the same after :func:`normalize_answer`, else 0."""
+    """1 if both texts are equal after :func:`normalize_answer`, else 0."""
     return int(normalize_answer(gold) == normalize_answer(answer))
 
 
 def compute_f1(gold: str, answer: str) -> float:
-    """Harmonic mean of the shares of words that answer and gold have in common, in [0, 1]; 1 for two empty ones.
+    """Harmonic mean of precision and recall of the words of an answer, in [0, 1]; 1 if both texts are empty.
 
     Example:
         >>> compute_f1("in the old town", "old town hall")
         0.6666666666666666
     """
-    wanted, found = normalize_answer(gold).split(), normalize_answer(answer).split()
-    if not wanted or not found:
-        return float(wanted == found)
-    common = sum((collections.Counter(wanted) & collections.Counter(found)).values())
-    return 2 * common / (len(wanted) + len(found))
+    gold_words, answer_words = normalize_answer(gold).split(), normalize_answer(answer).split()
+    if not gold_words or not answer_words:
+        return float(gold_words == answer_words)
+    common = sum((collections.Counter(gold_words) & collections.Counter(answer_words)).values())
+    return 2 * common / (len(gold_words) + len(answer_words))
 
 
 @contextlib.contextmanager
 def squad_metrics() -> Iterator[None]:
-    """Give these functions out as ``transformers.data.metrics.squad_metrics`` where transformers has none any more.
+    """Provide the module ``transformers.data.metrics.squad_metrics`` if transformers lacks it.
 
-    Transformers 5 dropped the module, while XQuAD in lm-eval 0.4.13 still imports it, so that its tasks would not load.
+    Transformers 5 removed the module, but the task XQuAD of lm-eval 0.4.13 imports it.
     """
     if NAME in sys.modules or importlib.util.find_spec(NAME) is not None:
         yield
         return
     package, module = types.ModuleType(NAME), types.ModuleType(f"{NAME}.squad_metrics")
-    module.compute_exact, module.compute_f1, module.normalize_answer = compute_exact, compute_f1, normalize_answer
-    package.squad_metrics = module
+    vars(module).update(compute_exact=compute_exact, compute_f1=compute_f1, normalize_answer=normalize_answer)
+    vars(package).update(squad_metrics=module)
     sys.modules |= {package.__name__: package, module.__name__: module}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on a loaded model: by name, by preset, or from a folder of task files with local data."""
+"""Run tasks of lm-evaluation-harness on a loaded model: named tasks, presets, and folders of task files with local data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...environment import require
 from ...errors import InputError, input_error
+from ...progress import Progress
 from .files import localize
 from .presets import FOLDERS, paper_tasks
 from .squad import squad_metrics
@@ -21,16 +22,19 @@ from .squad import squad_metrics
 if TYPE_CHECKING:
     from ...model.causal_lm import CausalLM
 
+# Prefix of the preset of the SALT paper: ``paper:LANGUAGE``.
 PAPER = "paper"
+# Maximum length of a message of the harness inside an error message, in characters.
+MESSAGE_CHARACTERS = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks:
-    """Tasks that are ready to run: their data is loaded.
+    """Tasks whose data is loaded.
 
     Attributes:
-        names: of the tasks and groups.
-        loaded: the harness's own objects, in the order of the names.
+        names: names of the tasks and groups.
+        loaded: the task objects of the harness, in the order of the names.
     """
 
     names: tuple[str, ...]
@@ -39,12 +43,12 @@ class Tasks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """A model's result on one task or group.
+    """The result of a model on one task or group.
 
     Attributes:
-        items: items scored; 0 for a group.
-        shots: solved examples put before each item.
-        metrics: name -> {``value``, ``stderr`` (``None`` where the harness gives none), ``higher_is_better``}.
+        items: number of scored items; 0 for a group.
+        shots: number of solved examples before each item.
+        metrics: name -> {``value``, ``stderr`` (``None`` if the harness computes none), ``higher_is_better``}.
     """
 
     items: int
@@ -52,31 +56,31 @@ class TaskScore:
     metrics: Mapping[str, Mapping[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The result as values that :mod:`json` can write."""
         return {"items": self.items, "shots": self.shots, "metrics": {k: dict(v) for k, v in self.metrics.items()}}
 
 
 @contextlib.contextmanager
-def load_tasks(wanted: Sequence[str]) -> Iterator[Tasks]:
-    """Find tasks and load their data, so that whatever is missing is known before a model runs.
+def load_tasks(tasks: Sequence[str]) -> Iterator[Tasks]:
+    """Find tasks and load their data, so that missing tasks and data are reported before a model runs.
 
     Args:
-        wanted: names of lm-evaluation-harness (tasks, groups or tags); ``paper:LANGUAGE`` for the SALT paper's suite in a
-            language; folders with task files (YAML of the harness), of which all tasks are taken. Data files that a task file
-            names are relative to it. A task in a folder stands in for the harness's task of the same name, so local data can
-            take the place of a download. Python functions that a task file refers to are run.
+        tasks: names of lm-evaluation-harness (tasks, groups or tags); ``paper:LANGUAGE`` for the suite of the SALT paper in a
+            language; folders with task files (YAML of the harness), of which all tasks are run. Data files that a task file
+            names are relative to the task file. A task in a folder replaces the task of the harness with the same name, so
+            local data can replace a download. Python functions that a task file names are executed.
 
     Yields:
         The tasks.
 
     Raises:
-        InputError: lm-eval is not installed, there is no such task or folder, a task file is broken, or the data is neither
-            here nor to be had.
+        InputError: lm-eval is not installed, a task or a folder does not exist, a task file is broken, or data is neither in
+            the cache nor available for download.
     """
     require("lm_eval", "eval", "tasks")
-    folders = [Path(name) for name in wanted if _is_folder(name)]
+    folders = [Path(name) for name in tasks if _is_folder(name)]
     names: list[str] = []
-    for name in wanted:
+    for name in tasks:
         preset, _, language = name.partition(":")
         if preset == PAPER:
             names += paper_tasks(language)
@@ -84,7 +88,7 @@ def load_tasks(wanted: Sequence[str]) -> Iterator[Tasks]:
             names.append(name)
     with tempfile.TemporaryDirectory(prefix="saltlm-tasks-", ignore_cleanup_errors=True) as scratch, _quiet():
         with squad_metrics():
-            manager = _manager(folders, builtin=_builtin(wanted))
+            manager = _manager(folders, builtin=_builtin(tasks))
             for folder in folders:
                 names += localize(manager, folder, scratch)
             names = list(dict.fromkeys(names))
@@ -100,24 +104,24 @@ def run_tasks(
     limit: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, TaskScore]:
-    """Score a model on tasks, as lm-evaluation-harness does it for a Hugging Face model.
+    """Score a model on tasks, as lm-evaluation-harness scores a Hugging Face model.
 
     Args:
         lm: the model.
-        tasks: of :func:`load_tasks`.
-        shots: solved examples before each item, in [0, inf); ``None`` is what the task says.
-        limit: score the first items of each task only, in [1, inf); ``None`` scores all.
-        batch_size: requests in a batch; ``None`` is 4 on a CPU and 16 elsewhere.
-        seed: chooses the solved examples.
+        tasks: the tasks that :func:`load_tasks` yields.
+        shots: number of solved examples before each item, in [0, inf); ``None`` for the number that the task defines.
+        limit: number of items of each task, the first ones, in [1, inf); ``None`` for all items.
+        batch_size: requests in a batch; ``None`` for 4 on a CPU and 16 on other devices.
+        seed: seed of the choice of solved examples.
         progress: called with (answered requests, all requests so far).
 
     Returns:
-        name -> result.
+        Name of a task or group -> result.
 
     Raises:
-        InputError: an option out of range, or a tokenizer without a token to stand before an empty text.
+        InputError: an option is out of range, the tokenizer has no start token, or items do not fit their task file.
     """
     check_numbers(shots, limit)
     if lm.start_id is None:
@@ -135,10 +139,10 @@ def run_tasks(
         from lm_eval import simple_evaluate
 
         try:
-            found = simple_evaluate(
+            results = simple_evaluate(
                 _harness_model(lm, batch_size or (4 if lm.device.type == "cpu" else 16), progress),
                 tasks=list(tasks.loaded),
-                # Any manager does: the tasks are loaded already.
+                # The tasks are loaded, so the manager needs no folders.
                 task_manager=_manager([], builtin=()),
                 num_fewshot=shots,
                 limit=limit,
@@ -150,12 +154,13 @@ def run_tasks(
                 fewshot_random_seed=seed,
             )
         except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
-            # What the harness raises for items that do not fit their task file.
-            raise _misfit(tasks, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-        # Others it only warns of, and counts as wrong: items whose answer is none of their choices.
+            # The harness raises these for items that do not fit their task file.
+            message = " ".join(str(error).split())[:MESSAGE_CHARACTERS]
+            raise _misfit(tasks, f"{type(error).__name__}: {message}") from error
+        # The harness only warns of items whose answer is none of their choices, and counts them as wrong answers.
         if misfits := [warning for warning in warnings if "Label index" in warning]:
             raise _misfit(tasks, f"{len(misfits)} whose answer is none of their choices")
-    return {name: _score(name, found) for name in found["results"]}
+    return {name: _score(name, results) for name in results["results"]}
 
 
 def _misfit(tasks: Tasks, reason: str) -> InputError:
@@ -164,10 +169,10 @@ def _misfit(tasks: Tasks, reason: str) -> InputError:
 
 
 def check_numbers(shots: int | None, limit: int | None) -> None:
-    """Refuse numbers that are out of range.
+    """Check the number of solved examples and the number of items.
 
     Raises:
-        InputError: one of them is.
+        InputError: ``shots`` is negative, or ``limit`` is less than 1.
     """
     if shots is not None and shots < 0:
         raise input_error("shots", repr(shots), "a whole number >= 0", "leave it out for what each task says")
@@ -176,34 +181,37 @@ def check_numbers(shots: int | None, limit: int | None) -> None:
 
 
 def _is_folder(name: str) -> bool:
+    """Whether a name is that of an existing folder; a name that can only be a path must be one."""
     path = Path(name)
     if path.is_dir():
         return True
     if path.is_absolute() or path.suffix or "/" in name:
-        found = "a file" if path.exists() else "no such folder"
+        problem = "a file" if path.exists() else "no such folder"
         raise input_error(
-            f"task folder {name!r}", found, "a folder with task files of lm-eval (YAML)", "check the path"
+            f"task folder {name!r}", problem, "a folder with task files of lm-eval (YAML)", "check the path"
         )
     return False
 
 
-def _builtin(wanted: Sequence[str]) -> tuple[str, ...] | None:
-    """Folders of the harness to look into: none, those of the preset, or (``None``) all."""
-    named = [name for name in wanted if not _is_folder(name)]
-    if any(name.partition(":")[0] != PAPER for name in named):
+def _builtin(tasks: Sequence[str]) -> tuple[str, ...] | None:
+    """Folders of the harness that must be indexed: none, those of the preset, or all (``None``)."""
+    names = [name for name in tasks if not _is_folder(name)]
+    if any(name.partition(":")[0] != PAPER for name in names):
         return None
-    return FOLDERS if named else ()
+    return FOLDERS if names else ()
 
 
 def _manager(folders: Sequence[Path], builtin: tuple[str, ...] | None) -> Any:
+    """A task manager of the harness that has indexed these folders, the folders ``builtin`` of the harness first."""
     from lm_eval import tasks as harness
 
-    own = Path(harness.__file__).parent
-    paths = [own / name for name in builtin or () if (own / name).is_dir()]
+    harness_folder = Path(harness.__file__).parent
+    paths = [harness_folder / name for name in builtin or () if (harness_folder / name).is_dir()]
     return harness.TaskManager(include_path=[*paths, *map(Path.resolve, folders)], include_defaults=builtin is None)
 
 
-def _load(manager: Any, names: Sequence[str]) -> Iterator[Any]:
+def _load(manager: Any, names: Sequence[str]) -> list[Any]:
+    """The task objects of the harness, with their data; all tasks that fail are named in one error."""
     known = manager.all_tasks
     for name in names:
         if name not in manager.task_index:
@@ -212,17 +220,17 @@ def _load(manager: Any, names: Sequence[str]) -> Iterator[Any]:
             expected = "a task of lm-eval, paper:LANGUAGE or a folder of task files"
             raise input_error("tasks", f"no task {name!r}", expected, advice)
     missing: list[str] = []
-    built: list[Any] = []
+    loaded: list[Any] = []
     for name in names:
         try:
-            found = manager.load([name])
+            objects = manager.load([name])
         except Exception as error:
             if isinstance(error, InputError):
                 raise
             dataset = (manager.task_index[name].cfg or {}).get("dataset_path")
             missing.append(f"{name} (data {dataset}: {type(error).__name__}: {' '.join(str(error).split())[:160]})")
             continue
-        built += [*found.get("groups", {}).values()] or [*found["tasks"].values()]
+        loaded += [*objects.get("groups", {}).values()] or [*objects["tasks"].values()]
     if missing:
         raise input_error(
             "tasks",
@@ -230,28 +238,30 @@ def _load(manager: Any, names: Sequence[str]) -> Iterator[Any]:
             "data in the cache of the datasets library, a network to fetch it, or a folder of task files with local data",
             "run once where there is a network, or give a folder with a task file of the same name",
         )
-    yield from built
+    return loaded
 
 
-def _harness_model(lm: CausalLM, batch_size: int, progress: Callable[[int, int], None] | None) -> Any:
-    """The harness's model around ours; it counts what it answers."""
+def _harness_model(lm: CausalLM, batch_size: int, progress: Progress | None) -> Any:
+    """A model object of the harness that runs ``lm`` and reports the number of answered requests."""
     import copy
 
     from lm_eval.models.huggingface import HFLM
 
     class Model(HFLM):
-        """The harness's default length of an answer, which a short model has no room for, fits itself to the model.
+        """Reduces the default length of an answer for a model with few positions.
 
-        A task file that has other settings of generation leaves the length to the model; one without any asks for the default.
+        A task file with settings of generation but no length uses ``max_gen_toks`` of the model. A task file without settings
+        asks for the default length of the harness, which ``generate_until`` replaces.
         """
 
         @property
         def max_gen_toks(self) -> int:
-            """Half of the positions where the default leaves none for the question."""
+            """The default length; half of the positions if the default leaves none for the question."""
             default = super().max_gen_toks
             return default if default < self.max_length else max(1, self.max_length // 2)
 
         def generate_until(self, requests: list[Any], **options: Any) -> list[str]:
+            """Generate answers; requests of the default length get ``max_gen_toks``."""
             default = super().max_gen_toks
             fitted = []
             for request in requests:
@@ -283,12 +293,19 @@ def _harness_model(lm: CausalLM, batch_size: int, progress: Callable[[int, int],
 
 
 class _Counter:
-    """Stands where the harness would keep a cache of answers: it is told of each one."""
+    """Counts requests and answers. The harness takes it for its cache of answers and passes each answer to it."""
 
-    def __init__(self, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, progress: Progress) -> None:
+        """Start counting at zero.
+
+        Args:
+            progress: called with (answered requests, all requests so far).
+        """
         self.progress, self.done, self.total = progress, 0, 0
 
     def counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a method of the model that takes a list of requests, so that the requests are counted."""
+
         def count(requests: list[Any], **options: Any) -> Any:
             self.total += len(requests)
             self.progress(self.done, self.total)
@@ -296,15 +313,17 @@ class _Counter:
 
         return count
 
-    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+    def add_partial(self, method: str, request: Any, answer: Any) -> None:
+        """Count one answer; the harness calls this method of its cache with positional arguments."""
         self.done += 1
         self.progress(min(self.done, self.total), self.total)
 
 
-def _score(name: str, found: Mapping[str, Any]) -> TaskScore:
+def _score(name: str, results: Mapping[str, Any]) -> TaskScore:
+    """The result of one task or group, from the results of the harness."""
     metrics = {}
-    row = found["results"][name]
-    better = found.get("higher_is_better", {}).get(name, {})
+    row = results["results"][name]
+    better = results.get("higher_is_better", {}).get(name, {})
     for key, value in row.items():
         metric, comma, filters = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
@@ -315,22 +334,34 @@ def _score(name: str, found: Mapping[str, Any]) -> TaskScore:
             "stderr": _finite(stderr) if isinstance(stderr, int | float) else None,
             "higher_is_better": better.get(metric),
         }
-    items = found.get("n-samples", {}).get(name, {}).get("effective", 0)
-    return TaskScore(items=items, shots=found.get("n-shot", {}).get(name) or 0, metrics=metrics)
+    items = results.get("n-samples", {}).get(name, {}).get("effective", 0)
+    return TaskScore(items=items, shots=results.get("n-shot", {}).get(name) or 0, metrics=metrics)
 
 
 def _finite(value: float) -> float | None:
+    """A finite float; ``None`` for NaN and infinity, which JSON cannot hold."""
     return float(value) if math.isfinite(value) else None
+
+
+class _ListHandler(logging.Handler):
+    """Appends the message of each warning to a list."""
+
+    def __init__(self) -> None:
+        """Start with an empty list."""
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append the message of a record."""
+        self.messages.append(record.getMessage())
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """No advice and no bars of the libraries on stderr; yields the list to which the harness's warnings go."""
+    """Keep messages and progress bars of the libraries off stderr; yields the list of the warnings of the harness."""
     import datasets
 
-    warnings: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: warnings.append(record.getMessage())
+    handler = _ListHandler()
     logger = logging.getLogger("lm_eval")
     before, bars = (logger.level, logger.propagate), not datasets.are_progress_bars_disabled()
     logger.addHandler(handler)
@@ -338,7 +369,7 @@ def _quiet() -> Iterator[list[str]]:
     logger.propagate = False
     datasets.disable_progress_bars()
     try:
-        yield warnings
+        yield handler.messages
     finally:
         logger.removeHandler(handler)
         logger.level, logger.propagate = before
@@ -348,7 +379,7 @@ def _quiet() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """The harness draws bars that no option of it turns off, and would mix with ours."""
+    """Disable the progress bars of the harness, which no option of it disables."""
     import tqdm
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
