@@ -109,8 +109,8 @@ def test_outputs_must_be_apart_whatever_they_are_called(pair, tmp_path) -> None:
         f'[[job]]\nout = "{place if place[0] == "/" else f"{tmp_path}/{place}"}"\n' for place in outs
     )
     found = faults(tmp_path, text)
-    assert "job 2: output" in found[8][0] and "is that of job 1 (line 6)" in found[8][0]
-    assert "lies in that of job 1" in found[10][0] and "is that of job 4 (line 12)" in found[14][0]
+    assert "job 2: output" in found[8][0] and "is the output of job 1 (line 6)" in found[8][0]
+    assert "lies in the output of job 1" in found[10][0] and "is the output of job 4 (line 12)" in found[14][0]
     assert "lies in the input folder" in found[16][0] and len(found) == 4
 
 
