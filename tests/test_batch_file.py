@@ -190,10 +190,10 @@ def test_a_lock_goes_with_its_parents(tmp_path) -> None:
 
 def test_ray_that_is_not_there(pair, tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "jobs.toml").write_text(head(pair) + f'[[job]]\nout = "{tmp_path}/a"\n')
-    monkeypatch.setattr("saltlm.batches.ray.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("saltlm.environment.is_installed", lambda module: False)
     assert main(["batch", str(tmp_path / "jobs.toml"), "--ray", "auto"]) == 2
     assert 'pip install "saltlm[ray]"' in capsys.readouterr().err
-    monkeypatch.setattr("saltlm.batches.ray.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("saltlm.environment.is_installed", lambda module: True)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("saltlm.batches.ray.CLUSTER_FILE", tmp_path / "none")
     for address, words in {"auto": "no cluster runs here", "127.0.0.1:9": "refused", "somewhere": "HOST:PORT"}.items():
