@@ -1,9 +1,9 @@
 """Decides from the saltlm.json of an output folder whether the folder already holds the result of a job.
 
 Compared are the version of saltlm, every option except ``force``, and the names and contents of the inputs. Contents are
-compared by SHA-256 where saltlm.json records it: configuration and tokenizer files, vectors up to 1 GiB, dictionaries, GGUF files
-and training texts. Weights and larger vectors are compared by size and modification time, because hashing them would take longer
-than the transfer. The machine, its libraries and the number of threads are not compared.
+compared by SHA-256 where saltlm.json records it: configuration and tokenizer files, vectors up to 1 GiB, dictionaries, GGUF
+files and training texts. Weights and larger vectors are compared by size and modification time, because hashing them would
+take longer than the transfer. The machine, its libraries and the number of threads are not compared.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class BatchJob:
         out: folder to write; an absolute path without links.
         config: options of the transfer.
         memory: estimated peak memory of the job's process, in bytes.
-        shared: key of each input that jobs can share -> its size in memory, in bytes. Jobs with equal keys run one after another.
+        shared: key of each input that jobs can share -> its size in memory, in bytes. Jobs with equal keys run one after
+            another.
         prepares: inputs that the first job using them converts or trains. Two jobs that prepare the same input do not run at
             the same time.
     """
@@ -229,7 +230,7 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> InputError:
 
 
 def _fault(name: str, value: Any) -> InputError | None:
-    """The fault of a single value: a wrong type, or a value that :class:`TransferConfig` refuses; ``None`` if it has no fault."""
+    """The fault of a single value, ``None`` if it has none: a wrong type, or a value that :class:`TransferConfig` refuses."""
     accepted = OPTIONS.get(name, (str,))
     if isinstance(value, bool):
         has_type = bool in accepted

@@ -24,17 +24,17 @@ from ..vectors.auxiliary import auxiliary_files
 from ..vectors.train import trained_file
 from .jobs_file import BatchJob
 
-# Bytes of the interpreter, torch, transformers and the classes of two models. 0.82 to 1.08 GB were measured on different machines;
-# half of it is mapped files that processes share.
+# Bytes of the interpreter, torch, transformers and the classes of two models. 0.82 to 1.08 GB were measured on different
+# machines; half of it is mapped files that processes share.
 PROCESS_BYTES = 1_250_000_000
-# Bytes of memory for each byte of the tokenizer files: tables of the tokenizers library while it loads, saltlm's tables, and the
-# tables of the new tokenizer.
+# Bytes of memory for each byte of the tokenizer files: tables of the tokenizers library while it loads, saltlm's tables, and
+# the tables of the new tokenizer.
 TOKENIZER_FACTOR = 40
-# Bytes of memory for each byte of a GGUF file. GGUF takes 4 to 8 bits for a weight; the converted model takes two bytes for a weight,
-# and is in memory twice while it is saved.
+# Bytes of memory for each byte of a GGUF file. GGUF takes 4 to 8 bits for a weight; the converted model takes two bytes for a
+# weight, and is in memory twice while it is saved.
 GGUF_FACTOR = 8
-# Methods whose coefficients are shared by jobs with equal tokenizers, and the bytes of a row's coefficients: about 64 neighbours of 20
-# bytes each.
+# Methods whose coefficients are shared by jobs with equal tokenizers, and the bytes of a row's coefficients: about 64
+# neighbours of 20 bytes each.
 WITH_COEFFICIENTS = ("salt", "focus", "clp-plus", "omp")
 COEFFICIENT_BYTES = 1280
 

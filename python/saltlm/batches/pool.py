@@ -127,7 +127,7 @@ class Pool:
             return None
         cached_anywhere = set().union(*(worker.cached for worker in self.workers))
         if idle:
-            # Ties go to the job that shares the fewest bytes with any worker, so that the others keep jobs that suit them.
+            # Ties go to the job that shares the fewest bytes with any worker; the other jobs suit another worker.
             pairs = [
                 (_cached_bytes(job, worker.cached), -_cached_bytes(job, cached_anywhere), -index, job, worker)
                 for index, job in enumerate(ready)
@@ -155,7 +155,7 @@ class Pool:
         process = self.context.Process(target=serve, args=(child_end, self.threads), daemon=True)
         before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")}
         os.environ.update(dict.fromkeys(before, str(self.threads)))  # the libraries read them when they are loaded
-        # The worker inherits the blocked SIGINT: an interrupt from the terminal reaches all processes, and the parent handles it.
+        # The worker inherits the blocked SIGINT. An interrupt from the terminal reaches all processes; the parent handles it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()

@@ -104,10 +104,10 @@ def set_threads(threads: int) -> None:
 
 
 def serve(connection: Connection, threads: int) -> None:
-    """Worker main loop. Each message received is (job, cache limit in bytes), or ``None`` to exit; stages and outcomes are sent.
+    """Worker main loop. Receives (job, cache limit in bytes), or ``None`` to exit; sends stages and outcomes.
 
-    SIGINT is blocked in this process by its parent. An interrupt from the terminal reaches all processes of the group; the parent
-    handles it and sends SIGTERM to its workers.
+    The parent starts this process with SIGINT blocked. An interrupt from the terminal reaches all processes of the group; the
+    parent handles it and sends SIGTERM to its workers.
 
     Args:
         connection: this process's end of the pipe to the parent.
