@@ -116,8 +116,8 @@ class Pool:
             idle: workers without a job.
 
         Returns:
-            The waiting job and the idle worker that share the most bytes of cached inputs; a job and ``None``, for a new worker,
-            if no worker is idle; ``None`` if no job can start now.
+            The waiting job and the idle worker that share the most bytes of cached inputs. If no worker is idle: a job, and
+            ``None`` for a new worker. ``None`` if no job can start now.
         """
         small = bool(self.waiting) and self.waiting[0].memory <= self.share
         ready = [
