@@ -37,7 +37,7 @@ class BatchConfig:
     workers: int | None = option(
         None,
         "Number of jobs that run at once, each in its own process, an integer in [1, 1024]. Default: the number of "
-        "cores, or fewer where there are fewer jobs or the memory does not hold as many.",
+        "cores, or fewer if there are fewer jobs or too little memory.",
         group=RUN,
     )
     memory: str | None = option(

@@ -30,7 +30,7 @@ EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def run_transfer(arguments: argparse.Namespace) -> None:
-    """``saltlm transfer``."""
+    """Run ``saltlm transfer``."""
     from ..pipeline import transfer
     from . import show
 
@@ -55,7 +55,7 @@ def run_transfer(arguments: argparse.Namespace) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """``saltlm evaluate``."""
+    """Run ``saltlm evaluate``."""
     from ..evaluation.side_by_side import evaluate_models
     from . import show
 
@@ -85,7 +85,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def run_adapt(arguments: argparse.Namespace) -> None:
-    """``saltlm adapt``."""
+    """Run ``saltlm adapt``."""
     from ..adaptation.run import adapt
     from . import show_adapt
 
@@ -110,7 +110,7 @@ def run_adapt(arguments: argparse.Namespace) -> None:
 
 
 def run_batch(arguments: argparse.Namespace) -> int:
-    """``saltlm batch``."""
+    """Run ``saltlm batch``."""
     from ..batches.run import batch
     from . import show_batch
 
@@ -136,7 +136,7 @@ def _ratio(entry: str) -> tuple[str, float]:
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
-    """``saltlm inspect``."""
+    """Run ``saltlm inspect``."""
     from ..inspection import rows as inspect_rows
     from . import show_inspect
 
@@ -156,7 +156,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
-    """``saltlm compare``."""
+    """Run ``saltlm compare``."""
     from ..comparison.run import compare
     from . import show_compare
 
@@ -184,7 +184,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
 
 
 def run_methods(arguments: argparse.Namespace) -> None:
-    """``saltlm methods``."""
+    """Run ``saltlm methods``."""
     from ..rows.methods import describe_methods
     from . import show
 
@@ -196,7 +196,7 @@ def run_methods(arguments: argparse.Namespace) -> None:
 
 
 def run_status(arguments: argparse.Namespace) -> None:
-    """``saltlm status``."""
+    """Run ``saltlm status``."""
     from ..environment import status
     from . import show
 
@@ -221,8 +221,8 @@ def _write_json(content: Any) -> None:
 class _SignalHandler:
     """Handler of SIGINT and SIGTERM: raises KeyboardInterrupt, which unwinds the run and removes unfinished folders.
 
-    While torch is being imported, the process exits at once instead: nothing has been written yet, and C code that imports Python
-    modules may drop the exception or replace it by another one.
+    While torch is being imported, the process exits at once instead: nothing has been written yet, and C code that imports
+    Python modules may drop the exception or replace it by another one.
 
     Attributes:
         received: whether a signal has been received.
