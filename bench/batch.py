@@ -17,7 +17,9 @@ from harness import fetching, figure, record
 from saltlm_demo.e5 import language_donor
 from saltlm_demo.inputs import source_lm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))  # before this folder, which also has a module `pairs`
+sys.path.insert(
+    0, str(Path(__file__).parents[1] / "tests" / "support")
+)  # before this folder, which also has a module `pairs`
 from pairs import make_pair
 
 LANGUAGES = ("fi", "de", "fr", "ar", "vi", "pt")

@@ -36,7 +36,7 @@ ROOFLINE, STOCK = 0.6, 10
 
 
 def operators(package: Path) -> tuple[types.ModuleType, ...]:
-    """saltlm.operators.ops and saltlm.operators.reference from ``package``, without the rest of the package and what that imports."""
+    """Import ``saltlm.operators.ops`` and ``saltlm.operators.reference`` from ``package`` without ``saltlm/__init__.py``."""
     shell = types.ModuleType("saltlm")
     shell.__path__ = [str(package / "saltlm")]
     sys.modules["saltlm"] = shell

@@ -109,8 +109,8 @@ def test_outputs_must_be_apart_whatever_they_are_called(pair, tmp_path) -> None:
         f'[[job]]\nout = "{place if place[0] == "/" else f"{tmp_path}/{place}"}"\n' for place in outs
     )
     found = faults(tmp_path, text)
-    assert "job 2: output" in found[8][0] and "is that of job 1 (line 6)" in found[8][0]
-    assert "lies in that of job 1" in found[10][0] and "is that of job 4 (line 12)" in found[14][0]
+    assert "job 2: output" in found[8][0] and "is the output of job 1 (line 6)" in found[8][0]
+    assert "lies in the output of job 1" in found[10][0] and "is the output of job 4 (line 12)" in found[14][0]
     assert "lies in the input folder" in found[16][0] and len(found) == 4
 
 
@@ -190,10 +190,10 @@ def test_a_lock_goes_with_its_parents(tmp_path) -> None:
 
 def test_ray_that_is_not_there(pair, tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "jobs.toml").write_text(head(pair) + f'[[job]]\nout = "{tmp_path}/a"\n')
-    monkeypatch.setattr("saltlm.batches.ray.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("saltlm.environment.is_installed", lambda module: False)
     assert main(["batch", str(tmp_path / "jobs.toml"), "--ray", "auto"]) == 2
     assert 'pip install "saltlm[ray]"' in capsys.readouterr().err
-    monkeypatch.setattr("saltlm.batches.ray.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("saltlm.environment.is_installed", lambda module: True)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("saltlm.batches.ray.CLUSTER_FILE", tmp_path / "none")
     for address, words in {"auto": "no cluster runs here", "127.0.0.1:9": "refused", "somewhere": "HOST:PORT"}.items():

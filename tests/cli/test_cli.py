@@ -93,7 +93,7 @@ def test_a_fault_without_a_name_is_not_blamed_on_stdout(monkeypatch, capsys) -> 
     monkeypatch.setattr("saltlm.cli.main.run_status", lost)
     assert main(["status"]) == 1
     said = capsys.readouterr().err
-    assert said == "saltlm: a connection: Connection reset by peer; mend that and run it again\n"
+    assert said == "saltlm: a connection: Connection reset by peer; fix this and run the command again\n"
 
 
 @pytest.mark.parametrize(("form", "buffered"), [([], "1"), (["--json"], "")])

@@ -1,4 +1,4 @@
-"""What is checked of a batch's jobs together, before anything runs: inputs there, outputs apart, memory enough."""
+"""Checks of all jobs of a batch before the first one runs: the inputs exist, the outputs are separate, the memory suffices."""
 
 from __future__ import annotations
 
@@ -22,25 +22,30 @@ from .memory import with_memory
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Jobs to run, and those whose folder holds already what they would make."""
+    """The checked jobs of a batch.
+
+    Attributes:
+        jobs: jobs to run.
+        finished: jobs whose output folder already holds their result.
+    """
 
     jobs: Sequence[BatchJob]
     finished: Sequence[BatchJob]
 
 
 def plan(drafts: Sequence[Draft], faults: Faults, budget: int) -> Plan:
-    """Check all jobs, and part those that are finished from those to run.
+    """Check all jobs, and separate the finished jobs from the jobs to run.
 
     Args:
-        drafts: as the file has them.
-        faults: what is wrong with them so far; completed here.
-        budget: bytes of memory that all processes together may take.
+        drafts: the jobs as the file describes them.
+        faults: faults that reading the file found; the faults that the checks find are added.
+        budget: memory limit of all processes together, in bytes.
 
     Raises:
-        InputError: lists every fault.
+        InputError: there are faults; the message lists them all.
     """
     built = [(draft, job) for draft in drafts if (job := build(draft, faults)) is not None]
-    _apart(drafts, faults)
+    _check_separate_outputs(drafts, faults)
     seen: dict[tuple[str | None, ...], InputError | None] = {}
     for draft in drafts:
         for key in _models(draft):
@@ -54,11 +59,11 @@ def plan(drafts: Sequence[Draft], faults: Faults, budget: int) -> Plan:
         if faults.of(job.number):
             continue
         try:
-            why = difference(job)
-            if why is None:
+            reason = difference(job)
+            if reason is None:
                 finished.append(job)
                 continue
-            _check_output(job, why, inputs)
+            _check_output(job, reason, inputs)
             job = with_memory(job)
         except InputError as error:
             faults.add(draft.at("out") if str(error).startswith("output") else draft.line, error, job.number)
@@ -67,17 +72,20 @@ def plan(drafts: Sequence[Draft], faults: Faults, budget: int) -> Plan:
             faults.add(
                 draft.line,
                 input_error(
-                    "memory", f"a job that needs about {job.memory / 1e9:.1f} GB", f"at most {budget / 1e9:.1f} GB",
+                    "memory",
+                    f"a job that needs about {job.memory / 1e9:.1f} GB",
+                    f"at most {budget / 1e9:.1f} GB",
                     "give more with --memory, or leave the job out",
                 ),
                 job.number,
-            )  # fmt: skip
+            )
         to_run.append(job)
     faults.check()
     return Plan(to_run, finished)
 
 
 def _models(draft: Draft) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Side, name, revision and GGUF file of each model that the draft names."""
     for side in ("source", "target"):
         name, gguf_file = draft.values.get(side), draft.values.get("gguf_file") if side == "source" else None
         if name is not None:
@@ -85,17 +93,17 @@ def _models(draft: Draft) -> Iterator[tuple[str, str, str | None, str | None]]:
 
 
 def _model_fault(side: str, name: str, revision: str | None, gguf_file: str | None) -> InputError | None:
-    """Whether a model is there with config, weights and a vocabulary; what is in them is for the job to find.
+    """The fault of a model folder without a config, weights or a vocabulary; ``None`` if it has all three.
 
-    A name of the hub is fetched here, once for all jobs.
+    The contents of the files are checked when the job runs. A model of the hub is downloaded here, once for all jobs.
     """
     what = f"{side} {name}"
     try:
         folder = local_folder(name, what, revision=revision, gguf_file=gguf_file)
         if gguf_file is not None:
             if not os.path.isfile(folder / gguf_file):
-                found = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))[:5]) or "none"
-                raise input_error(what, f"no {gguf_file}", f"one of the GGUF files there: {found}", "check the name")
+                names = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))[:5]) or "none"
+                raise input_error(what, f"no {gguf_file}", f"one of its GGUF files: {names}", "check the name")
             return None
         read_json(folder / "config.json")
         find_weights(folder, what)
@@ -106,44 +114,55 @@ def _model_fault(side: str, name: str, revision: str | None, gguf_file: str | No
     return None
 
 
-def _check_output(job: BatchJob, why: str, inputs: Sequence[Path]) -> None:
-    """The output may be written, touches no job's inputs, and no other process writes it."""
-    if os.path.lexists(job.out) and not job.config.force and why:
+def _check_output(job: BatchJob, reason: str, inputs: Sequence[Path]) -> None:
+    """Check that the job may write its output folder.
+
+    Args:
+        job: the job.
+        reason: why the existing folder does not hold the job's result; empty if there is no folder.
+        inputs: inputs of all jobs, which no output may contain or replace.
+
+    Raises:
+        InputError: the folder exists, overlaps an input, or is being written by another process.
+    """
+    if os.path.lexists(job.out) and not job.config.force and reason:
         raise input_error(
-            f"output {job.out}", f"an existing folder of another run ({why})", "a new one, or what this job makes",
+            f"output {job.out}",
+            f"an existing folder of another run ({reason})",
+            "a new folder, or the result of this job",
             "set force = true to replace it",
-        )  # fmt: skip
+        )
     check_output(job.out, protected=inputs, force=job.config.force)
     refuse_written(job.out)
 
 
 def input_paths(job: BatchJob) -> list[str]:
-    """The local files and folders that a job reads."""
+    """Local files and folders that a job reads."""
     config = job.config
-    named = [job.source, job.target, *auxiliary_files(job.auxiliary), *auxiliary_files(config.source_auxiliary)]
-    named += [name for name in (config.dictionary, config.unigram_text, config.tune_text) if name is not None]
-    return [name for name in named if os.path.exists(name)]
+    names = [job.source, job.target, *auxiliary_files(job.auxiliary), *auxiliary_files(config.source_auxiliary)]
+    names += [name for name in (config.dictionary, config.unigram_text, config.tune_text) if name is not None]
+    return [name for name in names if os.path.exists(name)]
 
 
-def _apart(drafts: Sequence[Draft], faults: Faults) -> None:
-    """No two jobs write to one folder, by whatever names and links, nor one into another's."""
-    places: dict[Path, Draft] = {}
-    above: dict[Path, Draft] = {}  # every folder that holds one of them
+def _check_separate_outputs(drafts: Sequence[Draft], faults: Faults) -> None:
+    """Add a fault for each output that equals, contains or lies in the output of an earlier job; links are resolved."""
+    outputs: dict[Path, Draft] = {}
+    ancestors: dict[Path, Draft] = {}  # every parent folder of an output
     for draft in drafts:
         out = draft.values.get("out")
         if not isinstance(out, str) or not out:
             continue
-        place = Path(os.path.realpath(Path(out).expanduser()))
-        outer = next((parent for parent in place.parents if parent in places), None)
-        first = places.get(place) or (places[outer] if outer else above.get(place))
+        folder = Path(os.path.realpath(Path(out).expanduser()))
+        outer = next((parent for parent in folder.parents if parent in outputs), None)
+        first = outputs.get(folder) or (outputs[outer] if outer else ancestors.get(folder))
         if first is not None:
-            relation = "is" if place in places else "lies in" if outer else "holds"
-            whose = f"that of job {first.number} (line {first.at('out')})"
+            relation = "is" if folder in outputs else "lies in" if outer else "holds"
+            other = f"the output of job {first.number} (line {first.at('out')})"
             faults.add(
                 draft.at("out"),
-                input_error(f"output {place}", f"that it {relation} {whose}", "a folder of its own", "rename one"),
+                input_error(f"output {folder}", f"that it {relation} {other}", "a separate folder", "rename one"),
                 draft.number,
             )
-        places.setdefault(place, draft)
-        for parent in place.parents:
-            above.setdefault(parent, draft)
+        outputs.setdefault(folder, draft)
+        for parent in folder.parents:
+            ancestors.setdefault(parent, draft)

@@ -1,4 +1,4 @@
-"""Where and with what the jobs of a batch run."""
+"""Configuration of a batch: the number of workers, the memory limit and the Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 
 def memory_bytes(text: str) -> int:
-    """Bytes that a size such as ``12G``, ``800M`` or ``16GiB`` stands for.
+    """Convert a size such as ``12G``, ``800M`` or ``16GiB`` to bytes.
 
     Raises:
-        InputError: it is no such size, or zero.
+        InputError: the text is not such a size, or the size is zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
@@ -36,8 +36,8 @@ class BatchConfig:
 
     workers: int | None = option(
         None,
-        "Number of jobs that run at once, each in a process of its own, an integer in [1, 1024]. Default: the number of "
-        "cores, or fewer where there are fewer jobs or the memory does not hold as many.",
+        "Number of jobs that run at once, each in its own process, an integer in [1, 1024]. Default: the number of "
+        "cores, or fewer if there are fewer jobs or too little memory.",
         group=RUN,
     )
     memory: str | None = option(

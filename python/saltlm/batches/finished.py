@@ -1,9 +1,9 @@
-"""Whether a folder already holds what a job would make, by what its saltlm.json records.
+"""Decides from the saltlm.json of an output folder whether the folder already holds the result of a job.
 
-Compared are: the version of saltlm, every option but ``force``, the names of the inputs, and their content: by sha256 what
-saltlm.json has one of (configuration and tokenizer files, vectors up to 1 GiB, dictionaries, GGUF files, texts to train on), by
-size and time of change the weights and larger vectors, whose digest would take longer than the transfer. The machine, its
-libraries and the number of threads are not compared.
+Compared are the version of saltlm, every option except ``force``, and the names and contents of the inputs. Contents are
+compared by SHA-256 where saltlm.json records it: configuration and tokenizer files, vectors up to 1 GiB, dictionaries, GGUF
+files and training texts. Weights and larger vectors are compared by size and modification time, because hashing them would
+take longer than the transfer. The machine, its libraries and the number of threads are not compared.
 """
 
 from __future__ import annotations
@@ -34,10 +34,14 @@ WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", 
 
 
 def difference(job: BatchJob) -> str | None:
-    """Why the job must run, ``None`` if its folder is finished; empty if there is no folder.
+    """Compare the output folder of a job with the job.
 
     Args:
-        job: with an output that is resolved.
+        job: the job; its output path is resolved.
+
+    Returns:
+        The first difference, which is the reason to run the job; ``None`` if the folder holds the result of the job; the empty
+        string if there is no folder.
 
     Raises:
         InputError: an input cannot be read.
@@ -49,9 +53,9 @@ def difference(job: BatchJob) -> str | None:
         return f"it has no {missing[0] if missing else 'weights'}"
     try:
         summary = json.loads((job.out / "saltlm.json").read_text(encoding="utf-8"))
-        config = json.loads(json.dumps(job.config.to_json()))  # as it comes back from a file
-        tuned = job.config.tune or job.config.tune_text is not None
-        chosen = free_options(job.config) if tuned else ()
+        config = json.loads(json.dumps(job.config.to_json()))  # as values read from a JSON file
+        is_tuned = job.config.tune or job.config.tune_text is not None
+        chosen = free_options(job.config) if is_tuned else ()
         return _options(summary, config, chosen) or _inputs(summary["inputs"], job) or _texts(summary, job)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         if isinstance(error, InputError):
@@ -60,11 +64,12 @@ def difference(job: BatchJob) -> str | None:
 
 
 def _options(summary: Mapping[str, Any], config: Mapping[str, Any], chosen: Collection[str]) -> str | None:
+    """First difference in format, version or options; the options in ``chosen``, which tuning sets, are not compared."""
     recorded = {**summary, "schema_version": schema_version_of(summary)}
     expected = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "saltlm_version": versions()["saltlm"]}
-    for name, ours in expected.items():
-        if recorded[name] != ours:
-            return f"its {name} is {recorded[name]}, here {ours}"
+    for name, value in expected.items():
+        if recorded[name] != value:
+            return f"its {name} is {recorded[name]}, here {value}"
     for name in sorted(config.keys() | summary["config"].keys()):
         if name != "force" and name not in chosen and summary["config"].get(name) != config.get(name):
             return f"its {name} is {summary['config'].get(name)!r}, the job's {config.get(name)!r}"
@@ -72,6 +77,7 @@ def _options(summary: Mapping[str, Any], config: Mapping[str, Any], chosen: Coll
 
 
 def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
+    """First difference between the recorded models, vectors and dictionary and those of the job."""
     for side in ("source", "target"):
         if changed := _model(recorded[side], job, side):
             return changed
@@ -91,17 +97,17 @@ def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
 
 
 def _texts(summary: Mapping[str, Any], job: BatchJob) -> str | None:
-    """Whether the text to count tokens in, or to tune by, is another."""
-    counted, tuned = job.config.unigram_text, job.config.tune_text
-    if counted is not None and summary["unigram_shift"]["sha256"] != _digest(Path(counted)):
-        return f"{counted} has changed"
-    if tuned is not None and summary["tuning"]["text"]["sha256"] != digest_of(tuned):
-        return f"{tuned} has changed"
+    """First difference in the texts of ``unigram_text`` and ``tune_text``."""
+    unigram_text, tune_text = job.config.unigram_text, job.config.tune_text
+    if unigram_text is not None and summary["unigram_shift"]["sha256"] != _digest(Path(unigram_text)):
+        return f"{unigram_text} has changed"
+    if tune_text is not None and summary["tuning"]["text"]["sha256"] != digest_of(tune_text):
+        return f"{tune_text} has changed"
     return None
 
 
 def _model(entry: Mapping[str, Any], job: BatchJob, side: str) -> str | None:
-    """What differs between a recorded model and the one that is there now."""
+    """First difference between a recorded model and the model that the job names."""
     name, gguf_file = getattr(job, side), job.config.gguf_file if side == "source" else None
     if entry["path"] != name:
         return f"its {side} is {entry['path']}"
@@ -111,33 +117,34 @@ def _model(entry: Mapping[str, Any], job: BatchJob, side: str) -> str | None:
     if gguf_file is not None:
         same = entry["sha256"].get(gguf_file) == _digest(folder / gguf_file)
         return None if same else f"{side}: {gguf_file} has changed"
-    now = hash_files(folder, find_weights(folder, side))
-    # Digests of single tensors (FILE#KEY) are of files whose size and time are compared.
-    then = {file: digest for file, digest in entry["sha256"].items() if "#" not in file}
-    changed = sorted(file for file in now.keys() | then.keys() if now.get(file) != then.get(file))
+    current = hash_files(folder, find_weights(folder, side))
+    # Hashes of single tensors (FILE#KEY) are left out: size and modification time of their file are compared.
+    previous = {file: digest for file, digest in entry["sha256"].items() if "#" not in file}
+    changed = sorted(file for file in current.keys() | previous.keys() if current.get(file) != previous.get(file))
     return f"{side}: {changed[0]} has changed" if changed else None
 
 
 def _vectors(entry: Mapping[str, Any], spec: str | None) -> str | None:
+    """First difference between recorded vectors and the vectors that ``spec`` names."""
     if spec == "plm":
-        return None if entry["kind"] == "plm" else f"it was made with {entry['path']}"
+        return None if entry["kind"] == "plm" else f"its vectors are {entry['path']}"
     if entry.get("path") != spec:
-        return f"it was made with {entry.get('path', entry['kind'])}"
+        return f"its vectors are {entry.get('path', entry['kind'])}"
     path = Path(str(spec))
     if str(spec).startswith("train:"):
-        # Vectors of the source's language are trained at the width of the target's.
+        # Vectors of the source language are trained with the dimension of the target-language vectors.
         path = trained_file([Path(name) for name in auxiliary_files(spec)], entry["dimension"])
         if not path.is_file():
             return "the vectors trained on these texts are not in the cache"
-    now = _file_digest(path, stamp(path))
-    return None if all(entry.get(name) == value for name, value in now.items()) else f"{path} has changed"
+    current = _file_digest(path, stamp(path))
+    return None if all(entry.get(name) == value for name, value in current.items()) else f"{path} has changed"
 
 
 def _digest(path: Path) -> str:
     return _sha256(path, stamp(path))
 
 
-# Many jobs name the same inputs: each is read once.
+# Many jobs name the same inputs; the cache reads each file once, until its stamp changes.
 @functools.lru_cache(maxsize=256)
 def _sha256(path: Path, stamped: object) -> str:
     return sha256_file(path)

@@ -1,13 +1,13 @@
-"""On which line of a TOML file a table or a key stands: the parser of the standard library does not say."""
+"""Line numbers of the tables and keys of a TOML file, which the parser of the standard library does not give."""
 
 from __future__ import annotations
 
 import re
 import sys
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
-# Ends of the four kinds of strings; a backslash takes the next character along in the double-quoted ones.
+# The four kinds of TOML strings; a backslash escapes the next character in the double-quoted ones.
 _STRINGS = (
     re.compile(r'"""(?:[^\\]|\\.)*?"""+', re.DOTALL),
     re.compile(r"'''.*?'''+", re.DOTALL),
@@ -17,20 +17,19 @@ _STRINGS = (
 _KEY = re.compile(r"""\s*("(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[A-Za-z0-9_-]+)\s*""")
 
 
-def toml_lines(text: str) -> dict[Place, int]:
-    """Line, counted from 1, of each table header and of each key outside inline tables and arrays.
+def toml_lines(text: str) -> dict[KeyPath, int]:
+    """Line, from 1, of each table header and of each key outside inline tables and arrays.
 
     Args:
-        text: a TOML document that the parser has accepted.
+        text: a valid TOML document.
 
     Returns:
-        Path -> line. A path is made of names, and of the place in it for a table of an array: the key ``out`` of the second
-        ``[[job]]`` is ``("job", 1, "out")``. What stands inside an inline table or array has the line of no entry but that
-        of the key it belongs to.
+        Key path -> line. A key path consists of names, and of the index of a table in an array of tables: the key ``out`` of
+        the second ``[[job]]`` is ``("job", 1, "out")``. The contents of inline tables and arrays have no entries.
     """
-    found: dict[Place, int] = {}
-    counts: dict[Place, int] = {}
-    table: Place = ()
+    lines: dict[KeyPath, int] = {}
+    counts: dict[KeyPath, int] = {}
+    table: KeyPath = ()
     at, line = 0, 1
 
     def skip(to: int) -> None:
@@ -48,32 +47,32 @@ def toml_lines(text: str) -> dict[Place, int]:
             array = text.startswith("[[", at)
             names, end = _dotted(text, at + 1 + array)
             table = _table(names, array, counts)
-            found.setdefault(table, line)
+            lines.setdefault(table, line)
             skip(_end_of_line(text, end))
         else:
             names, end = _dotted(text, at)
-            place = table
+            path = table
             for name in names:
-                place = (*place, name)
-                found.setdefault(place, line)
+                path = (*path, name)
+                lines.setdefault(path, line)
             skip(max(_end_of_value(text, end), at + 1))
-    return found
+    return lines
 
 
-def _table(names: list[str], array: bool, counts: dict[Place, int]) -> Place:
-    """The path a header stands for; names of arrays on the way mean the last table of theirs."""
-    place: Place = ()
+def _table(names: list[str], array: bool, counts: dict[KeyPath, int]) -> KeyPath:
+    """Key path of a table header; the name of an array of tables stands for its last table."""
+    path: KeyPath = ()
     for index, name in enumerate(names):
-        place = (*place, name)
+        path = (*path, name)
         if array and index == len(names) - 1:
-            counts[place] = counts.get(place, -1) + 1
-        if place in counts:
-            place = (*place, counts[place])
-    return place
+            counts[path] = counts.get(path, -1) + 1
+        if path in counts:
+            path = (*path, counts[path])
+    return path
 
 
 def _dotted(text: str, at: int) -> tuple[list[str], int]:
-    """The parts of a key, and where it ends."""
+    """The parts of a dotted key, and the offset of its end."""
     names = []
     while match := _KEY.match(text, at):
         part = match[1]
@@ -86,25 +85,27 @@ def _dotted(text: str, at: int) -> tuple[list[str], int]:
 
 
 def _plain(part: str) -> str:
+    """One part of a key, without quotes and escapes."""
     if part.startswith("'"):
         return part[1:-1]
     if part.startswith('"'):
-        return str(parse(f"key = {part}")["key"])  # the parser knows the escapes
+        return str(parse(f"key = {part}")["key"])  # the parser resolves the escapes
     return part
 
 
 def _end_of_line(text: str, at: int) -> int:
+    """Offset of the next line break, or of the end of the text."""
     end = text.find("\n", at)
     return len(text) if end < 0 else end
 
 
 def _end_of_value(text: str, at: int) -> int:
-    """Where the value behind a key ends: at the end of a line outside strings and brackets."""
+    """Offset of the end of a value: the first line break outside strings and brackets."""
     depth = 0
     while at < len(text):
         character = text[at]
         if character in "\"'":
-            match = next(match for kind in _STRINGS if (match := kind.match(text, at)))
+            match = next(match for pattern in _STRINGS if (match := pattern.match(text, at)))
             at = match.end()
             continue
         if character == "#":

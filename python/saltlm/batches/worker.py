@@ -1,4 +1,4 @@
-"""One job of a batch in the process that does it, here or on another machine, with what that process keeps for the next."""
+"""Runs the jobs of a batch in a worker process, which keeps shared results in memory for later jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,11 +14,10 @@ from ..environment import silence_libraries
 from ..errors import SaltlmError
 from ..files.output_lock import locked_output
 from ..pipeline import run_transfer
+from ..progress import StageProgress
 from ..shared import Shared
 from .jobs_file import BatchJob
 from .memory import peak_bytes
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,16 +25,16 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        number: the job's.
-        status: ``done``, ``skipped`` (its folder was finished before) or ``failed``.
-        seconds: it took, attempts that were killed not counted.
-        error: why it failed.
-        attempts: how often it was started.
-        peak: largest resident size of its process so far, in bytes.
-        found: results of earlier jobs that it used.
-        saved: seconds that making them had taken.
-        rows: of the new model.
-        process: what ran it.
+        number: number of the job.
+        status: ``done``, ``failed``, ``skipped`` (its folder was finished before) or ``waiting`` (not run yet).
+        seconds: wall-clock time of the job, without attempts whose process was killed.
+        error: why the job failed; ``None`` if it did not.
+        attempts: number of times that the job was started.
+        peak: peak resident size of its process so far, in bytes.
+        found: number of results of earlier jobs that were used again.
+        saved: seconds that the computation of these results took.
+        rows: number of vocabulary rows of the new model.
+        process: id of the process, on a cluster HOST:ID.
     """
 
     number: int
@@ -51,29 +49,36 @@ class Outcome:
     process: str = ""
 
 
-def run_job(job: BatchJob, shared: Shared, progress: Progress | None = None, *, locked: bool = True) -> Outcome:
-    """Do one job; what goes wrong with it is in the outcome.
+def run_job(job: BatchJob, shared: Shared, progress: StageProgress | None = None, *, locked: bool = True) -> Outcome:
+    """Run one job. An error of the job is returned in the outcome, not raised.
 
     Args:
-        job: of the batch.
-        shared: what this process has read so far.
-        progress: told of the stages.
-        locked: the caller holds the lock of the output.
+        job: the job.
+        shared: results of earlier jobs of this process.
+        progress: called with (stage, units done, total units).
+        locked: whether the caller holds the lock of the output folder.
     """
     start, hits, saved = time.perf_counter(), shared.hits, shared.saved
     rows, error = 0, None
     try:
         with contextlib.nullcontext() if locked else locked_output(job.out):
             done = run_transfer(
-                job.source, job.target, job.auxiliary, job.out, job.config, progress=progress, shared=shared, locked=True
-            )  # fmt: skip
+                job.source,
+                job.target,
+                job.auxiliary,
+                job.out,
+                job.config,
+                progress=progress,
+                shared=shared,
+                locked=True,
+            )
         rows = len(done.origin)
-    except SaltlmError as problem:
-        error = str(problem)
+    except SaltlmError as exception:
+        error = str(exception)
     except MemoryError:
-        error = "no memory left; give fewer --workers"
-    except Exception as problem:  # other jobs go on, whatever this one met
-        error = f"unforeseen: {type(problem).__name__}: {problem}"
+        error = "out of memory; give fewer --workers"
+    except Exception as exception:  # the other jobs must run after any error
+        error = f"unexpected error: {type(exception).__name__}: {exception}"
     return Outcome(
         number=job.number,
         status="failed" if error else "done",
@@ -89,7 +94,7 @@ def run_job(job: BatchJob, shared: Shared, progress: Progress | None = None, *, 
 
 
 def set_threads(threads: int) -> None:
-    """Have every library of this process use at most so many."""
+    """Limit the number of threads that the libraries of this process use."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
@@ -99,24 +104,28 @@ def set_threads(threads: int) -> None:
 
 
 def serve(connection: Connection, threads: int) -> None:
-    """The life of a worker: jobs come in with the bytes it may keep for later ones, stages and outcomes go out.
+    """Worker main loop. Receives (job, cache limit in bytes), or ``None`` to exit; sends stages and outcomes.
 
-    An interrupt from the terminal reaches the whole group; the parent, which started this process with interrupts blocked,
-    acts on it and ends its workers.
+    The parent starts this process with SIGINT blocked. An interrupt from the terminal reaches all processes of the group; the
+    parent handles it and sends SIGTERM to its workers.
+
+    Args:
+        connection: this process's end of the pipe to the parent.
+        threads: number of threads.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     silence_libraries()
     set_threads(threads)
     shared = Shared()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         while (message := connection.recv()) is not None:
-            job, keep = message
-            shared.shrink(keep)
+            job, cache_limit = message
+            shared.shrink(cache_limit)
             connection.send(run_job(job, shared, _stages(connection)))
 
 
-def _stages(connection: Connection) -> Progress:
-    """Sends a stage's name once, not its every step."""
+def _stages(connection: Connection) -> StageProgress:
+    """A progress callback that sends the name of each stage once."""
     last = ""
 
     def report(stage: str, done: int, total: int) -> None:
@@ -128,5 +137,6 @@ def _stages(connection: Connection) -> Progress:
     return report
 
 
-def _stop(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt  # unwinds the job, so that its half-written folder goes
+def _raise_interrupt(number: int, frame: Any) -> None:
+    """Signal handler: the exception unwinds the job, which removes its unfinished folder."""
+    raise KeyboardInterrupt

@@ -1,4 +1,7 @@
-"""The command line: options in, a table or one JSON object on stdout, progress and messages on stderr."""
+"""Entry point of the command line: runs one command, and turns errors and signals into exit codes.
+
+Results are written to stdout, as tables or as one JSON object; progress and messages are written to stderr.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ from ..errors import InputError, SaltlmError, input_error
 from ..evaluation.side_by_side import MeasureConfig
 from .options import config_from, parser
 
-EXIT_DONE, EXIT_UNFORESEEN, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def run_transfer(arguments: argparse.Namespace) -> None:
-    """``saltlm transfer``."""
+    """Run ``saltlm transfer``."""
     from ..pipeline import transfer
     from . import show
 
@@ -36,74 +39,96 @@ def run_transfer(arguments: argparse.Namespace) -> None:
         raise input_error("--out", "nothing", "a folder to write", "name one, or add --dry-run to write nothing")
     with show.progress(arguments.quiet or arguments.json) as report:
         done = transfer(
-            arguments.source, arguments.target, arguments.auxiliary, arguments.out, config,
-            progress=report, dry_run=arguments.dry_run,
-        )  # fmt: skip
-    _tell(done.summary["warnings"])
+            arguments.source,
+            arguments.target,
+            arguments.auxiliary,
+            arguments.out,
+            config,
+            progress=report,
+            dry_run=arguments.dry_run,
+        )
+    _write_notes(done.summary["warnings"])
     if arguments.json:
-        _json({**done.summary, "out": None if done.out is None else str(done.out)})
+        _write_json({**done.summary, "out": None if done.out is None else str(done.out)})
     else:
         show.transfer(done, dry_run=arguments.dry_run)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """``saltlm evaluate``."""
+    """Run ``saltlm evaluate``."""
     from ..evaluation.side_by_side import evaluate_models
     from . import show
 
     config = config_from(arguments, MeasureConfig)
     with show.progress(arguments.quiet or arguments.json) as report:
-        found = evaluate_models(
-            arguments.model, arguments.text, config, retention=arguments.retention, prompts=arguments.prompt,
-            tasks=arguments.tasks, device=arguments.device, dtype=arguments.dtype, gguf_file=arguments.gguf_file,
-            revision=arguments.revision, trust_remote_code=arguments.trust_remote_code, progress=report,
-        )  # fmt: skip
-    for measured in found.models.values():
-        _tell(measured.text.notes)
+        result = evaluate_models(
+            arguments.model,
+            arguments.text,
+            config,
+            retention=arguments.retention,
+            prompts=arguments.prompt,
+            tasks=arguments.tasks,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            gguf_file=arguments.gguf_file,
+            revision=arguments.revision,
+            trust_remote_code=arguments.trust_remote_code,
+            progress=report,
+        )
+    for measured in result.models.values():
+        _write_notes(measured.text.notes)
     if arguments.json:
-        plain = found.to_json()
-        _json(next(iter(plain.values())) if len(plain) == 1 else plain)
+        plain = result.to_json()
+        _write_json(next(iter(plain.values())) if len(plain) == 1 else plain)
     else:
-        show.evaluations(found)
+        show.evaluations(result)
 
 
 def run_adapt(arguments: argparse.Namespace) -> None:
-    """``saltlm adapt``."""
+    """Run ``saltlm adapt``."""
     from ..adaptation.run import adapt
-    from . import show_adapt as adapt_show
+    from . import show_adapt
 
     config = config_from(arguments, AdaptConfig)
     replay: dict[str | Path, float] = dict(_ratio(entry) for entry in arguments.replay)
-    with adapt_show.adapting(arguments.quiet or arguments.json) as report:
+    with show_adapt.adapting(arguments.quiet or arguments.json) as report:
         done = adapt(
-            arguments.model, arguments.text, arguments.out, config, eval_texts=arguments.eval_text,
-            source_eval_texts=arguments.source_eval_text, replay=replay, resume=arguments.resume, progress=report,
-        )  # fmt: skip
+            arguments.model,
+            arguments.text,
+            arguments.out,
+            config,
+            eval_texts=arguments.eval_text,
+            source_eval_texts=arguments.source_eval_text,
+            replay=replay,
+            resume=arguments.resume,
+            progress=report,
+        )
     if done.main and arguments.json:
-        _json(done.to_json())
+        _write_json(done.to_json())
     elif done.main:
-        adapt_show.adaptation(done)
+        show_adapt.adaptation(done)
 
 
 def run_batch(arguments: argparse.Namespace) -> int:
-    """``saltlm batch``."""
+    """Run ``saltlm batch``."""
     from ..batches.run import batch
-    from . import show_batch as batch_show
+    from . import show_batch
 
     config = config_from(arguments, BatchConfig)
-    with batch_show.watching(arguments.quiet or arguments.json) as watcher:
+    with show_batch.watching(arguments.quiet or arguments.json) as watcher:
         done = batch(arguments.jobs, config, watcher=watcher, dry_run=arguments.dry_run)
     if arguments.json:
-        _json(done.to_json())
+        _write_json(done.to_json())
     else:
-        batch_show.batch(done, dry_run=arguments.dry_run)
-    return EXIT_UNFORESEEN if done.failed else EXIT_DONE
+        show_batch.batch(done, dry_run=arguments.dry_run)
+    return EXIT_ERROR if done.failed else EXIT_DONE
 
 
 def _ratio(entry: str) -> tuple[str, float]:
-    path, mark, ratio = entry.rpartition(":")
+    """Split FILE:RATIO."""
+    path, colon, ratio = entry.rpartition(":")
     try:
-        if path and mark:
+        if path and colon:
             return path, float(ratio)
     except ValueError:
         pass
@@ -111,116 +136,147 @@ def _ratio(entry: str) -> tuple[str, float]:
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
-    """``saltlm inspect``."""
+    """Run ``saltlm inspect``."""
     from ..inspection import rows as inspect_rows
-    from . import show_inspect as inspect_show
+    from . import show_inspect
 
     rows = inspect_rows.inspect(arguments.folder)
-    asked = inspect_rows.find_rows(rows, arguments.token)
+    selected = inspect_rows.find_rows(rows, arguments.token)
     if arguments.html:
-        inspect_show.write_page(rows, arguments.html)
+        show_inspect.write_page(rows, arguments.html)
     if arguments.json:
-        _json({"tokens": [rows.detail(row) for row in asked]} if asked else rows.overview())
-    elif asked:
-        for row in asked:
-            inspect_show.detail(rows.detail(row))
+        _write_json({"tokens": [rows.detail(row) for row in selected]} if selected else rows.overview())
+    elif selected:
+        for row in selected:
+            show_inspect.detail(rows.detail(row))
     else:
-        inspect_show.overview(rows.overview())
+        show_inspect.overview(rows.overview())
     if arguments.html and not (arguments.quiet or arguments.json):
         sys.stderr.write(f"written: {arguments.html}\n")
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
-    """``saltlm compare``."""
+    """Run ``saltlm compare``."""
     from ..comparison.run import compare
-    from . import show_compare as compare_show
+    from . import show_compare
 
     common = {"trust_remote_code": arguments.trust_remote_code}
-    with compare_show.comparing(arguments.quiet or arguments.json) as report:
+    with show_compare.comparing(arguments.quiet or arguments.json) as report:
         done = compare(
-            arguments.source, arguments.target, arguments.auxiliary,
-            [name for part in arguments.methods for name in part.split(",") if name], arguments.text, arguments.out,
-            config_from(arguments, CompareConfig), eval_texts=arguments.eval_text,
-            source_eval_texts=arguments.source_eval_text, progress=report,
+            arguments.source,
+            arguments.target,
+            arguments.auxiliary,
+            [name for part in arguments.methods for name in part.split(",") if name],
+            arguments.text,
+            arguments.out,
+            config_from(arguments, CompareConfig),
+            eval_texts=arguments.eval_text,
+            source_eval_texts=arguments.source_eval_text,
+            progress=report,
             transfer_config=config_from(arguments, TransferConfig, OWN_TRANSFER, device=arguments.device, **common),
             adapt_config=config_from(arguments, AdaptConfig, OWN_ADAPT),
-        )  # fmt: skip
-    _tell(done.content["warnings"])
+        )
+    _write_notes(done.content["warnings"])
     if arguments.json:
-        _json({**done.content, "out": str(done.out)})
+        _write_json({**done.content, "out": str(done.out)})
     else:
-        compare_show.comparison(done)
+        show_compare.comparison(done)
 
 
 def run_methods(arguments: argparse.Namespace) -> None:
-    """``saltlm methods``."""
+    """Run ``saltlm methods``."""
     from ..rows.methods import describe_methods
     from . import show
 
-    described = describe_methods()
+    descriptions = describe_methods()
     if arguments.json:
-        _json({"methods": described})
+        _write_json({"methods": descriptions})
     else:
-        show.methods(described)
+        show.methods(descriptions)
 
 
 def run_status(arguments: argparse.Namespace) -> None:
-    """``saltlm status``."""
+    """Run ``saltlm status``."""
     from ..environment import status
     from . import show
 
-    found = status()
+    result = status()
     if arguments.json:
-        _json(found)
+        _write_json(result)
     else:
-        show.status(found)
+        show.status(result)
 
 
-def _tell(warnings: Sequence[str]) -> None:
-    """Write warnings to stderr, one a line; ``--quiet`` silences progress alone, and with ``--json`` stdout has them too."""
+def _write_notes(warnings: Sequence[str]) -> None:
+    """Write each warning to stderr. ``--quiet`` does not suppress them; with ``--json``, stdout has them too."""
     for warning in warnings:
         sys.stderr.write(f"note: {warning}\n")
 
 
-def _json(content: Any) -> None:
+def _write_json(content: Any) -> None:
+    """Write one JSON object and a line break to stdout."""
     sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-class _Interrupt:
-    """Signal handler: an interrupt, or a polite end, unwinds the run so that half-written folders are cleared.
+class _SignalHandler:
+    """Handler of SIGINT and SIGTERM: raises KeyboardInterrupt, which unwinds the run and removes unfinished folders.
 
-    While torch is imported nothing is there to be cleared, and an exception would be lost, or become another, in C code that
-    imports Python modules: the process ends on the spot.
+    While torch is being imported, the process exits at once instead: nothing has been written yet, and C code that imports
+    Python modules may drop the exception or replace it by another one.
+
+    Attributes:
+        received: whether a signal has been received.
+        importing: whether torch is being imported.
     """
 
     def __init__(self) -> None:
-        self.seen = False
-        self.loading = False
+        """Create a handler that has not received a signal."""
+        self.received = False
+        self.importing = False
 
     def __call__(self, number: int, frame: Any) -> NoReturn:
-        self.seen = True
-        if self.loading:
+        """Handle a signal."""
+        self.received = True
+        if self.importing:
             os.write(2, b"saltlm: interrupted; nothing half-written was left behind\n")
             os._exit(EXIT_INTERRUPTED)
         raise KeyboardInterrupt
 
-    def load(self, module: str) -> None:
-        """Import a module of this package, with torch."""
-        self.loading = True
+    def import_module(self, module: str) -> None:
+        """Import a module of this package that imports torch.
+
+        Args:
+            module: relative name of the module, such as ``.pipeline``.
+        """
+        self.importing = True
         try:
             importlib.import_module(module, __package__.partition(".")[0])
         finally:
-            self.loading = False
+            self.importing = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command.
+
+    Args:
+        argv: arguments of the command line; ``None`` for those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 an error or a failed job of a batch, 2 bad input, 130 interrupted.
+    """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller has closed it
+        if getattr(sys, name) is None:  # the calling process has closed the stream
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-    interrupt = _Interrupt()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    handler = _SignalHandler()
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _run_command(argv, handler)
+    finally:  # a program that calls this function keeps its own handlers
+        for number, action in previous.items():
+            signal.signal(number, signal.SIG_DFL if action is None else action)
+
+
+def _run_command(argv: Sequence[str] | None, handler: _SignalHandler) -> int:
     arguments = parser().parse_args(argv)
     silence_libraries()
     module, run = {
@@ -234,47 +290,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         "status": (".environment", run_status),
     }[arguments.command]
     try:
-        interrupt.load(module)
-        with _unlogged():
+        handler.import_module(module)
+        with _without_log_records():
             code = run(arguments) or EXIT_DONE
         sys.stdout.flush()
-    except KeyboardInterrupt as stopped:
-        return _interrupted(str(stopped))
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(str(interrupt))
     except SaltlmError as error:
-        if interrupt.seen:  # a library took the interrupt for a fault of its own
+        if handler.received:  # a library has turned the interrupt into another exception
             return _interrupted()
-        return _fail(str(error), EXIT_INPUT if isinstance(error, InputError) else EXIT_UNFORESEEN)
+        return _fail(str(error), EXIT_INPUT if isinstance(error, InputError) else EXIT_ERROR)
     except BrokenPipeError:
-        _drop_stdout()  # its reader has left, as head does
+        _drop_stdout()  # the reader of stdout has exited, as `head` does
         code = EXIT_DONE
     except OSError as error:
         _drop_stdout()
-        return _fail(f"{_at_fault(error)}: {error.strerror or error}; mend that and run it again", EXIT_UNFORESEEN)
+        return _fail(
+            f"{_failed_file(error)}: {error.strerror or error}; fix this and run the command again", EXIT_ERROR
+        )
     return code
 
 
-def _interrupted(how: str = "") -> int:
-    return _fail(f"interrupted; {how or 'nothing half-written was left behind'}", EXIT_INTERRUPTED)
+def _interrupted(details: str = "") -> int:
+    return _fail(f"interrupted; {details or 'nothing half-written was left behind'}", EXIT_INTERRUPTED)
 
 
-def _at_fault(error: OSError) -> str:
-    """The file of an error; without one it is a connection's, or standard output's."""
+def _failed_file(error: OSError) -> str:
+    """The file that an error is about; an error without a file name is about a connection or standard output."""
     if error.filename is not None:
         return repr(error.filename)
     return "a connection" if isinstance(error, ConnectionError) or error.errno is None else "standard output"
 
 
 def _drop_stdout() -> None:
-    """What stdout still holds cannot be written; the interpreter would complain of it once more on its way out."""
+    """Redirect stdout to the null device; else the interpreter would report the unwritten buffer again when it exits."""
     with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 @contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep saltlm's log records from handlers that a library may have given the root logger: :func:`_tell` prints them."""
+def _without_log_records() -> Iterator[None]:
+    """Stop saltlm's log records from reaching handlers of the root logger, which a library may have added.
+
+    The records are also in the results, and :func:`_write_notes` prints them.
+    """
     logger = logging.getLogger("saltlm")
     before, logger.propagate = logger.propagate, False
     try:
@@ -284,5 +345,6 @@ def _unlogged() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
+    """Write an error message to stderr; returns ``code``."""
     sys.stderr.write(f"saltlm: {message}\n")
     return code

@@ -1,4 +1,4 @@
-"""The options of the command line: those of the configuration classes with their texts, and those of the commands."""
+"""The parser of the command line: options of the configuration classes and of the commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..options import Option, options_of
 TEXT_FORMS = (
     "text or .jsonl (both also .gz), .parquet, a folder of datasets.save_to_disk, or dataset:NAME[,CONFIG][,SPLIT]"
 )
-# Headings of the help, in this order.
+# Headings of the help, in the order in which the help shows them.
 HEADINGS = (
     INPUTS,
     PROBING,
@@ -41,7 +41,7 @@ HEADINGS = (
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Breaks lines at blanks alone, so that option names such as ``--max-support`` stay whole."""
+    """Breaks lines only at blanks, so that option names such as ``--max-support`` stay whole."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return self._fill_text(text, width, "").splitlines()
@@ -65,9 +65,9 @@ class Command:
 
         Args:
             commands: what ``add_subparsers`` returned.
-            name: of the command.
+            name: name of the command.
             summary: a sentence that says what the command does.
-            usage: its arguments, with the required options.
+            usage: arguments and required options of the command.
         """
         self.parser: argparse.ArgumentParser = commands.add_parser(
             name,
@@ -80,7 +80,7 @@ class Command:
         self._groups = {heading: self.parser.add_argument_group(heading) for heading in HEADINGS}
 
     def add(self, group: str, *names: str, **settings: Any) -> None:
-        """Add an option or argument under a heading; settings are those of ``ArgumentParser.add_argument``."""
+        """Add an option or argument under a heading; ``settings`` are passed to ``ArgumentParser.add_argument``."""
         settings["help"] = settings["help"].replace("%", "%%")
         self._groups[group].add_argument(*names, **settings)
 
@@ -93,7 +93,7 @@ class Command:
         self.add(group, name, action="store_true", help=text)
 
     def add_config(self, config: type, leave_out: Sequence[str] = ()) -> None:
-        """Add one option for each field of a configuration class, with the field's own text, default and heading.
+        """Add one option for each field of a configuration class, with the text, default and heading of the field.
 
         Args:
             config: the class.
@@ -105,7 +105,7 @@ class Command:
 
 
 def _settings(entry: Option) -> dict[str, Any]:
-    """The arguments of ``add_argument`` for an option. Values are checked by the configuration, whose messages say more."""
+    """The arguments of ``add_argument`` for an option. The configuration class checks the values; its messages are clearer."""
     if entry.types == (bool,):
         return {"action": "store_true", "help": entry.help}
     if entry.types == (Mapping,):
@@ -124,37 +124,38 @@ def choices_metavar(choices: Sequence[str]) -> str:
 
 
 def number_or_rule(text: str) -> float | str:
-    """A number where it is one, else the name of a rule, which the configuration checks."""
+    """Convert a number; other texts are names of rules, which the configuration class checks."""
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def config_from(arguments: argparse.Namespace, config: type, leave_out: Sequence[str] = (), **given: Any) -> Any:
-    """Build a configuration from parsed options; its own checks name what is out of range.
+def config_from(arguments: argparse.Namespace, config: type, leave_out: Sequence[str] = (), **extra: Any) -> Any:
+    """Build a configuration from parsed options.
 
     Args:
-        arguments: as parsed.
-        config: the class.
+        arguments: the parsed options.
+        config: the configuration class.
         leave_out: names of fields that are not read from ``arguments``.
-        given: values of further fields.
+        extra: values of further fields.
 
     Raises:
         InputError: a value is out of range, or a special token is not paired with another.
     """
     names = [entry.name for entry in options_of(config) if entry.name not in leave_out]
-    values = {**{name: getattr(arguments, name) for name in names}, **given}
+    values = {**{name: getattr(arguments, name) for name in names}, **extra}
     if "special_overrides" in values:
         values["special_overrides"] = _pairs(values["special_overrides"])
     return config(**values)
 
 
 def _pairs(entries: Sequence[str]) -> dict[str, str]:
+    """Split each TARGET=SOURCE."""
     pairs = {}
     for entry in entries:
-        target, mark, source = entry.partition("=")
-        if not (target and mark and source):
+        target, equals, source = entry.partition("=")
+        if not (target and equals and source):
             raise input_error(
                 "special-overrides", repr(entry), "TARGET=SOURCE", "spell both tokens, e.g. '</s>=<|end|>'"
             )
@@ -163,7 +164,7 @@ def _pairs(entries: Sequence[str]) -> dict[str, str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """The parser of the command line with all commands."""
     from .. import __version__
 
     top = argparse.ArgumentParser(
@@ -385,7 +386,7 @@ def _status(commands: Any) -> Command:
 
 
 def _add_pair(command: Command) -> None:
-    """The inputs of a transfer."""
+    """Add the inputs of a transfer."""
     command.add(
         INPUTS,
         "--source",

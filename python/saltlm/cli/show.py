@@ -1,9 +1,9 @@
-"""Results as a person reads them: tables on stdout, progress on stderr."""
+"""Tables of results for the terminal, on stdout, and progress bars, on stderr."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,33 +12,42 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..progress import StageProgress
+
 if TYPE_CHECKING:
     from ..evaluation.harness.tasks import TaskScore
     from ..evaluation.side_by_side import SideBySide
     from ..pipeline import Transfer
 
-Report = Callable[[str, int, int], None]
+# Origin of a row -> its description.
 ORIGIN_WORDS = {
-    "copied": "shared with the source: its row, bit for bit",
-    "role": "special token: the source's row of the same role",
+    "copied": "shared with the source: an exact copy of the source's row",
+    "role": "special token: the source's row of the token with the same role",
     "solved": "regression on its neighbours",
-    "composed": "made from source rows",
+    "composed": "combined from source rows",
     "drawn": "random",
     "padding": "no token has this id",
 }
 
 
 class Output(Console):
-    """Standard output; a reader that leaves early is the command line's to handle, not rich's, which would exit with 1."""
+    """Console on standard output that raises BrokenPipeError, which rich would turn into exit code 1."""
 
     def on_broken_pipe(self) -> None:
-        """Called while the error is handled."""
+        """Raise the BrokenPipeError again; rich calls this while it handles the error."""
         raise
 
 
 @contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[Report]:
-    """A bar a stage on stderr; yields a callback (stage, done, total), total 0 where it is not known."""
+def progress(quiet: bool) -> Iterator[StageProgress]:
+    """Show a progress bar for each stage on stderr.
+
+    Args:
+        quiet: show nothing.
+
+    Yields:
+        The callback; see :data:`~saltlm.progress.StageProgress`.
+    """
     if quiet:
         yield lambda stage, done, total: None
         return
@@ -65,7 +74,7 @@ def progress(quiet: bool) -> Iterator[Report]:
 
 
 def transfer(done: Transfer, *, dry_run: bool) -> None:
-    """What a transfer did, or would do."""
+    """Print what a transfer did, or what it would do with ``dry_run``."""
     console = Output()
     summary = done.summary
     rows = len(done.origin)
@@ -76,55 +85,59 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
         )
     console.print(_rows(summary, rows, dry_run))
     if summary["expansion"]:
-        grown = summary["expansion"]
+        expansion = summary["expansion"]
         console.print(
-            f"added to the source's tokenizer: {grown['added']:,} tokens; {grown['left_out']:,} left out, which it could"
-            " never put into a text"
+            f"added to the source's tokenizer: {expansion['added']:,} tokens; left out: {expansion['left_out']:,} that"
+            " this tokenizer can never produce"
         )
     if summary["support"]:
         support = summary["support"]
-        whole = f" of {summary['anchors']:,} anchors" if support["of"] == "anchors" else ""
+        total = f" of {summary['anchors']:,} anchors" if support["of"] == "anchors" else ""
         console.print(
-            f"{support['of']} that a built token is made from: median {support['median']:.0f},"
-            f" 95 % up to {support['p95']:.0f}, largest {support['max']}{whole}"
+            f"{support['of']} per built token: median {support['median']:.0f},"
+            f" 95 % up to {support['p95']:.0f}, largest {support['max']}{total}"
         )
-    if outcomes := [e for e in summary["statuses"] if e["count"] and e["name"] != "not_solved"]:
+    if outcomes := [entry for entry in summary["statuses"] if entry["count"] and entry["name"] != "not_solved"]:
         console.print("outcomes: " + ", ".join(f"{entry['name']} {entry['count']:,}" for entry in outcomes))
     if summary["heldout"]:
-        held = summary["heldout"]
+        check = summary["heldout"]
         console.print(
-            f"self-check on {held['tokens']} hidden shared tokens: score {held['score']:.2f}; relative error"
-            f" {held['relative_error']:.2f}, cosine {held['cosine']:.2f}, true row at place {held['rank']} of"
-            f" {held['candidates']:,} (medians)"
+            f"self-check on {check['tokens']} hidden shared tokens: score {check['score']:.2f}; relative error"
+            f" {check['relative_error']:.2f}, cosine {check['cosine']:.2f}, rank of the true row {check['rank']} of"
+            f" {check['candidates']:,} (medians)"
         )
     if summary["tuning"]:
         tuning = summary["tuning"]
         chosen = ", ".join(
             f"{name} {'default' if value is None else value}" for name, value in tuning["choice"].items()
         )
-        by = "on them" if tuning["text"] is None else f"by bits per byte on {tuning['text']['bytes']:,} bytes of text"
-        console.print(f"tuned {by}: {chosen}, the best of {len(tuning['trials'])} trials")
-    elif summary["method"] == "auto" and summary.get("blend") == _usual_blend():
+        criterion = (
+            "by the self-check"
+            if tuning["text"] is None
+            else f"by bits per byte on {tuning['text']['bytes']:,} bytes of text"
+        )
+        console.print(f"tuned {criterion}: {chosen}, the best of {len(tuning['trials'])} trials")
+    elif summary["method"] == "auto" and summary.get("blend") == _default_blend():
         weight, length = summary["blend"].values()
         console.print(
             f"blend: weight {weight:g}, length {length:g}, the best on average; --tune-text FILE chooses for this language"
         )
     if done.out is not None:
-        # One line, however long: it is there to be copied.
+        # The path stays on one line, so that it can be copied.
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
 
 
-def _usual_blend() -> dict[str, object]:
-    """Weight and length of the default that nobody and nothing has chosen."""
+def _default_blend() -> dict[str, object]:
+    """Weight and length of the default blend."""
     from ..config import TransferConfig
     from ..rows.methods.blend import as_blend
 
-    usual = as_blend(TransferConfig())
-    return {"weight": usual.blend_weight, "length": usual.blend_length}
+    config = as_blend(TransferConfig())
+    return {"weight": config.blend_weight, "length": config.blend_length}
 
 
 def _rows(summary: Mapping[str, Any], rows: int, dry_run: bool) -> Table:
-    """Where the rows come from, or before they are built what is shared."""
+    """Number of rows by origin; for a dry run, number of shared tokens by kind of match."""
     table = Table(title=f"{rows:,} rows by {summary['method']}" if not dry_run else "shared tokens")
     if dry_run:
         table.add_column("match")
@@ -142,16 +155,16 @@ def _rows(summary: Mapping[str, Any], rows: int, dry_run: bool) -> Table:
     return table
 
 
-def evaluations(found: SideBySide) -> None:
-    """Bits per byte of one model or several, who is better, continuations and tasks."""
+def evaluations(result: SideBySide) -> None:
+    """Print bits per byte of one or more models, their differences, task scores and continuations."""
     from .show_evaluation import evaluation_table
 
     console = Output()
-    short = labels(list(found.models))
-    texts = {short[name]: measured.text for name, measured in found.models.items()}
-    kept = {short[name]: measured.retention for name, measured in found.models.items() if measured.retention}
-    console.print(evaluation_table(texts, found.intervals.renamed(short), kept))
-    for title, intervals in (("", found.intervals), ("source text: ", found.retention)):
+    short = labels(list(result.models))
+    texts = {short[name]: measured.text for name, measured in result.models.items()}
+    retention = {short[name]: measured.retention for name, measured in result.models.items() if measured.retention}
+    console.print(evaluation_table(texts, result.intervals.renamed(short), retention))
+    for title, intervals in (("", result.intervals), ("source text: ", result.retention)):
         for pair in intervals.renamed(short).comparisons:
             d = pair.difference
             better = "a tie" if pair.tie else f"{pair.first if d.estimate < 0 else pair.second} is better"
@@ -161,31 +174,39 @@ def evaluations(found: SideBySide) -> None:
                 highlight=False,
                 markup=False,
             )
-    for name, result in texts.items():
-        if held := result.heldout:
+    for name, evaluation in texts.items():
+        if check := evaluation.heldout:
             console.print(
-                f"{escape(name)}: held-out shared tokens: relative error {held['relative_error']:.2f}, cosine"
-                f" {held['cosine']:.2f}, rank {held['rank']} of {held['candidates']:,} (medians of {held['tokens']})",
+                f"{escape(name)}: held-out shared tokens: relative error {check['relative_error']:.2f}, cosine"
+                f" {check['cosine']:.2f}, rank {check['rank']} of {check['candidates']:,} (medians of {check['tokens']})",
                 highlight=False,
             )
-    _tasks(console, {short[name]: measured.tasks for name, measured in found.models.items()})
-    _samples(console, {short[name]: measured.samples for name, measured in found.models.items()})
+    _tasks(console, {short[name]: measured.tasks for name, measured in result.models.items()})
+    _samples(console, {short[name]: measured.samples for name, measured in result.models.items()})
 
 
 def labels(names: list[str]) -> dict[str, str]:
-    """Name -> the shortest end of its path that no other name shares; a name alone stays as it is."""
+    """Short labels of models.
+
+    Args:
+        names: folders or hub names.
+
+    Returns:
+        Name -> the shortest end of its path that distinguishes it from the other names; a single name is not shortened.
+    """
     if len(names) == 1:
         return {names[0]: names[0]}
     parts = {name: Path(name).parts or (name,) for name in names}
     for length in range(1, max(map(len, parts.values()), default=0)):
-        short = {name: "/".join(own[-length:]) for name, own in parts.items()}
+        short = {name: "/".join(path[-length:]) for name, path in parts.items()}
         if len(set(short.values())) == len(names):
             return short
     return {name: name for name in names}
 
 
-def _tasks(console: Console, found: Mapping[str, Mapping[str, TaskScore]]) -> None:
-    tasks = list(next(iter(found.values())))
+def _tasks(console: Console, scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
+    """Print a table of model -> task -> score."""
+    tasks = list(next(iter(scores.values())))
     if not tasks:
         return
     table = Table()
@@ -194,9 +215,9 @@ def _tasks(console: Console, found: Mapping[str, Mapping[str, TaskScore]]) -> No
     for heading in ("score", "± standard error", "items", "shots"):
         table.add_column(heading, justify="right")
     for task in tasks:
-        for metric in next(iter(found.values()))[task].metrics:
-            for name, scores in found.items():
-                score = scores[task]
+        for metric in next(iter(scores.values()))[task].metrics:
+            for name, task_scores in scores.items():
+                score = task_scores[task]
                 value = score.metrics[metric]
                 numbers = ("-" if value[key] is None else f"{value[key]:.3f}" for key in ("value", "stderr"))
                 items = f"{score.items:,}" if score.items else "-"
@@ -204,38 +225,39 @@ def _tasks(console: Console, found: Mapping[str, Mapping[str, TaskScore]]) -> No
     console.print(table)
 
 
-def _samples(console: Console, found: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-    for index, (prompt, _) in enumerate(next(iter(found.values()))):
+def _samples(console: Console, continuations: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Print the continuations, model -> (prompt, continuation) of each prompt."""
+    for index, (prompt, _) in enumerate(next(iter(continuations.values()))):
         console.print(f"\n[bold]{escape(prompt)}[/bold]", highlight=False)
-        for name, samples in found.items():
-            label = f"{escape(name)}: " if len(found) > 1 else ""
+        for name, samples in continuations.items():
+            label = f"{escape(name)}: " if len(continuations) > 1 else ""
             console.print(f"  {label}{escape(' '.join(samples[index][1].split()))}", highlight=False)
 
 
-def status(found: Mapping[str, Any]) -> None:
-    """What runs here and why."""
+def status(result: Mapping[str, Any]) -> None:
+    """Print versions, devices, and which implementation of the operators runs and why."""
     console = Output()
     table = Table(title="saltlm status", show_header=False)
     table.add_column()
     table.add_column()
-    for name, version in found["versions"].items():
+    for name, version in result["versions"].items():
         table.add_row(name, str(version or "not installed"))
     table.add_section()
-    for device, entry in found["operators"].items():
+    for device, entry in result["operators"].items():
         table.add_row(f"operators on {device}", escape(f"{entry['name']}: {entry['reason']}"))
     table.add_section()
-    table.add_row("devices", escape(", ".join(found["devices"])))
-    table.add_row("threads", str(found["threads"]))
-    table.add_row("platform", found["platform"])
+    table.add_row("devices", escape(", ".join(result["devices"])))
+    table.add_row("threads", str(result["threads"]))
+    table.add_row("platform", result["platform"])
     console.print(table)
 
 
-def methods(described: Sequence[Mapping[str, Any]]) -> None:
-    """Every method: what the row of a new token is, what the method needs, its options and its source."""
+def methods(descriptions: Sequence[Mapping[str, Any]]) -> None:
+    """Print every method: what the row of a new token is, what the method needs, its options and its source."""
     table = Table(title="saltlm methods", show_header=False, show_lines=True)
     table.add_column(no_wrap=True)
     table.add_column()
-    for method in described:
+    for method in descriptions:
         lines = [method["summary"]]
         if method["needs"]:
             lines.append("Needs: " + ", ".join(method["needs"]) + ".")

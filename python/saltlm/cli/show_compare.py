@@ -1,9 +1,9 @@
-"""A comparison as a person sees it: a table on stdout, a chart."""
+"""Progress line and result table of a comparison."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +13,8 @@ from rich.table import Table
 
 from ..comparison.chart import in_order
 from ..comparison.config import ORIGINAL
+from ..progress import StageProgress
+from .show import Output
 
 if TYPE_CHECKING:
     from ..comparison.run import Comparison
@@ -21,8 +23,15 @@ NOT_REACHED = "not reached"
 
 
 @contextlib.contextmanager
-def comparing(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """One line on stderr, whatever the number of runs; yields a callback (stage, done, total)."""
+def comparing(quiet: bool) -> Iterator[StageProgress]:
+    """Show one progress line on stderr.
+
+    Args:
+        quiet: show nothing.
+
+    Yields:
+        The callback; see :data:`~saltlm.progress.StageProgress`.
+    """
     if quiet:
         yield lambda stage, done, total: None
         return
@@ -35,20 +44,20 @@ def comparing(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def comparison(done: Comparison) -> None:
-    """Methods from best to worst, ties called ties, and what foretold the end."""
-    from .show import Output
-
+    """Print the methods from best to worst, their notes, and the rank correlations between measures."""
     console = Output()
     content = done.content
     console.print(_table(content))
     reached = f"{content['level']:.3f}"
     console.print(
-        f"to level: steps until {reached} bits per byte, where the original model stands untrained", highlight=False
+        f"to level: steps until {reached} bits per byte, the level of the original model before training",
+        highlight=False,
     )
     lengths, sizes = content["seq_lengths"], content["training_tokens_per_byte"]
     console.print(
-        f"{ORIGINAL}: its own tokenizer, {sizes['original'] / sizes['new']:.2f} times the tokens; its blocks hold"
-        f" {lengths['original']} rather than {lengths['new']}, so that a step sees as many bytes",
+        f"{ORIGINAL}: the source model with its own tokenizer, which needs"
+        f" {sizes['original'] / sizes['new']:.2f} times the tokens; its blocks have {lengths['original']} tokens instead of"
+        f" {lengths['new']}, so that a step trains on as many bytes",
         highlight=False,
     )
     for entry in content["methods"]:
@@ -62,9 +71,11 @@ def comparison(done: Comparison) -> None:
             console.print(f"{escape(entry['method'])}: chose {escape(chosen(entry['tuning']))}", highlight=False)
     for note, labels in _notes(content["results"]).items():
         console.print(f"[yellow]note[/yellow]: {escape(', '.join(labels))}: {escape(note)}", highlight=False)
-    found = [entry for entry in content["rank_correlations"] if entry["rho"] is not None]
-    if found:
-        words = ", ".join(f"{e['first']} and {e['second']} {e['rho']:+.2f} ({e['methods']} methods)" for e in found)
+    correlations = [entry for entry in content["rank_correlations"] if entry["rho"] is not None]
+    if correlations:
+        words = ", ".join(
+            f"{e['first']} and {e['second']} {e['rho']:+.2f} ({e['methods']} methods)" for e in correlations
+        )
         console.print(f"rank correlations: {escape(words)}", highlight=False)
     if done.best is not None:
         others = [name for name in content["ties"] if name != done.best]
@@ -74,17 +85,21 @@ def comparison(done: Comparison) -> None:
 
 
 def _notes(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """What has to be known of the evaluations -> the methods of which it is true."""
-    found: dict[str, list[str]] = {}
+    """Note of an evaluation -> the methods that have it; all methods but the original are written as the new tokenizer."""
+    methods: dict[str, list[str]] = {}
     for run in results:
         for note in run["notes"]:
-            if run["method"] not in found.setdefault(note, []):
-                found[note].append(run["method"])
-    everywhere = len({run["method"] for run in results}) - 1
-    return {n: ["the new tokenizer"] if len(m) == everywhere and ORIGINAL not in m else m for n, m in found.items()}
+            if run["method"] not in methods.setdefault(note, []):
+                methods[note].append(run["method"])
+    transferred = len({run["method"] for run in results}) - 1
+    return {
+        note: ["the new tokenizer"] if len(names) == transferred and ORIGINAL not in names else names
+        for note, names in methods.items()
+    }
 
 
 def _table(content: Mapping[str, Any]) -> Table:
+    """Table with a row for each method."""
     seeds = len(content["seeds"])
     table = Table(
         title=f"held-out bits per byte, probe of {content['probe_steps']:,} steps on"
@@ -100,8 +115,8 @@ def _table(content: Mapping[str, Any]) -> Table:
         level = "-" if entry["method"] == ORIGINAL else steps_words(entry["steps_to_original"])
         cells = [_mean(entry["start"]), _mean(entry["end"]), _difference(entry), level]
         if source:
-            kept = entry["source"]
-            cells.append(f"{kept['before']['mean']:.3f} ->\n{kept['after']['mean']:.3f}" if kept else "-")
+            change = entry["source"]
+            cells.append(f"{change['before']['mean']:.3f} ->\n{change['after']['mean']:.3f}" if change else "-")
         if checked:
             cells.append(f"{entry['self_check']['score']:.2f}" if entry["self_check"] else "-")
         table.add_row(escape(entry["method"]), *cells)
@@ -109,25 +124,27 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def chosen(tuning: Mapping[str, Any]) -> str:
-    """What a text or the self-check chose, in the order in which it was tried."""
+    """The options that tuning chose, in the order of the trials."""
     changed = [f"{name.replace('_', '-')} {value}" for name, value in tuning.items() if value not in (None, False)]
     return ", ".join(changed) or "the defaults"
 
 
 def steps_words(steps: float | None) -> str:
-    """A number of steps, or that the level was not reached."""
+    """A number of steps, or :data:`NOT_REACHED` for ``None``."""
     return NOT_REACHED if steps is None else f"{steps:.0f}"
 
 
-def _mean(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _mean(figure: Mapping[str, Any] | None) -> str:
+    """Mean and spread over the seeds."""
+    if figure is None:
         return "diverged"
-    return f"{found['mean']:.3f}" + (f"\n±{found['spread']:.3f}" if found["spread"] is not None else "")
+    return f"{figure['mean']:.3f}" + (f"\n±{figure['spread']:.3f}" if figure["spread"] is not None else "")
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
-    found = entry["difference"]
-    if found is None:
+    """Difference to the best method, with its interval."""
+    difference = entry["difference"]
+    if difference is None:
         return "-" if entry["end"] is None else "best"
-    ends = "" if found["low"] is None else f"\n{found['low']:+.3f} to {found['high']:+.3f}"
-    return f"{found['estimate']:+.3f}{' tie' if found['tie'] else ''}{ends}"
+    ends = "" if difference["low"] is None else f"\n{difference['low']:+.3f} to {difference['high']:+.3f}"
+    return f"{difference['estimate']:+.3f}{' tie' if difference['tie'] else ''}{ends}"

@@ -1,4 +1,4 @@
-"""Evaluations side by side as a table for people."""
+"""Table of evaluations for the terminal."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ def evaluation_table(
     intervals: Intervals | None = None,
     retention: Mapping[str, Evaluation] | None = None,
 ) -> Table:
-    """Several evaluations as a table for people, a row each, in the given order.
+    """Build a table with a row for each evaluation, in the given order.
 
     Args:
         evaluations: label -> evaluation.
-        intervals: of the same evaluations.
-        retention: label -> evaluation on text of the source language; a column of its own.
+        intervals: confidence intervals of the same evaluations.
+        retention: label -> evaluation on text of the source language, shown in an extra column.
 
     Returns:
-        A :class:`rich.table.Table`; the best bits per byte, and those that tie with it, are marked when all rows are of the
-        same bytes.
+        The table. If all evaluations are of the same text, the best rows (least bits per byte, and ties) are bold.
     """
     from rich.markup import escape
     from rich.table import Table
 
-    known = dict(intervals.models) if intervals else {}
+    interval_of = dict(intervals.models) if intervals else {}
     sizes = {(e.bytes, e.documents) for e in evaluations.values()}
     least = min((e.bits_per_byte for e in evaluations.values()), default=None)
-    best = intervals.best() if known else [name for name, e in evaluations.items() if e.bits_per_byte == least]
-    # Columns that say nothing are left out, so that names have room.
+    best = (
+        intervals.best()
+        if intervals is not None and interval_of
+        else [name for name, e in evaluations.items() if e.bits_per_byte == least]
+    )
+    # Columns without values are left out, to leave room for the names.
     columns = {
         "bits per\nbyte": {name: _bits(e) for name, e in evaluations.items()},
         **{
-            f"{100 * share:.4g} %\ninterval": {name: f"{i.low:.3f} to {i.high:.3f}" for name, i in known.items()}
-            for share in {i.confidence for i in known.values()}
+            f"{100 * confidence:.4g} %\ninterval": {
+                name: f"{i.low:.3f} to {i.high:.3f}" for name, i in interval_of.items()
+            }
+            for confidence in {i.confidence for i in interval_of.values()}
         },
         "source\ntext": {name: _bits(e) for name, e in (retention or {}).items()},
         "tokens\nper byte": {name: f"{e.tokens_per_byte:.3f}" for name, e in evaluations.items()},
@@ -59,5 +64,6 @@ def evaluation_table(
     return table
 
 
-def _bits(found: Evaluation) -> str:
-    return f"{'≥ ' if found.unknown_tokens else ''}{found.bits_per_byte:.3f}"
+def _bits(evaluation: Evaluation) -> str:
+    """Bits per byte; a lower bound where the text has unknown tokens."""
+    return f"{'≥ ' if evaluation.unknown_tokens else ''}{evaluation.bits_per_byte:.3f}"

@@ -68,10 +68,11 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
 def provenance_bytes(assembly: Assembly, source: Vocabulary) -> bytes:
     """Content of provenance.safetensors.
 
-    One entry for each row: ``origin``, ``source_id``, ``support_size``, ``rank``, ``residual``, ``status`` and ``rule`` (index into
-    ``rules`` of the summary). The recipes of the rows in compressed form (:class:`~saltlm.rows.recipe.Recipe`):
-    ``rule_offsets``, ``rule_ids`` (source ids), ``rule_weights``, and ``rule_kept`` with one entry for each row. The canonical
-    bytes of the source tokens: ``source_bytes``, split at ``source_offsets``, so that ids can be read without the source.
+    One entry for each row: ``origin``, ``source_id``, ``support_size``, ``rank``, ``residual``, ``status`` and ``rule`` (index
+    into ``rules`` of the summary). The recipes of the rows in compressed form (:class:`~saltlm.rows.recipe.Recipe`):
+    ``rule_offsets``, ``rule_ids`` (source ids), ``rule_weights``, and ``rule_kept`` with one entry for each row. The
+    canonical bytes of the source tokens: ``source_bytes``, split at ``source_offsets``, so that ids can be read without
+    the source.
     """
     from safetensors.numpy import save
 
