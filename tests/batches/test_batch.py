@@ -1,4 +1,4 @@
-"""A batch makes what single transfers make, skips what is finished, and outlives jobs and workers that fail."""
+"""Batches: folders equal those of single transfers, finished jobs are skipped, and failed jobs do not stop the others."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def write_jobs(path: Path, pair, jobs: dict[str, str], more: str = "") -> Path:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """Everything of a written folder but how long it took."""
-    found: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {**found, "saltlm.json": {**json.loads(found["saltlm.json"]), "seconds": None}}
+    """Contents of the files of a written folder, without the seconds of the run."""
+    files: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {**files, "saltlm.json": {**json.loads(files["saltlm.json"]), "seconds": None}}
 
 
 def names(folder: Path) -> list[str]:
@@ -55,7 +55,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
-    """One worker, seven jobs: four that succeed, a broken source, one too large for the disk, and one after them."""
+    """Seven jobs with one worker: five succeed, one has a broken source, and one exceeds the limit of file sizes."""
     root = tmp_path_factory.mktemp("batch")
     source = shutil.copytree(pair.source, root / "nan")
     rows = load_file(source / "model.safetensors")
@@ -73,9 +73,8 @@ def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
     }
     path = write_jobs(root / "jobs.toml", pair, jobs)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (2_000_000, before[1])
-    )  # the workers inherit it: larger files find a full disk
+    # The workers inherit the limit; writing a larger file fails.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
     try:
         done = batch(path, ONE)
     finally:
@@ -83,7 +82,7 @@ def ran(pair, untied, tmp_path_factory) -> dict[str, object]:
     return {"root": root, "path": path, "done": done, "names": names(root)}
 
 
-def test_folders_are_those_of_single_transfers(ran, pair, untied, tmp_path) -> None:
+def test_folders_equal_those_of_single_transfers(ran, pair, untied, tmp_path) -> None:
     singles = {
         "salt": (pair, SALT, pair.vectors),
         "other": (untied, SALT, untied.vectors),
@@ -97,7 +96,7 @@ def test_folders_are_those_of_single_transfers(ran, pair, untied, tmp_path) -> N
         shutil.rmtree(tmp_path / "single")
 
 
-def test_more_jobs_than_files_may_be_open() -> None:
+def test_the_limit_of_open_files_is_raised_for_many_jobs() -> None:
     script = """
 import resource
 from saltlm.batches.run import _allow_files
@@ -114,26 +113,28 @@ assert resource.getrlimit(resource.RLIMIT_NOFILE) == (100, 100)
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_failures_are_told_and_stop_nothing(ran) -> None:
-    found = ran["done"].to_json()
-    assert (found["done"], found["failed"], found["skipped"]) == (5, 2, 0)
-    failed = {Path(job["out"]).name: job["error"] for job in found["jobs"] if job["status"] == "failed"}
+def test_failures_are_reported_and_the_other_jobs_run(ran) -> None:
+    result = ran["done"].to_json()
+    assert (result["done"], result["failed"], result["skipped"]) == (5, 2, 0)
+    failed = {Path(job["out"]).name: job["error"] for job in result["jobs"] if job["status"] == "failed"}
     assert set(failed) == {"broken", "full"}
     assert "NaN or infinity in rows 3" in failed["broken"] and "limit on the size of files" in failed["full"]
     assert ran["names"] == ["case", "deep", "jobs.toml", "nan", "other", "pieces", "salt", "wide"]
 
 
-def test_neighbours_share_and_memory_is_as_estimated(ran) -> None:
+def test_jobs_with_equal_inputs_share_results_and_memory_is_within_the_estimate(ran) -> None:
     done = ran["done"]
     order = [next(job for job in done.jobs if job.number == number).source for number in done.order]
-    assert len([one for one, after in itertools.pairwise(order) if one != after]) == len(set(order)) - 1
+    assert (
+        len([source for source, following in itertools.pairwise(order) if source != following]) == len(set(order)) - 1
+    )
     assert done.to_json()["shared"]["found"] >= 10
     assert len({outcome.process for outcome in done.outcomes.values()}) == 1
     for job in done.jobs:
         assert job.memory / 2 < done.outcomes[job.number].peak < job.memory
 
 
-def test_running_again_does_what_is_left(ran, pair, untied, capsys) -> None:
+def test_a_second_run_does_the_remaining_jobs(ran, pair, untied, capsys) -> None:
     def states(text: str | None = None) -> dict[str, str]:
         path = ran["path"] if text is None else ran["path"].with_name("again.toml")
         if text is not None:
@@ -154,7 +155,7 @@ def test_running_again_does_what_is_left(ran, pair, untied, capsys) -> None:
     assert "an existing folder of another run (its ridge is 0.1, the job's 0.2)" in capsys.readouterr().err
     forced = text.replace("[[job]]", "force = true\n[[job]]", 1)
     now = time.time()
-    for place, touched in (
+    for file, touch in (
         (pair.vectors, lambda: pair.vectors.write_text(pair.vectors.read_text().replace("0.1", "0.2", 1))),
         (
             pair.source / "config.json",
@@ -162,101 +163,107 @@ def test_running_again_does_what_is_left(ran, pair, untied, capsys) -> None:
         ),
         (pair.target / "model.safetensors", lambda: os.utime(pair.target / "model.safetensors", (now, now - 99))),
     ):
-        before, stat = place.read_bytes(), place.stat()
-        touched()
-        assert states(forced)["salt"] == "waiting" and states(forced)["other"] == "skipped", place
-        place.write_bytes(before)
-        os.utime(place, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    os.utime(pair.vectors, (now, now))  # known by its content
+        before, stat = file.read_bytes(), file.stat()
+        touch()
+        assert states(forced)["salt"] == "waiting" and states(forced)["other"] == "skipped", file
+        file.write_bytes(before)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.utime(pair.vectors, (now, now))  # vectors are compared by content, not by time
     assert states()["salt"] == "skipped"
-    (ran["root"] / "salt" / "config.json").rename(ran["root"] / "kept")
+    (ran["root"] / "salt" / "config.json").rename(ran["root"] / "moved")
     assert states(forced)["salt"] == "waiting"
-    (ran["root"] / "kept").rename(ran["root"] / "salt" / "config.json")
+    (ran["root"] / "moved").rename(ran["root"] / "salt" / "config.json")
 
 
 class Killer(Watcher):
-    """Kills the process of a job, by the name of its folder, so many times."""
+    """Kills the process of some jobs when their stage ``align`` starts, and records all stages.
+
+    Attributes:
+        times: name of the output folder -> how many times the process is still to be killed.
+        stages: (name of the output folder, stage) of each call.
+    """
 
     def __init__(self, **times: int) -> None:
-        self.times, self.told = times, []
+        self.times: dict[str, int] = times
+        self.stages: list[tuple[str, str]] = []
 
     def tell(self, job: BatchJob, stage: str) -> None:
-        self.told.append((job.out.name, stage))
+        self.stages.append((job.out.name, stage))
         if stage == "align" and self.times.get(job.out.name, 0):
             self.times[job.out.name] -= 1
             for process in multiprocessing.active_children():
                 os.kill(process.pid, signal.SIGKILL)
 
 
-def test_a_killed_worker_is_tried_once_more_then_told(pair, tmp_path) -> None:
+def test_the_job_of_a_killed_worker_is_tried_once_more_then_failed(pair, tmp_path) -> None:
     path = write_jobs(tmp_path / "jobs.toml", pair, {"once": "", "twice": "", "never": ""})
     watcher = Killer(once=1, twice=2)
     done = batch(path, ONE, watcher=watcher)
-    found = {job.out.name: done.outcomes[job.number] for job in done.jobs}
-    assert [(found[name].status, found[name].attempts) for name in ("once", "twice", "never")] == [
+    outcomes = {job.out.name: done.outcomes[job.number] for job in done.jobs}
+    assert [(outcomes[name].status, outcomes[name].attempts) for name in ("once", "twice", "never")] == [
         ("done", 2),
         ("failed", 2),
         ("done", 1),
     ]
-    assert "killed by SIGKILL, 2 times" in found["twice"].error
-    assert ("once", "its process was killed by SIGKILL; tried again") in watcher.told
+    assert "killed by SIGKILL, 2 times" in outcomes["twice"].error
+    assert ("once", "its process was killed by SIGKILL; tried again") in watcher.stages
     assert names(tmp_path) == ["jobs.toml", "never", "once"]
     assert not multiprocessing.active_children()
 
 
-def test_an_interrupt_leaves_nothing_half_written_and_work_goes_on(pair, tmp_path) -> None:
+def test_an_interrupt_leaves_no_unfinished_folder_and_the_batch_can_be_continued(pair, tmp_path) -> None:
     jobs = {f"o{index}": f"seed = {index}" for index in range(400)}
     path = write_jobs(tmp_path / "jobs.toml", pair, jobs, "method = 'normal'\nheldout = 0")
     command = [sys.executable, "-m", "saltlm", "batch", str(path), "--workers", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         for line in process.stderr:
             if "done in" in line:
-                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does; the workers receive it too
                 break
-        rest = process.stderr.read()
-    assert process.returncode == 130 and rest.splitlines()[-1].startswith("saltlm: interrupted"), rest
+        message = process.stderr.read()
+    assert process.returncode == 130 and message.splitlines()[-1].startswith("saltlm: interrupted"), message
     written = [name for name in names(tmp_path) if name != "jobs.toml"]
     assert written and all((tmp_path / name / "saltlm.json").is_file() for name in written)
-    left = batch(path, ONE, dry_run=True).to_json()
-    assert (left["skipped"], left["waiting"]) == (len(written), 400 - len(written)) and left["waiting"]
+    result = batch(path, ONE, dry_run=True).to_json()
+    assert (result["skipped"], result["waiting"]) == (len(written), 400 - len(written)) and result["waiting"]
 
 
 JOBS = st.lists(st.tuples(st.integers(1, 100), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=12)
 
 
 @given(JOBS, st.integers(1, 4), st.integers(100, 300))
-def test_jobs_wait_until_they_fit(sizes, workers: int, budget: int) -> None:
-    """Threads stand in for the processes: what is tested is which job starts when."""
+def test_jobs_wait_until_their_memory_is_within_the_budget(sizes, workers: int, budget: int) -> None:
+    """Threads replace the processes, because only the order and the memory of the jobs are tested."""
     jobs = [
         BatchJob(
             number=number,
-            source=str(a),
-            target=str(b),
+            source=str(source),
+            target=str(target),
             auxiliary=None,
             out=Path(f"/{number}"),
             config=TransferConfig(),
             memory=memory,
-            shared={f"s{a}": 10, f"t{b}": 5},
+            shared={f"s{source}": 10, f"t{target}": 5},
         )
-        for number, (memory, a, b) in enumerate(sizes, 1)
+        for number, (memory, source, target) in enumerate(sizes, 1)
     ]
-    most: list[int] = []
-    pool = Pool(jobs, workers, budget, 1, lambda job, stage: most.append(sum(w.reserved for w in pool.workers)))
+    reserved: list[int] = []
+    pool = Pool(jobs, workers, budget, 1, lambda job, stage: reserved.append(sum(w.reserved for w in pool.workers)))
     pool.context = Threads()
     ended: list[int] = []
     pool.run(lambda job, outcome: ended.append(job.number))
     assert sorted(ended) == [job.number for job in jobs]
-    assert max(most) <= budget and len(most) == len(jobs)
+    assert max(reserved) <= budget and len(reserved) == len(jobs)
 
 
 class Thread(threading.Thread):
-    """Answers every job at once."""
+    """A worker that reports every job as done at once."""
 
     exitcode = 0
 
     def __init__(self, target, args, daemon) -> None:
         super().__init__(daemon=daemon)
-        self.pipe = Connection(os.dup(args[0].fileno()))  # the parent closes its own
+        self.pipe = Connection(os.dup(args[0].fileno()))  # a copy, because the parent closes the original
 
     def run(self) -> None:
         with self.pipe:
@@ -264,38 +271,40 @@ class Thread(threading.Thread):
                 self.pipe.send(Outcome(number=message[0].number, status="done"))
 
     def terminate(self) -> None:
-        """Never needed: it ends when it is told."""
+        """Not needed: the thread ends when it receives ``None``."""
 
     kill = terminate
 
 
 class Threads:
+    """Replaces the multiprocessing context of a pool."""
+
     Pipe = staticmethod(multiprocessing.Pipe)
     Process = Thread
 
 
-def test_order_keeps_inputs_together() -> None:
+def test_jobs_with_equal_inputs_are_adjacent() -> None:
     jobs = [
         BatchJob(
             number=number,
-            source=s,
-            target=t,
+            source=source,
+            target=target,
             auxiliary=None,
             out=Path("/o"),
             config=TransferConfig(),
-            shared={s: 1, t: 1},
+            shared={source: 1, target: 1},
         )
-        for number, (s, t) in enumerate([("a", "x"), ("b", "x"), ("a", "y"), ("b", "y"), ("a", "x")])
+        for number, (source, target) in enumerate([("a", "x"), ("b", "x"), ("a", "y"), ("b", "y"), ("a", "x")])
     ]
     assert [job.number for job in in_order(jobs)] == [0, 4, 2, 1, 3]
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 50))), st.integers(0, 100))
-def test_what_is_kept_stays_within_its_limit(uses, limit: int) -> None:
+def test_shared_results_stay_within_their_limit(uses, limit: int) -> None:
     shared = Shared(limit)
     for key, size in uses:
         assert shared.get((key, size), lambda key=key: key, lambda value, size=size: size) == key
         assert shared.bytes <= limit
     assert shared.hits + shared.misses == len(uses)
     if uses and uses[-1][1] <= limit:
-        assert shared.get(uses[-1], lambda: None, lambda value: 0) == uses[-1][0], "the latest is there"
+        assert shared.get(uses[-1], lambda: None, lambda value: 0) == uses[-1][0], "the latest result is in memory"

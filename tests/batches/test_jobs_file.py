@@ -1,4 +1,4 @@
-"""A jobs file: every fault at once, with its line, before anything runs."""
+"""Jobs files: all faults are reported together, with their lines, before any job runs."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from saltlm.errors import InputError
 from saltlm.files.output_folder import whole_folder
 from saltlm.files.output_lock import locked_output
 
-PLENTY = 10**13
+LARGE_BUDGET = 10**13  # bytes
 
 
-def faults(tmp_path: Path, text: str, budget: int = PLENTY) -> dict[int, list[str]]:
-    """Line -> messages of a file that must be refused."""
+def faults(tmp_path: Path, text: str, budget: int = LARGE_BUDGET) -> dict[int, list[str]]:
+    """Read a file that must be refused; returns line -> messages."""
     (tmp_path / "jobs.toml").write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as refused:
         plan(*read_drafts(tmp_path / "jobs.toml"), budget)
-    found: dict[int, list[str]] = {}
+    messages: dict[int, list[str]] = {}
     for line in str(refused.value).splitlines()[1:]:
         match = re.fullmatch(r"  line (\d+): (.*)", line)
-        found.setdefault(int(match[1]), []).append(match[2])
+        messages.setdefault(int(match[1]), []).append(match[2])
     count = int(re.search(r": (\d+) fault", str(refused.value))[1])
-    assert count == sum(map(len, found.values()))
-    return found
+    assert count == sum(map(len, messages.values()))
+    return messages
 
 
 def head(pair, auxiliary: bool = True) -> str:
-    """Lines 1 to 4."""
+    """Lines 1 to 4 of a jobs file: its defaults."""
     vectors = f"auxiliary = '{pair.vectors}'" if auxiliary else "# none"
     return f"[defaults]\nsource = '{pair.source}'\ntarget = '{pair.target}'\n{vectors}\n"
 
 
-def test_every_fault_is_told_with_its_line(pair, tmp_path) -> None:
+def test_every_fault_is_reported_with_its_line(pair, tmp_path) -> None:
     text = (
         head(pair)
         + f"""# line 5
@@ -76,7 +76,7 @@ device = "tpu"
 [default]
 """
     )
-    found = faults(tmp_path, text)
+    messages = faults(tmp_path, text)
     expected = {
         6: ["'rigde'.*did you mean 'ridge'"],
         7: ["job 1: out: found nothing"],
@@ -96,25 +96,23 @@ device = "tpu"
     }
     for line, patterns in expected.items():
         for pattern in patterns:
-            assert any(re.search(pattern, message) for message in found.get(line, [])), (line, pattern, found)
-    assert set(found) == set(expected), found
+            assert any(re.search(pattern, message) for message in messages.get(line, [])), (line, pattern, messages)
+    assert set(messages) == set(expected), messages
     assert [path.name for path in tmp_path.iterdir()] == ["jobs.toml"]
 
 
-def test_outputs_must_be_apart_whatever_they_are_called(pair, tmp_path) -> None:
+def test_equal_and_nested_outputs_are_refused_under_any_name(pair, tmp_path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     outs = ("real/x", "link/x", "real/x/../x/y", "z", "./z", str(pair.source / "in"))
-    text = head(pair) + "".join(
-        f'[[job]]\nout = "{place if place[0] == "/" else f"{tmp_path}/{place}"}"\n' for place in outs
-    )
-    found = faults(tmp_path, text)
-    assert "job 2: output" in found[8][0] and "is the output of job 1 (line 6)" in found[8][0]
-    assert "lies in the output of job 1" in found[10][0] and "is the output of job 4 (line 12)" in found[14][0]
-    assert "lies in the input folder" in found[16][0] and len(found) == 4
+    text = head(pair) + "".join(f'[[job]]\nout = "{out if out[0] == "/" else f"{tmp_path}/{out}"}"\n' for out in outs)
+    messages = faults(tmp_path, text)
+    assert "job 2: output" in messages[8][0] and "is the output of job 1 (line 6)" in messages[8][0]
+    assert "lies in the output of job 1" in messages[10][0] and "is the output of job 4 (line 12)" in messages[14][0]
+    assert "lies in the input folder" in messages[16][0] and len(messages) == 4
 
 
-def test_one_fault_of_many_jobs_is_told_once(pair, tmp_path) -> None:
+def test_a_fault_of_several_jobs_is_reported_once(pair, tmp_path) -> None:
     text = (
         head(pair) + 'ridge = 0.1\nmethod = "mean"\n' + "".join(f'[[job]]\nout = "{tmp_path}/{i}"\n' for i in range(3))
     )
@@ -133,13 +131,13 @@ def test_one_fault_of_many_jobs_is_told_once(pair, tmp_path) -> None:
         ("defaults = 3\n[[job]]\nout = 'o'\nsource = 's/s/s'\ntarget = 't/t/t'", 1, "table"),
     ],
 )
-def test_files_that_are_no_jobs(text: str, line: int, words: str, tmp_path) -> None:
+def test_files_that_are_not_jobs_files_are_refused(text: str, line: int, words: str, tmp_path) -> None:
     (tmp_path / "jobs.toml").write_text(text)
     with pytest.raises(InputError, match=rf"(?s)line {line}: .*{words}"):
-        plan(*read_drafts(tmp_path / "jobs.toml"), PLENTY)
+        plan(*read_drafts(tmp_path / "jobs.toml"), LARGE_BUDGET)
 
 
-def test_a_file_that_cannot_be_read_or_is_no_text(tmp_path, capsys) -> None:
+def test_a_missing_file_and_a_file_that_is_not_utf8_are_refused(tmp_path, capsys) -> None:
     assert main(["batch", str(tmp_path / "none.toml")]) == 2
     assert "none.toml: found No such file" in capsys.readouterr().err
     (tmp_path / "jobs.toml").write_bytes(b"[[job]]\nout = '\xff'\n")
@@ -147,24 +145,24 @@ def test_a_file_that_cannot_be_read_or_is_no_text(tmp_path, capsys) -> None:
     assert "line 2: found bytes that are not UTF-8" in capsys.readouterr().err
 
 
-def test_a_job_that_never_fits_is_told_at_the_start(pair, tmp_path) -> None:
+def test_a_job_larger_than_the_memory_limit_is_refused(pair, tmp_path) -> None:
     text = head(pair) + f'[[job]]\nout = "{tmp_path}/a"\n'
-    found = faults(tmp_path, text, budget=10**8)
-    assert re.search(r"needs about 1\.3 GB; expected at most 0\.1 GB", found[5][0])
+    messages = faults(tmp_path, text, budget=10**8)
+    assert re.search(r"needs about 1\.3 GB; expected at most 0\.1 GB", messages[5][0])
 
 
-def test_broken_model_folders_are_told_at_the_start(pair, tmp_path) -> None:
+def test_broken_model_folders_are_refused_before_any_job_runs(pair, tmp_path) -> None:
     broken = shutil.copytree(pair.target, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"short")
     (tmp_path / "empty").mkdir()
     text = head(pair) + "".join(
         f'[[job]]\nout = "{tmp_path}/{i}"\ntarget = "{tmp_path}/{name}"\n' for i, name in enumerate(("broken", "empty"))
     )
-    found = faults(tmp_path, text)
-    assert "model.safetensors" in found[7][0] and "no config.json" in found[10][0]
+    messages = faults(tmp_path, text)
+    assert "model.safetensors" in messages[7][0] and "no config.json" in messages[10][0]
 
 
-def test_a_locked_output_is_named_with_its_process(pair, tmp_path, capsys) -> None:
+def test_a_locked_output_is_refused_with_the_id_of_its_process(pair, tmp_path, capsys) -> None:
     (tmp_path / "jobs.toml").write_text(head(pair) + f'[[job]]\nout = "{tmp_path}/a"\n[[job]]\nout = "{tmp_path}/b"\n')
     with locked_output(tmp_path / "a"), whole_folder(tmp_path / "b"):
         assert main(["batch", str(tmp_path / "jobs.toml")]) == 2
@@ -173,22 +171,22 @@ def test_a_locked_output_is_named_with_its_process(pair, tmp_path, capsys) -> No
             assert re.search(rf"line {line}: .*/{name}: found it locked: process {os.getpid()} is writing it", message)
         assert main(pair.arguments(tmp_path / "a")) == 2 and "locked" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "jobs.toml"]
-    assert main(["batch", str(tmp_path / "jobs.toml"), "--dry-run"]) == 2  # b is there now, and no model
+    assert main(["batch", str(tmp_path / "jobs.toml"), "--dry-run"]) == 2  # b exists now and is not a model
 
 
-def test_a_lock_goes_with_its_parents(tmp_path) -> None:
+def test_a_lock_is_removed_with_the_folders_that_it_created(tmp_path) -> None:
     with locked_output(tmp_path / "x" / "y" / "out"):
         assert (tmp_path / "x" / "y" / ".out.saltlm-lock").read_text() == str(os.getpid())
         with pytest.raises(InputError, match="locked"), locked_output(tmp_path / "x" / "y" / "out"):
             pass
     assert not list(tmp_path.iterdir())
-    (tmp_path / ".out.saltlm-lock").write_text("1")  # of a run that was killed
+    (tmp_path / ".out.saltlm-lock").write_text("1")  # left by a killed run
     with locked_output(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_ray_that_is_not_there(pair, tmp_path, capsys, monkeypatch) -> None:
+def test_a_missing_ray_package_or_cluster_is_refused(pair, tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "jobs.toml").write_text(head(pair) + f'[[job]]\nout = "{tmp_path}/a"\n')
     monkeypatch.setattr("saltlm.environment.is_installed", lambda module: False)
     assert main(["batch", str(tmp_path / "jobs.toml"), "--ray", "auto"]) == 2
@@ -202,7 +200,7 @@ def test_ray_that_is_not_there(pair, tmp_path, capsys, monkeypatch) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["jobs.toml"]
 
 
-def test_memory_and_workers() -> None:
+def test_memory_sizes_are_parsed_and_bad_options_refused() -> None:
     sizes = {"12G": 12 * 10**9, "1.5 GB": 15 * 10**8, "16GiB": 2**34, "800m": 8 * 10**8, "7": 7}
     assert {text: memory_bytes(text) for text in sizes} == sizes
     for wrong in (
@@ -243,7 +241,7 @@ TABLES = st.lists(
 
 
 @given(TABLES)
-def test_lines_are_those_where_tables_and_keys_stand(tables) -> None:
+def test_lines_of_tables_and_keys(tables) -> None:
     lines: list[str] = []
     expected = {}
     for index, (header, entries, blank) in enumerate(tables):

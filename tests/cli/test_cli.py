@@ -1,4 +1,4 @@
-"""The command line as a user meets it: results on stdout, one clear error and exit code 2 for bad input, safe to kill."""
+"""The command line: results on stdout, one error message and exit code 2 for bad input, no unfinished folder after a signal."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
 
 
 def refused(capsys, *arguments: object) -> str:
-    """The one message of a command that must refuse its input."""
+    """Run a command that must refuse its input; returns its message."""
     try:
         code = main([str(a) for a in arguments])
-    except SystemExit as stop:
-        code = stop.code
+    except SystemExit as exit_:
+        code = exit_.code
     out, err = capsys.readouterr()
     assert code == 2 and not out, err
     assert "Traceback" not in err
@@ -42,6 +42,7 @@ def refused(capsys, *arguments: object) -> str:
 
 
 def copied(pair: Pair, root: Path) -> Pair:
+    """Copy the inputs of a pair into a folder."""
     shutil.copytree(pair.source, root / "source")
     shutil.copytree(pair.target, root / "target")
     shutil.copy(pair.vectors, root / "v.vec")
@@ -58,8 +59,8 @@ def test_transfer_evaluate_and_status_from_the_shell(pair, tmp_path) -> None:
     assert result["bytes"] == sum(len(part.encode()) for part in TEXT.strip().split("\n\n"))
     assert 0 < result["bits_per_byte"] < 20 and 0 < result["tokens_per_byte"] <= 1.5
     strided = ["--json", "--max-length", 20, "--stride", 5, "--device", "cpu"]
-    found = json.loads(run("evaluate", tmp_path / "out", "--text", tmp_path / "text.txt", *strided).stdout)
-    assert (found["max_length"], found["stride"]) == (20, 5)
+    result = json.loads(run("evaluate", tmp_path / "out", "--text", tmp_path / "text.txt", *strided).stdout)
+    assert (result["max_length"], result["stride"]) == (20, 5)
     assert json.loads(run("status", "--json").stdout)["operators"]["cpu"]["name"] in ("compiled", "reference")
 
 
@@ -86,14 +87,14 @@ def test_evaluate_refuses_bad_windows_and_files(pair, tmp_path, capsys, words: l
     assert message in refused(capsys, "evaluate", pair.source, "--text", tmp_path / "text.txt", *words)
 
 
-def test_a_fault_without_a_name_is_not_blamed_on_stdout(monkeypatch, capsys) -> None:
-    def lost(arguments) -> int:
+def test_an_error_without_a_file_name_does_not_name_stdout(monkeypatch, capsys) -> None:
+    def lose_connection(arguments) -> int:
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    monkeypatch.setattr("saltlm.cli.main.run_status", lost)
+    monkeypatch.setattr("saltlm.cli.main.run_status", lose_connection)
     assert main(["status"]) == 1
-    said = capsys.readouterr().err
-    assert said == "saltlm: a connection: Connection reset by peer; fix this and run the command again\n"
+    message = capsys.readouterr().err
+    assert message == "saltlm: a connection: Connection reset by peer; fix this and run the command again\n"
 
 
 @pytest.mark.parametrize(("form", "buffered"), [([], "1"), (["--json"], "")])
@@ -103,30 +104,30 @@ def test_a_stdout_that_cannot_be_written(form: list[str], buffered: str) -> None
     read, write = os.pipe()
     os.close(read)
     try:
-        gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, text=True, env=environment)
+        closed = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, text=True, env=environment)
     finally:
         os.close(write)
-    assert (gone.returncode, gone.stderr) == (0, ""), "a reader that has left is no fault"
+    assert (closed.returncode, closed.stderr) == (0, ""), "a reader that has exited is not an error"
     with open("/dev/full", "w") as disk:
         full = subprocess.run(command, stdout=disk, stderr=subprocess.PIPE, check=False, text=True, env=environment)
     assert full.returncode == 1 and full.stderr.startswith("saltlm: standard output: No space left"), full.stderr
     assert full.stderr.count("\n") == 1, full.stderr
 
 
-def test_a_closed_stdout_is_no_fault() -> None:
-    shut = subprocess.run(["sh", "-c", 'exec "$0" -m saltlm status --json >&-', sys.executable], capture_output=True)
-    assert (shut.returncode, shut.stderr) == (0, b"")
+def test_a_closed_stdout_is_not_an_error() -> None:
+    done = subprocess.run(["sh", "-c", 'exec "$0" -m saltlm status --json >&-', sys.executable], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_an_interrupt_that_a_library_swallows_is_still_one(monkeypatch, capsys) -> None:
-    def swallow(arguments: object) -> None:
+def test_an_interrupt_that_a_library_turns_into_an_error_exits_with_130(monkeypatch, capsys) -> None:
+    def replace_interrupt(arguments: object) -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
         except KeyboardInterrupt:
             raise InputError("import failed") from None
 
-    monkeypatch.setattr("saltlm.cli.main.run_status", swallow)
+    monkeypatch.setattr("saltlm.cli.main.run_status", replace_interrupt)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
         assert main(["status"]) == 130
@@ -138,11 +139,11 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(monkeypatch, capsys) 
 
 SIGNALLED = """
 import os, re, runpy, sys
-wanted, pattern, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+expected, pattern, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sent = False
 def hook(event, arguments):
     global sent
-    if not sent and event == wanted and re.search(pattern, str(arguments[0])):
+    if not sent and event == expected and re.search(pattern, str(arguments[0])):
         sent = True
         os.kill(os.getpid(), number)
 sys.addaudithook(hook)
@@ -152,7 +153,15 @@ runpy.run_module("saltlm", run_name="__main__")
 
 
 def signalled(event: str, pattern: str, how: int, *words: object, **options) -> subprocess.CompletedProcess:
-    """The command line, which sends itself a signal at the first audit event of this name whose first argument matches."""
+    """Run a command that sends itself a signal.
+
+    Args:
+        event: name of the audit event at which the signal is sent.
+        pattern: regular expression that the first argument of the event must match.
+        how: number of the signal.
+        words: the command and its arguments.
+        options: arguments of ``subprocess.run``.
+    """
     command = [sys.executable, "-c", SIGNALLED, event, pattern, str(int(how)), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
 
@@ -160,7 +169,7 @@ def signalled(event: str, pattern: str, how: int, *words: object, **options) -> 
 @pytest.mark.parametrize(
     ("command", "module"), [("transfer", r"^torch\._C$"), ("evaluate", r"^torch\.nn$"), ("adapt", r"^torch\._C$")]
 )
-def test_an_interrupt_while_torch_is_loaded_is_one_line(command: str, module: str, tmp_path) -> None:
+def test_an_interrupt_during_the_import_of_torch_writes_one_line(command: str, module: str, tmp_path) -> None:
     words = {
         "transfer": ["--source", "a", "--target", "b", "--auxiliary", "plm", "--out", "c"],
         "evaluate": ["a", "--text", "b"],
@@ -174,14 +183,14 @@ def test_an_interrupt_while_torch_is_loaded_is_one_line(command: str, module: st
 def test_an_existing_model_needs_force(pair, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     shutil.copytree(pair.target, out)
-    (out / "old.txt").write_text("of the old model")
+    (out / "old.txt").write_text("a file of the old model")
     message = refused(capsys, *pair.arguments(out))
     assert "--force" in message and (out / "old.txt").is_file()
     assert main(pair.arguments(out, "--force", "--quiet")) == 0
     assert (out / "saltlm.json").is_file() and not (out / "old.txt").exists()
 
 
-def test_force_never_replaces_a_folder_that_is_no_model(pair, tmp_path, capsys) -> None:
+def test_force_does_not_replace_a_folder_that_is_not_a_model(pair, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("keep me")
@@ -229,15 +238,15 @@ def test_a_missing_model_to_evaluate(name: str, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("report", ["[]", "{", '{"heldout": 3}', '{"heldout": {"rank": 1}}'])
-def test_a_broken_report_is_named_before_the_scoring(report: str, pair, tmp_path, capsys) -> None:
+def test_a_broken_report_is_refused_before_the_scoring(report: str, pair, tmp_path, capsys) -> None:
     folder = shutil.copytree(pair.source, tmp_path / "m")
     (folder / "saltlm.json").write_text(report)
     (tmp_path / "t.txt").write_text(TEXT)
-    (folder / "model.safetensors").unlink()  # scoring, or loading, would fail on this
+    (folder / "model.safetensors").unlink()  # loading the model would fail with another message
     assert "saltlm.json" in refused(capsys, "evaluate", folder, "--text", tmp_path / "t.txt")
 
 
-def test_names_are_shown_as_they_are(pair, tmp_path, capsys) -> None:
+def test_names_with_markup_are_printed_unchanged(pair, tmp_path, capsys) -> None:
     (tmp_path / "t.txt").write_text(TEXT)
     folder = shutil.copytree(pair.source, tmp_path / "a[" / "bold]b[" / "x]long-long-name")
     assert main(["evaluate", str(folder), "--text", str(tmp_path / "t.txt"), "--quiet"]) == 0
@@ -268,6 +277,8 @@ def drop_config(case: Pair) -> None:
 
 
 def plant(value: float):
+    """A function that writes a value into row 7 of the embedding matrix."""
+
     def change(case: Pair) -> None:
         path = case.source / "model.safetensors"
         tensors = load_file(path)
@@ -329,13 +340,13 @@ def test_broken_inputs_are_named_and_nothing_is_written(pair, tmp_path, capsys, 
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_an_encoder_is_no_source(pair, tmp_path, capsys) -> None:
+def test_an_encoder_is_refused_as_source(pair, tmp_path, capsys) -> None:
     arguments = pair.arguments(tmp_path / "out")
     arguments[arguments.index("--source") + 1] = str(pair.target)
     assert "causal" in refused(capsys, *arguments)
 
 
-def test_the_output_may_not_be_an_input(pair, capsys) -> None:
+def test_an_output_in_an_input_folder_is_refused(pair, capsys) -> None:
     before = sorted(path.name for path in pair.source.iterdir())
     refused(capsys, *pair.arguments(pair.source, "--force"))
     refused(capsys, *pair.arguments(pair.source / "inner", "--force"))
@@ -344,7 +355,7 @@ def test_the_output_may_not_be_an_input(pair, capsys) -> None:
 
 @pytest.fixture(scope="module")
 def heavy(tmp_path_factory) -> Pair:
-    """A source whose copy fills the small disk of a test."""
+    """A pair whose source is larger than the small disk of the test below."""
     root = tmp_path_factory.mktemp("heavy")
     save_llama(root / "source", tiny("byte_level_bpe"), width=2048)
     save_bert(root / "target", tiny("sentencepiece_unigram"))
@@ -354,26 +365,26 @@ def heavy(tmp_path_factory) -> Pair:
     return Pair(root / "source", root / "target", root / "v.vec")
 
 
-def leftovers(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_leaves_no_half_folder(heavy: Pair, tmp_path, how: int) -> None:
+def test_a_killed_run_leaves_no_unfinished_output(heavy: Pair, tmp_path, how: int) -> None:
     out = tmp_path / "out"
     done = signalled("open", r"/\.out\.saltlm-[^/]+/model\.safetensors", how, *heavy.arguments(out, "--quiet"))
-    left = leftovers(tmp_path)
+    remaining = names_in(tmp_path)
     if how == signal.SIGKILL:
-        assert done.returncode == -how and len(left) == 1 and left[0].startswith(".out.saltlm-")
+        assert done.returncode == -how and len(remaining) == 1 and remaining[0].startswith(".out.saltlm-")
     else:
-        assert done.returncode == 130 and left == []
+        assert done.returncode == 130 and remaining == []
     subprocess.run([sys.executable, "-m", "saltlm", *heavy.arguments(out, "--quiet")], check=True)
-    assert leftovers(tmp_path) == ["out"], "the next run clears what the killed one left"
+    assert names_in(tmp_path) == ["out"], "the next run removes the temporary folder of the killed run"
     assert (out / "saltlm.json").is_file()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small file system")
-def test_a_full_disk_is_named_and_leaves_nothing(heavy: Pair, tmp_path) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_left(heavy: Pair, tmp_path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
@@ -381,6 +392,6 @@ def test_a_full_disk_is_named_and_leaves_nothing(heavy: Pair, tmp_path) -> None:
     try:
         done = run(*heavy.arguments(disk / "out", "--quiet"))
         assert done.returncode == 2 and "space" in done.stderr and "Traceback" not in done.stderr
-        assert leftovers(disk) == []
+        assert names_in(disk) == []
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -1,6 +1,6 @@
-"""A Ray cluster of two nodes on this machine, one of which is killed while a batch runs on both; prints the result.
+"""Runs a batch on a Ray cluster of two nodes on this machine, one of which is killed during the run; prints the result as JSON.
 
-Run as a script: Ray starts processes of its own, and its warnings are not ours to turn into errors.
+This is a script and not a test, because Ray starts processes and issues warnings, which the tests would turn into errors.
 """
 
 from __future__ import annotations
@@ -19,37 +19,47 @@ from saltlm.batches.run import Watcher, batch
 
 
 class Kill(Watcher):
-    """Once a job is done, kills the second node in the midst of the next task that runs there."""
+    """Kills a node while it runs a task, after the first job of the batch has ended."""
 
     def __init__(self, node: object) -> None:
+        """Start the thread that kills the node.
+
+        Args:
+            node: node of the cluster.
+        """
         self.node = psutil.Process(node.all_processes["raylet"][0].process.pid)
         self.lost = 0
-        self.half_way = threading.Event()
+        self.job_ended = threading.Event()
         threading.Thread(target=self.kill, daemon=True).start()
 
     def kill(self) -> None:
-        self.half_way.wait()
+        """Wait until a job has ended and a task runs on the node, then kill all processes of the node."""
+        self.job_ended.wait()
         while True:
             for process in self.node.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    if "_task" in " ".join(process.cmdline()):  # Ray names a process by what it runs
-                        for one in (self.node, *self.node.children(recursive=True)):
+                    if "_task" in " ".join(process.cmdline()):  # Ray sets the process title to the name of the task
+                        for victim in (self.node, *self.node.children(recursive=True)):
                             with contextlib.suppress(psutil.Error):
-                                one.kill()
+                                victim.kill()
                         return
             time.sleep(0.01)
 
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
+        """Whether the node still runs."""
         return self.node.is_running() and self.node.status() != psutil.STATUS_ZOMBIE
 
     def tell(self, job: object, stage: str) -> None:
+        """Count the jobs that were lost."""
         self.lost += "lost" in stage
 
     def ended(self, job: object, outcome: object) -> None:
-        self.half_way.set()
+        """Let the thread kill the node."""
+        self.job_ended.set()
 
 
 def main() -> None:
+    """Run the batch; the first argument is the jobs file."""
     size = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**size, "memory": 4_000_000_000})
     try:
@@ -57,7 +67,7 @@ def main() -> None:
         cluster.wait_for_nodes()
         watcher = Kill(node)
         done = batch(sys.argv[1], BatchConfig(ray=cluster.address, workers=2), watcher=watcher)
-        sys.stdout.write(json.dumps({**done.to_json(), "killed": not watcher.lives(), "lost": watcher.lost}) + "\n")
+        sys.stdout.write(json.dumps({**done.to_json(), "killed": not watcher.is_alive(), "lost": watcher.lost}) + "\n")
     finally:
         cluster.shutdown()
 

@@ -156,7 +156,7 @@ def _check_separate_outputs(drafts: Sequence[Draft], faults: Faults) -> None:
         outer = next((parent for parent in folder.parents if parent in outputs), None)
         first = outputs.get(folder) or (outputs[outer] if outer else ancestors.get(folder))
         if first is not None:
-            relation = "is" if folder in outputs else "lies in" if outer else "holds"
+            relation = "is" if folder in outputs else "lies in" if outer else "contains"
             other = f"the output of job {first.number} (line {first.at('out')})"
             faults.add(
                 draft.at("out"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from rich.markup import escape
+from rich.table import Table
 
+if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.intervals import Intervals
 
@@ -27,9 +28,6 @@ def evaluation_table(
     Returns:
         The table. If all evaluations are of the same text, the best rows (least bits per byte, and ties) are bold.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
     interval_of = dict(intervals.models) if intervals else {}
     sizes = {(e.bytes, e.documents) for e in evaluations.values()}
     least = min((e.bits_per_byte for e in evaluations.values()), default=None)

@@ -26,9 +26,8 @@ EXTREMES = (
     ("largest norm", "largest_norms"),
     ("smallest norm", "smallest_norms"),
 )
-SHOWN = (
-    8  # number of parts of a row on the page; with all parts, the page of a large vocabulary would be too large to open
-)
+# Number of parts of a row on the page; with all parts, the page of a large vocabulary would be too large to open.
+SHOWN = 8
 # Rule that built a row -> its description.
 RULE_WORDS = {
     "none": "not recorded",
