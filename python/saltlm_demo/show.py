@@ -17,6 +17,8 @@ from rich.table import Table
 
 from saltlm.cli.show import Output
 
+# Key of each start that is adapted -> its name in the tables.
+ADAPTED = {"auto": "default", "salt": "SALT"}
 # Called as report(units done, total units, detail); the total is 0 where it is not known.
 Report = Callable[..., None]
 
@@ -85,11 +87,12 @@ def show(figures: Mapping[str, Any], folder: Path, prompts: Sequence[str]) -> No
     console.print(_continuations(figures, prompts))
     console.print()
     console.print(_adaptation(figures))
-    below = _first_below(figures)
-    console.print(
-        "The original model, its own tokenizer and no training: "
-        f"{figures['rows'][0]['bits_per_byte']:.3f}; {'passed by step ' + str(below) if below else 'not passed'}."
-    )
+    for key, name in ADAPTED.items():
+        step = _first_below(figures, key)
+        console.print(
+            f"Original model, own tokenizer, no training: {figures['rows'][0]['bits_per_byte']:.3f};"
+            f" {name}: {'passed by step ' + str(step) if step else 'not passed'}."
+        )
     console.print(f"The curve: [bold]{escape(_relative(str(folder / 'curve.png')))}[/bold]")
     python, command = _relative(sys.executable), Path(sys.executable).with_name("saltlm")
     saltlm = _relative(str(command)) if command.is_file() else f"{python} -m saltlm"
@@ -155,22 +158,30 @@ def _continuations(figures: Mapping[str, Any], prompts: Sequence[str]) -> Table:
 
 
 def _adaptation(figures: Mapping[str, Any]) -> Table:
-    """Table of the bits per byte during the training."""
-    run = figures["adaptation"]
-    title = f"SALT, adapted: {run['phases']}, {run['bytes']:,} bytes of Finnish in {run['seconds'] / 60:.1f} minutes"
+    """Table of the bits per byte during the training: the best start, and SALT."""
+    runs = {name: figures["adaptations"][key] for key, name in ADAPTED.items()}
+    first = next(iter(runs.values()))
+    minutes = ", ".join(f"{name} in {run['seconds'] / 60:.1f} minutes" for name, run in runs.items())
+    title = f"Adapted, {first['phases']}, {first['bytes']:,} bytes of Finnish: {minutes}"
     table = Table(title=escape(title), title_justify="left")
-    for name in ("step", "bits per byte", "English bits per byte"):
-        table.add_column(name, justify="right")
-    english = dict(map(tuple, run["source"]))
-    for step, value in run["heldout"]:
-        table.add_row(f"{step}", f"{value:.3f}", f"{english[step]:.3f}" if step in english else "-")
+    table.add_column("step", justify="right")
+    for name in runs:
+        table.add_column(f"{name}: bits per byte", justify="right")
+        table.add_column("English", justify="right")
+    for step in sorted({step for run in runs.values() for step, _ in run["heldout"]}):
+        cells = []
+        for run in runs.values():
+            for values in (run["heldout"], run["source"]):
+                value = dict(map(tuple, values)).get(step)
+                cells.append("-" if value is None else f"{value:.3f}")
+        table.add_row(f"{step}", *cells)
     return table
 
 
-def _first_below(figures: Mapping[str, Any]) -> int | None:
-    """First evaluated step at which the adapted model has fewer bits per byte than the original; ``None`` for no step."""
+def _first_below(figures: Mapping[str, Any], key: str) -> int | None:
+    """First evaluated step at which an adapted start has fewer bits per byte than the original; ``None`` for no step."""
     original = figures["rows"][0]["bits_per_byte"]
-    return next((step for step, value in figures["adaptation"]["heldout"] if value < original), None)
+    return next((step for step, value in figures["adaptations"][key]["heldout"] if value < original), None)
 
 
 def _relative(path: str) -> str:

@@ -35,12 +35,15 @@ FIGURES = {
     "support": {"min": 2, "median": 30.0, "p95": 52.0, "max": 79},
     "statuses": [{"name": "not_solved", "count": 1}, {"name": "full_rank", "count": 12_762}],
     "warnings": [],
-    "adaptation": {
-        "phases": "all:60",
-        "bytes": 53_600,
-        "seconds": 150.0,
-        "heldout": [[0, 4.4], [15, 3.1], [30, 2.9], [60, 2.7]],
-        "source": [[0, 2.2], [15, 2.4]],
+    "adaptations": {
+        key: {
+            "phases": "all:30",
+            "bytes": 53_600,
+            "seconds": 150.0,
+            "heldout": [[0, 4.4], [15, late], [30, 2.9]],
+            "source": [[0, 2.2], [15, 2.4]],
+        }
+        for key, late in (("auto", 2.8), ("salt", 3.1))
     },
     "model": "demo-output/model",
 }
@@ -64,13 +67,14 @@ def test_the_tables_show_every_start_and_escape_markup(capsys, tmp_path, monkeyp
         assert text in shown
     assert "not_solved" not in shown
     assert " evaluate demo-output/model demo-output/adapted --text demo-output/heldout.txt" in shown
-    assert "passed by step 30" in shown and "2.400" in shown  # the original has 3.0
+    # The original has 3.0 bits per byte.
+    assert "default: passed by step 15" in shown and "SALT: passed by step 30" in shown and "2.400" in shown
 
 
 def test_a_model_that_does_not_pass_the_original_is_reported(capsys, tmp_path):
-    behind = {**FIGURES["adaptation"], "heldout": [[0, 4.4], [60, 3.0]]}
-    demo_show.show({**FIGURES, "adaptation": behind}, tmp_path, demo.PROMPTS)
-    assert "not passed" in capsys.readouterr().out
+    behind = {key: {**run, "heldout": [[0, 4.4], [30, 3.0]]} for key, run in FIGURES["adaptations"].items()}
+    demo_show.show({**FIGURES, "adaptations": behind}, tmp_path, demo.PROMPTS)
+    assert capsys.readouterr().out.count("not passed") == 2
 
 
 def test_steps_of_at_least_a_second_are_printed(monkeypatch, capsys):
@@ -115,3 +119,8 @@ def test_an_interrupt_while_fetching_leaves_nothing(tmp_path):
         connection.close()
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert not list((tmp_path / "cache").glob("inputs/*")) and not (tmp_path / "demo-output").exists()
+
+
+def test_the_adapted_starts_are_those_of_the_tables():
+    assert tuple(demo_show.ADAPTED) == (demo.BEST, demo.PAPER)
+    assert {demo.BEST, demo.PAPER} <= {start.key for start in demo.STARTS}
