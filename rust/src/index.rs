@@ -2,7 +2,6 @@
 use std::hash::Hasher;
 use std::sync::OnceLock;
 
-use hashbrown::hash_table::{Entry, HashTable};
 use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHasher};
 
@@ -73,10 +72,16 @@ pub struct Index<'a> {
 }
 
 /// A hash table from canonical bytes to the chain of ids that have them, in ascending order.
+///
+/// Open addressing with linear probing. The tag of a slot is 7 bits of the hash with the highest bit set, or 0 for an empty
+/// slot, so that most other keys are ruled out by this small array. With `hashbrown::HashTable` in place of this table, matching
+/// Qwen's tokens with e5's and covering the rest took 8 % more instructions.
 #[derive(Debug)]
 struct ByteIndex {
-    /// First id of each chain. The table does not store the bytes: they are those of the id in the vocabulary.
-    first: HashTable<u32>,
+    /// Tag of each slot.
+    tags: Vec<u8>,
+    /// First id of the chain of each slot.
+    first: Vec<u32>,
     /// For each id of the vocabulary, the next id in its chain, or [`NONE`].
     next: Vec<u32>,
 }
@@ -87,29 +92,43 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
+fn tag(hash: u64) -> u8 {
+    (hash >> 57) as u8 | 0x80
+}
+
 impl ByteIndex {
     fn new(vocabulary: &Vocabulary) -> Self {
         let size = vocabulary.size();
         let hashes: Vec<u64> = (0..size).into_par_iter().map(|id| hash(vocabulary.canonical.get(id))).collect();
-        let mut index = ByteIndex { first: HashTable::with_capacity(size), next: vec![NONE; size] };
+        let slots = (size * 2).next_power_of_two().max(2);
+        let mut index = ByteIndex { tags: vec![0; slots], first: vec![NONE; slots], next: vec![NONE; size] };
         // Descending, because each id is put in front of its chain.
         for id in (0..size).rev().filter(|&id| vocabulary.is_text(id)) {
-            let bytes = vocabulary.canonical.get(id);
-            let has_bytes = |other: &u32| vocabulary.canonical.get(*other as usize) == bytes;
-            match index.first.entry(hashes[id], has_bytes, |&other| hashes[other as usize]) {
-                Entry::Occupied(mut first) => index.next[id] = std::mem::replace(first.get_mut(), id as u32),
-                Entry::Vacant(empty) => {
-                    empty.insert(id as u32);
-                }
-            }
+            let slot = index.find_slot(vocabulary, hashes[id], vocabulary.canonical.get(id));
+            index.next[id] = index.first[slot];
+            index.first[slot] = id as u32;
+            index.tags[slot] = tag(hashes[id]);
         }
         index
     }
 
+    /// The slot that has these bytes, else the empty slot where they would be inserted.
+    fn find_slot(&self, vocabulary: &Vocabulary, hash: u64, bytes: &[u8]) -> usize {
+        let mask = self.tags.len() - 1;
+        let mut slot = hash as usize & mask;
+        loop {
+            let slot_tag = self.tags[slot];
+            let has_bytes = |id: u32| vocabulary.canonical.get(id as usize) == bytes;
+            if slot_tag == 0 || (slot_tag == tag(hash) && has_bytes(self.first[slot])) {
+                return slot;
+            }
+            slot = (slot + 1) & mask;
+        }
+    }
+
     /// The first id of the chain of these bytes, or [`NONE`].
     fn first_id(&self, vocabulary: &Vocabulary, bytes: &[u8]) -> u32 {
-        let has_bytes = |id: &u32| vocabulary.canonical.get(*id as usize) == bytes;
-        self.first.find(hash(bytes), has_bytes).copied().unwrap_or(NONE)
+        self.first[self.find_slot(vocabulary, hash(bytes), bytes)]
     }
 }
 
