@@ -135,20 +135,24 @@ def test_shell_blocks_call_targets_and_scripts_that_exist(document: Path) -> Non
             assert (ROOT / words[1]).is_file(), f"no such script: {' '.join(words)}"
 
 
-def test_readme_names_commands_and_options_that_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = ("transfer", "evaluate", "inspect", "adapt", "compare", "batch", "methods", "status")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_prose_names_commands_and_options_that_exist(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", prose)
-    mentioned = {words[1] for span in spans if (words := span.split())[0] == "saltlm" and len(words) > 1}
-    named = {word for word in mentioned if re.fullmatch(r"[a-z][a-z-]*", word)}
-    assert named, "the README names commands"
-    known = set(OPTION.findall(help_of()))
-    for command in named:
-        assert re.search(rf"\b{command}\b", help_of()), f"README names `saltlm {command}`, which does not exist"
-        known |= set(OPTION.findall(help_of(command)))
-    ours = [span for span in spans if span.startswith(("--", "saltlm "))]
-    unknown = {option for span in ours for option in OPTION.findall(span)} - known
-    assert not unknown, f"README names options that no command has: {sorted(unknown)}"
+    mentioned = {words[1] for span in spans if (words := span.split()) and words[0] == "saltlm" and len(words) > 1}
+    unknown_commands = {word for word in mentioned if re.fullmatch(r"[a-z][a-z-]*", word)} - {*COMMANDS}
+    assert not unknown_commands, f"{page.name} names commands that do not exist: {sorted(unknown_commands)}"
+    known = set(OPTION.findall(help_of())).union(*(OPTION.findall(help_of(command)) for command in COMMANDS))
+    options = {option for span in spans if span.startswith(("--", "saltlm ")) for option in OPTION.findall(span)}
+    assert options <= known, f"{page.name} names options that no command has: {sorted(options - known)}"
+
+
+def test_every_command_is_checked() -> None:
+    assert set(re.findall(r"^    ?([a-z]+) {2,}", help_of(), re.MULTILINE)) == {*COMMANDS}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
