@@ -315,10 +315,10 @@ def test_the_card_describes_the_choice_and_the_blend(pair, text, tmp_path) -> No
     done = transfer(pair.source, pair.target, None, tmp_path / "out", config)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     length = done.summary["blend"]["length"]
-    assert f"by 0.2, and a regression, by the rest, brought {length:g} times as far" in card
+    assert f"(weight 0.2) and a regression (the rest), {length:g} times" in card
     size = done.summary["tuning"]["text"]["bytes"]
     assert f"Options chosen by bits per byte on {size:,} bytes" in card
-    assert "Options chosen so" not in card and "None" not in card.partition("## Rows")[2]
+    assert "chosen by this score" not in card and "None" not in card.partition("## Rows")[2]
 
 
 def test_with_few_anchors_the_summary_has_no_blend(pair, text, tmp_path, monkeypatch) -> None:

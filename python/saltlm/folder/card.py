@@ -20,8 +20,9 @@ def model_card(summary: Mapping[str, Any]) -> bytes:
     from huggingface_hub import ModelCard, ModelCardData
 
     tuning, self_check, blend = summary.get("tuning"), summary.get("heldout"), summary.get("blend")
-    if blend and isinstance(blend["weight"], str):
-        blend = {**blend, "weight": f"by the rule `{blend['weight']}`"}
+    if blend:
+        weight = blend["weight"]
+        blend = {**blend, "weight": f"by the rule `{weight}`" if isinstance(weight, str) else f"{weight:g}"}
     expanded = summary["config"].get("keep_source_vocabulary")
     card = ModelCard.from_template(
         ModelCardData(
