@@ -5,8 +5,8 @@
 #include <thread>
 #include <vector>
 
-#include "../cuda_ext/csrc/cuda/lstsq_token.h"
-#include "../cuda_ext/csrc/cuda/sparsemax_row.h"
+#include "../../cuda_ext/csrc/cuda/lstsq_token.h"
+#include "../../cuda_ext/csrc/cuda/sparsemax_row.h"
 
 namespace {
 
