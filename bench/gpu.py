@@ -40,7 +40,7 @@ def operators(package: Path) -> tuple[types.ModuleType, ...]:
     shell = types.ModuleType("saltlm")
     shell.__path__ = [str(package / "saltlm")]
     sys.modules["saltlm"] = shell
-    return tuple(importlib.import_module(f"saltlm.{name}") for name in ("ops", "reference"))
+    return tuple(importlib.import_module(f"saltlm.{name}") for name in ("operators.ops", "operators.reference"))
 
 
 def problem(size: tuple[int, ...], device: str) -> dict[str, torch.Tensor]:
