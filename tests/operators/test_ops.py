@@ -102,7 +102,7 @@ def test_a_library_that_cannot_load_leaves_the_reference(monkeypatch, tmp_path) 
     assert not broken.loaded and "_ops_cpu.so does not load" in broken.reason
     assert not missing.loaded and "was not built" in missing.reason
     monkeypatch.setattr(ops_load, "_cpu_library", lambda: broken)
-    monkeypatch.setattr(ops_load, "_found", lambda kind: broken)
+    monkeypatch.setattr(ops_load, "_library", lambda device_type: broken)
     assert ops.backend() == ops.Backend(name="reference", reason=broken.reason)
     with ops.forced("compiled"), pytest.raises(BackendError, match="does not load"):
         ops.backend()
