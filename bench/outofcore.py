@@ -172,7 +172,8 @@ def hash_of(text: str) -> int:
 OURS = """
 import json, sys, time
 begin = time.perf_counter()
-from saltlm import TransferConfig, output_folder, transfer
+from saltlm import TransferConfig, transfer
+from saltlm.files import output_folder
 sync, stages, flushed = output_folder._sync, {}, []
 def timed(folder):
     start = time.perf_counter()

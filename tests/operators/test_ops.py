@@ -198,7 +198,7 @@ def test_every_instruction_set_gives_the_same_rows(tmp_path) -> None:
     problem = (clustered(0, 40, 20), clustered(1, 300, 20), normal(2, 40, 16), normal(3, 300, 16), normal(4, 300, 9))
     torch.save(problem, tmp_path / "problem.pt")
     code = (
-        "import sys, torch\nfrom saltlm import ops\n"
+        "import sys, torch\nfrom saltlm.operators import ops\n"
         "made = ops.salt_rows(*torch.load(sys.argv[1]), center=True)\n"
         "assert ops.backends()['cpu']['level'] == 'base'\n"
         "torch.save([made.rows, made.support_size, made.status], sys.argv[2])\n"
