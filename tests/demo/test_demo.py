@@ -1,5 +1,6 @@
 """Errors and output of the demo. The whole demo runs on real inputs by ``make demo``."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -110,7 +111,13 @@ def test_an_interrupt_while_fetching_leaves_nothing(tmp_path):
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
         environment = {**os.environ, "SALTLM_CACHE": str(tmp_path / "cache"), "PIP_INDEX_URL": index, "NO_PROXY": "*"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "saltlm_demo"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "saltlm_demo"],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A background job of a shell inherits that SIGINT is ignored.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         silent.settimeout(120)
         connection, _ = silent.accept()

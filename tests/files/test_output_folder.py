@@ -160,6 +160,7 @@ HOLD = """
 import signal, sys
 from pathlib import Path
 from saltlm.files.output_folder import whole_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits that SIGINT is ignored
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     print(folder.name, flush=True)
@@ -201,7 +202,7 @@ def test_ctrl_c_cleans_up(tmp_path: Path) -> None:
     process, name = hold(tmp_path / "sub" / "out")
     assert names(tmp_path / "sub") == [name]
     process.send_signal(signal.SIGINT)
-    process.wait()
+    process.wait(timeout=60)
     process.stdout.close()
     assert names(tmp_path) == []
 
