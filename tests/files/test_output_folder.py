@@ -233,6 +233,31 @@ def test_an_old_folder_set_aside_by_a_killed_run_is_restored(tmp_path: Path) -> 
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("moment", ["open", "fcntl.flock"])
+def test_a_new_temporary_folder_may_be_removed_as_a_leftover_before_it_is_locked(tmp_path: Path, moment: str) -> None:
+    """Another process that clears leftovers can remove it between mkdir and flock; the writer then takes another name."""
+    removed = []
+    state = {"active": True}
+
+    def hook(event: str, arguments: tuple) -> None:  # An audit hook stays until the process ends.
+        if not state["active"] or event != moment:
+            return
+        state["active"] = False  # The calls below raise events, too.
+        removed.extend(path for path in tmp_path.iterdir() if path.name.startswith(".out.saltlm-"))
+        for path in removed:
+            path.rmdir()
+        state["active"] = not removed
+
+    sys.addaudithook(hook)
+    try:
+        with whole_folder(tmp_path / "out") as folder:
+            fill(folder)
+    finally:
+        state["active"] = False
+    assert names(tmp_path) == ["out"]
+    assert len(removed) == 1
+
+
 def test_many_writers_of_one_folder_leave_one_whole(tmp_path: Path) -> None:
     """Threads instead of processes: a lock belongs to an open file, and each writer opens its own."""
     out, errors = tmp_path / "out", []

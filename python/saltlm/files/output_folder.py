@@ -172,12 +172,15 @@ def _make_locked(path: Path) -> int | None:
         The open folder, or ``None`` if another process removed it as a leftover before it was locked.
     """
     path.mkdir()
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    # Until flock returns, another process may remove the folder as a leftover.
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:
         return lock  # A file system without locks: other processes use the process id in the name.
-    # Between mkdir and flock another process may have removed the folder as a leftover.
     if path.exists():
         return lock
     os.close(lock)
