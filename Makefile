@@ -4,6 +4,9 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 # What installs Python packages into .venv; .ci/run names uv, which is faster and shares files between environments.
 INSTALL ?= $(PY) -m pip install --quiet
+# Test processes side by side, each with its share of the processors.
+WORKERS ?= 2
+PYTEST = $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
 SETUP  := $(VENV)/.setup-demo
 TESTED := $(VENV)/.setup-test
 LINTED := $(VENV)/.setup-lint
@@ -58,11 +61,11 @@ demo: $(SETUP)
 
 test: $(TESTED)
 	cargo test --quiet --workspace --release
-	$(PY) -m pytest -q
+	$(PYTEST)
 
 test-property: $(TESTED)
 	@seed=$${SALTLM_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "SALTLM_SEED=$$seed"; \
-	SALTLM_SEED=$$seed $(PY) -m pytest -q -m "property and not real" $(OPTIONS)
+	SALTLM_SEED=$$seed $(PYTEST) -m "property and not real" $(OPTIONS)
 
 coverage: $(TESTED)
 	$(INSTALL) "coverage>=7.10"

@@ -27,7 +27,11 @@ settings.register_profile("fast", max_examples=25, **_SHARED, **_FIXED)
 settings.register_profile("slow", max_examples=500, **_SHARED, **_FIXED)
 settings.load_profile(os.environ.get("SALTLM_HYPOTHESIS") or "fast")
 
-torch.set_num_threads(2)
+# Test processes side by side (pytest-xdist) divide the processors among them; their own subprocesses inherit the share.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, 2 // _WORKERS))
+if _WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 __all__ = ["bilingual", "pair", "untied", "untied_parts"]  # fixtures that several files use
 
