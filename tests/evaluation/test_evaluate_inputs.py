@@ -176,8 +176,8 @@ def test_broken_folders(folder: Path, tmp_path: Path) -> None:
     refused("SafetensorError", cut, documents=["a"])
     deeper = copy_of(folder, tmp_path / "deeper", num_hidden_layers=3)
     refused(r"missing tensors \(model.layers.2", deeper, documents=["a"])
-    other = copy_of(folder, tmp_path / "other", model_type="no-such-kind")
-    refused("no-such-kind", other, documents=["a"])
+    other = copy_of(folder, tmp_path / "other", model_type="no-such-type")
+    refused("no-such-type", other, documents=["a"])
     torn = copy_of(folder, tmp_path / "torn")
     (torn / "tokenizer.json").write_text('{"model":')
     refused("tokenizer of model", torn, documents=["a"])
@@ -188,12 +188,8 @@ def test_broken_folders(folder: Path, tmp_path: Path) -> None:
 
 
 def test_code_of_a_checkpoint_is_not_run_by_default(folder: Path, tmp_path: Path) -> None:
-    path = copy_of(
-        folder,
-        tmp_path / "custom",
-        model_type="custom",
-        auto_map={"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.LM"},
-    )
+    classes = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.LM"}
+    path = copy_of(folder, tmp_path / "custom", model_type="custom", auto_map=classes)
     (path / "custom.py").write_text("raise SystemExit('ran')")
     refused("code of its own", path, documents=["a"])
 
@@ -242,7 +238,7 @@ def test_models_that_are_not_causal() -> None:
     refused("encoder-decoder", (T5ForConditionalGeneration(config), tiny("wordpiece")), documents=TEXT)
 
 
-# ------------------------------------------------------------------------------------------------ options as keywords and as a config
+# ------------------------------------------------------------ options as keywords and as a config
 
 
 OPTIONS = [
