@@ -28,9 +28,7 @@ from saltlm.operators import ops, reference
 LAWS = settings(deadline=None, max_examples=25)
 
 
-@pytest.fixture(
-    params=IMPLEMENTATIONS + PRODUCTS, ids="-".join, scope="module"
-)
+@pytest.fixture(params=IMPLEMENTATIONS + PRODUCTS, ids="-".join, scope="module")
 def runner(request) -> Runner:
     return Runner(*request.param)
 
