@@ -116,15 +116,15 @@ def folder_value(folder: str) -> dict[str, object]:
     return {str(path.relative_to(folder)): file_value(path) for path in files}
 
 
-def bits_of(value: object, prose: dict, where: str) -> object:
+def bits_of(value: object, prose: dict, path: str) -> object:
     """The value without what varies; text for people goes to ``prose``."""
     if isinstance(value, list):
-        return [bits_of(item, prose, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [bits_of(item, prose, f"{path}[{index}]") for index, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
-    prose.update({f"{where} | {key}": value[key] for key in PROSE_KEYS if value.get(key)})
+    prose.update({f"{path} | {key}": value[key] for key in PROSE_KEYS if value.get(key)})
     kept = [key for key in value if key not in PROSE_KEYS and not VARYING.fullmatch(key)]
-    return {key: bits_of(value[key], prose, f"{where} | {key}") for key in kept}
+    return {key: bits_of(value[key], prose, f"{path} | {key}") for key in kept}
 
 
 class Record:
@@ -257,16 +257,16 @@ def public_names() -> dict:
 
 def all_cases(record: Record) -> None:
     """Run every case in the current folder."""
-    made = make_inputs()
+    tokenizers = make_inputs()
     record.case("public names", public_names)
     for line in MODELS.splitlines():
         record.case(f"input {line.split()[0]}", folder_value, line.split()[0])
     for name in ("transfer", "evaluate", "adapt", "batch", "inspect", "compare", "status"):
         record.case(f"options of {name}", options_of, name)
-    for source, target, overlap in itertools.product(made, made, ("exact", "word-start", "case")):
-        record.case(f"align {source} {target} {overlap}", aligned, made[source], made[target], overlap)
+    for source, target, overlap in itertools.product(tokenizers, tokenizers, ("exact", "word-start", "case")):
+        record.case(f"align {source} {target} {overlap}", aligned, tokenizers[source], tokenizers[target], overlap)
     for spec in ("others.vec", "others.vec.gz", "plm"):
-        record.case(f"load_auxiliary {spec}", looked_up, spec, made["bytes"], made["unigram"])
+        record.case(f"load_auxiliary {spec}", looked_up, spec, tokenizers["bytes"], tokenizers["unigram"])
     solves = ("", "center=true", "ridge=0.1", "max_support=7", "center=true ridge=1 max_support=30")
     for dtype, options in itertools.product(("float32", "float64", "bfloat16", "float16"), solves):
         record.case(f"salt_rows {dtype} {options}", rows_of, dtype, options)
@@ -295,7 +295,7 @@ def all_cases(record: Record) -> None:
     record.case("command batch", batched)
 
 
-def differences(old: object, new: object, where: str) -> Iterator[str]:
+def differences(old: object, new: object, path: str) -> Iterator[str]:
     """A line for each value that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         if ("failed" in old) != ("failed" in new):  # a line for the case, not one for each of its files
@@ -303,16 +303,16 @@ def differences(old: object, new: object, where: str) -> Iterator[str]:
         is_file = "sha256" in old and old.keys() <= {"sha256", "content", "tensors"}
         lines: list[str] = []
         for key in sorted({*old, *new} - ({"sha256"} if is_file else set())):
-            lines += differences(old.get(key, "absent"), new.get(key, "absent"), f"{where} | {key}")
+            lines += differences(old.get(key, "absent"), new.get(key, "absent"), f"{path} | {key}")
         if is_file and not lines and old["sha256"] != new.get("sha256"):
-            lines.append(f"{where}: the content is equal, the bytes of the file differ")
+            lines.append(f"{path}: the content is equal, the bytes of the file differ")
         yield from lines
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, pair in enumerate(zip(old, new, strict=True)):
-            yield from differences(*pair, f"{where}[{index}]")
+            yield from differences(*pair, f"{path}[{index}]")
     elif json.dumps(old) != json.dumps(new):
         shown = [json.dumps(value, ensure_ascii=False)[:120] for value in (old, new)]
-        yield f"{where}: {shown[0]} -> {shown[1]}"
+        yield f"{path}: {shown[0]} -> {shown[1]}"
 
 
 def show_differences(old: Path, new: Path) -> int:

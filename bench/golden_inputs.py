@@ -164,7 +164,7 @@ def make_inputs() -> dict:
     Returns:
         The tokenizers by name.
     """
-    made = {
+    tokenizers = {
         "bytes": byte_level(f"{ENGLISH}\n{OTHERS}", 440, CHAT_TEMPLATE),
         "fallback": byte_fallback_bpe(f"{ENGLISH}\n{OTHERS[:330]}", 600),
         "english-unigram": unigram(f"{ENGLISH}\n{OTHERS[:170]}", 300),
@@ -173,12 +173,12 @@ def make_inputs() -> dict:
         "wordpiece": wordpiece(f"{OTHERS}\n{ENGLISH[:170]}", 240),
     }
     for line in MODELS.splitlines():
-        save_model(made, line)
+        save_model(tokenizers, line)
     Path("tied/README.md").write_text("---\nlicense: apache-2.0\n---\n# Tied\n", encoding="utf-8")
     Path("tied/LICENSE").write_text("The licence of the tied model.\n", encoding="utf-8")
     long_words = []
     for path, names in (("english.vec", "bytes fallback"), ("others.vec", "other-bytes unigram wordpiece")):
-        texts = [made[name].decode([index]) for name in names.split() for index in range(len(made[name]))]
+        texts = [tokenizers[name].decode([index]) for name in names.split() for index in range(len(tokenizers[name]))]
         spelled = sorted({text.removeprefix("##").strip() for text in texts} - {""})
         words = [word for word in spelled if not re.search(r"[\s\ufffd]", word)]
         write_vectors(path, [word for index, word in enumerate(words) if index % 7], 12)
@@ -194,4 +194,4 @@ def make_inputs() -> dict:
         os.utime(
             path, (1_700_000_000, 1_700_000_000)
         )  # saltlm.json records when the weights of its inputs were changed
-    return made
+    return tokenizers

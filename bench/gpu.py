@@ -158,12 +158,12 @@ def measure(ops, size: tuple[int, ...], device: str, runs: int, ceiling: dict[st
 def by_buffer(ops, tensors: dict[str, torch.Tensor], block: slice, device: str, runs: int) -> dict[int, float]:
     """Seconds of the block's rows by the size of the buffer for cosines, to see whether one that fits the cache is faster."""
     given = {name: t[block] if name.startswith("new") else t for name, t in tensors.items()}
-    found = {}
+    result = {}
     for megabytes in (16, 32, 64, 128, 256, 512):
         os.environ["SALTLM_CUDA_BUFFER_MB"] = str(megabytes)
-        found[megabytes] = timed(lambda: ops.salt_rows(**given), device, runs)
+        result[megabytes] = timed(lambda: ops.salt_rows(**given), device, runs)
     del os.environ["SALTLM_CUDA_BUFFER_MB"]
-    return found
+    return result
 
 
 def table(report: dict) -> str:
@@ -178,11 +178,11 @@ def table(report: dict) -> str:
         " | device memory beyond inputs and results |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for found in report["timings"].values():
-        memory = found.get("device_memory_beyond_inputs_and_results_mb")
+    for result in report["timings"].values():
+        memory = result.get("device_memory_beyond_inputs_and_results_mb")
         lines.append(
-            f"| {', '.join(f'{n:,}' for n in found['size'].values())} | {found['salt_rows_s']:.3g} s |"
-            f" {found['share_of_roofline']:.1%} | {found['stock_over_saltlm']:.3g} |"
+            f"| {', '.join(f'{n:,}' for n in result['size'].values())} | {result['salt_rows_s']:.3g} s |"
+            f" {result['share_of_roofline']:.1%} | {result['stock_over_saltlm']:.3g} |"
             f" {'-' if memory is None else f'{memory:,.0f} MB'} |"
         )
     return "\n".join(lines) + "\n"

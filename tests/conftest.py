@@ -18,7 +18,7 @@ from pairs import pair, untied
 from planted import bilingual, untied_parts
 
 SEED = os.environ.get("SALTLM_SEED")
-# Examples take milliseconds but share a machine: a deadline would fail for no fault of ours.
+# Examples take milliseconds but share a machine: a deadline would fail tests that are correct.
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 # The same examples every time only where no seed asks for others.
 _FIXED = {"derandomize": bool(os.environ.get("CI")) and not SEED}

@@ -20,14 +20,14 @@ TEXT = st.tuples(st.text("abc ä\n🙂", max_size=20), st.sampled_from("abcä�
 TEXTS = st.lists(TEXT, min_size=1, max_size=12)
 
 
-def packer(kind: str = "byte_level_bpe", length: int = 8) -> Packer:
-    return Packer(tiny(kind), rows=len(tiny(kind)), length=length)
+def packer(tokenizer_kind: str = "byte_level_bpe", length: int = 8) -> Packer:
+    return Packer(tiny(tokenizer_kind), rows=len(tiny(tokenizer_kind)), length=length)
 
 
 @settings(deadline=None, max_examples=40)
-@given(texts=TEXTS, length=st.integers(8, 20), kind=st.sampled_from(KINDS))
-def test_blocks_hold_all_tokens_but_the_tail(texts, length, kind):
-    pack = packer(kind, length)
+@given(texts=TEXTS, length=st.integers(8, 20), tokenizer_kind=st.sampled_from(KINDS))
+def test_blocks_hold_all_tokens_but_the_tail(texts, length, tokenizer_kind):
+    pack = packer(tokenizer_kind, length)
     whole = np.concatenate(pack.encode(texts))
     blocks = pack.pack(texts)
     assert np.array_equal(blocks.tokens.ravel(), whole[: blocks.tokens.size])

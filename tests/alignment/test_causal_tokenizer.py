@@ -18,9 +18,9 @@ PAIRS = list(itertools.product(KINDS, KINDS))
 TEMPLATE = "{% for m in messages %}<|turn|>{{ m['content'] }}<|end|>{% endfor %}"
 
 
-def encoder_like(kind: str):
+def encoder_like(tokenizer_kind: str):
     """A tokenizer that adds special tokens before and after a text, as encoders do."""
-    tokenizer = wordpiece() if kind == "wordpiece" else sentencepiece_unigram()
+    tokenizer = wordpiece() if tokenizer_kind == "wordpiece" else sentencepiece_unigram()
     first, last = (tokenizer.cls_token or tokenizer.bos_token), (tokenizer.sep_token or tokenizer.eos_token)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (first, last)}
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -41,23 +41,23 @@ def with_bos():
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_segmentation_is_the_targets(source: str, target: str) -> None:
-    made = causal_tokenizer(tiny(target), tiny(source), chat_template="target")
+    tokenizer = causal_tokenizer(tiny(target), tiny(source), chat_template="target")
     for text in TEXT:
         expected = tiny(target)(text, add_special_tokens=False)["input_ids"]
-        assert made(text, add_special_tokens=False)["input_ids"] == expected
-        assert made(text)["input_ids"] == expected, "if the source adds no special tokens, neither does the result"
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected
+        assert tokenizer(text)["input_ids"] == expected, "if the source adds no special tokens, neither does the result"
 
 
 @given(st.text(max_size=40))
 def test_segmentation_is_the_targets_on_any_text(text: str) -> None:
     target = tiny("sentencepiece_unigram")
-    made = causal_tokenizer(target, tiny("byte_level_bpe"), chat_template="none")
-    assert made(text)["input_ids"] == target(text, add_special_tokens=False)["input_ids"]
+    tokenizer = causal_tokenizer(target, tiny("byte_level_bpe"), chat_template="none")
+    assert tokenizer(text)["input_ids"] == target(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece_unigram"])
-def test_special_tokens_around_a_text_follow_the_source(kind: str) -> None:
-    target = encoder_like(kind)
+@pytest.mark.parametrize("tokenizer_kind", ["wordpiece", "sentencepiece_unigram"])
+def test_special_tokens_around_a_text_follow_the_source(tokenizer_kind: str) -> None:
+    target = encoder_like(tokenizer_kind)
     assert target("kissa")["input_ids"][-1] in (target.sep_token_id, target.eos_token_id)
     bare = causal_tokenizer(target, tiny("byte_level_bpe"), chat_template="target")
     inner = target("kissa", add_special_tokens=False)["input_ids"]
@@ -69,9 +69,9 @@ def test_special_tokens_around_a_text_follow_the_source(kind: str) -> None:
 
 
 def test_cls_and_sep_replace_missing_bos_and_eos() -> None:
-    made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="target")
-    assert (made.bos_token, made.eos_token, made.pad_token) == ("[CLS]", "[SEP]", "[PAD]")
-    assert (made.unk_token, made.mask_token) == ("[UNK]", "[MASK]")
+    tokenizer = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="target")
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("[CLS]", "[SEP]", "[PAD]")
+    assert (tokenizer.unk_token, tokenizer.mask_token) == ("[UNK]", "[MASK]")
 
 
 def test_the_argument_is_not_changed() -> None:
@@ -88,14 +88,14 @@ def test_special_tokens_of_the_chat_template_are_added() -> None:
     source.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|unused|>"]})
     source.chat_template = TEMPLATE
     target = tiny("sentencepiece_unigram")
-    made = causal_tokenizer(target, source, chat_template="source")
+    tokenizer = causal_tokenizer(target, source, chat_template="source")
     size = len(target)
-    added = {made.convert_ids_to_tokens(i) for i in range(size, len(made))}
+    added = {tokenizer.convert_ids_to_tokens(i) for i in range(size, len(tokenizer))}
     assert added == {"<|turn|>", "<|begin|>", "<|end|>"}
-    assert made.eos_token == "<|end|>" and made.bos_token == "<|begin|>"
-    text = made.apply_chat_template([{"role": "user", "content": "kissa"}], tokenize=False)
-    ids = made(text)["input_ids"]
-    assert ids[0] == made.convert_tokens_to_ids("<|turn|>") and ids[-1] == made.eos_token_id
+    assert tokenizer.eos_token == "<|end|>" and tokenizer.bos_token == "<|begin|>"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "kissa"}], tokenize=False)
+    ids = tokenizer(text)["input_ids"]
+    assert ids[0] == tokenizer.convert_tokens_to_ids("<|turn|>") and ids[-1] == tokenizer.eos_token_id
     for policy in ("target", "none"):
         assert causal_tokenizer(target, source, chat_template=policy).chat_template is None
 
@@ -106,49 +106,49 @@ def test_a_missing_chat_template_is_an_error() -> None:
 
 
 def test_a_second_eos_id_never_becomes_bos_or_pad() -> None:
-    made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
-    source_id = np.full(len(made), -1, dtype=np.int32)
+    tokenizer = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
+    source_id = np.full(len(tokenizer), -1, dtype=np.int32)
     # The source has one token for bos, eos and pad, the first of its eos ids.
-    source_id[[made.pad_token_id, made.cls_token_id, made.sep_token_id]] = 1
+    source_id[[tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]] = 1
     source_id[200] = 60
-    changes = id_changes({"eos_token_id": [1, 60], "decoder_start_token_id": 1}, None, made, source_id)
-    assert changes.config["eos_token_id"] == [made.sep_token_id, 200]
-    assert changes.config["decoder_start_token_id"] == made.sep_token_id
+    changes = id_changes({"eos_token_id": [1, 60], "decoder_start_token_id": 1}, None, tokenizer, source_id)
+    assert changes.config["eos_token_id"] == [tokenizer.sep_token_id, 200]
+    assert changes.config["decoder_start_token_id"] == tokenizer.sep_token_id
 
 
 def test_words_spelled_in_ids_are_mapped_completely_or_removed() -> None:
-    made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
-    source_id = np.full(len(made), -1, dtype=np.int32)
+    tokenizer = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
+    source_id = np.full(len(tokenizer), -1, dtype=np.int32)
     source_id[[7, 9]] = [50, 51]
     generation = {
         "bad_words_ids": [[50], [51, 50], [51, 52]],
         "forced_decoder_ids": [[1, 50]],
         "sequence_bias": [[[50], 1.0]],
     }
-    changed = id_changes({}, generation, made, source_id).generation
+    changed = id_changes({}, generation, tokenizer, source_id).generation
     assert changed["bad_words_ids"] == [[7], [9, 7]]
     assert changed["forced_decoder_ids"] is None and changed["sequence_bias"] is None
 
 
 def test_ids_in_configs_follow_roles_and_the_alignment() -> None:
-    made = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
-    source_id = np.full(len(made), -1, dtype=np.int32)
+    tokenizer = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
+    source_id = np.full(len(tokenizer), -1, dtype=np.int32)
     source_id[[7, 9, 11]] = [50, 51, 50]
     config = {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": [1, 51, 77], "image_token_id": 50, "foo_token_id": 8}
     generation = {"suppress_tokens": [51, 8], "begin_suppress_tokens": [8], "forced_bos_token_id": None, "top_k": 3}
-    changes = id_changes(config, generation, made, source_id)
+    changes = id_changes(config, generation, tokenizer, source_id)
     assert changes.config == {
-        "bos_token_id": made.cls_token_id,
-        "eos_token_id": [made.sep_token_id, 9],
-        "pad_token_id": made.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": [tokenizer.sep_token_id, 9],
+        "pad_token_id": tokenizer.pad_token_id,
         "image_token_id": 7,
         "foo_token_id": None,
     }
     assert changes.generation == {
-        "bos_token_id": made.cls_token_id,
-        "eos_token_id": made.sep_token_id,
-        "pad_token_id": made.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
         "suppress_tokens": [9],
         "begin_suppress_tokens": None,
     }
-    assert id_changes(config, None, made, source_id).generation is None
+    assert id_changes(config, None, tokenizer, source_id).generation is None

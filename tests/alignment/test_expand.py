@@ -38,24 +38,24 @@ LETTERS = sorted(set("".join(TEXT)) | set(" \n\t1é中🙂ß▁Ġ"))
 
 
 @functools.cache
-def source_of(kind: str) -> PreTrainedTokenizerFast:
-    return SOURCES[kind]()
+def source_of(tokenizer_kind: str) -> PreTrainedTokenizerFast:
+    return SOURCES[tokenizer_kind]()
 
 
 @functools.cache
 def expanded(source: str, target: str, rows: int = 0) -> tuple[Expansion, list[bytes]]:
     """The expansion, and the bytes of its new tokens."""
     alignment = align(source_of(source), tiny(target))
-    found = expand(source_of(source), alignment, rows)
+    expansion = expand(source_of(source), alignment, rows)
     data, offsets = alignment.target.token_bytes()
-    return found, [data[offsets[token] : offsets[token + 1]].tobytes() for token in found.added]
+    return expansion, [data[offsets[token] : offsets[token + 1]].tobytes() for token in expansion.added]
 
 
 def has_new(source: str, target: str, text: str) -> bool:
     """Whether the text spells a new token. The space that some tokenizers put before a text belongs to it."""
     # SentencePiece reads its own mark as a space, so a text may spell one by it.
     written = f" {text}".replace("▁", " ").encode()
-    return any(own in written for own in expanded(source, target)[1])
+    return any(token in written for token in expanded(source, target)[1])
 
 
 @functools.cache
@@ -99,65 +99,65 @@ def test_text_without_a_new_token_is_tokenized_as_before(source: str, target: st
 @given(text=texts)
 def test_only_new_tokens_change_anything(source: str, target: str, text: str) -> None:
     """Where the new segmentation uses no new token it is the old one."""
-    found = expanded(source, target)[0]
-    new = ids(found.tokenizer, text)
-    if not any(token >= found.first for token in new):
+    expansion = expanded(source, target)[0]
+    new = ids(expansion.tokenizer, text)
+    if not any(token >= expansion.first for token in new):
         assert new == ids(source_of(source), text)
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_every_added_token_comes_out_of_its_own_text(source: str, target: str) -> None:
-    found, spelled = expanded(source, target)
-    assert len(spelled) == found.counts["added"] > 20
-    backend = found.tokenizer.backend_tokenizer
-    for place, own in enumerate(spelled):
-        wanted = [found.first + place]
+    expansion, spelled = expanded(source, target)
+    assert len(spelled) == expansion.counts["added"] > 20
+    backend = expansion.tokenizer.backend_tokenizer
+    for index, token in enumerate(spelled):
+        expected = [expansion.first + index]
         try:
-            text = own.decode()
+            text = token.decode()
         except UnicodeDecodeError:
             continue  # part of a character: no text of its own
         forms = [text, text.removeprefix(" ")]
-        model = [token.id for token in backend.model.tokenize(backend.id_to_token(wanted[0]))]
-        assert wanted in [*(ids(found.tokenizer, form) for form in forms), model], own
-        if own.startswith(b" "):
-            assert wanted in [ids(found.tokenizer, form) for form in forms], own
-    total = sum(found.counts[key] for key in ("added", "left_out"))
-    assert found.counts["left_out"] < total / 3, found.counts
+        model = [piece.id for piece in backend.model.tokenize(backend.id_to_token(expected[0]))]
+        assert expected in [*(ids(expansion.tokenizer, form) for form in forms), model], token
+        if token.startswith(b" "):
+            assert expected in [ids(expansion.tokenizer, form) for form in forms], token
+    total = sum(expansion.counts[key] for key in ("added", "left_out"))
+    assert expansion.counts["left_out"] < total / 3, expansion.counts
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_the_target_language_takes_fewer_tokens_and_english_no_more(source: str, target: str) -> None:
-    found = expanded(source, target)[0].tokenizer
+    tokenizer = expanded(source, target)[0].tokenizer
     foreign, english = "\n".join(TEXT[2:6]), "\n".join(ENGLISH)
-    assert len(ids(found, foreign)) < 0.9 * len(ids(source_of(source), foreign))
-    assert len(ids(found, english)) <= len(ids(source_of(source), english))
+    assert len(ids(tokenizer, foreign)) < 0.9 * len(ids(source_of(source), foreign))
+    assert len(ids(tokenizer, english)) <= len(ids(source_of(source), english))
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_old_ids_stay_and_holes_are_filled(source: str) -> None:
     old = source_of(source)
-    found = expanded(source, "wordpiece", len(old) + 7)[0]
-    assert found.first == len(old) + 7 and found.counts["fillers"] == 7
-    assert len(found.tokenizer) == found.first + len(found.added)
-    vocabulary = found.tokenizer.get_vocab()
+    expansion = expanded(source, "wordpiece", len(old) + 7)[0]
+    assert expansion.first == len(old) + 7 and expansion.counts["fillers"] == 7
+    assert len(expansion.tokenizer) == expansion.first + len(expansion.added)
+    vocabulary = expansion.tokenizer.get_vocab()
     assert {token: vocabulary[token] for token in old.get_vocab()} == old.get_vocab()
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
-    assert found.tokenizer.special_tokens_map == old.special_tokens_map
+    assert expansion.tokenizer.special_tokens_map == old.special_tokens_map
 
 
 def test_added_tokens_beside_the_model_keep_their_ids_and_come_first() -> None:
     source = byte_level_bpe(330, ENGLISH)
     source.add_tokens(["kissa", "<tool>"])
     before = source.get_vocab()
-    found = expand(source, align(source, tiny("wordpiece")), len(source))
-    after = found.tokenizer.get_vocab()
+    expansion = expand(source, align(source, tiny("wordpiece")), len(source))
+    after = expansion.tokenizer.get_vocab()
     assert {token: after[token] for token in before} == before
     for text in ("<tool> kissa", "the cat<tool>kissa"):
-        assert [i for i in ids(found.tokenizer, text) if i in (before["kissa"], before["<tool>"])] == [
+        assert [i for i in ids(expansion.tokenizer, text) if i in (before["kissa"], before["<tool>"])] == [
             i for i in ids(source, text) if i in (before["kissa"], before["<tool>"])
         ]
-    again = Tokenizer.from_str(found.tokenizer.backend_tokenizer.to_str())
-    assert again.encode("<tool> kissat").ids == found.tokenizer.backend_tokenizer.encode("<tool> kissat").ids
+    again = Tokenizer.from_str(expansion.tokenizer.backend_tokenizer.to_str())
+    assert again.encode("<tool> kissat").ids == expansion.tokenizer.backend_tokenizer.encode("<tool> kissat").ids
 
 
 def test_a_token_that_no_merge_builds_prevents_whole_word_lookup() -> None:
@@ -166,18 +166,20 @@ def test_a_token_that_no_merge_builds_prevents_whole_word_lookup() -> None:
     content = json.loads(source.backend_tokenizer.to_str())
     content["model"]["vocab"]["Ġunmade"] = len(content["model"]["vocab"])
     odd = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
-    found = expand(odd, align(odd, tiny("wordpiece")), len(odd))
-    assert found.counts["whole_words"] == 0 < found.counts["added"]
+    expansion = expand(odd, align(odd, tiny("wordpiece")), len(odd))
+    assert expansion.counts["whole_words"] == 0 < expansion.counts["added"]
     unmade = odd.convert_tokens_to_ids("Ġunmade")
-    assert unmade not in ids(odd, " unmade") + ids(found.tokenizer, " unmade")
+    assert unmade not in ids(odd, " unmade") + ids(expansion.tokenizer, " unmade")
     plain = expanded("byte_level_bpe", "wordpiece")[0]
-    assert plain.counts["whole_words"] > 0 and plain.counts["added"] > found.counts["added"]
+    assert plain.counts["whole_words"] > 0 and plain.counts["added"] > expansion.counts["added"]
 
 
 def test_kinds_that_cannot_be_added_to_are_refused(tmp_path, capsys) -> None:
-    for kind in ("wordpiece",):
-        with pytest.raises(InputError, match=f"keep_source_vocabulary: found a source tokenizer of kind {kind}"):
-            expand(tiny(kind), align(tiny(kind), tiny("byte_level_bpe")), 0)
+    for tokenizer_kind in ("wordpiece",):
+        with pytest.raises(
+            InputError, match=f"keep_source_vocabulary: found a source tokenizer of kind {tokenizer_kind}"
+        ):
+            expand(tiny(tokenizer_kind), align(tiny(tokenizer_kind), tiny("byte_level_bpe")), 0)
     source = byte_level_bpe(330, ENGLISH)
     content = json.loads(source.backend_tokenizer.to_str())
     content["model"]["dropout"] = 0.1
@@ -260,12 +262,12 @@ def test_methods_build_the_same_rows_as_for_a_replacement(method: str, pair, tmp
         transfer(pair.source, pair.target, pair.vectors, config=TransferConfig(keep_source_vocabulary=keep, **options))
         for keep in (True, False)
     )
-    found = expand(load_source(pair.source).tokenizer, new.alignment, len(load_source(pair.source).input_rows))
-    assert len(found.added) > 20
+    expansion = expand(load_source(pair.source).tokenizer, new.alignment, len(load_source(pair.source).input_rows))
+    assert len(expansion.added) > 20
     if method != "multivariate":
-        rows = new.input_rows[found.first : found.first + len(found.added)]
-        built = old.origin[found.added] != 4  # drawn rows follow the number of rows drawn
-        torch.testing.assert_close(rows[built], old.input_rows[found.added][built])
+        rows = new.input_rows[expansion.first : expansion.first + len(expansion.added)]
+        built = old.origin[expansion.added] != 4  # drawn rows follow the number of rows drawn
+        torch.testing.assert_close(rows[built], old.input_rows[expansion.added][built])
     assert new.input_rows.isfinite().all()
 
 

@@ -12,12 +12,12 @@ from saltlm.alignment.roles import match_roles, roles_of
 from saltlm.errors import InputError
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_folder_and_object_give_the_same_roles(tmp_path, kind: str) -> None:
-    tiny(kind).save_pretrained(tmp_path)
-    assert load_tokens(tmp_path).roles == roles_of(tiny(kind)) == load_tokens(tiny(kind)).roles
-    assert len(roles_of(tiny(kind))) == len(SPECIALS[kind])
-    assert align(tmp_path, tiny(kind)).source_id.tolist() == list(range(len(tiny(kind))))
+@pytest.mark.parametrize("tokenizer_kind", KINDS)
+def test_folder_and_object_give_the_same_roles(tmp_path, tokenizer_kind: str) -> None:
+    tiny(tokenizer_kind).save_pretrained(tmp_path)
+    assert load_tokens(tmp_path).roles == roles_of(tiny(tokenizer_kind)) == load_tokens(tiny(tokenizer_kind)).roles
+    assert len(roles_of(tiny(tokenizer_kind))) == len(SPECIALS[tokenizer_kind])
+    assert align(tmp_path, tiny(tokenizer_kind)).source_id.tolist() == list(range(len(tiny(tokenizer_kind))))
 
 
 def test_entries_may_be_objects_and_roles_make_tokens_special(tmp_path) -> None:
@@ -43,13 +43,13 @@ def test_the_error_names_a_config_that_is_not_an_object(tmp_path) -> None:
         load_tokens(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["sentencepiece_unigram", "sentencepiece_bpe", "wordpiece"])
-def test_a_bare_file_has_the_roles_of_the_usual_spellings(tmp_path, kind: str) -> None:
-    tiny(kind).save_pretrained(tmp_path)
+@pytest.mark.parametrize("tokenizer_kind", ["sentencepiece_unigram", "sentencepiece_bpe", "wordpiece"])
+def test_a_bare_file_has_the_roles_of_the_usual_spellings(tmp_path, tokenizer_kind: str) -> None:
+    tiny(tokenizer_kind).save_pretrained(tmp_path)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).unlink(missing_ok=True)
-    for bare in (tmp_path, tmp_path / "tokenizer.json", tiny(kind).backend_tokenizer):
-        assert load_tokens(bare).roles == roles_of(tiny(kind))
+    for bare in (tmp_path, tmp_path / "tokenizer.json", tiny(tokenizer_kind).backend_tokenizer):
+        assert load_tokens(bare).roles == roles_of(tiny(tokenizer_kind))
 
 
 def test_one_token_of_two_roles_takes_the_first_that_the_source_knows() -> None:

@@ -184,8 +184,8 @@ def test_the_command_line_without_options_is_the_default_configuration(command: 
     for flag, action in actions()[command].items():
         if action.required:
             required += [flag, "x"] if flag.startswith("--") else ["x"]
-    made = config_from(parser().parse_args([command, *required]), config)
-    assert made == config()
+    parsed = config_from(parser().parse_args([command, *required]), config)
+    assert parsed == config()
 
 
 def test_documented_lists_options_between_the_summary_and_what_is_raised() -> None:

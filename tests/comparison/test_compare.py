@@ -1,4 +1,4 @@
-"""The comparison: a probe is an adaptation, the control sees as much text, nothing is done twice, ties are called ties."""
+"""The comparison: a probe is an adaptation, the control sees as much text, no run is done twice, bad input is refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from saltlm.adaptation.packing import Packer
 from saltlm.adaptation.text import open_streams, read_text
 from saltlm.cli.main import main
 from saltlm.cli.show_compare import comparison
-from saltlm.comparison import probe as compare_run
+from saltlm.comparison import probe
 from saltlm.comparison.blocks import measure_blocks
-from saltlm.comparison.config import Cell, parse_cells
-from saltlm.comparison.results import spearman, steps_to_level, summarize
+from saltlm.comparison.config import parse_cells
 from saltlm.errors import InputError
 from saltlm.text.corpus import Corpus
 
@@ -41,25 +40,25 @@ def _quick_collection():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     for name, count, seed in (("text", 60, 0), ("eval", 12, 7), ("english", 4, 9)):
         adapt_tiny.text_file(folder / f"{name}.txt", count, seed)
     return folder
 
 
-def call(pair, place, out, methods=METHODS, *, options=None, small=None, **more):
+def call(pair, inputs, out, methods=METHODS, *, options=None, small=None, **more):
     return compare(
         pair.source,
         pair.target,
         pair.vectors,
         methods,
-        place / "text.txt",
+        inputs / "text.txt",
         out,
         CompareConfig(**{"probe_steps": STEPS, "seeds": 2, "eval_steps": 2, **(options or {})}),
-        eval_texts=place / "eval.txt",
+        eval_texts=inputs / "eval.txt",
         adapt_config=AdaptConfig(**{**SMALL, **(small or {})}),
-        **{"source_eval_texts": place / "english.txt", "transfer_config": TransferConfig(device="cpu"), **more},
+        **{"source_eval_texts": inputs / "english.txt", "transfer_config": TransferConfig(device="cpu"), **more},
     )
 
 
@@ -70,22 +69,22 @@ def measured():
 
 
 @pytest.fixture(scope="module")
-def done(pair, place, measured):
-    evaluate = compare_run.evaluate
+def done(pair, inputs, measured):
+    evaluate = probe.evaluate
 
     def counted(model, documents):
         measured.append(len(documents))
         return evaluate(model, documents=documents)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare_run, "evaluate", counted)
-        return call(pair, place, place / "done")
+        patch.setattr(probe, "evaluate", counted)
+        return call(pair, inputs, inputs / "done")
 
 
 @pytest.fixture(scope="module")
-def diverged(pair, place):
+def diverged(pair, inputs):
     small = {"schedule": "constant", "warmup_steps": 0, "embedding_learning_rate": 1e5}
-    return call(pair, place, place / "diverged", ["mean"], options={"probe_steps": 12, "seeds": 1}, small=small)
+    return call(pair, inputs, inputs / "diverged", ["mean"], options={"probe_steps": 12, "seeds": 1}, small=small)
 
 
 def figures(content) -> list:
@@ -110,29 +109,29 @@ def test_a_result_for_each_method_and_seed_and_nothing_else_is_left(done):
 
 
 @pytest.mark.parametrize("method", ["normal", "original"])
-def test_a_probe_is_a_transfer_and_an_adaptation(done, pair, place, tmp_path, method):
+def test_a_probe_is_a_transfer_and_an_adaptation(done, pair, inputs, tmp_path, method):
     model, length = pair.source, done.content["seq_lengths"]["original"]
     if method != "original":
         model, length = tmp_path / "model", SMALL["seq_length"]
         transfer(pair.source, pair.target, None, model, TransferConfig(method=method, seed=1, device="cpu"))
     options = {**SMALL, "seq_length": length, "phases": f"embeddings:{STEPS}", "seed": 1, "eval_steps": 2}
-    wanted = adapt(
+    expected = adapt(
         model,
-        place / "text.txt",
+        inputs / "text.txt",
         tmp_path / "out",
         AdaptConfig(**options),
-        eval_texts=place / "eval.txt",
-        source_eval_texts=place / "english.txt",
+        eval_texts=inputs / "eval.txt",
+        source_eval_texts=inputs / "english.txt",
     )
-    (found,) = [run for run in done.content["results"] if (run["method"], run["seed"]) == (method, 1)]
-    assert [tuple(point) for point in found["bits_per_byte"]] == list(wanted.heldout)
-    assert [tuple(p) for p in found["source_bits_per_byte"]] == [wanted.source[0], wanted.source[-1]]
-    assert (found["training_bytes"], found["training_tokens"]) == (wanted.bytes, wanted.tokens)
+    (run,) = [entry for entry in done.content["results"] if (entry["method"], entry["seed"]) == (method, 1)]
+    assert [tuple(point) for point in run["bits_per_byte"]] == list(expected.heldout)
+    assert [tuple(p) for p in run["source_bits_per_byte"]] == [expected.source[0], expected.source[-1]]
+    assert (run["training_bytes"], run["training_tokens"]) == (expected.bytes, expected.tokens)
 
 
-def test_every_weight_can_be_probed(pair, place, tmp_path, done):
-    found = call(pair, place, tmp_path / "all", ["normal"], options={"probe": "all", "seeds": 1})
-    ends = [runs.content["results"][number]["bits_per_byte"] for runs, number in ((found, 1), (done, 4))]
+def test_every_weight_can_be_probed(pair, inputs, tmp_path, done):
+    trained = call(pair, inputs, tmp_path / "all", ["normal"], options={"probe": "all", "seeds": 1})
+    ends = [runs.content["results"][number]["bits_per_byte"] for runs, number in ((trained, 1), (done, 4))]
     assert ends[0][0] == ends[1][0] and ends[0][-1] != ends[1][-1]
 
 
@@ -152,44 +151,44 @@ def tokenizers(pair):
 
 
 @given(steps=st.integers(1, 60), length=st.integers(8, 80), window=st.sampled_from([7, 30, 1000]))
-def test_text_is_refused_exactly_when_a_pass_is_too_short(tokenizers, place, steps, length, window):
+def test_text_is_refused_exactly_when_a_pass_is_too_short(tokenizers, inputs, steps, length, window):
     config = AdaptConfig(**{**SMALL, "seq_length": length, "shuffle_documents": window, "heldout": 0.0})
-    text = read_text(place / "text.txt", place / "eval.txt", None, None, config)
+    text = read_text(inputs / "text.txt", inputs / "eval.txt", None, None, config)
 
-    def last_pass(tokenizer, blocks) -> int:
-        (stream,) = open_streams(text, Packer(tokenizer, rows=10**6, length=blocks), config)
+    def last_pass(tokenizer, block_length) -> int:
+        (stream,) = open_streams(text, Packer(tokenizer, rows=10**6, length=block_length), config)
         stream.block(steps * config.batch_size - 1)
         stream.close()
         return stream.passes
 
     try:
-        found = measure_blocks(text, tokenizers, config, steps)
+        blocks = measure_blocks(text, tokenizers, config, steps)
     except InputError as error:
         if "of the source's own" in str(error):
             assert last_pass(tokenizers[1], int(re.search(r"blocks of (\d+) tokens", str(error))[1])) > 0
         else:
             assert last_pass(tokenizers[0], length) > 0
     else:
-        assert last_pass(tokenizers[0], found.length) == last_pass(tokenizers[1], found.original) == 0
+        assert last_pass(tokenizers[0], blocks.length) == last_pass(tokenizers[1], blocks.original) == 0
 
 
-def test_finished_runs_are_not_run_again_and_methods_can_be_added(done, pair, place, monkeypatch):
+def test_finished_runs_are_not_run_again_and_methods_can_be_added(done, pair, inputs, monkeypatch):
     ran = []
 
     def counted(cell, seed, **options):
         ran.append((cell.label, seed))
-        return compare_run_cell(cell, seed, **options)
+        return run_cell(cell, seed, **options)
 
-    compare_run_cell = compare_run.run_cell
-    monkeypatch.setattr(compare_run, "run_cell", counted)
+    run_cell = probe.run_cell
+    monkeypatch.setattr(probe, "run_cell", counted)
     before = figures(done.content)
-    assert figures(call(pair, place, done.out).content) == before and not ran
-    more = call(pair, place, done.out, [*METHODS, "zero"], options={"seeds": 1})
+    assert figures(call(pair, inputs, done.out).content) == before and not ran
+    more = call(pair, inputs, done.out, [*METHODS, "zero"], options={"seeds": 1})
     assert ran == [("zero", 0)] and more.content["seeds"] == [0]
-    assert figures(call(pair, place, done.out).content) == before and len(ran) == 1
+    assert figures(call(pair, inputs, done.out).content) == before and len(ran) == 1
 
 
-def test_an_interrupted_comparison_goes_on_to_the_same_figures(done, pair, place, tmp_path):
+def test_an_interrupted_comparison_goes_on_to_the_same_figures(done, pair, inputs, tmp_path):
     out, seen = tmp_path / "out", []
 
     def interrupt(stage: str, step: int, total: int) -> None:
@@ -198,27 +197,27 @@ def test_an_interrupted_comparison_goes_on_to_the_same_figures(done, pair, place
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=r"finished runs are kept in .*; the same command goes on"):
-        call(pair, place, out, ["normal"], progress=interrupt)
+        call(pair, inputs, out, ["normal"], progress=interrupt)
     assert {path.name for path in out.iterdir()} == {"comparison.json", "runs"} and len(list(out.glob("runs/*"))) == 2
     first = lambda stage, *_: os.kill(os.getpid(), signal.SIGINT) if "1 of 4" in stage and "probe" in stage else None  # noqa: E731
     with pytest.raises(KeyboardInterrupt, match="no run was finished"):
-        call(pair, place, tmp_path / "none", ["normal"], progress=first)
+        call(pair, inputs, tmp_path / "none", ["normal"], progress=first)
     assert not (tmp_path / "none").exists()
     (out / ".scratch").mkdir()  # as a killed run leaves it
     (out / ".scratch" / "weights").touch()
     seen.clear()
-    found = call(pair, place, out, ["normal"], progress=lambda stage, *_: seen.append(stage))
-    assert figures(found.content) == [run for run in figures(done.content) if run["method"] in ("original", "normal")]
+    resumed = call(pair, inputs, out, ["normal"], progress=lambda stage, *_: seen.append(stage))
+    assert figures(resumed.content) == [run for run in figures(done.content) if run["method"] in ("original", "normal")]
     assert sum("kept from before" in stage for stage in seen) == 2 and not (out / ".scratch").exists()
 
 
 def test_step_0_of_equal_rows_is_evaluated_once(done, measured):
-    found = done.content["results"]
-    assert not found[0]["counts"] and all(run["counts"]["drawn"] for run in found[2:])
+    results = done.content["results"]
+    assert not results[0]["counts"] and all(run["counts"]["drawn"] for run in results[2:])
     # Held-out text three times and the source language's twice; the original's second seed knows its start already.
     assert len(measured) == 5 + 3 + 4 * 5
-    assert found[0]["bits_per_byte"][0] == found[1]["bits_per_byte"][0]
-    assert found[0]["bits_per_byte"][-1] != found[1]["bits_per_byte"][-1]
+    assert results[0]["bits_per_byte"][0] == results[1]["bits_per_byte"][0]
+    assert results[0]["bits_per_byte"][-1] != results[1]["bits_per_byte"][-1]
 
 
 def test_a_probe_that_diverges_is_reported_and_the_others_go_on(diverged, capsys):
@@ -228,7 +227,7 @@ def test_a_probe_that_diverges_is_reported_and_the_others_go_on(diverged, capsys
     assert "diverged with seed 0" in capsys.readouterr().out
 
 
-def test_the_table_and_json(done, pair, place, capsys):
+def test_the_table_and_json(done, pair, inputs, capsys):
     arguments = [
         "compare",
         "--source",
@@ -240,11 +239,11 @@ def test_the_table_and_json(done, pair, place, capsys):
         "--methods",
         ",".join(METHODS),
         "--text",
-        place / "text.txt",
+        inputs / "text.txt",
         "--eval-text",
-        place / "eval.txt",
+        inputs / "eval.txt",
         "--source-eval-text",
-        place / "english.txt",
+        inputs / "english.txt",
         "--out",
         done.out,
         "--probe-steps",
@@ -270,8 +269,8 @@ def test_the_table_and_json(done, pair, place, capsys):
     assert figures(json.loads(capsys.readouterr().out)) == figures(done.content)
 
 
-def refused(pair, place, capsys, *more, code=2) -> str:
-    before = sorted(place.rglob("*"))
+def refused(pair, inputs, capsys, *more, code=2) -> str:
+    before = sorted(inputs.rglob("*"))
     usual = [
         "compare",
         "--source",
@@ -283,11 +282,11 @@ def refused(pair, place, capsys, *more, code=2) -> str:
         "--methods",
         "salt",
         "--text",
-        place / "text.txt",
+        inputs / "text.txt",
         "--eval-text",
-        place / "eval.txt",
+        inputs / "eval.txt",
         "--out",
-        place / "new",
+        inputs / "new",
         "--probe-steps",
         2,
         "--seq-length",
@@ -296,7 +295,7 @@ def refused(pair, place, capsys, *more, code=2) -> str:
     ]
     assert main([*map(str, usual), *map(str, more)]) == code
     out, err = capsys.readouterr()
-    assert not out and sorted(place.rglob("*")) == before and err.count("saltlm:") == 1
+    assert not out and sorted(inputs.rglob("*")) == before and err.count("saltlm:") == 1
     return err
 
 
@@ -322,33 +321,33 @@ def refused(pair, place, capsys, *more, code=2) -> str:
         (["--source", "nowhere/at/all"], "no such folder"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_is_written(pair, place, capsys, more, words):
-    assert words in refused(pair, place, capsys, *more)
+def test_bad_input_is_refused_and_nothing_is_written(pair, inputs, capsys, more, words):
+    assert words in refused(pair, inputs, capsys, *more)
 
 
-def test_heldout_text_inside_the_training_text_is_refused_or_dropped(pair, place, tmp_path, capsys):
-    documents = list(Corpus(place / "text.txt"))
+def test_heldout_text_inside_the_training_text_is_refused_or_dropped(pair, inputs, tmp_path, capsys):
+    documents = list(Corpus(inputs / "text.txt"))
     (tmp_path / "both.txt").write_text("\n\n".join(documents[:9]))
-    assert "--drop-overlap" in refused(pair, place, capsys, "--eval-text", tmp_path / "both.txt")
+    assert "--drop-overlap" in refused(pair, inputs, capsys, "--eval-text", tmp_path / "both.txt")
     assert "5,000 blocks" in refused(
-        pair, place, capsys, "--eval-text", tmp_path / "both.txt", "--drop-overlap", "--probe-steps", 5000
+        pair, inputs, capsys, "--eval-text", tmp_path / "both.txt", "--drop-overlap", "--probe-steps", 5000
     )
 
 
-def test_a_folder_with_something_else_is_refused(done, pair, place, capsys):
-    assert "a comparison that differs in" in refused(pair, place, capsys, "--out", done.out)
-    (place / "other").mkdir()
-    (place / "other" / "file").touch()
+def test_a_folder_with_something_else_is_refused(done, pair, inputs, capsys):
+    assert "a comparison that differs in" in refused(pair, inputs, capsys, "--out", done.out)
+    (inputs / "other").mkdir()
+    (inputs / "other" / "file").touch()
     for force in ([], ["--force"]):
-        assert "holds no comparison" in refused(pair, place, capsys, "--out", place / "other", *force)
-    assert "input" in refused(pair, place, capsys, "--out", pair.source / "inside")
+        assert "holds no comparison" in refused(pair, inputs, capsys, "--out", inputs / "other", *force)
+    assert "input" in refused(pair, inputs, capsys, "--out", pair.source / "inside")
 
 
-def test_force_starts_over(diverged, pair, place):
+def test_force_starts_over(diverged, pair, inputs):
     old = {path.name for path in (diverged.out / "runs").iterdir()}
-    found = call(pair, place, diverged.out, ["mean"], options={"seeds": 1, "probe_steps": 1, "force": True})
+    result = call(pair, inputs, diverged.out, ["mean"], options={"seeds": 1, "probe_steps": 1, "force": True})
     new = {path.name for path in (diverged.out / "runs").iterdir()}
-    assert len(old) == len(new) == 2 and not old & new and found.content["probe_steps"] == 1 and found.best == "mean"
+    assert len(old) == len(new) == 2 and not old & new and result.content["probe_steps"] == 1 and result.best == "mean"
 
 
 def test_cells_take_the_common_options_that_apply_to_them():
@@ -364,21 +363,21 @@ def test_cells_take_the_common_options_that_apply_to_them():
         parse_cells(["blend:blend-weight=heavy"], base)
 
 
-def test_a_cell_may_replace_the_auxiliary_vectors(pair, place):
+def test_a_cell_may_replace_the_auxiliary_vectors(pair, inputs):
     options = {"seeds": 1, "probe_steps": 1}
-    own = f"focus:auxiliary={pair.vectors}"
-    found = call(pair, place, place / "own", ["focus", own, "focus:auxiliary=plm"], options=options)
-    rows = {run["method"]: run["rows"] for run in found.content["results"]}
-    assert rows["focus"] == rows[own] != rows["focus:auxiliary=plm"]
-    assert found.content["cells"][own]["auxiliary"] == str(pair.vectors)
-    again = call(pair, place, place / "own", ["focus:auxiliary=plm", own], options=options)
+    cell = f"focus:auxiliary={pair.vectors}"
+    result = call(pair, inputs, inputs / "auxiliary", ["focus", cell, "focus:auxiliary=plm"], options=options)
+    rows = {run["method"]: run["rows"] for run in result.content["results"]}
+    assert rows["focus"] == rows[cell] != rows["focus:auxiliary=plm"]
+    assert result.content["cells"][cell]["auxiliary"] == str(pair.vectors)
+    again = call(pair, inputs, inputs / "auxiliary", ["focus:auxiliary=plm", cell], options=options)
     assert {run["method"]: run["rows"] for run in again.content["results"]} == {
         label: row for label, row in rows.items() if label != "focus"
     }
 
 
 @pytest.mark.parametrize("methods", [["mean"], ["mean", "salt"], ["mean", "focus:auxiliary=plm"]])
-def test_vectors_that_no_method_reads_are_reported_once(pair, place, tmp_path, capsys, methods):
+def test_vectors_that_no_method_reads_are_reported_once(pair, inputs, tmp_path, capsys, methods):
     """A file of vectors that no method reads is not opened, so it may be missing."""
     read = "salt" in methods
     vectors = pair.vectors if read else tmp_path / "missing.vec"
@@ -393,9 +392,9 @@ def test_vectors_that_no_method_reads_are_reported_once(pair, place, tmp_path, c
         "--methods",
         *methods,
         "--text",
-        place / "text.txt",
+        inputs / "text.txt",
         "--eval-text",
-        place / "eval.txt",
+        inputs / "eval.txt",
         "--out",
         tmp_path / "out",
         "--probe-steps",
@@ -416,97 +415,3 @@ def test_vectors_that_no_method_reads_are_reported_once(pair, place, tmp_path, c
     assert len(content["warnings"]) == err.count("note: ") == (not read)
     assert (str(vectors) in err) == (not read)
     assert not any("does not read" in warning for run in content["results"] for warning in run["warnings"])
-
-
-CURVES = st.lists(st.floats(0, 10), min_size=1, max_size=8)
-
-
-@given(CURVES, st.floats(0, 10))
-def test_steps_to_a_level_lie_between_the_evaluations_around_it(values, level):
-    points = [(10 * i, value) for i, value in enumerate(values)]
-    found = steps_to_level(points, level)
-    below = [step for step, value in points if value <= level]
-    if not below:
-        assert found is None
-    elif found is not None:
-        assert max(0, below[0] - 10) <= found <= below[0]
-        assert (
-            np.interp(found, *zip(*points, strict=True)) == pytest.approx(min(level, max(level, values[0])), abs=1e-6)
-            or not below[0]
-        )
-
-
-@given(st.lists(st.integers(-50, 50), min_size=3, max_size=12), st.randoms(use_true_random=False))
-def test_rank_correlation(values, random):
-    other = random.sample(values, len(values))
-    if len(set(values)) == 1:
-        assert spearman(values, other) is None
-        return
-    assert spearman(values, [v**3 for v in values]) == 1 and spearman(values, [-v for v in values]) == -1
-    assert spearman(values, other) == spearman(other, values) and -1 <= spearman(values, other) <= 1
-    if len(set(values)) == len(values):
-        places = [np.argsort(np.argsort(part)) for part in (values, other)]
-        assert spearman(values, other) == pytest.approx(np.corrcoef(*places)[0, 1])
-
-
-def run(method: str, seed: int, costs, **more) -> dict:
-    sizes = np.full(len(costs), 100)
-    end = float(np.sum(costs) / sizes.sum())
-    return {
-        "method": method,
-        "seed": seed,
-        "bits_per_byte": [[0, 4.0], [10, end]],
-        "source_bits_per_byte": [],
-        "diverged": None,
-        "document_nats": (np.asarray(costs) * np.log(2)).tolist(),
-        "document_bytes": sizes.tolist(),
-        "self_check": None,
-        "tokens_per_byte": 0.3,
-        "seq_length": 8,
-        "training_bytes": 5,
-        "seconds": 1.0,
-        **more,
-    }
-
-
-def test_methods_within_the_interval_or_with_disagreeing_seeds_tie():
-    random = np.random.default_rng(0)
-    hard = random.uniform(200, 400, size=40)  # documents differ much more than methods do
-    swing = np.tile([-1.0, 1.0], 20)
-    noise = {seed: random.normal(0, 0.5, size=40) for seed in (0, 1)}
-    costs = {
-        "original": lambda seed: hard + 50,
-        "best": lambda seed: hard,
-        "same": lambda seed: hard + swing + 0.05,
-        "worse": lambda seed: hard + 3 + noise[seed],
-        "torn": lambda seed: hard + (8 if seed else -1),
-    }
-    cells = [Cell(name, None) for name in costs]
-    found = summarize(cells, [run(name, seed, cost(seed)) for name, cost in costs.items() for seed in (0, 1)], 0.95)
-    assert found["best"] == "best" and set(found["ties"]) == {"same", "torn"}
-    worse = found["methods"][3]["difference"]
-    assert worse["low"] < worse["estimate"] < worse["high"] and worse["estimate"] == pytest.approx(0.03, abs=0.005)
-    torn = found["methods"][4]["difference"]
-    assert torn["low"] > 0 and torn["by_seed"][0] < 0 < torn["by_seed"][1]
-
-
-def test_all_methods_tie_on_a_single_document():
-    cells = [Cell(name, None) for name in ("original", "a", "b")]
-    found = summarize(cells, [run("original", 0, [900]), run("a", 0, [300]), run("b", 0, [400])], 0.95)
-    assert found["best"] == "a" and found["ties"] == ["b"] and found["methods"][2]["difference"]["low"] is None
-
-
-def test_rank_correlations_of_the_self_check_and_the_probes():
-    checks = [
-        {"score": 1.0 - i, "relative_error": 0.5 + 0.1 * i, "cosine": 0.9 - 0.1 * i, "rank": 10 * (i + 1)}
-        for i in range(4)
-    ]
-    runs = [run("original", 0, [900, 900])]
-    runs += [run(f"m{i}", 0, [300 + 10 * i, 310 + 10 * i], self_check=checks[i]) for i in range(4)]
-    for i in range(4):
-        runs[i + 1]["bits_per_byte"][0][1] = 5.0 - i
-    cells = [Cell("original", None), *(Cell(f"m{i}", None) for i in range(4))]
-    found = {(e["first"], e["second"]): e["rho"] for e in summarize(cells, runs, 0.95)["rank_correlations"]}
-    assert found["step 0", "end"] == -1 and found["end", "self-check cosine"] == 1
-    assert found["step 0", "self-check relative_error"] == -1 and found["end", "self-check score"] == 1
-    assert len(found) == 9

@@ -35,8 +35,8 @@ def evaluation(bits, sizes, name: str = "m") -> Evaluation:
 
 def one(bits, sizes, *, confidence: float = 0.95, seed: int = 0, draws: int | None = None) -> Interval:
     options = {"confidence": confidence, "seed": seed, "draws": draws}
-    (found,) = ratio_intervals(np.array(bits, dtype=float)[:, None], np.array(sizes), **options)
-    return found
+    (interval,) = ratio_intervals(np.array(bits, dtype=float)[:, None], np.array(sizes), **options)
+    return interval
 
 
 def all_resamples(bits, sizes) -> np.ndarray:
@@ -58,16 +58,16 @@ def bca_shares(bits, sizes, confidence: float) -> list[float]:
 
 
 def test_the_interval_of_two_documents_spans_both() -> None:
-    found = one([2.0, 6.0], [1, 1])
-    assert (found.estimate, found.low, found.high) == (4.0, 2.0, 6.0)
+    interval = one([2.0, 6.0], [1, 1])
+    assert (interval.estimate, interval.low, interval.high) == (4.0, 2.0, 6.0)
 
 
 def test_the_ends_are_those_of_the_exact_bootstrap_distribution() -> None:
     bits, sizes = [310.0, 900.0, 150.0, 1330.0, 620.0, 480.0], [100, 260, 70, 350, 230, 140]
     exact = all_resamples(bits, sizes)
     for confidence in (0.5, 0.8, 0.95):
-        found = one(bits, sizes, confidence=confidence, draws=200_000)
-        for end, share in zip((found.low, found.high), bca_shares(bits, sizes, confidence), strict=True):
+        interval = one(bits, sizes, confidence=confidence, draws=200_000)
+        for end, share in zip((interval.low, interval.high), bca_shares(bits, sizes, confidence), strict=True):
             # Four standard errors of a share among 200,000 draws; the distribution is steps, so values are bracketed.
             slack = 4 * np.sqrt(0.25 / 200_000)
             assert np.quantile(exact, share - slack) - 1e-9 <= end <= np.quantile(exact, share + slack) + 1e-9
@@ -75,22 +75,22 @@ def test_the_ends_are_those_of_the_exact_bootstrap_distribution() -> None:
 
 def test_many_documents_of_one_size_give_the_normal_interval() -> None:
     bits = np.random.default_rng(3).gamma(9.0, 1 / 3.0, size=2000)
-    found = one(bits, np.ones(2000, dtype=int))
+    interval = one(bits, np.ones(2000, dtype=int))
     half = 1.959964 * bits.std() / np.sqrt(2000)
-    assert found.low == pytest.approx(found.estimate - half, abs=0.05 * half)
-    assert found.high == pytest.approx(found.estimate + half, abs=0.05 * half)
+    assert interval.low == pytest.approx(interval.estimate - half, abs=0.05 * half)
+    assert interval.high == pytest.approx(interval.estimate + half, abs=0.05 * half)
 
 
 def test_intervals_hold_the_true_value_about_as_often_as_they_say() -> None:
-    generator, held = np.random.default_rng(0), {0.8: 0, 0.95: 0}
+    generator, covered = np.random.default_rng(0), {0.8: 0, 0.95: 0}
     for seed in range(300):
         sizes = generator.integers(200, 1500, 40)
         bits = sizes * generator.gamma(20, 3 / 20, 40)  # 3 bits per byte whatever the size
-        for share in held:
-            found = one(bits, sizes, confidence=share, seed=seed, draws=1000)
-            held[share] += found.low <= 3 <= found.high
+        for share in covered:
+            interval = one(bits, sizes, confidence=share, seed=seed, draws=1000)
+            covered[share] += interval.low <= 3 <= interval.high
     # 300 trials: two standard errors are 0.05 at 0.8 and 0.03 at 0.95; 40 documents make intervals a little short.
-    assert 0.72 < held[0.8] / 300 < 0.86 and 0.89 < held[0.95] / 300 < 0.98
+    assert 0.72 < covered[0.8] / 300 < 0.86 and 0.89 < covered[0.95] / 300 < 0.98
 
 
 @given(sizes=SIZES, seed=st.integers(0, 2**20), data=st.data())
@@ -98,28 +98,28 @@ def test_intervals_are_bounded_and_scale_and_ignore_empty_documents(
     sizes: list[int], seed: int, data: st.DataObject
 ) -> None:
     bits = data.draw(st.lists(st.floats(0.1, 3000), min_size=len(sizes), max_size=len(sizes)))
-    found = one(bits, sizes, seed=seed, draws=300)
+    interval = one(bits, sizes, seed=seed, draws=300)
     ratios = np.array(bits) / np.array(sizes)
     slack = 1e-9 * ratios.max()
-    assert ratios.min() - slack <= found.low <= found.high <= ratios.max() + slack
-    assert one(bits, sizes, seed=seed, draws=300) == found, "the same seed gives the same interval"
+    assert ratios.min() - slack <= interval.low <= interval.high <= ratios.max() + slack
+    assert one(bits, sizes, seed=seed, draws=300) == interval, "the same seed gives the same interval"
     doubled = one(np.array(bits) * 2, sizes, seed=seed, draws=300)
-    assert (doubled.low, doubled.high) == pytest.approx((2 * found.low, 2 * found.high), rel=1e-9)
+    assert (doubled.low, doubled.high) == pytest.approx((2 * interval.low, 2 * interval.high), rel=1e-9)
     with_empty = one([*bits, 0.0], [*sizes, 0], seed=seed, draws=300)
-    assert with_empty == found, "an empty document says nothing"
+    assert with_empty == interval, "an empty document says nothing"
     wider = one(bits, sizes, seed=seed, draws=300, confidence=0.99)
-    assert wider.low <= found.low and found.high <= wider.high
+    assert wider.low <= interval.low and interval.high <= wider.high
 
 
 @given(sizes=SIZES, rate=st.floats(0.1, 20))
 def test_the_interval_of_equal_documents_has_no_width(sizes: list[int], rate: float) -> None:
-    found = one([size * rate for size in sizes], sizes, draws=200)
-    assert (found.low, found.high) == pytest.approx((rate, rate), rel=1e-9)
+    interval = one([size * rate for size in sizes], sizes, draws=200)
+    assert (interval.low, interval.high) == pytest.approx((rate, rate), rel=1e-9)
 
 
 def test_another_seed_moves_the_ends_a_little() -> None:
     bits, sizes = np.random.default_rng(1).gamma(5, 40, 30), np.full(30, 100)
-    ends = {(found.low, found.high) for found in (one(bits, sizes, seed=seed) for seed in range(4))}
+    ends = {(interval.low, interval.high) for interval in (one(bits, sizes, seed=seed) for seed in range(4))}
     assert len(ends) == 4
     lows = [low for low, _ in ends]
     assert max(lows) - min(lows) < 0.05 * (one(bits, sizes).high - one(bits, sizes).low)
@@ -134,14 +134,14 @@ def test_a_paired_interval_shows_a_difference_that_single_intervals_hide() -> No
     hard = sizes * generator.uniform(1, 5, 25)  # documents differ much, models little but always the same way
     better, worse = evaluation(hard, sizes), evaluation(hard * 1.02, sizes)
     noise = evaluation(hard * generator.normal(1, 0.05, 25), sizes)
-    found = intervals({"better": better, "worse": worse, "noise": noise})
-    one_, two = found.models["better"], found.models["worse"]
+    result = intervals({"better": better, "worse": worse, "noise": noise})
+    one_, two = result.models["better"], result.models["worse"]
     assert one_.low < two.low < one_.high < two.high, "their intervals overlap"
-    pairs = {(pair.first, pair.second): pair for pair in found.comparisons}
+    pairs = {(pair.first, pair.second): pair for pair in result.comparisons}
     assert not pairs["better", "worse"].tie and pairs["better", "worse"].difference.high < 0
     assert pairs["better", "noise"].tie
-    assert set(found.best()) >= {"better", "noise"} and "worse" not in found.best()
-    assert found.models["worse"].estimate == pytest.approx(worse.bits_per_byte)
+    assert set(result.best()) >= {"better", "noise"} and "worse" not in result.best()
+    assert result.models["worse"].estimate == pytest.approx(worse.bits_per_byte)
     assert pairs["better", "worse"].difference.estimate == pytest.approx(better.bits_per_byte - worse.bits_per_byte)
 
 
@@ -163,8 +163,8 @@ def test_a_comparison_reads_the_same_from_both_sides() -> None:
 
 def test_one_document_has_no_interval() -> None:
     for sizes in ([100], [100, 0]):
-        found = intervals({"a": evaluation([1.0] * len(sizes), sizes)})
-        assert found.models == {} and found.comparisons == () and found.best() == []
+        result = intervals({"a": evaluation([1.0] * len(sizes), sizes)})
+        assert result.models == {} and result.comparisons == () and result.best() == []
 
 
 def test_bad_options() -> None:

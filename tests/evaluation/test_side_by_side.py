@@ -49,19 +49,19 @@ def test_json_of_one_model_is_its_evaluation_and_more(inputs, capsys) -> None:
         "--json",
     )
     out, err = output(capsys, *arguments)
-    found = json.loads(out)
+    report = json.loads(out)
     assert not err
     plain = evaluate(model, text).to_json()
     for name in ("bits_per_byte", "tokens_per_byte", "bytes", "tokens", "documents", "nats", "model"):
-        assert found[name] == plain[name]
-    interval = found["bits_per_byte_interval"]
-    assert interval["low"] < found["bits_per_byte"] < interval["high"] and interval["confidence"] == 0.95
-    assert found["retention"]["bits_per_byte"] == evaluate(model, inputs / "english.txt").bits_per_byte
-    assert found["retention"]["documents"] == 2 and found["retention"]["bits_per_byte_interval"]
+        assert report[name] == plain[name]
+    interval = report["bits_per_byte_interval"]
+    assert interval["low"] < report["bits_per_byte"] < interval["high"] and interval["confidence"] == 0.95
+    assert report["retention"]["bits_per_byte"] == evaluate(model, inputs / "english.txt").bits_per_byte
+    assert report["retention"]["documents"] == 2 and report["retention"]["bits_per_byte_interval"]
     prompts = [beginning(text) for text in TEXT[:2]]
     greedy = continuations(model, prompts, 4)
-    assert [tuple(sample.values()) for sample in found["samples"]] == list(zip(prompts, greedy, strict=True))
-    assert found["comparisons"] == [] and found["tasks"] == {}
+    assert [tuple(sample.values()) for sample in report["samples"]] == list(zip(prompts, greedy, strict=True))
+    assert report["comparisons"] == [] and report["tasks"] == {}
     again, _ = output(capsys, *arguments)
     assert json.loads(again)["bits_per_byte_interval"] == interval
 
@@ -69,14 +69,14 @@ def test_json_of_one_model_is_its_evaluation_and_more(inputs, capsys) -> None:
 def test_models_side_by_side_are_compared_on_the_same_documents(inputs, capsys) -> None:
     one, two = (str(inputs / name / "model") for name in ("one", "two"))
     out, _ = output(capsys, one, two, one, "--text", inputs / "text.txt", "--confidence", 0.9, "--json")
-    found = json.loads(out)
-    assert list(found) == [one, two]
-    (pair,), (mirror,) = found[one]["comparisons"], found[two]["comparisons"]
+    report = json.loads(out)
+    assert list(report) == [one, two]
+    (pair,), (mirror,) = report[one]["comparisons"], report[two]["comparisons"]
     assert (pair["model"], mirror["model"]) == (two, one)
-    assert pair["difference"] == pytest.approx(found[one]["bits_per_byte"] - found[two]["bits_per_byte"])
+    assert pair["difference"] == pytest.approx(report[one]["bits_per_byte"] - report[two]["bits_per_byte"])
     assert (mirror["low"], mirror["high"]) == (-pair["high"], -pair["low"]) and pair["tie"] == mirror["tie"]
     assert pair["tie"] == (pair["low"] <= 0 <= pair["high"])
-    assert found[one]["bits_per_byte_interval"]["confidence"] == 0.9 and found[one]["retention"] is None
+    assert report[one]["bits_per_byte_interval"]["confidence"] == 0.9 and report[one]["retention"] is None
 
 
 def test_the_table_for_people(inputs, capsys) -> None:
@@ -99,16 +99,16 @@ def test_the_table_for_people(inputs, capsys) -> None:
     one, two = (str(inputs / name / "model") for name in ("one", "two"))
     (pair,) = json.loads(output(capsys, one, two, "--text", inputs / "text.txt", "--json")[0])[one]["comparisons"]
     better = "a tie" if pair["tie"] else f"{'one' if pair['difference'] < 0 else 'two'}/model is better"
-    told = re.findall(
+    sentences = re.findall(
         r"one/model less two/model: (\S+) bits per byte \(\S+ to \S+\): (a tie|\S+ is better)", " ".join(out.split())
     )
-    assert told[0] == (f"{pair['difference']:+.3f}", better)
+    assert sentences[0] == (f"{pair['difference']:+.3f}", better)
 
 
 def test_one_document_has_no_interval(inputs, capsys) -> None:
     model = inputs / "one" / "model"
-    found = json.loads(output(capsys, model, "--text", inputs / "single.txt", "--json")[0])
-    assert found["bits_per_byte_interval"] is None and found["documents"] == 1
+    report = json.loads(output(capsys, model, "--text", inputs / "single.txt", "--json")[0])
+    assert report["bits_per_byte_interval"] is None and report["documents"] == 1
     assert "interval" not in output(capsys, model, "--text", inputs / "single.txt", "--quiet")[0]
 
 
@@ -138,7 +138,7 @@ def test_bad_input_is_refused_before_a_model_is_read(inputs, tmp_path, capsys) -
     for more, words in cases.items():
         if more[0] == "--tasks":
             pytest.importorskip("lm_eval")
-        # The model is missing too: what is wrong with the options is said first.
+        # The model is missing too: the fault of the options is reported first.
         code = main([str(a) for a in ("evaluate", tmp_path / "no-model", "--text", inputs / "text.txt", *more)])
         out, err = capsys.readouterr()
         assert code == 2 and not out and words in err and "no-model" not in err, more

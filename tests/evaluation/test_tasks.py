@@ -59,8 +59,8 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Path:
 def log_likelihood(lm: CausalLM, context: str, ending: str) -> float:
     before, whole = (lm.tokenizer(text)["input_ids"] for text in (context, f"{context} {ending}"))
     with torch.no_grad():
-        found = lm.model(torch.tensor([whole])).logits[0].log_softmax(-1)
-    return sum(found[place - 1, whole[place]].item() for place in range(len(before), len(whole)))
+        log_probabilities = lm.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(log_probabilities[position - 1, whole[position]].item() for position in range(len(before), len(whole)))
 
 
 def test_a_local_task_is_scored_as_by_hand(lm, folder, harness) -> None:
@@ -69,19 +69,19 @@ def test_a_local_task_is_scored_as_by_hand(lm, folder, harness) -> None:
     seen: list[tuple[int, int]] = []
     with load_tasks([str(folder)]) as tasks:
         assert tasks.names == ("endings",)
-        found = run_tasks(lm, tasks, progress=lambda *counts: seen.append(counts))["endings"]
+        result = run_tasks(lm, tasks, progress=lambda *counts: seen.append(counts))["endings"]
         first = run_tasks(lm, tasks, limit=2, batch_size=1)["endings"]
     right = []
     for item in ITEMS:
         scores = [log_likelihood(lm, item["context"], choice) for choice in item["choices"]]
         right.append(scores.index(max(scores)) == item["gold"])
-    assert found.metrics["acc"]["value"] == pytest.approx(sum(right) / len(right))
+    assert result.metrics["acc"]["value"] == pytest.approx(sum(right) / len(right))
     assert 0 < sum(right) < len(right), "a case in which the model is right at times"
-    assert found.metrics["acc"]["stderr"] > 0 and found.metrics["acc"]["higher_is_better"]
-    assert (found.items, found.shots) == (len(ITEMS), 0)
+    assert result.metrics["acc"]["stderr"] > 0 and result.metrics["acc"]["higher_is_better"]
+    assert (result.items, result.shots) == (len(ITEMS), 0)
     assert first.items == 2 and first.metrics["acc"]["value"] == pytest.approx(sum(right[:2]) / 2)
     assert seen == sorted(seen) and seen[-1] == (3 * len(ITEMS), 3 * len(ITEMS))
-    assert json.loads(json.dumps(found.to_json()))["metrics"].keys() == {"acc", "acc_norm"}
+    assert json.loads(json.dumps(result.to_json()))["metrics"].keys() == {"acc", "acc_norm"}
 
 
 def test_the_model_and_the_random_state_are_left_as_they_were(folder, harness, tmp_path) -> None:
@@ -115,8 +115,8 @@ def test_questions_are_answered_and_measured_in_words(lm, harness, tmp_path) -> 
         "generation_kwargs:\n  until: ['\\n']\n  do_sample: false\n  max_gen_toks: 8\n"
     )
     with load_tasks([str(tmp_path)]) as tasks:
-        (found,) = run_tasks(lm, tasks).values()
-    assert found.items == 2 and 0 <= found.metrics["f1"]["value"] < 1 and found.metrics["exact_match"]["value"] == 0
+        (result,) = run_tasks(lm, tasks).values()
+    assert result.items == 2 and 0 <= result.metrics["f1"]["value"] < 1 and result.metrics["exact_match"]["value"] == 0
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_items_hold_the_true_ending_once_and_only_endings_of_other_lines() -> No
     assert len(items) == len(LINES)
     for line, item in zip(LINES, items, strict=True):
         assert f"{item['context']} {item['choices'][item['gold']]}" == line
-        wrong = [choice for place, choice in enumerate(item["choices"]) if place != item["gold"]]
+        wrong = [choice for index, choice in enumerate(item["choices"]) if index != item["gold"]]
         assert len(set(item["choices"])) == 4 and not any(line.endswith(choice) for choice in wrong)
     assert dialogue_items(LINES[:3]) == [] and dialogue_items([]) == []
     assert dialogue_items(LINES) == dialogue_items(LINES)
@@ -164,10 +164,10 @@ def test_items_hold_the_true_ending_once_and_only_endings_of_other_lines() -> No
 # ------------------------------------------------------------------------------------------------ refusals
 
 
-def refused(words: str, *wanted: str) -> None:
+def refused(words: str, *names: str) -> None:
     from saltlm.evaluation.harness.tasks import load_tasks
 
-    with pytest.raises(InputError, match=words), load_tasks(wanted):
+    with pytest.raises(InputError, match=words), load_tasks(names):
         pass
 
 
@@ -212,7 +212,7 @@ def test_broken_task_files(harness, folder, change, words: str) -> None:
 def test_items_that_do_not_fit_their_task_file(lm, harness, folder) -> None:
     from saltlm.evaluation.harness.tasks import load_tasks, run_tasks
 
-    lines = [json.dumps({**item, "gold": 0 if place == 0 else 9}) + "\n" for place, item in enumerate(ITEMS)]
+    lines = [json.dumps({**item, "gold": 0 if index == 0 else 9}) + "\n" for index, item in enumerate(ITEMS)]
     (folder / "endings.jsonl").write_text("".join(lines))
     with load_tasks([str(folder)]) as tasks, pytest.raises(InputError, match=r"endings.*6 whose answer is none"):
         run_tasks(lm, tasks)

@@ -88,7 +88,7 @@ def test_a_folder_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "protected", "message"),
+    ("out", "protected", "message"),
     [
         ("model", "model", "that it is the input folder"),
         ("model/out", "model", "that it lies in the input folder"),
@@ -96,11 +96,11 @@ def test_a_folder_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
         ("link/out", "model", "that it lies in the input folder"),
     ],
 )
-def test_input_folders_are_out_of_bounds(tmp_path: Path, place: str, protected: str, message: str) -> None:
+def test_input_folders_are_out_of_bounds(tmp_path: Path, out: str, protected: str, message: str) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "model")
     with pytest.raises(InputError, match=message):
-        check_output(tmp_path / place, protected=[tmp_path / protected], force=True)
+        check_output(tmp_path / out, protected=[tmp_path / protected], force=True)
 
 
 def test_what_may_be_replaced(tmp_path: Path) -> None:

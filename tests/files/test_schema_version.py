@@ -49,11 +49,11 @@ def test_a_batch_takes_a_folder_of_another_schema_for_another_run(job, change: d
     content = {**json.loads(before), **change}
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
     try:
-        found = difference(job)
+        result = difference(job)
     finally:
         path.write_bytes(before)
-    assert (found is None) == (reason is None), found
-    assert reason is None or found.startswith(reason)
+    assert (result is None) == (reason is None), result
+    assert reason is None or result.startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_batch_takes_a_folder_of_another_schema_for_another_run(job, change: d
 def test_an_adaptation_keeps_the_version_of_what_it_takes_over(tmp_path, before: dict | None, version: int) -> None:
     if before is not None:
         (tmp_path / "saltlm.json").write_text(json.dumps({**before, "method": "salt"}))
-    found = adapted_summary(tmp_path, {"saltlm_version": "0.1.0", "steps": 3})
-    assert found["schema_version"] == version and found["format"] == 1 and found["adapted"]["steps"] == 3
-    assert schema_version_of(found) == version
-    assert before is None or found["method"] == "salt"
+    result = adapted_summary(tmp_path, {"saltlm_version": "0.1.0", "steps": 3})
+    assert result["schema_version"] == version and result["format"] == 1 and result["adapted"]["steps"] == 3
+    assert schema_version_of(result) == version
+    assert before is None or result["method"] == "salt"

@@ -291,12 +291,12 @@ assert torch.equal(load_file(room / "c")["body"], body)
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
-def test_blocks_are_shared_where_the_file_system_can(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("file_system", ["btrfs", "xfs"])
+def test_blocks_are_shared_where_the_file_system_can(tmp_path: Path, file_system: str) -> None:
     """Needs root, mkfs of this file system and a loop device to mount it from a file."""
-    make = shutil.which(f"mkfs.{kind}", path=os.environ.get("PATH", "") + ":/sbin:/usr/sbin")
+    make = shutil.which(f"mkfs.{file_system}", path=os.environ.get("PATH", "") + ":/sbin:/usr/sbin")
     if make is None or os.geteuid() != 0:
-        pytest.skip(f"needs root and mkfs.{kind}")
+        pytest.skip(f"needs root and mkfs.{file_system}")
     image, room = tmp_path / "image", tmp_path / "room"
     with image.open("wb") as file:
         file.truncate(400 << 20)
@@ -312,5 +312,5 @@ def test_blocks_are_shared_where_the_file_system_can(tmp_path: Path, kind: str) 
         subprocess.run(["umount", str(room)], check=True)
     assert result.returncode == 0, result.stderr
     copied, rewritten = map(int, result.stdout.split())
-    assert copied < 4 << 20, "a copy of 40 MiB took its own blocks"
-    assert rewritten < 4 << 20, "the kept tensor of 40 MiB took its own blocks"
+    assert copied < 4 << 20, "a copy of 40 MiB took new blocks"
+    assert rewritten < 4 << 20, "the kept tensor of 40 MiB took new blocks"

@@ -38,7 +38,7 @@ MAKERS = {
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def own(source: Source) -> NewMatrices:
+def matrices_of(source: Source) -> NewMatrices:
     return NewMatrices(input_rows=source.input_rows, output_rows=source.output_rows, output_bias=source.output_bias)
 
 
@@ -86,12 +86,12 @@ def state(folder: Path) -> dict[str, str]:
     [(torch.float32, "1GB"), (torch.bfloat16, SMALL), (torch.float16, SMALL)],
     ids=["float32 one file", "bfloat16 sharded", "float16 sharded"],
 )
-@pytest.mark.parametrize("kind", MAKERS)
-def test_its_own_rows_give_the_same_model(tmp_path: Path, kind: str, dtype: torch.dtype, size) -> None:
-    model = MAKERS[kind](tmp_path / "model", dtype=dtype, max_shard_size=size)
+@pytest.mark.parametrize("family", MAKERS)
+def test_unchanged_rows_give_the_same_model(tmp_path: Path, family: str, dtype: torch.dtype, size) -> None:
+    model = MAKERS[family](tmp_path / "model", dtype=dtype, max_shard_size=size)
     source = load_source(model)
     assert (source.weights.index is not None) == (size == SMALL)
-    out = write(tmp_path / "out", source, own(source))
+    out = write(tmp_path / "out", source, matrices_of(source))
     assert_same(tensors(out), tensors(model))
     assert torch.equal(logits(out), logits(model))
     assert AutoTokenizer.from_pretrained(out)(TEXT)["input_ids"] == BPE(TEXT)["input_ids"]
@@ -101,22 +101,22 @@ def test_its_own_rows_give_the_same_model(tmp_path: Path, kind: str, dtype: torc
 
 
 @pytest.mark.parametrize("rows", [70, 1000])
-@pytest.mark.parametrize("kind", MAKERS)
-def test_sharded_equals_whole_and_all_other_tensors_pass_through(tmp_path: Path, kind: str, rows: int) -> None:
+@pytest.mark.parametrize("family", MAKERS)
+def test_sharded_equals_whole_and_all_other_tensors_pass_through(tmp_path: Path, family: str, rows: int) -> None:
     written = []
     for name, size in (("whole", "1GB"), ("sharded", SMALL)):
-        source = load_source(MAKERS[kind](tmp_path / name, max_shard_size=size))
+        source = load_source(MAKERS[family](tmp_path / name, max_shard_size=size))
         new = resized(source, rows)
         out = write(tmp_path / f"{name} out", source, new)
-        found, old = tensors(out), tensors(tmp_path / name)
+        saved, old = tensors(out), tensors(tmp_path / name)
         for key, value in ((source.input_name, new.input_rows), (source.output_name, new.output_rows)):
             if key is not None:
-                assert torch.equal(found.pop(key), value)
+                assert torch.equal(saved.pop(key), value)
                 old.pop(key)
         if source.bias_name:
-            assert torch.equal(found.pop(source.bias_name), new.output_bias)
+            assert torch.equal(saved.pop(source.bias_name), new.output_bias)
             old.pop(source.bias_name)
-        assert_same(found, old)
+        assert_same(saved, old)
         assert json.loads((out / "config.json").read_text())["vocab_size"] == rows
         assert logits(out).shape[-1] == rows
         written.append(out)
@@ -138,40 +138,40 @@ def test_only_shards_with_rows_are_rewritten(tmp_path: Path) -> None:
     assert same == set(source.weights.headers) - changed and same
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokenizer_kind", KINDS)
 @pytest.mark.parametrize("maker", [save_llama, save_gpt2, save_qwen2])
-def test_autotokenizer_gives_the_new_tokenizer_back(tmp_path: Path, monkeypatch, maker, kind: str) -> None:
+def test_autotokenizer_gives_the_new_tokenizer_back(tmp_path: Path, monkeypatch, maker, tokenizer_kind: str) -> None:
     """Qwen2's type makes transformers put that class's own pre-tokenizer in place of the saved one, unless prevented."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     source = load_source(maker(tmp_path / "model", BPE))
-    out = write(tmp_path / "out", source, resized(source, len(tiny(kind))), tokenizer=tiny(kind))
+    out = write(tmp_path / "out", source, resized(source, len(tiny(tokenizer_kind))), tokenizer=tiny(tokenizer_kind))
     assert (out / "tokenizer.py").exists() == (maker is save_qwen2), "code only where nothing else helps"
     for trust in (False, True):
         read = AutoTokenizer.from_pretrained(out, trust_remote_code=trust)
-        assert read(TEXT)["input_ids"] == tiny(kind)(TEXT)["input_ids"]
-        assert read.get_vocab() == tiny(kind).get_vocab()
+        assert read(TEXT)["input_ids"] == tiny(tokenizer_kind)(TEXT)["input_ids"]
+        assert read.get_vocab() == tiny(tokenizer_kind).get_vocab()
         for role in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"):
-            assert getattr(read, role) == getattr(tiny(kind), role)
+            assert getattr(read, role) == getattr(tiny(tokenizer_kind), role)
 
 
 @pytest.mark.parametrize("body", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["llama tied", "phi with head bias"])
+@pytest.mark.parametrize("family", ["llama tied", "phi with head bias"])
 def test_a_plain_load_rounds_neither_rows_nor_body(
-    tmp_path: Path, kind: str, body: torch.dtype, rows: torch.dtype
+    tmp_path: Path, family: str, body: torch.dtype, rows: torch.dtype
 ) -> None:
     """config.json names the narrowest dtype that holds both: transformers casts everything to it."""
-    source = load_source(MAKERS[kind](tmp_path / "model", dtype=body))
+    source = load_source(MAKERS[family](tmp_path / "model", dtype=body))
     new = resized(source, 430, rows)
     out = write(tmp_path / "out", source, new)
-    found = tensors(out)
-    assert {found[key].dtype for key in (source.input_name, source.output_name, source.bias_name) if key} == {rows}
+    saved = tensors(out)
+    assert {saved[key].dtype for key in (source.input_name, source.output_name, source.bias_name) if key} == {rows}
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.dtype == torch.promote_types(body, rows)
     assert model.dtype == body or rows != body, "the dtype of the checkpoint where nothing else is written"
     assert_loaded(model, new)
     loaded = model.state_dict()
-    for key, tensor in found.items():
+    for key, tensor in saved.items():
         assert torch.equal(loaded[key].to(tensor.dtype), tensor), key
 
 
@@ -294,9 +294,9 @@ def test_a_tied_matrix_held_twice_is_written_twice(tmp_path: Path) -> None:
     assert source.tied and len(source.copies) == 1
     new = resized(source, 300)
     out = write(tmp_path / "out", source, new)
-    found = tensors(out)
-    assert torch.equal(found["lm_head.weight"], new.input_rows)
-    assert torch.equal(found["model.embed_tokens.weight"], new.input_rows)
+    saved = tensors(out)
+    assert torch.equal(saved["lm_head.weight"], new.input_rows)
+    assert torch.equal(saved["model.embed_tokens.weight"], new.input_rows)
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
@@ -305,7 +305,7 @@ def test_two_matrices_under_a_tying_config_are_untied_as_transformers_has_it(tmp
     hold_twice(save_llama(tmp_path / "model", BPE), differ=True)
     source = load_source(tmp_path / "model")
     assert not source.tied and source.output_name == "lm_head.weight"
-    out = write(tmp_path / "out", source, own(source))
+    out = write(tmp_path / "out", source, matrices_of(source))
     assert torch.equal(logits(out), logits(tmp_path / "model"))
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
 
@@ -334,14 +334,14 @@ def test_which_files_come_along(tmp_path: Path) -> None:
     remote = {"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}, "tokenizer_class": "LlamaTokenizer"}
     (folder / "config.json").write_text(json.dumps(config | remote))
     source = load_source(folder)
-    made = {"saltlm.json": b"{}", "README.md": lambda path: path.write_text("card") and None}
+    files = {"saltlm.json": b"{}", "README.md": lambda path: path.write_text("card") and None}
     out = write(
         tmp_path / "out",
         source,
-        own(source),
+        matrices_of(source),
         config_changes={"bos_token_id": 3, "new": [1]},
         generation_changes={"eos_token_id": 4},
-        extra_files=made,
+        extra_files=files,
     )
     assert sorted(path.name for path in out.iterdir()) == [
         "LICENSE",
@@ -363,9 +363,9 @@ def test_which_files_come_along(tmp_path: Path) -> None:
 
 def test_progress_reaches_the_whole(tmp_path: Path) -> None:
     source = load_source(save_llama(tmp_path / "model", BPE, max_shard_size=SMALL))
-    told: list[tuple[int, int]] = []
-    write(tmp_path / "out", source, resized(source, 500), progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told) and told[-1][0] == told[-1][1]
+    calls: list[tuple[int, int]] = []
+    write(tmp_path / "out", source, resized(source, 500), progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls) and calls[-1][0] == calls[-1][1]
 
 
 def test_wrong_matrices_are_refused(tmp_path: Path) -> None:
@@ -388,10 +388,16 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
     before = state(tmp_path / "model")
     for out, protected in (("model", []), ("model/out", []), ("donor", ["donor"]), (".", [])):
         with pytest.raises(InputError, match="input folder"):
-            write(tmp_path / out, source, own(source), protected=[tmp_path / name for name in protected], force=True)
-    write(tmp_path / "out", source, own(source))
+            write(
+                tmp_path / out,
+                source,
+                matrices_of(source),
+                protected=[tmp_path / name for name in protected],
+                force=True,
+            )
+    write(tmp_path / "out", source, matrices_of(source))
     with pytest.raises(InputError, match="--force"):
-        write(tmp_path / "out", source, own(source))
+        write(tmp_path / "out", source, matrices_of(source))
     write(tmp_path / "out", source, resized(source, 99), force=True)
     assert len(tensors(tmp_path / "out")[source.input_name]) == 99
     assert state(tmp_path / "model") == before
@@ -414,7 +420,7 @@ def test_a_limit_on_file_size_leaves_nothing(tmp_path: Path, strikes: str) -> No
             if strikes == "in the weights":
                 write(tmp_path / "room" / "out", source, resized(source, 30_000))
             else:
-                write(tmp_path / "room" / "out", source, own(source), extra_files={"provenance": big})
+                write(tmp_path / "room" / "out", source, matrices_of(source), extra_files={"provenance": big})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "room").iterdir()) == []
@@ -446,7 +452,7 @@ def test_no_permission_to_write(powerless) -> None:
     drop()
     for out in ("room/out", "room/deep/out"):
         with pytest.raises(InputError, match=r"output .*no permission to write"):
-            write(folder / out, source, own(source))
+            write(folder / out, source, matrices_of(source))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
@@ -459,7 +465,7 @@ def test_no_permission_to_read(powerless) -> None:
         shut.chmod(0)
         drop()
         with pytest.raises(InputError, match=r"model.safetensors: found Permission denied"):
-            write(folder / "room" / "out", source, own(source))
+            write(folder / "room" / "out", source, matrices_of(source))
         os.seteuid(0)
         assert list((folder / "room").iterdir()) == []
 
@@ -490,7 +496,7 @@ for write in (rows, more):
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A true disk of 2 MB, in a mount namespace of its own."""
+    """A real disk of 2 MB, in a new mount namespace."""
     model = save_llama(tmp_path / "model", BPE)
     room = tmp_path / "room"
     room.mkdir()
@@ -519,9 +525,9 @@ source = load_source(model)
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "fcntl.flock", "fcntl.ioctl",
           "ctypes.dlsym", "os.listdir", "os.scandir", "shutil.rmtree"}
 
-def write(place, number):
+def write(folder, number):
     matrices = NewMatrices(input_rows=source.input_rows + number, output_rows=source.output_rows)
-    write_folder(place, source, matrices, tokenizer=source.tokenizer, config_changes={}, force=True)
+    write_folder(folder, source, matrices, tokenizer=source.tokenizer, config_changes={}, force=True)
 
 def state(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -542,9 +548,9 @@ def check():
     if not out.exists():
         seen["absent"] += 1
     else:
-        found = state(out)
-        assert found in (old, new), sorted(found)
-        seen["old" if found == old else "new"] += 1
+        content = state(out)
+        assert content in (old, new), sorted(content)
+        seen["old" if content == old else "new"] += 1
 
 def at_event(count):
     left = count
@@ -561,12 +567,12 @@ write(out.with_name("one"), 1.0)
 write(out.with_name("two"), 2.0)
 old, new = state(out.with_name("one")), state(out.with_name("two"))
 
-# At the first, second, ... opening, renaming, locking of a file: with an old folder in place, then with none.
-for place in ("replacing", "new"):
+# At the first, second, ... opening, renaming, locking of a file: over an old folder, then without one.
+for case in ("replacing", "new"):
     count, status = 0, 1
     while status:
         shutil.rmtree(out, ignore_errors=True)
-        if place == "replacing":
+        if case == "replacing":
             shutil.copytree(out.with_name("one"), out)
         count += 1 if count < 8 else 6
         status = os.waitpid(child(at_event(count)), 0)[1]

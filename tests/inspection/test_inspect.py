@@ -1,4 +1,4 @@
-"""Where rows came from: recipes rebuild the rows they tell of, whatever the method; the command shows and refuses."""
+"""Where rows came from: recipes rebuild their rows with every method; the command shows and refuses."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ WITH_LISTS = ("pieces and map", "pieces and all anchors", "map and anchors", "pi
 @pytest.fixture(scope="module")
 def folders(untied, tmp_path_factory):
     """Method -> folder of a transfer by the method, created on first use."""
-    root, made = tmp_path_factory.mktemp("methods"), {}
+    root, inspected = tmp_path_factory.mktemp("methods"), {}
 
     def folder(method: str, **options):
         key = method + "".join(f"-{value}" for value in options.values())
-        if key not in made:
+        if key not in inspected:
             config = TransferConfig(method=method, heldout=0, **options)
             transfer(untied.source, untied.target, untied.vectors, root / key, config)
-            made[key] = inspect(root / key)
-        return made[key]
+            inspected[key] = inspect(root / key)
+        return inspected[key]
 
     return folder
 
@@ -57,12 +57,12 @@ def test_the_largest_weights_are_kept_in_their_order(sizes: list[int], seed: int
     offsets, ids, weights = lists(sizes, seed)
     recipe = Recipe.of(offsets, ids, weights)
     for row, size in enumerate(sizes):
-        own = slice(int(offsets[row]), int(offsets[row + 1]))
-        best = sorted(sorted(range(size), key=lambda at: -abs(float(weights[own][at])))[:MAX_ENTRIES])
+        entries = slice(int(offsets[row]), int(offsets[row + 1]))
+        best = sorted(sorted(range(size), key=lambda at: -abs(float(weights[entries][at])))[:MAX_ENTRIES])
         begin, end = recipe.offsets[row : row + 2].tolist()
-        assert recipe.ids[begin:end].tolist() == ids[own][best].tolist()
-        assert recipe.weights[begin:end].tolist() == weights[own][best].float().tolist()
-        share = float(weights[own][best].abs().sum() / weights[own].abs().sum()) if size > MAX_ENTRIES else 1.0
+        assert recipe.ids[begin:end].tolist() == ids[entries][best].tolist()
+        assert recipe.weights[begin:end].tolist() == weights[entries][best].float().tolist()
+        share = float(weights[entries][best].abs().sum() / weights[entries].abs().sum()) if size > MAX_ENTRIES else 1.0
         assert float(recipe.kept[row]) == pytest.approx(share, rel=1e-6)
 
 
@@ -250,14 +250,16 @@ def test_the_page_holds_every_row_and_no_token_can_break_out(tmp_path) -> None:
     rows = inspect(out)
     write_page(rows, tmp_path / "rows.html")
     text = (tmp_path / "rows.html").read_text(encoding="utf-8")
-    found = Page(text)
-    data = json.loads(found.data)
+    parsed = Page(text)
+    data = json.loads(parsed.data)
     assert [row[0] for row in data["rows"]] == rows.texts and {n.replace(" ", "▁") for n in nasty} <= set(rows.texts)
-    assert sum(tag == "script" for tag, _ in found.elements) == 2 and not any(tag == "img" for tag, _ in found.elements)
-    assert found.title.startswith("<b>out&amp")
-    assert not any(value and "://" in value for _, attributes in found.elements for value in attributes.values())
-    assert not re.search(r"https?:|url\(|@import|\bfetch\(|src=", text.replace(found.data.strip(), ""))
-    policy = next(a["content"] for tag, a in found.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert sum(tag == "script" for tag, _ in parsed.elements) == 2 and not any(
+        tag == "img" for tag, _ in parsed.elements
+    )
+    assert parsed.title.startswith("<b>out&amp")
+    assert not any(value and "://" in value for _, attributes in parsed.elements for value in attributes.values())
+    assert not re.search(r"https?:|url\(|@import|\bfetch\(|src=", text.replace(parsed.data.strip(), ""))
+    policy = next(a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     for row, entry in enumerate(data["rows"]):
         assert len(entry[10]) == len(entry[11]) <= 8 and len(entry[10]) + entry[12] == len(rows.parts(row)[0])

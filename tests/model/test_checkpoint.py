@@ -48,9 +48,9 @@ DONORS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", SOURCES)
-def test_a_sources_rows_are_those_of_the_loaded_model(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
-    folder = SOURCES[kind](tmp_path / "model", dtype=dtype)
+@pytest.mark.parametrize("family", SOURCES)
+def test_a_sources_rows_are_those_of_the_loaded_model(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    folder = SOURCES[family](tmp_path / "model", dtype=dtype)
     source, model = load_source(folder), AutoModelForCausalLM.from_pretrained(folder)
     head = model.get_output_embeddings()
     assert source.architecture == type(model).__name__
@@ -65,19 +65,19 @@ def test_a_sources_rows_are_those_of_the_loaded_model(tmp_path: Path, kind: str,
     assert source.generation_config == json.loads((folder / "generation_config.json").read_text())
 
 
-@pytest.mark.parametrize("kind", DONORS)
-def test_a_donors_rows_are_those_of_the_loaded_model(tmp_path: Path, kind: str) -> None:
-    folder = DONORS[kind](tmp_path / "model")
+@pytest.mark.parametrize("family", DONORS)
+def test_a_donors_rows_are_those_of_the_loaded_model(tmp_path: Path, family: str) -> None:
+    folder = DONORS[family](tmp_path / "model")
     donor, model = load_donor(folder), AutoModel.from_pretrained(folder)
     assert donor.architecture == type(model).__name__
     assert torch.equal(donor.input_rows, model.get_input_embeddings().weight)
     assert len(donor.input_rows) == len(donor.tokenizer)
 
 
-@pytest.mark.parametrize("kind", ["llama tied", "llama untied", "gpt2", "phi"])
-def test_sharded_and_whole_load_the_same(tmp_path: Path, kind: str) -> None:
-    whole = load_source(SOURCES[kind](tmp_path / "whole"))
-    parts = load_source(SOURCES[kind](tmp_path / "parts", max_shard_size=20_000))
+@pytest.mark.parametrize("family", ["llama tied", "llama untied", "gpt2", "phi"])
+def test_sharded_and_whole_load_the_same(tmp_path: Path, family: str) -> None:
+    whole = load_source(SOURCES[family](tmp_path / "whole"))
+    parts = load_source(SOURCES[family](tmp_path / "parts", max_shard_size=20_000))
     assert len(set(parts.shards.values())) > 1 == len(set(whole.shards.values()))
     assert parts.shards.keys() == whole.shards.keys()
     assert (parts.input_name, parts.output_name, parts.bias_name) == (
@@ -315,10 +315,10 @@ def test_damaged_shards_are_refused(tmp_path: Path, models: Path, damage, messag
         load_source(tmp_path / "model")
 
 
-@pytest.mark.parametrize("kind", ["bert", "bert masked lm", "xlm-roberta", "t5", "mt5"])
-def test_no_causal_lm_is_refused_as_a_source(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("family", ["bert", "bert masked lm", "xlm-roberta", "t5", "mt5"])
+def test_no_causal_lm_is_refused_as_a_source(tmp_path: Path, family: str) -> None:
     with pytest.raises(InputError, match=r"which is no causal LM.*swap source and target"):
-        load_source(DONORS[kind](tmp_path / "model"))
+        load_source(DONORS[family](tmp_path / "model"))
 
 
 def test_an_encoder_made_a_decoder_is_a_source(tmp_path: Path) -> None:
@@ -338,14 +338,14 @@ def test_an_encoder_made_a_decoder_is_a_source(tmp_path: Path) -> None:
     assert source.tied and torch.equal(source.output_bias, model.get_output_embeddings().bias)
 
 
-@pytest.mark.parametrize("kind", ["Gemma3Config", "MusicgenConfig"])
+@pytest.mark.parametrize("config_class", ["Gemma3Config", "MusicgenConfig"])
 @pytest.mark.parametrize("load", [load_source, load_donor])
-def test_models_of_several_parts_are_refused(tmp_path: Path, models: Path, load, kind: str) -> None:
+def test_models_of_several_parts_are_refused(tmp_path: Path, models: Path, load, config_class: str) -> None:
     import transformers
 
     shutil.copytree(models / "llama", tmp_path / "model")
     parts = {name: getattr(transformers, name)() for name in ("T5Config", "EncodecConfig", "MusicgenDecoderConfig")}
-    if kind == "MusicgenConfig":
+    if config_class == "MusicgenConfig":
         config = transformers.MusicgenConfig(
             text_encoder=parts["T5Config"], audio_encoder=parts["EncodecConfig"], decoder=parts["MusicgenDecoderConfig"]
         )

@@ -202,7 +202,7 @@ for how in ("kernel", "blocks"):
 
 
 def make_big(folder: Path) -> Path:
-    """A shard of 2 GiB, most of it a hole, with 160 MiB of true bytes around it."""
+    """A shard of 2 GiB: a hole between two stretches of 80 MiB of written bytes."""
     length, island = 2 << 30, 80 << 20
     header = {
         "body": {"dtype": "F32", "shape": [length // 4], "data_offsets": [0, length]},
@@ -213,8 +213,8 @@ def make_big(folder: Path) -> Path:
     with (folder / "big.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         start = file.tell()
-        for place in (start, start + length - island):
-            file.seek(place)
+        for begin in (start, start + length - island):
+            file.seek(begin)
             for number in range(island >> 20):
                 file.write(bytes([number + 1]) * (1 << 20))
         file.write(bytes(2560))
@@ -233,9 +233,9 @@ def test_a_large_shard_passes_through_in_little_memory(tmp_path: Path) -> None:
         start, moved = read_header(old).data_start, read_header(new)
         assert (moved.entries["body"].start, moved.data_bytes) == (0, (2 << 30) + 1000 * 64 * 4)
         with old.open("rb") as one, new.open("rb") as other:
-            for place in (0, (80 << 20) - 500, (2 << 30) - (80 << 20) - 500, (2 << 30) - 1000):
-                one.seek(start + place)
-                other.seek(moved.data_start + place)
+            for offset in (0, (80 << 20) - 500, (2 << 30) - (80 << 20) - 500, (2 << 30) - 1000):
+                one.seek(start + offset)
+                other.seek(moved.data_start + offset)
                 assert one.read(1000) == other.read(1000)
         assert new.stat().st_blocks * 512 < 400 << 20, "the hole was filled"
         new.unlink()

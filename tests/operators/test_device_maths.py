@@ -89,9 +89,9 @@ def test_support_is_sparsemax_whatever_the_noise(maths, team, seed, A, P, noise,
     anchors = random.standard_normal((A, P)) + pull * x  # pull: all cosines close together, so a large support
     ids, weights, survivors, exact = sparsemax_row(maths, team, x, anchors, noise=noise, capacity=capacity)
     expected = sparsemax(exact)
-    found = np.zeros(A)
-    found[ids] = weights
-    assert np.abs(found - expected).max() < 1e-12
+    all_weights = np.zeros(A)
+    all_weights[ids] = weights
+    assert np.abs(all_weights - expected).max() < 1e-12
     assert survivors >= len(ids)
     assert abs(weights.sum() - 1) < 1e-12
     assert (np.diff(weights) <= 0).all()
@@ -225,16 +225,16 @@ def test_coefficients_are_those_of_pinv(maths, team, seed, K, extra, ridge, cent
     anchors = (random.standard_normal((K + 5, E)) * np.geomspace(0.1, 10, K + 5)[:, None]).astype(dtype)
     e = random.standard_normal(E).astype(dtype)
     ids = random.permutation(K + 5)[:K]
-    found = solve(maths, team, e, anchors, ids, ridge=ridge, center=center)
+    result = solve(maths, team, e, anchors, ids, ridge=ridge, center=center)
     if center and K == 1:
-        assert found is None
+        assert result is None
         return
-    rows, wanted = anchors[ids].astype(np.float64), e.astype(np.float64)
-    expected = solution(wanted, rows, ridge, center)
-    assert found is not None
-    np.testing.assert_allclose(found[0], expected, rtol=1e-7, atol=1e-8 * np.abs(expected).max())
-    left = np.linalg.norm(wanted - expected @ rows) / np.linalg.norm(wanted)
-    assert abs(found[1] - left) < 1e-6
+    rows, new_row = anchors[ids].astype(np.float64), e.astype(np.float64)
+    expected = solution(new_row, rows, ridge, center)
+    assert result is not None
+    np.testing.assert_allclose(result[0], expected, rtol=1e-7, atol=1e-8 * np.abs(expected).max())
+    left = np.linalg.norm(new_row - expected @ rows) / np.linalg.norm(new_row)
+    assert abs(result[1] - left) < 1e-6
 
 
 def doubtful():

@@ -69,13 +69,13 @@ def test_offsets_out_of_order_are_refused() -> None:
 
 
 def test_inputs_with_gradients_are_detached() -> None:
-    made = ops.salt_rows(*(normal(i, 5, 4).requires_grad_() for i in range(5)))
-    assert not made.rows.requires_grad
+    result = ops.salt_rows(*(normal(i, 5, 4).requires_grad_() for i in range(5)))
+    assert not result.rows.requires_grad
 
 
 def test_results_show_shapes_not_values() -> None:
-    made = ops.salt_rows(*(normal(i, 5, 4) for i in range(5)))
-    assert repr(made).startswith("SaltRows(rows=float32[5, 4], output_rows=None, support_size=int32[5]")
+    result = ops.salt_rows(*(normal(i, 5, 4) for i in range(5)))
+    assert repr(result).startswith("SaltRows(rows=float32[5, 4], output_rows=None, support_size=int32[5]")
 
 
 def test_a_built_library_loads() -> None:
@@ -199,18 +199,18 @@ def test_every_instruction_set_gives_the_same_rows(tmp_path) -> None:
     torch.save(problem, tmp_path / "problem.pt")
     code = (
         "import sys, torch\nfrom saltlm.operators import ops\n"
-        "made = ops.salt_rows(*torch.load(sys.argv[1]), center=True)\n"
+        "result = ops.salt_rows(*torch.load(sys.argv[1]), center=True)\n"
         "assert ops.backends()['cpu']['level'] == 'base'\n"
-        "torch.save([made.rows, made.support_size, made.status], sys.argv[2])\n"
+        "torch.save([result.rows, result.support_size, result.status], sys.argv[2])\n"
     )
     environment = {**os.environ, "SALTLM_CPU_LEVEL": "base", "OMP_NUM_THREADS": "1"}
     paths = [str(tmp_path / "problem.pt"), str(tmp_path / "rows.pt")]
     subprocess.run([sys.executable, "-c", code, *paths], env=environment, check=True, timeout=100)
     rows, size, status = torch.load(paths[1])
-    made = ops.salt_rows(*problem, center=True)
-    torch.testing.assert_close(rows, made.rows, rtol=1e-6, atol=1e-7)
-    assert torch.equal(size, made.support_size)
-    assert torch.equal(status, made.status)
+    result = ops.salt_rows(*problem, center=True)
+    torch.testing.assert_close(rows, result.rows, rtol=1e-6, atol=1e-7)
+    assert torch.equal(size, result.support_size)
+    assert torch.equal(status, result.status)
 
 
 def test_operators_are_not_first_loaded_inside_a_capture(monkeypatch) -> None:
@@ -231,9 +231,9 @@ def test_rows_of_every_width_from_supports_of_every_size(dtype: torch.dtype, wid
     ids = torch.cat([torch.randperm(150, generator=torch.Generator().manual_seed(n))[:n] for n in counts]).int()
     offsets = torch.tensor([0, *counts]).cumsum(0)
     coefficients = normal(1, 1, len(ids))[0].double()
-    wanted = reference.combine(offsets, ids, coefficients, lm)
-    torch.testing.assert_close(torch.ops.saltlm.combine(offsets, ids, coefficients, lm), wanted, rtol=1e-5, atol=1e-5)
-    into = torch.empty_like(wanted)
+    expected = reference.combine(offsets, ids, coefficients, lm)
+    torch.testing.assert_close(torch.ops.saltlm.combine(offsets, ids, coefficients, lm), expected, rtol=1e-5, atol=1e-5)
+    into = torch.empty_like(expected)
     for column in (0, width // 2, width - 1):
         for bad in (float("inf"), float("nan")):
             broken = lm.clone()
@@ -248,8 +248,8 @@ def test_rows_of_every_width_from_supports_of_every_size(dtype: torch.dtype, wid
 @compiled
 def test_a_library_of_an_older_build_is_told(monkeypatch) -> None:
     monkeypatch.setattr(torch._C, "_jit_get_schemas_for_operator", lambda name: ["saltlm::sparsemax_support(Tensor a)"])
-    found = ops_load._cpu_library.__wrapped__()
-    assert not found.loaded and "older build" in found.reason
+    library = ops_load._cpu_library.__wrapped__()
+    assert not library.loaded and "older build" in library.reason
 
 
 def test_chunks_take_about_a_second() -> None:

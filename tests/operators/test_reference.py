@@ -1,4 +1,4 @@
-"""The stock-torch operators against closed forms and numpy: they are what the compiled ones are held to."""
+"""The stock-torch operators against closed forms and numpy: the compiled operators are compared with them."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_coefficients_are_those_of_torch_pinv(problem, center: bool) -> None:
 def test_ridge_has_its_closed_form(size: int) -> None:
     new, anchors = normal(0, 1, 6), normal(1, 9, 6)
     support = full_support(list(range(size)))
-    found = reference.support_lstsq(new, anchors, support.offsets, support.ids, 0.3, False)[0]
+    coefficients = reference.support_lstsq(new, anchors, support.offsets, support.ids, 0.3, False)[0]
     rows = anchors[:size].double()
     penalty = 0.3 * rows.square().sum() / size * torch.eye(size, dtype=torch.float64)
-    torch.testing.assert_close(found, torch.linalg.solve(rows @ rows.T + penalty, rows @ new[0].double()))
+    torch.testing.assert_close(coefficients, torch.linalg.solve(rows @ rows.T + penalty, rows @ new[0].double()))
 
 
 @pytest.mark.parametrize(("condition", "expected"), [(10.0, 0), (1e3, 0), (1e5, 1), (1e9, 1), (1e15, 2)])

@@ -59,9 +59,9 @@ def test_the_command_line_makes_the_same_options(method, ridge, center, max_supp
     argv += [] if ridge is None else ["--ridge", repr(ridge)]
     argv += [] if max_support is None else ["--max-support", str(max_support)]
     argv += ["--center", "--special-overrides", "</s>=<|end|>"] if center else []
-    made = config_from(parser().parse_args(argv), TransferConfig)
-    assert made == config
-    assert json.loads(json.dumps(made.to_json()))["method"] == method
+    parsed = config_from(parser().parse_args(argv), TransferConfig)
+    assert parsed == config
+    assert json.loads(json.dumps(parsed.to_json()))["method"] == method
 
 
 @pytest.mark.parametrize("name", ["unigram_text", "source_auxiliary", "dictionary", "gguf_file"])

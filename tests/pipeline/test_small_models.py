@@ -37,7 +37,7 @@ SAVE = {"llama": save_llama, "gpt2": save_gpt2}  # rotary positions, and learned
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models by family and positions, two targets and text; the Unigram tokenizer makes more tokens than the byte-level one."""
     root = tmp_path_factory.mktemp("small")
     for family, save in SAVE.items():
@@ -72,8 +72,8 @@ def test_a_default_fits_and_a_given_length_is_kept_or_refused(given_length, defa
 
 
 @pytest.mark.parametrize("name", ["llama64", "llama128", "gpt264", "gpt2128", "wide"])
-def test_positions_are_those_of_the_loaded_model(place, name: str) -> None:
-    assert positions_in(place / name, "the model") == load_causal_lm(place / name, device="cpu").max_positions
+def test_positions_are_those_of_the_loaded_model(inputs, name: str) -> None:
+    assert positions_in(inputs / name, "the model") == load_causal_lm(inputs / name, device="cpu").max_positions
 
 
 def test_a_configuration_that_names_no_limit(tmp_path) -> None:
@@ -104,17 +104,17 @@ def test_a_configuration_that_cannot_be_read(tmp_path, content: str) -> None:
         ("unigram128", "to bytes", 128),
     ],
 )
-def test_a_comparison_with_defaults(place, tmp_path, source: str, target: str, positions: int) -> None:
+def test_a_comparison_with_defaults(inputs, tmp_path, source: str, target: str, positions: int) -> None:
     """The longer of the two lengths is the model's positions, or as near to it as a whole number of the other allows."""
     done = compare(
-        place / source,
-        place / target,
+        inputs / source,
+        inputs / target,
         None,
         ["subword-mean"],
-        place / "text.txt",
+        inputs / "text.txt",
         tmp_path / "out",
         CompareConfig(probe_steps=1, seeds=1),
-        eval_texts=place / "eval.txt",
+        eval_texts=inputs / "eval.txt",
         transfer_config=TransferConfig(heldout=0.0, device="cpu"),
         adapt_config=AdaptConfig(device="cpu"),
     )
@@ -129,9 +129,9 @@ def test_a_comparison_with_defaults(place, tmp_path, source: str, target: str, p
     assert done.content["options"]["seq_length"] == lengths["new"]
 
 
-def test_a_comparison_refuses_a_length_that_was_given(place, tmp_path, capsys) -> None:
-    words = ["compare", "--source", place / "unigram128", "--target", place / "to bytes", "--methods", "subword-mean"]
-    words += ["--text", place / "text.txt", "--eval-text", place / "eval.txt", "--out", tmp_path / "out", "--quiet"]
+def test_a_comparison_refuses_a_length_that_was_given(inputs, tmp_path, capsys) -> None:
+    words = ["compare", "--source", inputs / "unigram128", "--target", inputs / "to bytes", "--methods", "subword-mean"]
+    words += ["--text", inputs / "text.txt", "--eval-text", inputs / "eval.txt", "--out", tmp_path / "out", "--quiet"]
     words += ["--probe-steps", 1, "--device", "cpu", "--seq-length"]
     for length in (129, 128):  # the second one is too long in the source's own tokens
         assert main([*map(str, words), str(length)]) == 2
@@ -141,10 +141,10 @@ def test_a_comparison_refuses_a_length_that_was_given(place, tmp_path, capsys) -
 
 
 @pytest.fixture(scope="module")
-def probe_text(place):
-    """The text of a probe, the new tokenizer and the source's own, which makes more tokens of it."""
+def probe_text(inputs):
+    """The text of a probe, the new tokenizer, and the tokenizer of the source, which splits the text into more tokens."""
     config = AdaptConfig(heldout=0.0)
-    text = read_text(place / "text.txt", place / "eval.txt", None, None, config)
+    text = read_text(inputs / "text.txt", inputs / "eval.txt", None, None, config)
     return text, (tiny("byte_level_bpe"), tiny("sentencepiece_unigram")), config
 
 
@@ -153,15 +153,15 @@ def probe_text(place):
 def test_blocks_of_both_tokenizers_fit(probe_text, steps: int, positions: int) -> None:
     text, tokenizers, config = probe_text
     try:
-        found = fitted_blocks(text, tokenizers, config, steps, positions)
+        blocks = fitted_blocks(text, tokenizers, config, steps, positions)
     except TooLittleText as error:
         length = int(re.search(r"blocks of (\d+) tokens", str(error))[1])
         assert length <= positions
         return
-    ratio = found.original / found.length
-    assert max(found.length, found.original) <= positions
-    assert found.original + 2 * ratio >= positions, "not much shorter than it must be"
-    assert found == measure_blocks(text, tokenizers, dataclasses.replace(config, seq_length=found.length), steps)
+    ratio = blocks.original / blocks.length
+    assert max(blocks.length, blocks.original) <= positions
+    assert blocks.original + 2 * ratio >= positions, "not much shorter than it must be"
+    assert blocks == measure_blocks(text, tokenizers, dataclasses.replace(config, seq_length=blocks.length), steps)
 
 
 def test_a_text_too_short_for_the_first_length_may_do_for_the_final_one(probe_text) -> None:
@@ -182,29 +182,29 @@ def test_a_text_too_short_for_the_first_length_may_do_for_the_final_one(probe_te
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", SAVE)
-def test_an_adaptation_with_defaults(place, tmp_path, family: str, size: int) -> None:
-    model = place / f"{family}{size}"
+def test_an_adaptation_with_defaults(inputs, tmp_path, family: str, size: int) -> None:
+    model = inputs / f"{family}{size}"
     options = {"steps": 1, "heldout": 0.2, "eval_bytes": 500, "device": "cpu"}
-    done = adapt(model, place / "text.txt", tmp_path / "out", AdaptConfig(**options))
+    done = adapt(model, inputs / "text.txt", tmp_path / "out", AdaptConfig(**options))
     record = json.loads((done.out / "saltlm.json").read_text())["adapted"]
     assert record["config"]["seq_length"] == size
     # The length is part of what the run is: given, it is the same run.
-    again = adapt(model, place / "text.txt", done.out, AdaptConfig(**options, seq_length=size), resume=True)
+    again = adapt(model, inputs / "text.txt", done.out, AdaptConfig(**options, seq_length=size), resume=True)
     assert again == done
     with pytest.raises(InputError, match=f"seq_length: found {size + 1}; expected at most the {size} positions"):
-        adapt(model, place / "text.txt", tmp_path / "new", AdaptConfig(**options, seq_length=size + 1))
+        adapt(model, inputs / "text.txt", tmp_path / "new", AdaptConfig(**options, seq_length=size + 1))
     assert not (tmp_path / "new").exists()
 
 
-def test_a_large_model_keeps_the_default(place, tmp_path) -> None:
+def test_a_large_model_keeps_the_default(inputs, tmp_path) -> None:
     options = {"steps": 1, "heldout": 0.2, "eval_bytes": 500, "device": "cpu"}
-    done = adapt(place / "wide", place / "text.txt", tmp_path / "out", AdaptConfig(**options))
+    done = adapt(inputs / "wide", inputs / "text.txt", tmp_path / "out", AdaptConfig(**options))
     record = json.loads((done.out / "saltlm.json").read_text())["adapted"]
     assert record["config"]["seq_length"] == SEQ_LENGTH == 512
 
 
 @pytest.mark.parametrize("positions", SIZES)
-def test_distilled_pieces_fit_the_source_model_too(place, tmp_path, positions: int) -> None:
+def test_distilled_pieces_fit_the_source_model_too(inputs, tmp_path, positions: int) -> None:
     """Learned positions: one token too many and the source model fails."""
     model = adapt_tiny.transferred(tmp_path / "model", "gpt2", positions=256)
     options = {
@@ -215,8 +215,8 @@ def test_distilled_pieces_fit_the_source_model_too(place, tmp_path, positions: i
         "heldout": 0.0,
         "device": "cpu",
     }
-    config = AdaptConfig(**options, distill_source=str(place / f"gpt2{positions}"))
-    assert adapt(model, place / "text.txt", tmp_path / "out", config).steps >= 1
+    config = AdaptConfig(**options, distill_source=str(inputs / f"gpt2{positions}"))
+    assert adapt(model, inputs / "text.txt", tmp_path / "out", config).steps >= 1
 
 
 # ------------------------------------------------------------------------------------------------ evaluate
@@ -224,38 +224,38 @@ def test_distilled_pieces_fit_the_source_model_too(place, tmp_path, positions: i
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", SAVE)
-def test_an_evaluation_with_defaults(place, family: str, size: int) -> None:
-    found = evaluate(place / f"{family}{size}", place / "eval.txt")
-    assert (found.max_length, found.stride) == (size, size // 2)
+def test_an_evaluation_with_defaults(inputs, family: str, size: int) -> None:
+    result = evaluate(inputs / f"{family}{size}", inputs / "eval.txt")
+    assert (result.max_length, result.stride) == (size, size // 2)
 
 
 @pytest.mark.parametrize("names", [["gpt264"], ["gpt2128", "gpt264", "wide"]])
-def test_continuations_with_defaults(place, tmp_path, names: list[str]) -> None:
+def test_continuations_with_defaults(inputs, tmp_path, names: list[str]) -> None:
     """Beginnings of 80 characters that are nearly as many tokens, and 40 tokens more."""
     text = tmp_path / "long.txt"
     text.write_text("\n\n".join("äöüßçñ" * 30 + str(i) for i in range(3)), encoding="utf-8")
     prompts = [beginning(document) for document in text.read_text(encoding="utf-8").split("\n\n")]
     assert len(tiny("byte_level_bpe")(prompts[0])["input_ids"]) > 64
-    found = evaluate_models([place / name for name in names], [text], MeasureConfig(samples=3), device="cpu")
+    result = evaluate_models([inputs / name for name in names], [text], MeasureConfig(samples=3), device="cpu")
     for name in names:
-        samples = found.models[str(place / name)].samples
+        samples = result.models[str(inputs / name)].samples
         assert [prompt for prompt, _ in samples] == prompts
         assert all(text for _, text in samples)
 
 
-def test_a_given_prompt_that_is_too_long_is_refused(place) -> None:
-    long, model = "äöüßçñ" * 30, place / "gpt264"
+def test_a_given_prompt_that_is_too_long_is_refused(inputs) -> None:
+    long, model = "äöüßçñ" * 30, inputs / "gpt264"
     with pytest.raises(
         InputError, match=r"prompt 'äöü.*expected at most the 64 positions of model .*gpt264.*a shorter prompt"
     ):
         continuations(model, ["ok", long], device="cpu")
     assert continuations(model, [long], device="cpu", shorten=True)[0]
     with pytest.raises(InputError, match="64 positions"):
-        evaluate_models([model], [place / "eval.txt"], MeasureConfig(), prompts=[long], device="cpu")
+        evaluate_models([model], [inputs / "eval.txt"], MeasureConfig(), prompts=[long], device="cpu")
 
 
-def test_a_continuation_ends_where_the_positions_do(place) -> None:
-    model, tokenizer = place / "gpt264", tiny("byte_level_bpe")
+def test_a_continuation_ends_where_the_positions_do(inputs) -> None:
+    model, tokenizer = inputs / "gpt264", tiny("byte_level_bpe")
     lm = load_causal_lm(model, device="cpu")
     lm.model.generation_config.eos_token_id = None
     lm.tokenizer.eos_token = None  # it never ends by itself
@@ -268,19 +268,19 @@ def test_a_continuation_ends_where_the_positions_do(place) -> None:
 
 
 @given(st.none() | st.integers(2, 300), st.integers(1, 400), st.integers(1, 400), st.booleans())
-def test_shortened_prompts_leave_room(positions, length, most, begins) -> None:
+def test_shortened_prompts_leave_room(positions, length, max_tokens, begins) -> None:
     lm = CausalLM(name="m", model=None, tokenizer=None, start_id=7 if begins else None, rows=9, max_positions=positions)
     start = [7] * begins + list(range(100, 100 + length))
-    kept = shortened_prompt(lm, start, most)
+    kept = shortened_prompt(lm, start, max_tokens)
     assert kept and kept[:begins] == [7] * begins and start[len(start) - len(kept) + begins :] == kept[begins:]
-    room = room_after(lm, "prompt", kept, most)
-    assert 1 <= room <= most and (positions is None or len(kept) + room - 1 <= positions)
-    assert room >= min(most, most if positions is None else positions // 2)
-    if positions is None or len(start) + most - 1 <= positions:
-        assert kept == start and room == most
+    room = room_after(lm, "prompt", kept, max_tokens)
+    assert 1 <= room <= max_tokens and (positions is None or len(kept) + room - 1 <= positions)
+    assert room >= min(max_tokens, max_tokens if positions is None else positions // 2)
+    if positions is None or len(start) + max_tokens - 1 <= positions:
+        assert kept == start and room == max_tokens
 
 
-def test_a_task_that_names_no_length_of_answers(place, tmp_path, monkeypatch) -> None:
+def test_a_task_that_names_no_length_of_answers(inputs, tmp_path, monkeypatch) -> None:
     """The harness asks for 256 tokens then, which a model of 128 positions cannot give."""
     pytest.importorskip("lm_eval", reason='needs "saltlm[eval]"')
     import datasets
@@ -303,7 +303,7 @@ def test_a_task_that_names_no_length_of_answers(place, tmp_path, monkeypatch) ->
         shutil.copy(tmp_path / "q.jsonl", tmp_path / name)
         (tmp_path / name / "q.yaml").write_text(task + more)
         for model in ("gpt264", "gpt2128"):
-            lm = load_causal_lm(place / model, device="cpu")
+            lm = load_causal_lm(inputs / model, device="cpu")
             with load_tasks([str(tmp_path / name)]) as tasks:
                 if words is None:
                     assert run_tasks(lm, tasks)["q"].items == 2

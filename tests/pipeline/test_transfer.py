@@ -38,20 +38,20 @@ def logits(folder, text: str = TEXT[0]) -> torch.Tensor:
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
-    found = {}
+    tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         if path.name != "provenance.safetensors":
             with safe_open(path, "pt") as file:
-                found.update({name: file.get_tensor(name) for name in file.keys()})
-    return found
+                tensors.update({name: file.get_tensor(name) for name in file.keys()})
+    return tensors
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_models_own_tokenizer_changes_nothing(tmp_path, kind: str, tied: bool) -> None:
-    save_llama(tmp_path / "source", tiny(kind), tied=tied)
-    save_bert(tmp_path / "target", tiny(kind))
-    write_vectors(tmp_path / "v.vec", tiny(kind))
+@pytest.mark.parametrize("tokenizer_kind", KINDS)
+def test_a_models_own_tokenizer_changes_nothing(tmp_path, tokenizer_kind: str, tied: bool) -> None:
+    save_llama(tmp_path / "source", tiny(tokenizer_kind), tied=tied)
+    save_bert(tmp_path / "target", tiny(tokenizer_kind))
+    write_vectors(tmp_path / "v.vec", tiny(tokenizer_kind))
     done = transfer(tmp_path / "source", tmp_path / "target", tmp_path / "v.vec", tmp_path / "out", SALT)
     assert set(np.unique(done.origin)) <= {COPIED, ROLE}
     assert torch.equal(logits(tmp_path / "out"), logits(tmp_path / "source"))
@@ -206,14 +206,14 @@ def test_the_plms_own_rows_as_vectors(pair) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_dtypes_are_kept_or_made(tmp_path, dtype: str) -> None:
+def test_dtypes_are_kept_or_converted(tmp_path, dtype: str) -> None:
     case = make_pair(tmp_path, "byte_level_bpe", "wordpiece", dtype=getattr(torch, dtype))
     kept = transfer(case.source, case.target, case.vectors, tmp_path / "kept", SALT)
     assert kept.input_rows.dtype == getattr(torch, dtype)
     assert {tensor.dtype for tensor in weights(tmp_path / "kept").values()} == {getattr(torch, dtype)}
-    made = transfer(case.source, case.target, case.vectors, config=TransferConfig(method="salt", dtype="float32"))
-    copied = (made.origin == COPIED).nonzero()[0]
-    assert torch.equal(made.input_rows[copied], kept.input_rows[copied].float())
+    converted = transfer(case.source, case.target, case.vectors, config=TransferConfig(method="salt", dtype="float32"))
+    copied = (converted.origin == COPIED).nonzero()[0]
+    assert torch.equal(converted.input_rows[copied], kept.input_rows[copied].float())
 
 
 @pytest.mark.parametrize("body", ["float32", "bfloat16", "float16"])
@@ -333,7 +333,7 @@ TEMPLATE, OTHER = "{% for m in messages %}{{ m['content'] }}{% endfor %}", "{{ m
         pytest.param(None, OTHER, {}, False, id="the source has none"),
     ],
 )
-def test_a_lost_chat_template_is_told_and_a_kept_one_is_not(
+def test_a_lost_chat_template_is_reported_and_a_kept_one_is_not(
     pair, tmp_path, source_template, target_template, options, lost: bool
 ) -> None:
     folders = {"source": (pair.source, source_template), "target": (pair.target, target_template)}
@@ -344,19 +344,19 @@ def test_a_lost_chat_template_is_told_and_a_kept_one_is_not(
         tokenizer.save_pretrained(tmp_path / name)
     config = TransferConfig(method="subword-mean", heldout=0.0, **options)
     done = transfer(tmp_path / "source", tmp_path / "target", config=config, dry_run=True)
-    told = any("chat template is left out" in warning for warning in done.summary["warnings"])
-    assert told == lost
+    reported = any("chat template is left out" in warning for warning in done.summary["warnings"])
+    assert reported == lost
     if not lost and options.get("chat_template") != "none" and source_template:
         assert done.tokenizer.chat_template == source_template
 
 
-def test_a_tokenizer_without_an_end_of_text_is_told(pair, tmp_path) -> None:
+def test_a_tokenizer_without_an_end_of_text_is_reported(pair, tmp_path) -> None:
     endless = byte_level_bpe()
     endless.eos_token = endless.pad_token = None
     donor = save_gpt2(tmp_path / "donor", endless)
-    for target, told in ((donor, 1), (pair.target, 0)):
+    for target, count in ((donor, 1), (pair.target, 0)):
         warnings = transfer(pair.source, target, config=TransferConfig(method="zero")).summary["warnings"]
-        assert sum("no token that ends a text" in warning for warning in warnings) == told
+        assert sum("no token that ends a text" in warning for warning in warnings) == count
 
 
 def test_an_input_inside_the_replaced_folder_is_kept(pair, tmp_path) -> None:
@@ -410,9 +410,9 @@ def test_the_self_check_rewards_a_map_that_exists(tmp_path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     related = transfer(case.source, case.target, "plm", config=config)
     one, other = related.summary["heldout"], unrelated.summary["heldout"]
-    for held in (one, other):
-        assert 0 < held["tokens"] <= 0.3 * related.summary["anchors"]
-        assert 1 <= held["rank"] <= held["candidates"] and 0 <= held["top1"] <= 1
+    for self_check in (one, other):
+        assert 0 < self_check["tokens"] <= 0.3 * related.summary["anchors"]
+        assert 1 <= self_check["rank"] <= self_check["candidates"] and 0 <= self_check["top1"] <= 1
     assert one["relative_error"] < 0.9 < other["relative_error"]
     assert one["cosine"] > 0.5 > other["cosine"] and one["rank"] < other["rank"]
 

@@ -1,4 +1,4 @@
-"""Options and inputs that the chosen method does not read: vectors are told of, every other one is refused."""
+"""Options and inputs that the chosen method does not read: unread vectors give a warning, every other one is refused."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ READERS = [name for name, method in METHODS.items() if method.vectors]
 OTHERS = [name for name in METHODS if name not in READERS]
 
 
-def vectors_of(kind: str, folder: Path, pair) -> str:
-    """A value of ``--auxiliary`` of this kind."""
+def vectors_of(vectors: str, folder: Path, pair) -> str:
+    """A value of ``--auxiliary`` by the name of its fault."""
     (folder / "broken.bin").write_bytes(b"\x00not fastText")
     (folder / "empty.vec").touch()
     (folder / "folder").mkdir()
@@ -49,19 +49,19 @@ def vectors_of(kind: str, folder: Path, pair) -> str:
         "plm": "plm",
         "train": f"train:{folder / 'missing.txt'}",
         "long": "x" * 300,
-    }[kind]
+    }[vectors]
 
 
 def test_the_readers_and_the_others_are_not_empty() -> None:
     assert {"salt", "focus", "wechsel", "ofa"} <= set(READERS) and {"auto", "mean", "ridge-map"} <= set(OTHERS)
 
 
-@pytest.mark.parametrize("kind", ["missing", "broken", "folder", "train"])
+@pytest.mark.parametrize("vectors", ["missing", "broken", "folder", "train"])
 @pytest.mark.parametrize("method", METHODS)
 def test_bad_vectors_are_a_fault_for_readers_and_a_warning_for_the_others(
-    tmp_path, pair, method: str, kind: str
+    tmp_path, pair, method: str, vectors: str
 ) -> None:
-    config, auxiliary = TransferConfig(method=method), vectors_of(kind, tmp_path, pair)
+    config, auxiliary = TransferConfig(method=method), vectors_of(vectors, tmp_path, pair)
     refused = [name for name, _ in method_faults(config, auxiliary)]
     warnings = unread_auxiliary(config, auxiliary)
     assert ("auxiliary" in refused) == (method in READERS)
@@ -106,14 +106,14 @@ def test_an_option_that_the_method_does_not_read_is_refused(option: str) -> None
     assert 0 < refusing < len(METHODS)
 
 
-@pytest.mark.parametrize("kind", ["whole", "missing", "broken", "empty", "folder", "plm", "train", "long"])
+@pytest.mark.parametrize("vectors", ["whole", "missing", "broken", "empty", "folder", "plm", "train", "long"])
 @pytest.mark.parametrize("method", ["auto", "subword-mean"])
-def test_a_transfer_tells_of_vectors_it_does_not_read(tmp_path, pair, method: str, kind: str) -> None:
-    auxiliary = vectors_of(kind, tmp_path, pair)
+def test_a_transfer_tells_of_vectors_it_does_not_read(tmp_path, pair, method: str, vectors: str) -> None:
+    auxiliary = vectors_of(vectors, tmp_path, pair)
     config = TransferConfig(method=method, heldout=0.0)
     done = transfer(pair.source, pair.target, auxiliary, config=config, dry_run=True)
-    (told,) = [warning for warning in done.summary["warnings"] if auxiliary in warning]
-    assert f"method {method!r} does not read auxiliary vectors" in told
+    (warning,) = [text for text in done.summary["warnings"] if auxiliary in text]
+    assert f"method {method!r} does not read auxiliary vectors" in warning
     assert not [
         w for w in transfer(pair.source, pair.target, config=config, dry_run=True).summary["warnings"] if "vectors" in w
     ]
@@ -126,10 +126,10 @@ def test_the_command_tells_on_stderr_and_ends_with_0(tmp_path, pair, capsys, mor
     words += ["--method", "subword-mean", "--heldout", 0, "--out", tmp_path / "out", *more]
     assert main(list(map(str, words))) == 0
     out, err = capsys.readouterr()
-    told = [line for line in err.splitlines() if str(auxiliary) in line]
-    assert len(told) == 1 and told[0].startswith("note: method 'subword-mean' does not read auxiliary vectors")
+    notes = [line for line in err.splitlines() if str(auxiliary) in line]
+    assert len(notes) == 1 and notes[0].startswith("note: method 'subword-mean' does not read auxiliary vectors")
     written = json.loads((tmp_path / "out" / "saltlm.json").read_text())["warnings"]
-    assert [told[0].removeprefix("note: ")] == [warning for warning in written if str(auxiliary) in warning]
+    assert [notes[0].removeprefix("note: ")] == [warning for warning in written if str(auxiliary) in warning]
     if more == ("--json",):
         assert json.loads(out)["warnings"] == written
     else:
@@ -141,9 +141,9 @@ def test_a_batch_names_one_file_for_all_of_its_jobs(tmp_path, pair) -> None:
     jobs = "".join(f"[[job]]\nout = '{tmp_path / name}'\nmethod = '{name}'\n" for name in ("auto", "mean"))
     file = tmp_path / "jobs.toml"
     file.write_text(head.format(tmp_path / "missing.vec") + jobs)
-    found = plan(*read_drafts(file), 10**13)
-    assert len(found.jobs) == 2
-    assert not any("vectors" in what for job in found.jobs for what in job.shared)
+    batch_plan = plan(*read_drafts(file), 10**13)
+    assert len(batch_plan.jobs) == 2
+    assert not any("vectors" in what for job in batch_plan.jobs for what in job.shared)
     file.write_text(
         head.format(tmp_path / "missing.vec") + jobs + f"[[job]]\nout = '{tmp_path / 'c'}'\nmethod = 'salt'\n"
     )
@@ -152,13 +152,15 @@ def test_a_batch_names_one_file_for_all_of_its_jobs(tmp_path, pair) -> None:
 
 
 def test_cells_of_a_comparison_get_the_vectors_that_they_read() -> None:
-    cells = parse_cells(["focus", "focus:auxiliary=own.vec", "mean", "auto", "blend:blend-with=salt"], TransferConfig())
+    cells = parse_cells(
+        ["focus", "focus:auxiliary=other.vec", "mean", "auto", "blend:blend-with=salt"], TransferConfig()
+    )
     given = {cell.label: cell.inputs(("s", "t", "v.vec")) for cell in cells}
     assert {inputs[:2] for inputs in given.values()} == {("s", "t")}
     assert {label: inputs[2] for label, inputs in given.items()} == {
         "original": None,
         "focus": "v.vec",
-        "focus:auxiliary=own.vec": "own.vec",
+        "focus:auxiliary=other.vec": "other.vec",
         "mean": None,
         "auto": None,
         "blend:blend-with=salt": "v.vec",

@@ -94,10 +94,10 @@ def test_compiler_comes_from_cxx_with_its_words(tools, monkeypatch, tmp_path):
     program = fake_program(tmp_path / "my++", "echo my compiler 1.0")
     wrapper = fake_program(tmp_path / "ccache", 'exec "$@"')
     monkeypatch.setenv("CXX", f"{wrapper} {program} -pipe")
-    found = toolchain.compiler()
-    assert found.version == "my compiler 1.0"
-    assert found.command == (str(wrapper), str(program), "-pipe")
-    assert found.program == str(program)
+    compiler = toolchain.compiler()
+    assert compiler.version == "my compiler 1.0"
+    assert compiler.command == (str(wrapper), str(program), "-pipe")
+    assert compiler.program == str(program)
 
 
 @pytest.mark.parametrize("cxx", ["", "no-such-compiler"])
@@ -126,8 +126,8 @@ def test_cuda_is_switched_off_or_named(tools, monkeypatch, tmp_path):
     monkeypatch.setenv("SALTLM_CUDA", "0")
     assert toolchain.cuda(tmp_path) is None
     monkeypatch.setenv("SALTLM_CUDA", str(kit))
-    found = toolchain.cuda(tmp_path)
-    assert (found.root, found.libraries, found.version) == (kit, kit / "lib", "13.0.1")
+    toolkit = toolchain.cuda(tmp_path)
+    assert (toolkit.root, toolkit.libraries, toolkit.version) == (kit, kit / "lib", "13.0.1")
     monkeypatch.setenv("SALTLM_CUDA", str(tmp_path / "nothing"))
     with pytest.raises(SystemExit, match=r"SALTLM_CUDA=.*nothing holds no bin/nvcc that runs"):
         toolchain.cuda(tmp_path)

@@ -129,8 +129,8 @@ def test_shell_blocks_call_targets_and_scripts_that_exist(document: Path) -> Non
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for words in commands(document):
         if words[0] == "make":
-            wanted = {word for word in words[1:] if "=" not in word and not word.startswith("-")}
-            assert wanted <= targets, f"no such target: {' '.join(words)}"
+            goals = {word for word in words[1:] if "=" not in word and not word.startswith("-")}
+            assert goals <= targets, f"no such target: {' '.join(words)}"
         elif Path(words[0]).name.startswith("python") and len(words) > 1 and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), f"no such script: {' '.join(words)}"
 
@@ -192,9 +192,9 @@ def test_installs_name_extras_that_exist() -> None:
 def test_the_checks_of_this_file_find_what_is_wrong(tmp_path: Path) -> None:
     document = tmp_path / "x.md"
     document.write_text("```sh\nA=1 saltlm transfer --x \\\n  --y=1 && make demo # not this --z\n```\n")
-    found = list(commands(document))
-    assert found == [["A=1", "saltlm", "transfer", "--x", "--y=1"], ["make", "demo"]]
-    assert saltlm_arguments(found[0]) == ["transfer", "--x", "--y=1"]
-    assert saltlm_arguments(found[1]) is None
+    blocks = list(commands(document))
+    assert blocks == [["A=1", "saltlm", "transfer", "--x", "--y=1"], ["make", "demo"]]
+    assert saltlm_arguments(blocks[0]) == ["transfer", "--x", "--y=1"]
+    assert saltlm_arguments(blocks[1]) is None
     assert saltlm_arguments(["python3", "-m", "saltlm", "status"]) == ["status"]
     assert OPTION.findall("`--max-support N`, --no; a--b ---") == ["--max-support", "--no"]

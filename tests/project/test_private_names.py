@@ -267,19 +267,19 @@ def resolve(use: Use) -> Any:
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     try:
-        found: Any = importlib.import_module(use.module)
+        member: Any = importlib.import_module(use.module)
         for part in use.name.split("."):
-            found = getattr(found, part)
+            member = getattr(member, part)
     except (ImportError, AttributeError) as error:
         pytest.fail(f"{use} is gone ({error}). What breaks: {use.breaks}.")
-    return found
+    return member
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: f"{use}:{use.called}" if use.called else str(use))
 def test_name(use: Use) -> None:
-    found = resolve(use)
+    member = resolve(use)
     if use.args is not None:
-        signature = inspect.signature(found)
+        signature = inspect.signature(member)
         try:
             signature.bind(*[GIVEN] * use.args, **dict.fromkeys(use.options, GIVEN))
         except TypeError as error:
@@ -423,11 +423,11 @@ def attributes_of_saltlm(trees: Mapping[Path, ast.Module]) -> set[str]:
 
 def foreign_names(trees: Mapping[Path, ast.Module]) -> Iterator[tuple[str, str]]:
     """(private name of another library, where saltlm uses it)."""
-    ours = attributes_of_saltlm(trees)
+    defined = attributes_of_saltlm(trees)
     for path, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in DOCUMENTED:
-                if node.attr not in ours or ast.unparse(node.value) == "super()":
+                if node.attr not in defined or ast.unparse(node.value) == "super()":
                     yield node.attr, f"{path.name}:{node.lineno}"
             elif isinstance(node, ast.ImportFrom) and not node.level and not (node.module or "").startswith("saltlm"):
                 for part in [*(node.module or "").split("."), *(alias.name for alias in node.names)]:

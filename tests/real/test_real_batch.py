@@ -24,10 +24,10 @@ def test_all_jobs_are_done_though_one_of_two_nodes_is_killed(pair, tmp_path) -> 
     command = [sys.executable, str(script), str(tmp_path / "jobs.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["done"], found["failed"]) == (8, 0), found
-    assert found["killed"] and found["lost"] >= 1
-    assert max(job["attempts"] for job in found["jobs"]) >= 2
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (report["done"], report["failed"]) == (8, 0), report
+    assert report["killed"] and report["lost"] >= 1
+    assert max(job["attempts"] for job in report["jobs"]) >= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["jobs.toml", *(f"o{index}" for index in range(8))]
 
 

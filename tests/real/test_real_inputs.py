@@ -91,9 +91,9 @@ def test_floret_vectors_know_finnish(pair):
     from saltlm.vectors.auxiliary import load_auxiliary
 
     words = ["kissa", "koira", "kuningas", "kuningatar", "asdfqwerty", None]
-    found = load_auxiliary(pair.vectors, words)
-    assert found.known.tolist() == [True] * 5 + [False] and found.vectors.shape == (6, 300)
-    unit = found.vectors[:5] / found.vectors[:5].norm(dim=1, keepdim=True)
+    auxiliary = load_auxiliary(pair.vectors, words)
+    assert auxiliary.known.tolist() == [True] * 5 + [False] and auxiliary.vectors.shape == (6, 300)
+    unit = auxiliary.vectors[:5] / auxiliary.vectors[:5].norm(dim=1, keepdim=True)
     near, far = unit[0] @ unit[1], unit[0] @ unit[2]
     assert near > far + 0.1 and unit[2] @ unit[3] > far + 0.1
 

@@ -54,9 +54,9 @@ def test_pursuit_equals_tokensurgeons(problem, sample) -> None:
     from saltlm.operators.ops import combine, support_lstsq
     from saltlm.rows.methods.pursuit import pursue
 
-    theirs = module(MERGEKIT, "mergekit/tokensurgeon", "omp")
+    tokensurgeon = module(MERGEKIT, "mergekit/tokensurgeon", "omp")
     new, anchors, lm = problem.new_plm[sample], problem.anchor_plm, problem.anchor_lm
-    picks, coefficients = theirs.batch_omp(new.double(), anchors.double(), 64)
+    picks, coefficients = tokensurgeon.batch_omp(new.double(), anchors.double(), 64)
     support = pursue(new, anchors, 64)
     assert (support.offsets.diff() == 64).all()
     same = torch.tensor(
@@ -74,7 +74,7 @@ def test_pursuit_equals_tokensurgeons(problem, sample) -> None:
 def test_convex_rows_equal_those_of_entmaxs_weights(method: str, problem, sample) -> None:
     from saltlm.operators.ops import combine, sparsemax_support
 
-    theirs = module(ENTMAX, "entmax", "activations")
+    entmax = module(ENTMAX, "entmax", "activations")
     new, anchors = (
         (problem.new_auxiliary, problem.anchor_auxiliary)
         if method == "focus"
@@ -82,6 +82,6 @@ def test_convex_rows_equal_those_of_entmaxs_weights(method: str, problem, sample
     )
     support = sparsemax_support(new[sample], anchors)
     unit, others = (torch.nn.functional.normalize(side.double(), dim=1) for side in (new[sample], anchors))
-    expected = theirs.sparsemax(unit @ others.T, dim=1) @ problem.anchor_lm.double()
+    expected = entmax.sparsemax(unit @ others.T, dim=1) @ problem.anchor_lm.double()
     rows = combine(support, support.weights, problem.anchor_lm).double()
     assert ((rows - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4

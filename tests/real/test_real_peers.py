@@ -1,8 +1,8 @@
-"""FOCUS and WECHSEL by their authors' own code, fetched from the package index and never installed.
+"""FOCUS and WECHSEL by the code of their authors, fetched from the package index and never installed.
 
 What that code imports beside numpy, torch and transformers is stood in for by a few lines each: a cosine matrix, a logger, and
 a fastText model that holds a table of vectors. FOCUS runs on the real Finnish pair, WECHSEL on the tiny untied one, for it
-composes all rows token by token. Where they differ from ours because they are wrong, the test says so.
+composes all rows token by token. Where they are wrong and so differ from saltlm, the test says so.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def focus(monkeypatch) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def finnish_focus():
-    """Our FOCUS rows of the real Finnish pair, and what they were made of."""
+    """The FOCUS transfer of the real Finnish pair by saltlm, its problem and its inputs."""
     pair = finnish.finnish_pair()
     config = TransferConfig(method="focus", gguf_file=pair.gguf_file, heldout=0.0, dtype="float32")
     return transfer(pair.source, pair.donor, pair.vectors, config=config), finnish.finnish_problem(pair), pair
 
 
-def test_focus_rows_equal_deepfocuss_own(focus, finnish_focus) -> None:
+def test_focus_rows_equal_those_of_deepfocus(focus, finnish_focus) -> None:
     done, problem, _ = finnish_focus
     chosen = np.sort(np.random.default_rng(0).choice(len(problem.new), SAMPLE, replace=False))
     old = {
@@ -96,27 +96,27 @@ def test_focus_rows_equal_deepfocuss_own(focus, finnish_focus) -> None:
         for token, vector, row in zip(problem.anchors, problem.anchor_auxiliary, problem.anchor_lm, strict=True)
     }
     new = {
-        int(problem.new[place]): SimpleNamespace(
-            auxiliary_embedding=problem.new_auxiliary[place], target=SimpleNamespace(id=int(problem.new[place]))
+        int(problem.new[index]): SimpleNamespace(
+            auxiliary_embedding=problem.new_auxiliary[index], target=SimpleNamespace(id=int(problem.new[index]))
         )
-        for place in chosen
+        for index in chosen
     }
-    theirs = focus.rules.focus_additional_token_initialization(old, new, torch.zeros_like(done.input_rows), "cpu")
+    expected = focus.rules.focus_additional_token_initialization(old, new, torch.zeros_like(done.input_rows), "cpu")
     ids = torch.tensor(sorted(new))
     assert (done.origin[ids] == COMPOSED).all()
-    off = (done.input_rows[ids] - theirs[ids]).norm(dim=1) / theirs[ids].norm(dim=1)
+    off = (done.input_rows[ids] - expected[ids]).norm(dim=1) / expected[ids].norm(dim=1)
     assert off.max() < 1e-4
 
 
-def test_focus_finds_all_our_shared_tokens_and_some_false_ones(focus, finnish_focus) -> None:
+def test_focus_finds_all_shared_tokens_of_saltlm_and_some_false_ones(focus, finnish_focus) -> None:
     """It compares decoded text: a byte-level token that is no whole character decodes to U+FFFD, so unlike ones look alike."""
     done, _, pair = finnish_focus
     source = load_source(pair.source, gguf_file=pair.gguf_file).tokenizer
     overlap, _ = focus.rules.get_overlapping_tokens(done.tokenizer, source, False, True, False)
-    theirs = {entry.target.id: [token.id for token in entry.source] for entry in overlap.values()}
+    matches = {entry.target.id: [token.id for token in entry.source] for entry in overlap.values()}
     alignment = done.alignment
-    ours = np.flatnonzero(alignment.kind == MatchKind.EXACT)
-    missed = [int(token) for token in ours if int(alignment.source_id[token]) not in theirs.get(int(token), [])]
+    exact = np.flatnonzero(alignment.kind == MatchKind.EXACT)
+    missed = [int(token) for token in exact if int(alignment.source_id[token]) not in matches.get(int(token), [])]
     flags = alignment.target.flags()
     data, offsets = alignment.source.token_bytes()
 
@@ -130,11 +130,11 @@ def test_focus_finds_all_our_shared_tokens_and_some_false_ones(focus, finnish_fo
 
     false = [
         token
-        for token, pieces in theirs.items()
+        for token, pieces in matches.items()
         if not (alignment.shared[token] or flags[token] & (SPECIAL | HOLE) or broken(pieces[0]))
     ]
-    assert len(missed) <= 0.002 * len(ours), [alignment.target.words()[token] for token in missed[:20]]
-    assert not false, [(alignment.target.words()[token], theirs[token]) for token in false[:20]]
+    assert len(missed) <= 0.002 * len(exact), [alignment.target.words()[token] for token in missed[:20]]
+    assert not false, [(alignment.target.words()[token], matches[token]) for token in false[:20]]
 
 
 @dataclasses.dataclass
@@ -198,35 +198,35 @@ def wechsel(monkeypatch) -> ModuleType:
 def test_wechsel_rows_equal_its_authors(wechsel, untied, bilingual, tmp_path) -> None:
     done = transfer(untied.source, untied.target, untied.vectors, config=TransferConfig(method="wechsel", **bilingual))
     source = load_source(untied.source)
-    # It fails on a blank line of the dictionary, which ours passes over.
+    # WECHSEL fails on a blank line of the dictionary, which saltlm skips.
     lines = Path(bilingual["dictionary"]).read_text(encoding="utf-8").splitlines()
     pairs = tmp_path / "pairs.txt"
     pairs.write_text("\n".join(line for line in lines if "\t" in line) + "\n", encoding="utf-8")
-    theirs = wechsel.WECHSEL(
+    method = wechsel.WECHSEL(
         table(bilingual["source_auxiliary"]), table(untied.vectors), bilingual_dictionary=str(pairs)
     )
     rows = source.input_rows.double().numpy()
     # A byte piece such as <0x61> decodes to a letter and so gets a word's vector there: as a neighbour it is a false friend.
-    found = theirs.apply(source.tokenizer, done.tokenizer, rows)[1]
-    assert any(piece.startswith("<0x") for pieces, *_ in found.sources.values() for piece in pieces)
-    matrix, found = theirs.apply(WithoutBytes(source.tokenizer), done.tokenizer, rows)
-    eleven = theirs.apply(WithoutBytes(source.tokenizer), done.tokenizer, rows, neighbors=11)[1]
-    own = load_auxiliary(bilingual["source_auxiliary"], load_tokens(source.tokenizer).vocabulary.words())
+    info = method.apply(source.tokenizer, done.tokenizer, rows)[1]
+    assert any(piece.startswith("<0x") for pieces, *_ in info.sources.values() for piece in pieces)
+    matrix, info = method.apply(WithoutBytes(source.tokenizer), done.tokenizer, rows)
+    eleven = method.apply(WithoutBytes(source.tokenizer), done.tokenizer, rows, neighbors=11)[1]
+    auxiliary = load_auxiliary(bilingual["source_auxiliary"], load_tokens(source.tokenizer).vocabulary.words())
     same = compared = 0
     for token in np.flatnonzero(done.origin == COMPOSED):
         spelling = done.tokenizer.convert_ids_to_tokens(int(token))
-        if spelling not in found.sources:
+        if spelling not in info.sources:
             continue
-        pieces, cosines = found.sources[spelling][0], eleven.sources[spelling][2]
-        # Twins share a vector: where the tenth and the eleventh are equally near, which is taken is chance there.
+        pieces, cosines = info.sources[spelling][0], eleven.sources[spelling][2]
+        # Twins share a vector: where the tenth and the eleventh are equally near, the choice between them is arbitrary.
         if np.isclose(cosines[9], cosines[10], atol=1e-6):
             continue
-        assert own.known[source.tokenizer.convert_tokens_to_ids(list(pieces))].all()
+        assert auxiliary.known[source.tokenizer.convert_tokens_to_ids(list(pieces))].all()
         compared += 1
         expected = torch.from_numpy(matrix[token])
         same += bool((done.input_rows[token].double() - expected).norm() < 1e-3 * expected.norm())
     assert same == compared > 10
-    # Shared rows it composes as well; ours are copies, as in the paper of its successors.
+    # WECHSEL composes shared rows as well; saltlm copies them, as in the papers after WECHSEL.
     shared = np.flatnonzero(done.alignment.kind == MatchKind.EXACT)
     copied = source.input_rows[torch.from_numpy(done.alignment.source_id[shared].astype(np.int64))].double().numpy()
     assert np.isclose(matrix[shared], copied).all(axis=1).mean() < 0.5

@@ -22,9 +22,9 @@ def test_the_source_model_on_real_dialogue(capsys):
     lm = load_causal_lm(load_source(pair.source, gguf_file=pair.gguf_file).folder, device="cpu")
     folders = {language: dialogue_task(language) for language in ("en", "fi")}
     with load_tasks([str(folder) for folder in folders.values()]) as tasks:
-        found = run_tasks(lm, tasks, limit=ITEMS)
+        results = run_tasks(lm, tasks, limit=ITEMS)
     for language, folder in folders.items():
-        score = found[f"dialogue_{language}"]
+        score = results[f"dialogue_{language}"]
         with capsys.disabled():
             print(
                 f"\nSmolLM2-135M, {score.items} items of dialogue_{language}: {score.metrics['acc']['value']:.2f} right"
@@ -35,9 +35,9 @@ def test_the_source_model_on_real_dialogue(capsys):
         json.loads(line) for line in (folders["fi"] / "dialogue_fi.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     right = [best_ending(lm, item) == item["gold"] for item in items[:ITEMS]]
-    assert found["dialogue_fi"].metrics["acc"]["value"] == pytest.approx(sum(right) / ITEMS)
+    assert results["dialogue_fi"].metrics["acc"]["value"] == pytest.approx(sum(right) / ITEMS)
     # Chance is 1/4; the numbers are exact for these weights and items, so this asks little of an English model.
-    assert found["dialogue_en"].metrics["acc"]["value"] > 0.25
+    assert results["dialogue_en"].metrics["acc"]["value"] > 0.25
 
 
 def best_ending(lm, item) -> int:

@@ -98,8 +98,8 @@ def test_stock_transformers_loads_the_result_and_shared_rows_are_bit_identical(p
         source_id = file.get_tensor("source_id")
     shared = np.flatnonzero(source_id >= 0)
     assert len(shared) > 3000
-    wanted = source.input_rows[torch.from_numpy(source_id[shared].astype(np.int64))]
-    assert rows.dtype == wanted.dtype and torch.equal(rows[torch.from_numpy(shared)], wanted)
+    expected = source.input_rows[torch.from_numpy(source_id[shared].astype(np.int64))]
+    assert rows.dtype == expected.dtype and torch.equal(rows[torch.from_numpy(shared)], expected)
     # Every other tensor is the source's, bit for bit.
     original = AutoModelForCausalLM.from_pretrained(source.folder).state_dict()
     for name, tensor in model.state_dict().items():

@@ -62,9 +62,9 @@ def test_a_few_more_anchors_change_few_hidden_tokens() -> None:
     assert len(one & other) >= 95
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_twins_differ_in_case_and_spaces_alone(kind: str) -> None:
-    vocabulary = align(tiny(kind), tiny(kind)).source
+@pytest.mark.parametrize("tokenizer_kind", KINDS)
+def test_twins_differ_in_case_and_spaces_alone(tokenizer_kind: str) -> None:
+    vocabulary = align(tiny(tokenizer_kind), tiny(tokenizer_kind)).source
     keys, words, flags = twin_keys(vocabulary), vocabulary.words(), vocabulary.flags()
     assert len(keys) == vocabulary.size
     for key, word, flag in zip(keys, words, flags, strict=True):
@@ -79,9 +79,9 @@ def test_twins_differ_in_case_and_spaces_alone(kind: str) -> None:
 # Covers without given ids.
 
 
-def without(kind: str, forbidden: set[int]) -> _rust.Vocabulary:
+def without(tokenizer_kind: str, forbidden: set[int]) -> _rust.Vocabulary:
     """The tokenizer without these tokens: removed, or respelled in a Unigram model, whose positions are the ids."""
-    content = json.loads(tiny(kind).backend_tokenizer.to_str())
+    content = json.loads(tiny(tokenizer_kind).backend_tokenizer.to_str())
     model = content["model"]
     if model["type"] == "Unigram":
         model["vocab"] = [

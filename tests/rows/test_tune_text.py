@@ -40,12 +40,12 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["pair", "untied"])
+@pytest.mark.parametrize("fixture", ["pair", "untied"])
 def test_the_choice_has_the_fewest_bits_and_each_trial_measures_the_rows_of_a_transfer(
-    kind, request, text, tmp_path, monkeypatch
+    fixture, request, text, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(tune_text, "GAIN", 0.0)
-    models = request.getfixturevalue(kind)
+    models = request.getfixturevalue(fixture)
 
     def run(out=None, **options):
         return transfer(models.source, models.target, None, out, TransferConfig(heldout=0.0, **options))

@@ -28,9 +28,9 @@ def text_file(path: Path, count: int = 60, seed: int = 0) -> Path:
     return path
 
 
-def transferred(folder: Path, kind: str = "llama", tokenizer: str = "byte_level_bpe", **options) -> Path:
+def transferred(folder: Path, family: str = "llama", tokenizer: str = "byte_level_bpe", **options) -> Path:
     """Write a model folder with a provenance in which every third row was not copied."""
-    save = {"llama": models_tiny.save_llama, "gpt2": models_tiny.save_gpt2, "phi": models_tiny.save_phi}[kind]
+    save = {"llama": models_tiny.save_llama, "gpt2": models_tiny.save_gpt2, "phi": models_tiny.save_phi}[family]
     save(folder, tiny(tokenizer), **options)
     rows = len(tiny(tokenizer))
     origin = np.where(np.arange(rows) % 3 == 0, ORIGINS.index("solved"), ORIGINS.index("copied")).astype(np.uint8)

@@ -160,8 +160,8 @@ def save_t5(
     folder: Path, tokenizer: Any, *, multilingual: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Path:
     """A T5 or mT5 encoder-decoder with its LM head."""
-    kind = "MT5" if multilingual else "T5"
-    config = getattr(transformers, f"{kind}Config")(
+    family = "MT5" if multilingual else "T5"
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer),
         d_model=WIDTH,
         d_kv=8,
@@ -173,4 +173,4 @@ def save_t5(
         decoder_start_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=not multilingual,
     )
-    return save(folder, f"{kind}ForConditionalGeneration", config, tokenizer, dtype=dtype, seed=seed)
+    return save(folder, f"{family}ForConditionalGeneration", config, tokenizer, dtype=dtype, seed=seed)

@@ -13,36 +13,36 @@ from hypothesis import strategies as st
 
 from saltlm.operators import ops
 
-# Where every operator test runs: (implementation, device). A machine with a GPU gains its case by itself.
-PLACES = [("reference", "cpu")]
+# Every operator test runs with each of these pairs of implementation and device; a machine with a GPU adds its pair.
+IMPLEMENTATIONS = [("reference", "cpu")]
 if ops.backend("cpu").name == "compiled":
-    PLACES.append(("compiled", "cpu"))
+    IMPLEMENTATIONS.append(("compiled", "cpu"))
 if torch.cuda.is_available() and ops.backend("cuda").name == "compiled":
-    PLACES.append(("compiled", "cuda"))
+    IMPLEMENTATIONS.append(("compiled", "cuda"))
 
 
-# The CUDA operators' own sources, on an emulated device: everything but the hardware.
+# The sources of the CUDA operators on an emulated device: everything but the hardware.
 if cuda_emulated.missing() is None:
-    PLACES.append(("compiled", "emulated"))
+    IMPLEMENTATIONS.append(("compiled", "emulated"))
 
 
-# The compiled support by each of its products, whatever the machine's own is: slow ones, too, are exact.
-PRODUCTS = [("compiled", "cpu", name) for name in ("bfloat16", "float32") if ("compiled", "cpu") in PLACES]
-PRODUCTS += [("compiled", "emulated", name) for name in ("float32",) if ("compiled", "emulated") in PLACES]
+# The compiled support with each product, not only the default of the machine: slow ones are exact too.
+PRODUCTS = [("compiled", "cpu", name) for name in ("bfloat16", "float32") if ("compiled", "cpu") in IMPLEMENTATIONS]
+PRODUCTS += [("compiled", "emulated", name) for name in ("float32",) if ("compiled", "emulated") in IMPLEMENTATIONS]
 
 
-class Place:
-    """One implementation on one device, by one product: moves the arguments there and the results back."""
+class Runner:
+    """Runs the operators by one implementation, device and product; moves the arguments there and the results back."""
 
-    def __init__(self, name: str, where: str, product: str = "") -> None:
-        self.name, self.where, self.product = name, where, product
-        self.device = "cpu" if where == "emulated" else where
+    def __init__(self, name: str, device_name: str, product: str = "") -> None:
+        self.name, self.device_name, self.product = name, device_name, product
+        self.device = "cpu" if device_name == "emulated" else device_name
 
     @contextlib.contextmanager
     def running(self):
-        """Operators called in the body run here."""
+        """Within the body, the operators run by this implementation on this device."""
         products = {"SALTLM_CPU_PRODUCT": self.product, "SALTLM_CUDA_PRODUCT": self.product}
-        emulated = cuda_emulated.in_use(races=False) if self.where == "emulated" else contextlib.nullcontext()
+        emulated = cuda_emulated.in_use(races=False) if self.device_name == "emulated" else contextlib.nullcontext()
         with ops.forced(self.name), mock.patch.dict(os.environ, products), emulated:
             yield
 
@@ -139,13 +139,13 @@ def cosines(new: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
 def auxiliaries(draw) -> tuple[torch.Tensor, torch.Tensor]:
     """New and anchor vectors: normal, clustered, nearly parallel (dense supports), or small whole numbers (many ties)."""
     new, anchors, width = draw(st.integers(1, 5)), draw(st.integers(1, 90)), draw(st.integers(1, 17))
-    seed, kind = draw(st.integers(0, 10**5)), draw(st.sampled_from(["normal", "clustered", "parallel", "whole"]))
-    if kind == "clustered":
+    seed, layout = draw(st.integers(0, 10**5)), draw(st.sampled_from(["normal", "clustered", "parallel", "whole"]))
+    if layout == "clustered":
         return clustered(seed, new, width), clustered(seed + 7, anchors, width)
     rows, others = normal(seed, new, width), normal(seed + 7, anchors, width)
-    if kind == "parallel":
+    if layout == "parallel":
         return 1 + rows * 0.05, 1 + others * 0.05
-    if kind == "whole":
+    if layout == "whole":
         rows, others = rows.round(), others.round()
         rows[:, 0] += (rows == 0).all(dim=1).float()
         others[:, 0] += (others == 0).all(dim=1).float()

@@ -37,8 +37,8 @@ SPECIALS = {
 KINDS = tuple(SPECIALS)
 
 
-def _finish(tokenizer: Tokenizer, kind: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS[kind])
+def _finish(tokenizer: Tokenizer, tokenizer_kind: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS[tokenizer_kind])
 
 
 def byte_level_bpe(size: int = 420, text: tuple[str, ...] = tuple(TEXT)) -> PreTrainedTokenizerFast:
@@ -103,14 +103,14 @@ def wordpiece(size: int = 300, text: tuple[str, ...] = tuple(TEXT)) -> PreTraine
 
 
 @functools.cache
-def tiny(kind: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of this kind, made once; do not change it."""
+def tiny(tokenizer_kind: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of this kind, built once; do not change it."""
     return {
         "byte_level_bpe": byte_level_bpe,
         "sentencepiece_unigram": sentencepiece_unigram,
         "sentencepiece_bpe": sentencepiece_bpe,
         "wordpiece": wordpiece,
-    }[kind]()
+    }[tokenizer_kind]()
 
 
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:

@@ -29,27 +29,27 @@ def write_text(path, lines=tuple(LINES), header=True, end="\n") -> None:
 @pytest.mark.parametrize("header", [True, False])
 def test_text_files(tmp_path, name: str, header: bool) -> None:
     write_text(tmp_path / name, header=header)
-    found = load_auxiliary(tmp_path / name, WORDS)
-    assert found.known.tolist() == [True, False, True, True, False, True]
-    assert found.vectors.tolist()[0] == found.vectors.tolist()[3] == [1, 2, 3]
-    assert found.vectors.tolist()[5] == [7, 8, 9]
-    assert not found.vectors[[1, 4]].any()
-    assert found.description["kind"] == "text" and len(found.description["sha256"]) == 64
-    assert found.description["known"] == 4
+    auxiliary = load_auxiliary(tmp_path / name, WORDS)
+    assert auxiliary.known.tolist() == [True, False, True, True, False, True]
+    assert auxiliary.vectors.tolist()[0] == auxiliary.vectors.tolist()[3] == [1, 2, 3]
+    assert auxiliary.vectors.tolist()[5] == [7, 8, 9]
+    assert not auxiliary.vectors[[1, 4]].any()
+    assert auxiliary.description["kind"] == "text" and len(auxiliary.description["sha256"]) == 64
+    assert auxiliary.description["known"] == 4
 
 
 def test_fasttext(tmp_path) -> None:
     write_fasttext(tmp_path / "m.bin")
-    found = load_auxiliary(str(tmp_path / "m.bin"), WORDS)
-    assert found.known.tolist() == [True, False, True, True, True, True]
-    assert found.description["kind"] == "fasttext" and found.vectors.shape == (6, 3)
+    auxiliary = load_auxiliary(str(tmp_path / "m.bin"), WORDS)
+    assert auxiliary.known.tolist() == [True, False, True, True, True, True]
+    assert auxiliary.description["kind"] == "fasttext" and auxiliary.vectors.shape == (6, 3)
 
 
 def test_rows_of_the_plm() -> None:
     rows = torch.tensor([[1.0, 2], [0, 0], [3, float("nan")], [4, 5]])
-    found = load_auxiliary("plm", [None] * 4, plm_rows=rows)
-    assert found.known.tolist() == [True, False, False, True]
-    assert found.vectors.isfinite().all()
+    auxiliary = load_auxiliary("plm", [None] * 4, plm_rows=rows)
+    assert auxiliary.known.tolist() == [True, False, False, True]
+    assert auxiliary.vectors.isfinite().all()
     with pytest.raises(InputError, match="plm_rows"):
         load_auxiliary("plm", [None] * 3, plm_rows=rows)
 
@@ -82,10 +82,10 @@ def write_table(folder, words: list[str], table: np.ndarray) -> None:
 def test_spacy_word_tables(tmp_path, inside: str) -> None:
     table = np.arange(1, 10, dtype=np.float32).reshape(3, 3)
     write_table(tmp_path / "spacy" / inside, ["kissa", "talo", "pitkäsananen"], table)
-    found = load_auxiliary(tmp_path / "spacy", [*WORDS, "pitkäsananen"])
-    assert found.known.tolist() == [True, False, True, True, False, False, True]
-    assert found.vectors.tolist()[0] == [4, 5, 6] and found.vectors.tolist()[6] == [7, 8, 9]
-    assert found.description["kind"] == "spacy"
+    auxiliary = load_auxiliary(tmp_path / "spacy", [*WORDS, "pitkäsananen"])
+    assert auxiliary.known.tolist() == [True, False, True, True, False, False, True]
+    assert auxiliary.vectors.tolist()[0] == [4, 5, 6] and auxiliary.vectors.tolist()[6] == [7, 8, 9]
+    assert auxiliary.description["kind"] == "spacy"
 
 
 def murmur3(data: bytes, seed: int) -> list[int]:
@@ -126,9 +126,9 @@ def test_floret_vectors_are_means_of_hashed_rows(tmp_path, dtype: str, hashes: i
     config = {"mode": "floret", "minn": 3, "maxn": 4, "hash_count": hashes, "hash_seed": 7, "bow": "<", "eow": ">"}
     (tmp_path / "f" / "vectors.cfg").write_text(json.dumps(config), encoding="utf-8")
     words = [*WORDS, "käärme", "pitkäsananenkin"]
-    found = load_auxiliary(tmp_path / "f", words)
-    assert found.known.tolist() == [word is not None for word in words]
-    for word, vector in zip(words, found.vectors, strict=True):
+    auxiliary = load_auxiliary(tmp_path / "f", words)
+    assert auxiliary.known.tolist() == [word is not None for word in words]
+    for word, vector in zip(words, auxiliary.vectors, strict=True):
         if word is None:
             assert not vector.any()
             continue
@@ -266,7 +266,7 @@ def test_missing_sources(tmp_path) -> None:
 
 
 def test_a_result_checks_and_prints_its_shapes() -> None:
-    found = Auxiliary(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool), {"kind": "text"})
-    assert repr(found) == "Auxiliary(T=3, P=2, known=3, kind='text')"
+    auxiliary = Auxiliary(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool), {"kind": "text"})
+    assert repr(auxiliary) == "Auxiliary(T=3, P=2, known=3, kind='text')"
     with pytest.raises(ValueError, match="do not agree"):
         Auxiliary(torch.zeros(3, 2), torch.ones(2, dtype=torch.bool), {})
