@@ -19,6 +19,7 @@ from .config import TransferConfig
 from .errors import input_error
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
+from .files.summary_file import Summary
 from .folder.card import model_card
 from .folder.provenance import provenance_bytes, summary_bytes
 from .folder.summary import summary_of
@@ -51,7 +52,7 @@ class Transfer:
         output_bias: [T'] of the head, ``None`` where it has none.
         alignment: source id and verdict of each target token.
         origin: uint8 [T'], of each row: index into :data:`~saltlm.rows.assembly.ORIGINS`.
-        summary: what ``saltlm.json`` holds.
+        summary: the content of ``saltlm.json``, a dictionary.
         tokenizer: the new tokenizer, the target's or the source's with tokens added.
         out: the written folder, ``None`` if none was asked for.
     """
@@ -61,7 +62,7 @@ class Transfer:
     output_bias: torch.Tensor | None
     alignment: Alignment
     origin: np.ndarray
-    summary: dict[str, Any]
+    summary: Summary
     tokenizer: Any
     out: Path | None
 

@@ -7,13 +7,21 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..files.json_files import write_json_whole
 from ..files.output_folder import whole_folder
-from ..files.summary_file import FORMAT, SCHEMA_VERSION, SUMMARY, schema_version_of
+from ..files.summary_file import (
+    FORMAT,
+    SCHEMA_VERSION,
+    SUMMARY,
+    AdaptationRecord,
+    AdaptationRun,
+    AdaptedSummary,
+    schema_version_of,
+)
 from ..model.causal_lm import DTYPES
 from ..model.safetensors_header import DTYPES as STORED_DTYPES
 from ..model.weights import with_dtype
@@ -54,7 +62,7 @@ def write_adapted(
     weights: Mapping[str, torch.Tensor],
     *,
     dtype: str | None,
-    record: Mapping[str, Any],
+    record: AdaptationRun,
     identity: Mapping[str, Any],
 ) -> None:
     """Replace the folder of a run by the model folder. The metrics are kept, the checkpoints are not.
@@ -130,7 +138,7 @@ def _write_config(source: Path, folder: Path, dtype: str | None) -> None:
         (folder / "generation_config.json").unlink(missing_ok=True)  # save_pretrained has written one
 
 
-def adapted_summary(source: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def adapted_summary(source: Path, record: AdaptationRun) -> AdaptedSummary:
     """Content of ``saltlm.json``.
 
     Args:
@@ -138,13 +146,15 @@ def adapted_summary(source: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         record: the entry ``adapted``; an earlier entry is kept in its ``before``.
     """
     path = source / SUMMARY
-    summary = json.loads(path.read_bytes()) if path.is_file() else {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+    summary: dict[str, Any] = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+    if path.is_file():
+        summary = json.loads(path.read_bytes())
     summary["schema_version"] = schema_version_of(summary)
-    before = [summary["adapted"]] if "adapted" in summary else []
-    return {**summary, "saltlm_version": record["saltlm_version"], "adapted": {**record, "before": before}}
+    adapted: AdaptationRecord = {**record, "before": [summary["adapted"]] if "adapted" in summary else []}
+    return cast(AdaptedSummary, {**summary, "saltlm_version": record["saltlm_version"], "adapted": adapted})
 
 
-def _card(source: Path, record: Mapping[str, Any]) -> str:
+def _card(source: Path, record: AdaptationRun) -> str:
     """The source's model card with a section on the adaptation."""
     path = source / "README.md"
     card = "# An adapted causal language model\n"
@@ -155,8 +165,10 @@ def _card(source: Path, record: Mapping[str, Any]) -> str:
     if record["kept_step"] != record["steps"]:
         steps += f"; the weights are those of step {record['kept_step']:,}"
     rows = [("steps", steps), ("tokens", f"{record['tokens']:,}"), ("text, bytes", f"{record['bytes']:,}")]
-    for key, label in (("heldout", "held-out bits per byte, target language"), ("source", "the same, source language")):
-        values = record[key]
+    for values, label in (
+        (record["heldout"], "held-out bits per byte, target language"),
+        (record["source"], "the same, source language"),
+    ):
         if values:
             after = next(value for step, value in values if step == record["kept_step"])
             rows.append((label, f"{values[0][1]:.3f} before, {after:.3f} after"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..environment import quiet_transformers, require, versions
 from ..files.hashing import sampled_digest
 from ..files.json_files import read_json
-from ..files.summary_file import SUMMARY
+from ..files.summary_file import SUMMARY, AdaptationRun, AdaptedSummary
 from .checkpoints import RunFolder, config_identity, read_metrics
 from .config import SEQ_LENGTH, AdaptConfig
 from .metrics import HELDOUT, SOURCE, AdaptProgress, Recorder
@@ -208,7 +208,7 @@ def read_finished(folder: RunFolder) -> Adaptation:
     Raises:
         InputError: ``saltlm.json`` is missing or broken.
     """
-    summary: Any = read_json(folder.out / SUMMARY)
+    summary = cast(AdaptedSummary, read_json(folder.out / SUMMARY))
     record = summary["adapted"]
     return Adaptation(
         out=folder.out,
@@ -216,7 +216,7 @@ def read_finished(folder: RunFolder) -> Adaptation:
         kept_step=record.get("kept_step", record["steps"]),
         tokens=record["tokens"],
         bytes=record["bytes"],
-        heldout=[(step, value) for step, value in record["heldout"]],
+        heldout=[(step, value) for step, value in record["heldout"]],  # JSON has lists for tuples
         source=[(step, value) for step, value in record["source"]],
         seconds=record["seconds"],
         main=folder.main,
@@ -236,20 +236,23 @@ def _finish(
     from .output import write_adapted
 
     lines, config = read_metrics(folder.metrics), session.config
-    record = {
+    record: AdaptationRun = {
         "saltlm_version": __version__,
         "model": name,
         "phases": ",".join(f"{phase.name}:{phase.steps}" for phase in config.schedule_of_phases),
         "config": config.to_json(),
-        **{part: identity[part] for part in ("text", "replay", "evaluation", "processes")},
+        "text": identity["text"],
+        "replay": identity["replay"],
+        "evaluation": identity["evaluation"],
+        "processes": identity["processes"],
         "steps": lines[-1]["step"],
         "kept_step": kept_step,
         "tokens": max(line.get("tokens", 0) for line in lines),
         "bytes": round(max(line.get("bytes", 0) for line in lines)),
         "seconds": round(sum(line.get("seconds", 0) for line in lines), 1),
         "environment": versions(),
-        "heldout": [[line["step"], line[HELDOUT]] for line in lines if HELDOUT in line],
-        "source": [[line["step"], line[SOURCE]] for line in lines if SOURCE in line],
+        "heldout": [(line["step"], line[HELDOUT]) for line in lines if HELDOUT in line],
+        "source": [(line["step"], line[SOURCE]) for line in lines if SOURCE in line],
     }
     write_adapted(
         folder.out, session.folder, session.lm.model, weights, dtype=config.dtype, record=record, identity=identity

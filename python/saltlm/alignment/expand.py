@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import input_error
+from ..files.summary_file import ExpansionCounts, MergeCounts
 from ..protocols import Tokenizer
 from .align import ADDED, BYTE_PIECE, HOLE, SPECIAL, Alignment
 
@@ -50,7 +51,7 @@ class Expansion:
     tokenizer: Tokenizer
     added: np.ndarray
     first: int
-    counts: dict[str, int]
+    counts: ExpansionCounts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _filler(index: int) -> str:
 
 def _bpe(
     content: dict[str, Any], model: dict[str, Any], names: dict[str, int], new: list[_New], first: int
-) -> tuple[Any, list[_New], dict[str, int]]:
+) -> tuple[Any, list[_New], MergeCounts]:
     """Add tokens to a BPE model; returns the tokenizer, the tokens that it reaches, and counts.
 
     Adding or removing one token can make another unreachable, so this repeats until all added tokens are reached.
@@ -220,7 +221,7 @@ def _self_encoding(content: dict[str, Any]) -> bool:
 
 def _unigram(
     content: dict[str, Any], names: dict[str, int], new: list[_New], first: int
-) -> tuple[Any, list[_New], dict[str, int]]:
+) -> tuple[Any, list[_New], MergeCounts]:
     """Add pieces to a Unigram model; returns the tokenizer, the tokens that it reaches, and counts.
 
     Repeats until all added tokens are reached, as :func:`_bpe` does.

@@ -18,7 +18,7 @@ from typing import Any
 from ..environment import versions
 from ..errors import InputError
 from ..files.hashing import sha256_file
-from ..files.summary_file import FORMAT, SCHEMA_VERSION, schema_version_of
+from ..files.summary_file import FORMAT, SCHEMA_VERSION, SUMMARY, Inputs, ModelInput, Summary, schema_version_of
 from ..model.checkpoint import hash_files
 from ..model.locate import local_folder
 from ..model.weights import find_weights
@@ -30,7 +30,7 @@ from ..vectors.auxiliary import auxiliary_files, file_digest
 from ..vectors.train import trained_file
 from .jobs_file import BatchJob
 
-WRITTEN = ("config.json", "saltlm.json", "provenance.safetensors", "README.md", "tokenizer_config.json")
+WRITTEN = ("config.json", SUMMARY, "provenance.safetensors", "README.md", "tokenizer_config.json")
 
 
 def difference(job: BatchJob) -> str | None:
@@ -52,7 +52,7 @@ def difference(job: BatchJob) -> str | None:
     if missing or not any(job.out.glob("*.safetensors")):
         return f"it has no {missing[0] if missing else 'weights'}"
     try:
-        summary = json.loads((job.out / "saltlm.json").read_text(encoding="utf-8"))
+        summary: Summary = json.loads((job.out / SUMMARY).read_text(encoding="utf-8"))
         config = json.loads(json.dumps(job.config.to_json()))  # as values read from a JSON file
         is_tuned = job.config.tune or job.config.tune_text is not None
         chosen = free_options(job.config) if is_tuned else ()
@@ -63,9 +63,9 @@ def difference(job: BatchJob) -> str | None:
         return f"its saltlm.json cannot be read ({error})"
 
 
-def _options(summary: Mapping[str, Any], config: Mapping[str, Any], chosen: Collection[str]) -> str | None:
+def _options(summary: Summary, config: Mapping[str, Any], chosen: Collection[str]) -> str | None:
     """First difference in format, version or options; the options in ``chosen``, which tuning sets, are not compared."""
-    recorded = {**summary, "schema_version": schema_version_of(summary)}
+    recorded: Mapping[str, Any] = {**summary, "schema_version": schema_version_of(summary)}
     expected = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "saltlm_version": versions()["saltlm"]}
     for name, value in expected.items():
         if recorded[name] != value:
@@ -76,11 +76,10 @@ def _options(summary: Mapping[str, Any], config: Mapping[str, Any], chosen: Coll
     return None
 
 
-def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
+def _inputs(recorded: Inputs, job: BatchJob) -> str | None:
     """First difference between the recorded models, vectors and dictionary and those of the job."""
-    for side in ("source", "target"):
-        if changed := _model(recorded[side], job, side):
-            return changed
+    if changed := _model(recorded["source"], job, "source") or _model(recorded["target"], job, "target"):
+        return changed
     method = method_of(job.config)
     if method.vectors and job.auxiliary is not None and (changed := _vectors(recorded["auxiliary"], job.auxiliary)):
         return f"auxiliary: {changed}"
@@ -96,17 +95,19 @@ def _inputs(recorded: Mapping[str, Any], job: BatchJob) -> str | None:
     return None
 
 
-def _texts(summary: Mapping[str, Any], job: BatchJob) -> str | None:
+def _texts(summary: Summary, job: BatchJob) -> str | None:
     """First difference in the texts of ``unigram_text`` and ``tune_text``."""
     unigram_text, tune_text = job.config.unigram_text, job.config.tune_text
     if unigram_text is not None and summary["unigram_shift"]["sha256"] != _digest(Path(unigram_text)):
         return f"{unigram_text} has changed"
-    if tune_text is not None and summary["tuning"]["text"]["sha256"] != digest_of(tune_text):
+    tuning = summary["tuning"]
+    scored = None if tuning is None else tuning["text"]
+    if tune_text is not None and (scored is None or scored["sha256"] != digest_of(tune_text)):
         return f"{tune_text} has changed"
     return None
 
 
-def _model(entry: Mapping[str, Any], job: BatchJob, side: str) -> str | None:
+def _model(entry: ModelInput, job: BatchJob, side: str) -> str | None:
     """First difference between a recorded model and the model that the job names."""
     name, gguf_file = getattr(job, side), job.config.gguf_file if side == "source" else None
     if entry["path"] != name:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..files.summary_file import Blend, Summary
 from ..progress import StageProgress
 
 if TYPE_CHECKING:
@@ -117,26 +118,26 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
             else f"by bits per byte on {tuning['text']['bytes']:,} bytes of text"
         )
         console.print(f"tuned {criterion}: {chosen}, the best of {len(tuning['trials'])} trials")
-    elif summary["method"] == "auto" and summary.get("blend") == _default_blend():
-        weight, length = summary["blend"].values()
+    elif summary["method"] == "auto" and summary.get("blend") == (blend := _default_blend()):
         console.print(
-            f"blend: weight {weight:g}, length {length:g}, the best on average; --tune-text FILE chooses for this language"
+            f"blend: weight {blend['weight']:g}, length {blend['length']:g}, the best on average; --tune-text FILE chooses"
+            " for this language"
         )
     if done.out is not None:
         # The path stays on one line, so that it can be copied.
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
 
 
-def _default_blend() -> dict[str, object]:
+def _default_blend() -> Blend:
     """Weight and length of the default blend."""
     from ..config import TransferConfig
-    from ..rows.methods.blend import as_blend
+    from ..rows.methods.blend import mix_of
 
-    config = as_blend(TransferConfig())
-    return {"weight": config.blend_weight, "length": config.blend_length}
+    mix = mix_of(TransferConfig())
+    return {"weight": mix.weight, "length": mix.length}
 
 
-def _rows(summary: Mapping[str, Any], rows: int, dry_run: bool) -> Table:
+def _rows(summary: Summary, rows: int, dry_run: bool) -> Table:
     """Number of rows by origin; for a dry run, number of shared tokens by kind of match."""
     table = Table(title=f"{rows:,} rows by {summary['method']}" if not dry_run else "shared tokens")
     if dry_run:

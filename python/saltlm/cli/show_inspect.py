@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.resources
 import json
 import os
 import secrets
@@ -16,7 +17,6 @@ from rich.table import Table
 
 from ..errors import input_error
 from ..files.file_errors import output_errors
-from ..inspection.page import PAGE
 from ..inspection.rows import Rows
 from .show import ORIGIN_WORDS, Output
 
@@ -183,7 +183,9 @@ def page(rows: Rows) -> Iterator[str]:
         Consecutive parts of the page.
     """
     content = rows.overview()
-    before, rest = PAGE.split("@FACTS@")
+    # Style and script are inline, and the policy of the page forbids network access.
+    template = importlib.resources.files("saltlm.inspection").joinpath("page.html").read_text(encoding="utf-8")
+    before, rest = template.split("@FACTS@")
     middle, after = rest.split("@DATA@")
     title = f"{Path(os.path.abspath(rows.folder)).name}: where each row came from"
     yield before.replace("@TITLE@", html.escape(title)) + _facts(content) + middle

@@ -14,6 +14,7 @@ from ..adaptation.text import TrainingText, open_streams
 from ..config import TransferConfig
 from ..errors import BackendError, input_error
 from ..evaluation.evaluate import Evaluation, evaluate
+from ..files.summary_file import Summary
 from ..progress import StageProgress
 from ..rows.tune_text import LEAST_BYTES, READ_BYTES, TEXT_BYTES, digest_of_rows, sample, size_of
 from ..text.corpus import Overlap, take_bytes, training_documents
@@ -96,7 +97,7 @@ def run_cell(
 
     start_time = time.perf_counter()
     folder, rows = original, ""
-    summary: Mapping[str, Any] = {}
+    summary: Summary | None = None
     reads_text = False
     if cell.config is not None:
         folder = scratch / "model"
@@ -108,7 +109,8 @@ def run_cell(
         result = transfer(*inputs, folder, options, progress=lambda *_: report("transfer", 0, 0))
         rows, summary = digest_of_rows(result), result.summary
         del result  # frees the matrices before the model is loaded
-    chosen = (summary.get("tuning") or {}).get("choice")
+    tuning = None if summary is None else summary["tuning"]
+    chosen = None if tuning is None else tuning["choice"]
     if earlier and reads_text:
         chosen = earlier[0]["tuning"]
     transfer_end = time.perf_counter()
@@ -123,8 +125,9 @@ def run_cell(
         "rows": rows,
         "tuning": chosen,
         "same_as": None if same is None else same["method"],
-        **{name: summary.get(key) for name, key in (("self_check", "heldout"), ("counts", "counts"))},
-        "warnings": summary.get("warnings", []),
+        "self_check": None if summary is None else summary["heldout"],
+        "counts": None if summary is None else summary["counts"],
+        "warnings": [] if summary is None else summary["warnings"],
         "transfer_seconds": round(transfer_end - start_time, 3),
         "seconds": round(time.perf_counter() - start_time, 3),
     }

@@ -6,14 +6,15 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ..errors import input_error
 from ..files.json_files import read_json
+from ..files.summary_file import SUMMARY, SelfCheck
 from ..progress import Progress
 from ..text.documents import read_documents
 from .config import EvaluateConfig, check_windows
@@ -65,7 +66,7 @@ class Evaluation:
     device: str
     dtype: str
     seconds: float
-    heldout: Mapping[str, Any] | None = None
+    heldout: SelfCheck | None = None
 
     def __post_init__(self) -> None:
         shapes = {self.document_nats.shape, self.document_bytes.shape, self.document_tokens.shape}
@@ -257,7 +258,7 @@ def evaluate(
     )
 
 
-def read_heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | None:
+def read_heldout(model: str | Path | tuple[Any, Any]) -> SelfCheck | None:
     """The figures of the self-check that a transfer wrote into the folder of a model.
 
     Args:
@@ -269,7 +270,7 @@ def read_heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | Non
     Raises:
         InputError: the file is broken.
     """
-    report = None if isinstance(model, tuple | list) else Path(model) / "saltlm.json"
+    report = None if isinstance(model, tuple | list) else Path(model) / SUMMARY
     # Unlike pathlib, os.path takes a name that is too long or forbidden for one of no file.
     if report is None or not os.path.isfile(report):
         return None
@@ -279,7 +280,7 @@ def read_heldout(model: str | Path | tuple[Any, Any]) -> Mapping[str, Any] | Non
     if not isinstance(heldout, dict) or not all(_is_real(heldout.get(name)) for name in HELDOUT_FIGURES):
         expected = "null or numbers named " + ", ".join(HELDOUT_FIGURES)
         raise input_error(f"{report}, heldout", repr(heldout)[:80], expected, "transfer again, or remove the file")
-    return heldout
+    return cast(SelfCheck, heldout)
 
 
 def _is_real(value: object) -> bool:

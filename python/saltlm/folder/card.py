@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ..files.summary_file import Summary, TuningRecord
 
 # Template of the card, filled in by huggingface_hub.
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
-def model_card(summary: Mapping[str, Any]) -> bytes:
+def model_card(summary: Summary) -> bytes:
     """Content of README.md: what the model is, its parts and licences, how to load it, and that it needs adaptation.
 
     Args:
@@ -19,10 +20,12 @@ def model_card(summary: Mapping[str, Any]) -> bytes:
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    tuning, self_check, blend = summary.get("tuning"), summary.get("heldout"), summary.get("blend")
-    if blend:
-        weight = blend["weight"]
-        blend = {**blend, "weight": f"by the rule `{weight}`" if isinstance(weight, str) else f"{weight:g}"}
+    tuning, self_check = summary["tuning"], summary["heldout"]
+    blend: dict[str, Any] | None = None
+    if "blend" in summary:
+        weight = summary["blend"]["weight"]
+        text = f"by the rule `{weight}`" if isinstance(weight, str) else f"{weight:g}"
+        blend = {**summary["blend"], "weight": text}
     expanded = summary["config"].get("keep_source_vocabulary")
     card = ModelCard.from_template(
         ModelCardData(
@@ -46,7 +49,7 @@ def model_card(summary: Mapping[str, Any]) -> bytes:
     return (str(card).rstrip() + "\n").encode()
 
 
-def _choice(tuning: Mapping[str, Any]) -> str:
+def _choice(tuning: TuningRecord) -> str:
     """The chosen options, separated by commas."""
     return ", ".join(f"`{name}` {'default' if value is None else value}" for name, value in tuning["choice"].items())
 

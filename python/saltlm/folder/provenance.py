@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from .._rust import Vocabulary
 from ..files.json_files import json_bytes
+from ..files.summary_file import NormFigures, Summary, SupportSizes
 from ..model.stored_rows import lengths_of
 from ..rows.assembly import COMPOSED, ORIGINS, SOLVED, STATUSES, Assembly
 
 
-def support_summary(assembly: Assembly, neighbours: str) -> dict[str, int | float | str] | None:
+def support_summary(assembly: Assembly, neighbours: str) -> SupportSizes | None:
     """Minimum, median, 95th percentile and maximum support size; ``None`` where there are no supports.
 
     Args:
@@ -49,7 +47,7 @@ def statuses(assembly: Assembly) -> dict[str, int]:
     return {name: int(rows[code]) for code, name in enumerate(STATUSES)}
 
 
-def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
+def norms(assembly: Assembly) -> dict[str, NormFigures]:
     """Median and largest Euclidean norm of the input rows by origin.
 
     Built rows with norms far from those of copied rows are a bad start.
@@ -57,7 +55,7 @@ def norms(assembly: Assembly) -> dict[str, dict[str, float]]:
     import torch
 
     lengths = lengths_of(assembly.input_rows, torch.arange(len(assembly.input_rows)))
-    result = {}
+    result: dict[str, NormFigures] = {}
     for code, name in enumerate(ORIGINS):
         of_origin = lengths[(assembly.origin == code) & ~assembly.open]
         if len(of_origin):
@@ -94,6 +92,6 @@ def provenance_bytes(assembly: Assembly, source: Vocabulary) -> bytes:
     return save(tensors, metadata={"format": "np"})
 
 
-def summary_bytes(summary: Mapping[str, Any]) -> bytes:
+def summary_bytes(summary: Summary) -> bytes:
     """Content of saltlm.json."""
     return json_bytes(summary, allow_nan=False)

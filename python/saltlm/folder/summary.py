@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from ..alignment.expand import Expansion
 from ..config import TransferConfig
 from ..environment import versions
-from ..files.summary_file import FORMAT, SCHEMA_VERSION
+from ..files.summary_file import FORMAT, SCHEMA_VERSION, BlendReport, Inputs, ModelInput, NormFigures, Summary
 from ..model.checkpoint import Donor, Source
 from ..rows.assembly import ORIGINS, Assembly
 from ..rows.build import Built
 from ..rows.methods import method_of
-from ..rows.methods.blend import BLEND_DEFAULTS, BLENDED_RULES, as_blend
+from ..rows.methods.blend import BLEND_DEFAULTS, BLENDED_RULES, mix_of
 from ..rows.norm_guard import norm_warnings, support_warnings
 from ..rows.recipe import RULES
 from ..rows.rules import unread_auxiliary
@@ -39,8 +39,8 @@ def summary_of(
     expansion: Expansion | None,
     auxiliary: str | Path | None,
     seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    """What was read, what came of it, and what a user should know before trusting it.
+) -> Summary:
+    """Summarize what was read, what was built, and what a user should know before using the model.
 
     Args:
         built: what was done to fill the rows.
@@ -51,29 +51,30 @@ def summary_of(
         expansion: of the source's tokenizer, where that was kept.
         auxiliary: the vectors asked for.
         seconds: by stage.
+
+    Returns:
+        The content of ``saltlm.json``.
     """
+    from .. import __version__
+
     job, tuning = built.job, built.tuning
     config, alignment, vectors = job.config, job.alignment, job.auxiliary
     # A GGUF file's card lies beside it, not in the folder of the cache that it was converted into.
-    sides = {"source": (model, model.given_folder), "target": (donor, donor.folder)}
-    inputs: dict[str, Any] = {
-        side: {
-            "path": str(loaded.name),
-            "revision": loaded.revision,
-            "architecture": loaded.architecture,
-            "licence": licence_of(folder),
-            "sha256": dict(loaded.files),
-        }
-        for side, (loaded, folder) in sides.items()
-    }
+    inputs: Inputs = {"source": _model_input(model, model.given_folder), "target": _model_input(donor, donor.folder)}
     if vectors is not None:
         inputs["auxiliary"] = {**vectors.description, "licence": "not stated"}
     if job.source_auxiliary is not None:
         inputs["source_auxiliary"] = {**job.source_auxiliary.description, "licence": "not stated"}
-    summary = {
+    blended: BlendReport = {}
+    mixed = [RULES.index(rule) for rule in BLENDED_RULES.values() if rule != "none"]
+    # With few anchors auto is no blend, which shows once rows are built.
+    if config.method in BLEND_DEFAULTS and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
+        mix = mix_of(config)
+        blended = {"blend": {"weight": mix.weight, "length": mix.length}}
+    summary: Summary = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "saltlm_version": versions()["saltlm"],
+        "saltlm_version": __version__,
         "method": config.method,
         "config": config.to_json(),
         "inputs": inputs,
@@ -90,14 +91,11 @@ def summary_of(
         "tuning": None if tuning is None else tuning.to_json(),
         "seconds": dict(seconds),
         "environment": {**versions(), "device": str(job.device), "operators": _operators(job.device)},
+        **blended,
+        "expansion": None if expansion is None else expansion.counts,
+        **built.reports,
+        "warnings": [],
     }
-    mixed = [RULES.index(rule) for rule in BLENDED_RULES.values() if rule != "none"]
-    # With few anchors auto is no blend, which shows once rows are built.
-    if config.method in BLEND_DEFAULTS and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
-        blended = as_blend(config)
-        summary["blend"] = {"weight": blended.blend_weight, "length": blended.blend_length}
-    summary["expansion"] = None if expansion is None else expansion.counts
-    summary |= built.posts
     summary["warnings"] = [
         *_warnings(summary, model, config),
         *_template_warnings(config, model.tokenizer, tokenizer),
@@ -108,29 +106,39 @@ def summary_of(
     return summary
 
 
+def _model_input(loaded: Source | Donor, card_folder: Path) -> ModelInput:
+    return {
+        "path": str(loaded.name),
+        "revision": loaded.revision,
+        "architecture": loaded.architecture,
+        "licence": licence_of(card_folder),
+        "sha256": dict(loaded.files),
+    }
+
+
 def _operators(device: torch.device) -> str:
     from ..operators.ops import backend
 
     return backend(device.type).name
 
 
-def _rule_warnings(summary: dict[str, Any], config: TransferConfig, assembly: Assembly, donor: Donor) -> list[str]:
-    """What the guards found, and what a shift is good for."""
-    method, found = method_of(config), []
+def _rule_warnings(summary: Summary, config: TransferConfig, assembly: Assembly, donor: Donor) -> list[str]:
+    """Warnings of the guards of norms and supports, and of a shift before training."""
+    method, warnings = method_of(config), []
     if "norm_guard" in summary:
-        found += norm_warnings(summary["norm_guard"], config.norm_guard, f"or try {_advice(method.options)}")
-        found += support_warnings(assembly, method, donor.input_rows.shape[1], config.ridge)
+        warnings += norm_warnings(summary["norm_guard"], config.norm_guard, f"or try {_advice(method.options)}")
+        warnings += support_warnings(assembly, method, donor.input_rows.shape[1], config.ridge)
     if config.unigram_shift is not None:
-        found.append("unigram_shift helps before any training alone: leave it out of a start that will be adapted")
-    return found
+        warnings.append("unigram_shift helps before any training alone: leave it out of a start that will be adapted")
+    return warnings
 
 
 def _without_effect(config: TransferConfig, auxiliary: str | Path | None, model: Source, donor: Donor) -> list[str]:
-    """What was given and has no effect: the user may believe that it has."""
-    found = unread_auxiliary(config, auxiliary)
+    """A warning for each input or option that was given and has no effect."""
+    warnings = unread_auxiliary(config, auxiliary)
     if config.keep_source_vocabulary:
         default = TransferConfig()
-        found += [
+        warnings += [
             f"{name} has no effect with keep_source_vocabulary"
             for name in ("chat_template", "special_overrides")
             if getattr(config, name) != getattr(default, name)
@@ -140,38 +148,38 @@ def _without_effect(config: TransferConfig, auxiliary: str | Path | None, model:
         ("target", donor, config.target_revision),
     ):
         if revision is not None and loaded.revision is None:
-            found.append(f"{side}_revision has no effect on a local folder")
-    return found
+            warnings.append(f"{side}_revision has no effect on a local folder")
+    return warnings
 
 
-def _warnings(summary: dict[str, Any], model: Source, config: TransferConfig) -> list[str]:
-    """What a user should know before trusting this start."""
-    found = []
+def _warnings(summary: Summary, model: Source, config: TransferConfig) -> list[str]:
+    """Warnings of the figures of the rows: supports, self-check, norms, random rows."""
+    warnings = []
     method = method_of(config)
-    support, length = summary["support"], summary["norms"]
+    support = summary["support"]
     if support and method.sparse and support["median"] > summary["anchors"] / 4:
-        found.append(
+        warnings.append(
             f"the median token has {support['median']:.0f} of {summary['anchors']} anchors as neighbours: the vectors hardly"
             " tell words apart; better vectors or --max-support would help"
         )
-    held = summary["heldout"]
-    if held and held["broken"]:
-        found.append(
-            f"method {summary['method']} makes a broken start here: {held['broken']}; try {_advice(method.options)}"
+    check = summary["heldout"]
+    if check and check["broken"]:
+        warnings.append(
+            f"method {summary['method']} makes a broken start here: {check['broken']}; try {_advice(method.options)}"
         )
     else:
         for origin in ("solved", "composed"):
-            found += _norm_warnings(length, origin, method.options)
-    if config.tune and not held:
-        found.append("nothing was tuned: too few shared tokens to hide any")
+            warnings += _norm_warnings(summary["norms"], origin, method.options)
+    if config.tune and not check:
+        warnings.append("nothing was tuned: too few shared tokens to hide any")
     if summary["method"] == "subword-asymmetric" and model.output_rows is None:
-        found.append(
+        warnings.append(
             "the head is tied: its rows are the input rows, so only the input's rule of subword-asymmetric applies"
         )
     drawn = summary["counts"]["drawn"] / max(1, summary["new_tokens"])
     if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
-        found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
-    return found
+        warnings.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
+    return warnings
 
 
 def _template_warnings(config: TransferConfig, source: Any, result: Any) -> list[str]:
@@ -188,16 +196,16 @@ def _template_warnings(config: TransferConfig, source: Any, result: Any) -> list
     return ["the source's chat template is left out; --chat-template source keeps it"]
 
 
-def _norm_warnings(length: dict[str, dict[str, float]], origin: str, options: tuple[str, ...]) -> list[str]:
-    """Rows of this origin that are nearly all far shorter than most of the copied ones; longer ones the guard names."""
-    if origin not in length or "copied" not in length:
+def _norm_warnings(norms: Mapping[str, NormFigures], origin: str, options: Sequence[str]) -> list[str]:
+    """A warning if the median row of this origin is far shorter than the median copied row; the guard reports long rows."""
+    if origin not in norms or "copied" not in norms:
         return []
-    own, copied = length[origin]["median"], length["copied"]["median"]
-    if own >= copied / 4:
+    built, copied = norms[origin]["median"], norms["copied"]["median"]
+    if built >= copied / 4:
         return []
-    return [f"the median {origin} row has norm {own:.2g}, the median copied one {copied:.2g}: try {_advice(options)}"]
+    return [f"the median {origin} row has norm {built:.2g}, the median copied one {copied:.2g}: try {_advice(options)}"]
 
 
-def _advice(options: tuple[str, ...]) -> str:
+def _advice(options: Sequence[str]) -> str:
     helpful = [text for name, text in (("center", "--center"), ("ridge", "--ridge 0.01")) if name in options]
     return " or ".join([*helpful, "another --method such as blend"])

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..alignment.tokens import Tokens, load_tokens
 from ..errors import InputError, first_line, input_error
+from ..files.summary_file import SUMMARY, Summary
 
-FILES = ("saltlm.json", "provenance.safetensors")
+FILES = (SUMMARY, "provenance.safetensors")
 EXPECTED = "a folder written by saltlm transfer (or adapt), with " + " and ".join(FILES)
 TYPES = {
     "origin": "uint8",
@@ -53,7 +54,7 @@ class Rows:
     """
 
     folder: Path
-    summary: dict[str, Any]
+    summary: Summary
     arrays: dict[str, np.ndarray]
     norms: np.ndarray
     texts: list[str]
@@ -173,8 +174,8 @@ class Rows:
 
     @property
     def _length(self) -> float:
-        """Sum of the weights of the two sides of a blend; 1 where the transfer used no blend."""
-        return self.summary["blend"]["length"] if self.summary.get("blend") else 1.0
+        """Sum of the weights of the two sides of a blend."""
+        return _blend_length(self.summary)
 
     def overview(self) -> dict[str, Any]:
         """Counts, quantiles and extremes of all rows, as values that :mod:`json` can write."""
@@ -247,7 +248,7 @@ def inspect(folder: str | Path) -> Rows:
         if not (folder / name).is_file():
             raise input_error(f"folder {folder}", f"no {name}", EXPECTED, "name a transferred folder")
     try:
-        summary = json.loads((folder / "saltlm.json").read_bytes())
+        summary: Summary = json.loads((folder / SUMMARY).read_bytes())
         arrays = _arrays(folder / "provenance.safetensors")
         _check(summary, arrays)
     except InputError:
@@ -294,7 +295,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in TYPES}
 
 
-def _check(summary: Any, arrays: dict[str, np.ndarray]) -> None:
+def _check(summary: Summary, arrays: dict[str, np.ndarray]) -> None:
     """Check types, lengths, offsets and codes, so that the methods of :class:`Rows` cannot fail.
 
     Raises:
@@ -329,7 +330,13 @@ def _check(summary: Any, arrays: dict[str, np.ndarray]) -> None:
         if len(arrays[name]) and int(arrays[name].max()) >= len(codes):
             raise ValueError(f"{name} has a code that saltlm.json does not name")
     [entry["name"] for entry in summary["statuses"]]
-    float((summary.get("blend") or {"length": 1.0})["length"])
+    _blend_length(summary)
+
+
+def _blend_length(summary: Summary) -> float:
+    """Sum of the weights of the two sides of a blend; 1 where the transfer used no blend."""
+    blend = summary.get("blend")
+    return float(blend["length"]) if blend else 1.0
 
 
 def _texts(tokens: Tokens, rows: int) -> list[str]:

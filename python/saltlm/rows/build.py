@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..alignment.align import Alignment
 from ..files.hashing import sha256_file
+from ..files.summary_file import SelfCheck, StepReports
 from ..progress import Clock
 from ..protocols import Tokenizer
 from .assembly import Assembly
@@ -31,13 +30,13 @@ class Built:
         job: with the options in use, the tuned ones included.
         heldout: figures of the self-check; ``None`` without one.
         tuning: how the options were chosen; ``None`` if they were not tuned.
-        posts: report of each step after the method (``unigram_shift``, ``norm_guard``), by its name in ``saltlm.json``.
+        reports: reports of the steps after the method.
     """
 
     job: Job
-    heldout: Mapping[str, Any] | None = None
+    heldout: SelfCheck | None = None
     tuning: Tuning | None = None
-    posts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reports: StepReports = dataclasses.field(default_factory=StepReports)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,29 +83,29 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Tokenizer, clock: Clock,
     if tuning is not None:
         job = dataclasses.replace(job, config=dataclasses.replace(config, **tuning.choice))
     with clock("rows"):
-        posts = _fill(job, assembly, unigram)
+        reports = _fill(job, assembly, unigram)
     if not config.tune:
         heldout, _ = _self_check(job, clock)
-    return Built(job=job, heldout=heldout, tuning=tuning, posts=posts)
+    return Built(job=job, heldout=heldout, tuning=tuning, reports=reports)
 
 
-def _fill(job: Job, assembly: Assembly, unigram: _Unigram | None) -> dict[str, Any]:
+def _fill(job: Job, assembly: Assembly, unigram: _Unigram | None) -> StepReports:
     """Build all open rows; returns the reports of the steps after the method."""
-    config, posts = job.config, {}
+    config, reports = job.config, StepReports()
     for block in build(job):
         assembly.put(block)
     assembly.draw(config.seed, job.used)
     if unigram is not None:
-        report = shift_unigram(assembly, job.alignment, unigram.logs, unigram.strength)
+        figures = shift_unigram(assembly, job.alignment, unigram.logs, unigram.strength)
         digest = None if config.unigram_text is None else sha256_file(Path(config.unigram_text))
-        posts["unigram_shift"] = {**report, "from": unigram.origin, "sha256": digest}
+        reports["unigram_shift"] = {**figures, "from": unigram.origin, "sha256": digest}
     words = _words(assembly, job.alignment)
-    posts["norm_guard"] = guard_norms(assembly, job.used, config.norm_guard, words, bias=unigram is None)
+    reports["norm_guard"] = guard_norms(assembly, job.used, config.norm_guard, words, bias=unigram is None)
     assembly.pad(job.used)
-    return posts
+    return reports
 
 
-def _self_check(job: Job, clock: Clock) -> tuple[dict[str, Any] | None, Tuning | None]:
+def _self_check(job: Job, clock: Clock) -> tuple[SelfCheck | None, Tuning | None]:
     """Figures of the self-check; with ``tune``, of the options chosen by it, and how they were chosen."""
     if not job.config.heldout:
         return None, None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..config import NormGuard
+from ..files.summary_file import GuardedSide
 from ..model.stored_rows import lengths_of
 from .assembly import COMPOSED, DRAWN, SOLVED, Assembly
 from .methods import Method
@@ -23,7 +23,7 @@ NEAR = 0.2
 
 def guard_norms(
     assembly: Assembly, used: np.ndarray, mode: NormGuard, words: Sequence[str | None], *, bias: bool = True
-) -> dict[str, Any]:
+) -> dict[str, GuardedSide]:
     """Count built rows whose norm exceeds the bound; with mode ``shrink`` scale them down to it.
 
     The bound is 3 times the 99.9 % quantile of the norms of the source rows in use; input rows, output rows and the head's
@@ -42,7 +42,7 @@ def guard_norms(
         rows, those of largest norm first.
     """
     built = torch.from_numpy(np.flatnonzero(np.isin(assembly.origin, (SOLVED, COMPOSED, DRAWN))))
-    report = {}
+    report: dict[str, GuardedSide] = {}
     for (source, matrix), side in zip(assembly.sides(), _side_names(assembly), strict=True):
         if side == "bias" and not bias:
             continue
@@ -73,7 +73,7 @@ def _scale(matrix: torch.Tensor, ids: torch.Tensor, factor: torch.Tensor) -> Non
     matrix[ids] = rows.reshape(len(ids), *matrix.shape[1:]).to(matrix.dtype)
 
 
-def norm_warnings(report: dict[str, Any], mode: NormGuard, advice: str) -> list[str]:
+def norm_warnings(report: dict[str, GuardedSide], mode: NormGuard, advice: str) -> list[str]:
     """One sentence for each side that has rows above the bound.
 
     Args:

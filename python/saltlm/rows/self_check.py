@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..files.summary_file import ScoreParts, SelfCheck
 from ..model.stored_rows import blocks_of
 from .assembly import row_moments
 from .hidden import Hidden
@@ -49,7 +49,7 @@ def predict(hidden: Hidden, **options: Any) -> tuple[torch.Tensor, torch.Tensor,
     return rows[tokens], rows[new], int(drawn[tokens].sum())
 
 
-def check(hidden: Hidden, **options: Any) -> dict[str, Any]:
+def check(hidden: Hidden, **options: Any) -> SelfCheck:
     """Figures of a method on tokens that are hidden already.
 
     Args:
@@ -81,7 +81,7 @@ def check(hidden: Hidden, **options: Any) -> dict[str, Any]:
     }
 
 
-def fault(parts: Mapping[str, float], length: float) -> str | None:
+def fault(parts: ScoreParts, length: float) -> str | None:
     """The reason why rows are unusable as a start, as the end of a sentence; ``None`` if they are usable.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files.summary_file import RankedFigures, RowFigures, ScoreParts
 from ..model.stored_rows import block_rows, blocks_of, gather
 from ..operators.linear import centred_products, mean_of_rows
 
@@ -22,7 +23,7 @@ FiguresByToken = dict[str, np.ndarray]
 
 def compared(
     predicted: torch.Tensor, true: torch.Tensor, rows: torch.Tensor, candidates: torch.Tensor
-) -> tuple[dict[str, float | int], FiguresByToken]:
+) -> tuple[RankedFigures, FiguresByToken]:
     """Distances between predicted and true rows.
 
     Args:
@@ -47,11 +48,15 @@ def compared(
         rank += (unit.float() @ others.T > cosine.float()[:, None] + 1e-6).sum(dim=1)
     rank[predicted.norm(dim=1) == 0] = len(candidates)  # a row of zeros has no nearest candidate
     by_token = {"relative_error": error.numpy(), "cosine": cosine.numpy(), "rank": rank.numpy()}
-    figures = {**medians(by_token), "candidates": len(candidates), "top1": float((rank == 1).double().mean())}
+    figures: RankedFigures = {
+        **medians(by_token),
+        "candidates": len(candidates),
+        "top1": float((rank == 1).double().mean()),
+    }
     return figures, by_token
 
 
-def medians(by_token: FiguresByToken) -> dict[str, float | int]:
+def medians(by_token: FiguresByToken) -> RowFigures:
     """Number of tokens, and the median of each figure; the lower one of two middle ranks, so that it is a rank."""
     error, cosine, rank = (by_token[name] for name in ("relative_error", "cosine", "rank"))
     return {
@@ -62,7 +67,7 @@ def medians(by_token: FiguresByToken) -> dict[str, float | int]:
     }
 
 
-def grouped(by_token: FiguresByToken, groups: Sequence[Any]) -> dict[str, dict[str, float | int]]:
+def grouped(by_token: FiguresByToken, groups: Sequence[Any]) -> dict[str, RowFigures]:
     """:func:`medians` by group, the largest group first, groups of one size by name.
 
     Args:
@@ -102,7 +107,7 @@ class Spread:
         return torch.linalg.solve_triangular(self.root, (rows.double() - self.mean).T, upper=False).T
 
 
-def score(predicted: torch.Tensor, true: torch.Tensor, new: torch.Tensor, spread: Spread) -> dict[str, float]:
+def score(predicted: torch.Tensor, true: torch.Tensor, new: torch.Tensor, spread: Spread) -> ScoreParts:
     """One figure for all rows of a method: explained variance less noise and offset, in units of the source's covariance.
 
     ``score = 2 signal - noise / 2 - offset``. With rows whitened by the source's mean and covariance, and in units of the
@@ -135,6 +140,10 @@ def score(predicted: torch.Tensor, true: torch.Tensor, new: torch.Tensor, spread
     signal = float((p * t).sum(dim=1).mean() / unit)
     noise = float((x - x.mean(dim=0)).square().sum(dim=1).mean() / unit)
     offset = float(x.mean(dim=0).square().sum() / unit)
-    figures = {"score": 2 * signal - noise / 2 - offset, "signal": signal, "noise": noise, "offset": offset}
     # Rounded, because matrix products differ in the last bits with the number of threads.
-    return {name: round(value, DIGITS) for name, value in figures.items()}
+    return {
+        "score": round(2 * signal - noise / 2 - offset, DIGITS),
+        "signal": round(signal, DIGITS),
+        "noise": round(noise, DIGITS),
+        "offset": round(offset, DIGITS),
+    }

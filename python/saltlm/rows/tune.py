@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..config import TransferConfig
+from ..files.summary_file import ScoredText, SelfCheck, TuningRecord
 from .hidden import Hidden
 from .methods import method_of
 from .methods.blend import BLEND_DEFAULTS, as_blend
@@ -37,7 +38,9 @@ TEXT_GRID: Mapping[str, tuple[Any, ...]] = {
 MAX_SWEEPS = (
     3  # over all options; a second sweep changes little, because only ridge and max_support depend on each other
 )
-SHOWN = ("score", "signal", "noise", "offset", "relative_error", "cosine", "rank", "broken")
+# Figures of the self-check that are saved of each trial.
+Shown = Literal["score", "signal", "noise", "offset", "relative_error", "cosine", "rank", "broken"]
+SHOWN: tuple[Shown, ...] = ("score", "signal", "noise", "offset", "relative_error", "cosine", "rank", "broken")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,10 @@ class Tuning:
     grid: Mapping[str, tuple[Any, ...]]
     trials: list[dict[str, Any]]
     choice: dict[str, Any]
-    check: dict[str, Any] | None = None
-    text: dict[str, Any] | None = None
+    check: SelfCheck | None = None
+    text: ScoredText | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> TuningRecord:
         """Plain values for ``saltlm.json``, without ``check``, which is saved there as the self-check."""
         return {
             "grid": {name: list(values) for name, values in self.grid.items()},
@@ -129,9 +132,9 @@ def tune(hidden: Hidden) -> Tuning:
     """
     config = hidden.job.config
     grid = free_options(config)
-    trials: dict[tuple[Any, ...], tuple[Options, dict[str, Any]]] = {}
+    trials: dict[tuple[Any, ...], tuple[Options, SelfCheck]] = {}
 
-    def figures(options: Options) -> dict[str, Any]:
+    def figures(options: Options) -> SelfCheck:
         key = effective_values(config, options)
         if key not in trials:
             trials[key] = options, check(hidden, **options)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..alignment.align import HOLE, SPECIAL, Alignment
 from ..errors import input_error
+from ..files.summary_file import ShiftFigures
 from ..model.stored_rows import block_rows
 from ..operators.linear import mean_of_rows, ridge_inverse, ridge_penalty
 from ..protocols import Tokenizer
@@ -73,7 +73,7 @@ def check_unigram(assembly: Assembly) -> None:
         )
 
 
-def shift_unigram(assembly: Assembly, alignment: Alignment, logs: np.ndarray, strength: float) -> dict[str, Any]:
+def shift_unigram(assembly: Assembly, alignment: Alignment, logs: np.ndarray, strength: float) -> ShiftFigures:
     """Shift the built output rows, or their biases where the head has some, towards their tokens' log-probabilities.
 
     A ridge regression over shared tokens predicts the log-probability z of a token from its output row (and bias). A built

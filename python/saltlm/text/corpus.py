@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from ..environment import require
 from ..errors import InputError, first_line, input_error
 from ..files.hashing import sampled_digest
+from ..files.summary_file import TextFingerprint
 
 TEXT, LINES, PARQUET, FOLDER, DATASET = "text", "jsonl", "parquet", "dataset folder", "dataset"
 # Characters after which a document is cut at the next line end, so that a file without blank lines is not one document.
@@ -73,7 +74,7 @@ class Corpus:
         """Whether all sources are on this machine, so that they can be read twice."""
         return all(kind_of(source) != DATASET for source in self.sources)
 
-    def fingerprint(self) -> list[dict[str, Any]]:
+    def fingerprint(self) -> list[TextFingerprint]:
         """Path and sha256 of each source (``None`` for a streamed dataset), to find out whether it has changed."""
         return [
             {"path": source, "sha256": None if kind_of(source) == DATASET else sampled_digest(Path(source))}

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import torch
 from .. import _rust
 from ..errors import InputError, input_error
 from ..files.hashing import sha256_joined
+from ..files.summary_file import VectorsDescription
 
 ACCEPTED = (
     "a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors folder, 'plm' or 'train:FILE[,FILE...]'"
@@ -42,7 +42,7 @@ class Auxiliary:
 
     vectors: torch.Tensor
     known: torch.Tensor
-    description: dict[str, Any]
+    description: VectorsDescription
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.known.shape != self.vectors.shape[:1]:
@@ -113,7 +113,7 @@ def load_auxiliary(
             "vectors of the target tokenizer's language and script",
             "give vectors of that language, or 'plm' to use the PLM's own rows",
         )
-    description = {
+    description: VectorsDescription = {
         "kind": kind,
         "path": str(spec),
         **file_digest(path),
@@ -231,7 +231,7 @@ def _read_spacy(folder: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]
     return values, known
 
 
-def file_digest(path: Path) -> dict[str, Any]:
+def file_digest(path: Path) -> VectorsDescription:
     """Identity of a vectors file, or of a spaCy folder's table and keys.
 
     Returns:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..alignment.align import Alignment
 from ..errors import input_error
 from ..files.hashing import sha256_file
+from ..files.summary_file import VectorsDescription
 from ..operators.linear import procrustes
 from ..operators.nearest import EqualRows
 from ..text.documents import read_text
@@ -79,7 +80,7 @@ def load_source_vectors(
             "check that the source's language stands first",
         )
     rotation = procrustes(left.vectors[both].double().T @ right.vectors[both].double())
-    description = {
+    description: VectorsDescription = {
         **tokens.description,
         "dictionary": dictionary,
         "dictionary_sha256": sha256_file(Path(dictionary)),
@@ -95,7 +96,7 @@ def _look_up(
 ) -> tuple[Auxiliary, Auxiliary]:
     """Vectors of the tokens, and vectors of further words, from one reading of the file."""
     vectors, count = load_auxiliary(spec, [*tokens, *words], width=width), len(tokens)
-    description = {**vectors.description, "known": int(vectors.known[:count].sum())}
+    description: VectorsDescription = {**vectors.description, "known": int(vectors.known[:count].sum())}
     return (
         Auxiliary(vectors.vectors[:count], vectors.known[:count], description),
         Auxiliary(vectors.vectors[count:], vectors.known[count:], description),

@@ -13,6 +13,7 @@ import torch
 
 from .. import _rust
 from ..errors import InputError, input_error
+from ..files.summary_file import VectorsDescription
 from ..protocols import Tokenizer
 from .auxiliary import Auxiliary, check_auxiliary, file_digest
 
@@ -76,7 +77,7 @@ def segmented_vectors(path: str | Path, tokenizers: tuple[Tokenizer, ...], sizes
             count.index_add_(0, torch.from_numpy(tokens), torch.ones(len(tokens), 1, dtype=torch.float64))
         vectors = (total / count.clamp_min(1)).float()
         has_vector = (vectors != 0).any(dim=1)
-        description = {
+        description: VectorsDescription = {
             "kind": "segmented",
             "path": str(path),
             **file_digest(Path(path)),
