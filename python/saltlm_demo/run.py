@@ -20,7 +20,7 @@ from typing import Any
 
 import saltlm
 from saltlm.adaptation.checkpoints import METRICS, read_metrics
-from saltlm.adaptation.metrics import draw_curve
+from saltlm.adaptation.curves import draw_run
 from saltlm.adaptation.output import CURVE
 from saltlm.errors import InputError, SaltlmError
 from saltlm.files.cache import cache_folder
@@ -100,7 +100,7 @@ def run(folder: Path, steps: Steps) -> dict[str, Any]:
     adapted = {key: _adapt(key, base, text, steps) for key in (BEST, PAPER)}
     with steps.step("writing the output folder"):
         _write_outputs(folder, {"model": base / BEST, "adapted": adapted[BEST]}, text)
-        draw_curve(read_metrics(adapted[BEST] / METRICS), folder / CURVE, original=rows[0]["bits_per_byte"])
+        draw_run(read_metrics(adapted[BEST] / METRICS), folder / CURVE, original=rows[0]["bits_per_byte"])
     summary = read_json(base / PAPER / "saltlm.json")
     figures = {
         "rows": rows,

@@ -1,4 +1,4 @@
-"""Reports of a run: metrics.jsonl, TensorBoard, the progress callback, and a chart of bits per byte."""
+"""Reports of a run: metrics.jsonl, TensorBoard and the progress callback."""
 
 from __future__ import annotations
 
@@ -260,58 +260,3 @@ def _ignored_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path, *, original: float | None = None) -> bool:
-    """Draw bits per byte over steps into a PNG file, with a line at the start of each phase.
-
-    Args:
-        lines: metrics, as in metrics.jsonl.
-        path: the file to write.
-        original: bits per byte of the source model with its own tokenizer, drawn as a horizontal line; ``None`` draws none.
-
-    Returns:
-        Whether the chart was drawn; ``False`` without matplotlib.
-
-    Raises:
-        OSError: writing failed.
-    """
-    if not is_installed("matplotlib"):
-        return False
-    with _ignored_warnings():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.subplots()
-        trained = [(line["step"], line["bits_per_byte"]) for line in lines if line.get("bits_per_byte") is not None]
-        if trained:
-            steps, values = zip(*trained, strict=True)
-            axes.plot(steps, values, color="0.75", linewidth=0.8, label="training text, step by step")
-        for key, label, color in (
-            (HELDOUT, "held-out text, target language", "tab:blue"),
-            (SOURCE, "held-out text, source language", "tab:orange"),
-        ):
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=label)
-        if original is not None:
-            axes.axhline(original, color="tab:green", linestyle="--", label="source model, its own tokenizer")
-        _mark_phases(axes, lines)
-        axes.set_xlabel("step")
-        axes.set_ylabel("bits per byte")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-        axes.grid(alpha=0.3)
-        figure.savefig(path, dpi=120)
-    return True
-
-
-def _mark_phases(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a vertical line with its name at the start of each phase, if there are several."""
-    starts: list[tuple[str, int]] = []
-    for line in lines:
-        if not starts or starts[-1][0] != line["phase"]:
-            starts.append((line["phase"], max(line["step"] - 1, 0)))
-    for name, step in starts if len(starts) > 1 else []:
-        axes.axvline(step, color="0.6", linewidth=0.8)
-        axes.text(step, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="bottom", fontsize="small")

@@ -27,7 +27,7 @@ from ..model.safetensors_header import DTYPES as STORED_DTYPES
 from ..model.weights import with_dtype
 from ..protocols import LanguageModel
 from .checkpoints import METRICS, RECORD, read_metrics
-from .metrics import draw_curve
+from .curves import draw_run
 
 # Files of the trained model's folder that the written folder takes over: tokenizer, provenance, licences, custom code.
 COPIED = (
@@ -93,7 +93,7 @@ def write_adapted(
         shutil.copyfile(out / METRICS, folder / METRICS)
         if (out / "tensorboard").is_dir():
             shutil.copytree(out / "tensorboard", folder / "tensorboard")
-        draw_curve(read_metrics(out / METRICS), folder / CURVE)
+        draw_run(read_metrics(out / METRICS), folder / CURVE)
         write_json_whole(folder / RECORD, {"format": 1, "identity": identity, "finished": True})
 
 

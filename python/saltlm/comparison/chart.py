@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..environment import is_installed
+from ..adaptation.curves import Curve, draw_chart
 from .config import ORIGINAL
 
 # Space above the highest end of a curve, as a share of the range between the lowest and the highest end. Higher parts of the
@@ -20,7 +19,7 @@ def in_order(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(methods, key=lambda entry: entry["end"]["mean"] if entry["end"] else float("inf"))
 
 
-def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
+def draw_comparison(content: Mapping[str, Any], path: Path) -> bool:
     """Draw the mean curve of each method with a band of one standard deviation over seeds; the control is dashed.
 
     Args:
@@ -29,47 +28,46 @@ def draw_chart(content: Mapping[str, Any], path: Path) -> bool:
 
     Returns:
         Whether the chart was drawn; ``False`` if matplotlib is not installed.
-    """
-    if not is_installed("matplotlib"):
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(9, 5.5), layout="constrained")
-        axes = figure.subplots()
-        methods = [entry for entry in in_order(content["methods"]) if entry["curve"]]
-        names = [entry["method"] for entry in methods if entry["method"] != ORIGINAL]
-        palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
-        for entry in methods:
-            steps, means, spreads = zip(*entry["curve"], strict=True)
-            is_original = entry["method"] == ORIGINAL
-            color = "black" if is_original else palette(names.index(entry["method"]) % palette.N)
-            end = "diverged" if entry["end"] is None else f"{entry['end']['mean']:.3f}"
-            axes.plot(
-                steps,
-                means,
-                color=color,
-                linestyle="--" if is_original else "-",
-                marker="o",
-                markersize=3,
-                label=f"{entry['method']}  {end}",
-            )
-            if spreads[0] is not None:
-                low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
-                axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    Raises:
+        OSError: writing failed.
+    """
+    methods = [entry for entry in in_order(content["methods"]) if entry["curve"]]
+
+    def finish(axes: Any) -> None:
         axes.axhline(content["level"], color="black", linestyle=":", linewidth=0.9, label="original, untrained")
         if methods:
             _limit(axes, content, methods)
-        axes.set_xlabel(f"steps on {'every weight' if content['probe'] == 'all' else 'the embeddings'}")
-        axes.set_ylabel("held-out bits per byte")
         axes.legend(fontsize="small", title="at the end", loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes.grid(alpha=0.3)
-        temporary = path.with_name(f".{path.name}.writing")
-        figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
-    return True
+
+    return draw_chart(
+        path,
+        _curves(methods),
+        size=(9, 5.5),
+        x_label=f"steps on {'every weight' if content['probe'] == 'all' else 'the embeddings'}",
+        y_label="held-out bits per byte",
+        finish=finish,
+    )
+
+
+def _curves(methods: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """The curves of the methods, each in another color; the control is black and dashed."""
+    names = [entry["method"] for entry in methods if entry["method"] != ORIGINAL]
+    curves = []
+    for entry in methods:
+        steps, means, spreads = zip(*entry["curve"], strict=True)
+        is_original = entry["method"] == ORIGINAL
+        end = "diverged" if entry["end"] is None else f"{entry['end']['mean']:.3f}"
+        curves.append(
+            Curve(
+                label=f"{entry['method']}  {end}",
+                points=list(zip(steps, means, strict=True)),
+                color="black" if is_original else names.index(entry["method"]),
+                style={"linestyle": "--" if is_original else "-", "marker": "o", "markersize": 3},
+                spreads=None if spreads[0] is None else spreads,
+            )
+        )
+    return curves
 
 
 def _limit(axes: Any, content: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> None:

@@ -152,7 +152,7 @@ def compare(
         adapt_config or AdaptConfig(),
         report,
     )
-    from .chart import draw_chart
+    from .chart import draw_comparison
     from .results import summarize
 
     with folder.opened(plan.identity, force=plan.config.force):
@@ -173,7 +173,7 @@ def compare(
             "warnings": list(plan.warnings),
         }
         write_json_whole(folder.out / RESULT, content)
-        draw_chart(content, folder.out / CHART)
+        draw_comparison(content, folder.out / CHART)
     for warning in plan.warnings:
         _LOGGER.warning("%s", warning)
     return Comparison(folder.out, content)
