@@ -77,7 +77,7 @@ def test_quiet_leaves_stderr_empty(pair, tmp_path) -> None:
     ("words", "message"),
     [
         (["--stride", "0"], "stride"),
-        (["--stride", "64", "--max-length", "64"], "less than max_length 64"),
+        (["--stride", "64", "--max-length", "64"], "from 1 to 63, less than the window"),
         (["--gguf-file", "none.gguf"], "no file 'none.gguf'"),
         (["--revision", "main", "--stride", "x"], "--stride"),
     ],

@@ -17,8 +17,9 @@ import pytest
 
 from saltlm.adaptation.config import AdaptConfig
 from saltlm.batches.config import BatchConfig
+from saltlm.cli.command import HEADINGS
 from saltlm.cli.main import main
-from saltlm.cli.options import HEADINGS, config_from, parser
+from saltlm.cli.options import config_from, parser
 from saltlm.comparison.config import CompareConfig
 from saltlm.config import METHODS, REGRESSIONS, TransferConfig
 from saltlm.errors import InputError

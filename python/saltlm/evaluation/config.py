@@ -70,8 +70,8 @@ def check_windows(max_length: int, stride: int | None) -> None:
     Raises:
         InputError: ``max_length`` is below 2, or ``stride`` is not in [1, max_length - 1].
     """
-    if not isinstance(max_length, int) or max_length < 2:
+    if not is_whole_number(max_length, 2):
         raise input_error("max_length", repr(max_length), "a whole number >= 2", "a window needs a token and its past")
-    if stride is not None and not (isinstance(stride, int) and 1 <= stride < max_length):
+    if stride is not None and not (is_whole_number(stride, 1) and stride < max_length):
         expected = f"a whole number from 1 to {max_length - 1}, less than the window"
         raise input_error("stride", repr(stride), expected, "leave it out for half the window")

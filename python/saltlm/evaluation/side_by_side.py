@@ -12,7 +12,7 @@ from ..errors import input_error
 from ..options import documented, is_whole_number, option
 from ..progress import Progress, StageProgress
 from ..text.documents import read_documents
-from .config import EvaluateConfig
+from .config import WINDOWS, EvaluateConfig, check_windows
 from .evaluate import Evaluation, evaluate, read_heldout
 from .intervals import Intervals, check_numbers, intervals
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Maximum length of a prompt that is the beginning of a document, in characters.
 PROMPT_CHARACTERS = 80
 # Headings of the command line.
-STATISTICS, CONTINUATIONS, TASKS, WINDOWS = "statistics", "continuations", "tasks", "scoring windows"
+STATISTICS, CONTINUATIONS, TASKS = "statistics", "continuations", "tasks"
 
 
 @documented
@@ -77,21 +77,11 @@ class MeasureConfig:
             raise input_error(
                 "temperature", repr(self.temperature), "a finite number >= 0", "0 takes the likeliest token"
             )
-        for name, minimum in (
-            ("samples", 0),
-            ("new_tokens", 1),
-            ("shots", 0),
-            ("limit", 1),
-            ("max_length", 2),
-            ("stride", 1),
-        ):
+        for name, minimum in (("samples", 0), ("new_tokens", 1), ("shots", 0), ("limit", 1)):
             value = getattr(self, name)
             if value is not None and not is_whole_number(value, minimum):
                 raise input_error(name, repr(value), f"a whole number >= {minimum}", "leave it out for the default")
-        if self.stride is not None and self.stride >= self.max_length:
-            raise input_error(
-                "stride", f"{self.stride}", f"less than max_length {self.max_length}", "leave it out for half"
-            )
+        check_windows(self.max_length, self.stride)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
