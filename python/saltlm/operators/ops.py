@@ -12,9 +12,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
 
 from ..errors import input_error
 from . import checks as check
@@ -53,7 +57,9 @@ _MIN_ROWS = 64
 _CHUNK_SECONDS = (0.5, 1.0, 2.0)
 
 
-def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_support: int | None = None) -> Support:
+def sparsemax_support(
+    new_auxiliary: Float[Tensor, "N P"], anchor_auxiliary: Float[Tensor, "A P"], *, max_support: int | None = None
+) -> Support:
     """Sparsemax of the cosines of each new row with all anchors, exactly, without an N x A matrix.
 
     Args:
@@ -94,7 +100,12 @@ def _supports(new: Tensor, anchors: Tensor, cap: int, max_entries: int) -> Suppo
 
 
 def support_lstsq(
-    new_plm: Tensor, anchor_plm: Tensor, support: Support, *, ridge: float | None = None, center: bool = False
+    new_plm: Float[Tensor, "N E"],
+    anchor_plm: Float[Tensor, "A E"],
+    support: Support,
+    *,
+    ridge: float | None = None,
+    center: bool = False,
 ) -> Solution:
     """Least squares of each PLM row on its support's PLM rows: ``c = e pinv(P)``, the solution of least norm.
 
@@ -131,7 +142,9 @@ def support_lstsq(
     return Solution(coefficients=parts[0], rank=parts[1], residual=parts[2], status=parts[3])
 
 
-def combine(support: Support, coefficients: Tensor, anchor_lm: Tensor) -> Tensor:
+def combine(
+    support: Support, coefficients: Float64[Tensor, " nnz"], anchor_lm: Float[Tensor, "A D"]
+) -> Float[Tensor, "N D"]:
     """Rows ``sum_k c_k L_k`` over each support, summed in float64 in the order of the support's ids.
 
     Args:
@@ -172,13 +185,13 @@ def _combine_into(support: Support, coefficients: Tensor, anchor_lm: Tensor, row
 
 
 def salt_rows(
-    new_auxiliary: Tensor,
-    anchor_auxiliary: Tensor,
-    new_plm: Tensor,
-    anchor_plm: Tensor,
-    anchor_lm: Tensor,
+    new_auxiliary: Float[Tensor, "N P"],
+    anchor_auxiliary: Float[Tensor, "A P"],
+    new_plm: Float[Tensor, "N E"],
+    anchor_plm: Float[Tensor, "A E"],
+    anchor_lm: Float[Tensor, "A D"],
     *,
-    anchor_output: Tensor | None = None,
+    anchor_output: Float[Tensor, "A D_out"] | None = None,
     ridge: float | None = None,
     center: bool = False,
     max_support: int | None = None,
@@ -252,10 +265,10 @@ def salt_rows(
 
 
 def salt_coefficients(
-    new_auxiliary: Tensor,
-    anchor_auxiliary: Tensor,
-    new_plm: Tensor,
-    anchor_plm: Tensor,
+    new_auxiliary: Float[Tensor, "N P"],
+    anchor_auxiliary: Float[Tensor, "A P"],
+    new_plm: Float[Tensor, "N E"],
+    anchor_plm: Float[Tensor, "A E"],
     *,
     ridge: float | None = None,
     center: bool = False,
@@ -287,7 +300,7 @@ def salt_coefficients(
 
 
 def support_chunks(
-    new_auxiliary: Tensor, anchor_auxiliary: Tensor, *, max_support: int | None = None
+    new_auxiliary: Float[Tensor, "N P"], anchor_auxiliary: Float[Tensor, "A P"], *, max_support: int | None = None
 ) -> Iterator[Support]:
     """The supports of :func:`sparsemax_support`, in chunks of rows.
 

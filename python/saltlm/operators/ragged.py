@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Int64
 
 
 class PrintsShapes:
@@ -28,8 +32,8 @@ class RaggedRows(PrintsShapes):
         ids: integers [nnz], ids of the entries.
     """
 
-    offsets: Tensor
-    ids: Tensor
+    offsets: Int64[Tensor, " N_plus_1"]
+    ids: Int[Tensor, " nnz"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Float64, Int32, Int64, UInt8
 
 from .linear import ridge_penalty
 from .nearest import EqualRows
@@ -28,7 +32,9 @@ NOTHING_EXPLAINED = 1.0
 _BLOCK_VALUES = 1 << 22  # float64 values of one block of similarities (32 MB)
 
 
-def sparsemax_support(new_auxiliary: Tensor, anchor_auxiliary: Tensor, max_support: int = 0) -> tuple[Tensor, ...]:
+def sparsemax_support(
+    new_auxiliary: Float[Tensor, "N P"], anchor_auxiliary: Float[Tensor, "A P"], max_support: int = 0
+) -> tuple[Int64[Tensor, " N+1"], Int32[Tensor, " nnz"], Float64[Tensor, " nnz"]]:
     """Sparsemax of the cosines between each new row and all anchors, as a support.
 
     With cosines z sorted downwards, k the largest count with ``1 + k z_k > z_1 + ... + z_k`` and
@@ -97,8 +103,13 @@ def _sparsemax_of_sorted(values: Tensor) -> Tensor:
 
 
 def support_lstsq(
-    new_plm: Tensor, anchor_plm: Tensor, offsets: Tensor, ids: Tensor, ridge: float = 0.0, center: bool = False
-) -> tuple[Tensor, ...]:
+    new_plm: Float[Tensor, "N E"],
+    anchor_plm: Float[Tensor, "A E"],
+    offsets: Int64[Tensor, " N+1"],
+    ids: Int32[Tensor, " nnz"],
+    ridge: float = 0.0,
+    center: bool = False,
+) -> tuple[Float64[Tensor, " nnz"], Int32[Tensor, " N"], Float32[Tensor, " N"], UInt8[Tensor, " N"]]:
     """Least squares of each new PLM row on the PLM rows of its support: ``c = e pinv(P)``.
 
     ``P`` [K, E] are the support's rows. The pseudo-inverse drops singular values at or below
@@ -173,7 +184,12 @@ def _relative_residual(target: Tensor, fitted: Tensor) -> float:
     return float((target - fitted).norm()) / norm if norm > 0 and math.isfinite(norm) else 0.0
 
 
-def combine(offsets: Tensor, ids: Tensor, coefficients: Tensor, anchor_lm: Tensor) -> Tensor:
+def combine(
+    offsets: Int64[Tensor, " N_plus_1"],
+    ids: Int32[Tensor, " nnz"],
+    coefficients: Float64[Tensor, " nnz"],
+    anchor_lm: Float[Tensor, "A D"],
+) -> Float[Tensor, "N_plus_1-1 D"]:
     """Rows ``sum_k c_k L_k`` over each row's support, summed in float64.
 
     Args:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Float64, Int32, UInt8
 
 from ..errors import input_error
 from . import checks as check
@@ -25,7 +29,7 @@ class Support(RaggedRows):
         weights: float64 [nnz], positive, summing to 1 in each row that has any.
     """
 
-    weights: Tensor
+    weights: Float64[Tensor, " nnz"]
 
     def __post_init__(self) -> None:
         check.vector("Support", "offsets", self.offsets, torch.int64)
@@ -51,10 +55,10 @@ class Solution(PrintsShapes):
         status: uint8 [N], codes into :data:`STATUSES`.
     """
 
-    coefficients: Tensor
-    rank: Tensor
-    residual: Tensor
-    status: Tensor
+    coefficients: Float64[Tensor, " nnz"]
+    rank: Int32[Tensor, " N"]
+    residual: Float32[Tensor, " N"]
+    status: UInt8[Tensor, " N"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -71,9 +75,9 @@ class SaltRows(PrintsShapes):
         status: uint8 [N], codes into :data:`STATUSES`.
     """
 
-    rows: Tensor
-    output_rows: Tensor | None
-    support_size: Tensor
-    rank: Tensor
-    residual: Tensor
-    status: Tensor
+    rows: Float[Tensor, "N D"]
+    output_rows: Float[Tensor, "N D_out"] | None
+    support_size: Int32[Tensor, " N"]
+    rank: Int32[Tensor, " N"]
+    residual: Float32[Tensor, " N"]
+    status: UInt8[Tensor, " N"]
