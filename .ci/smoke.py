@@ -111,6 +111,10 @@ def check_transfer(root: Path) -> Path:
     summary = json.loads(saltlm_command("transfer", *words, "--json"))
     print(f"transfer: {summary['counts']}")
     assert summary["counts"]["solved"] > 0 and summary["counts"]["copied"] > 0
+    saltlm_command("inspect", str(out), "--html", str(root / "rows.html"))
+    assert (root / "rows.html").read_text(encoding="utf-8").startswith("<!doctype html>"), (
+        "the page is not in the wheel"
+    )
     tokenizer = AutoTokenizer.from_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(out)
     batch = tokenizer("die katze und pöytä", return_tensors="pt")
