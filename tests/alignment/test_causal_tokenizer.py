@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, sentencepiece_unigram, tiny, wordpiece
 
-from saltlm.alignment.causal_tokenizer import causal_tokenizer, id_changes
+from saltlm.alignment.causal_tokenizer import causal_tokenizer
+from saltlm.alignment.config_ids import id_changes
 from saltlm.errors import InputError
 
 PAIRS = list(itertools.product(KINDS, KINDS))
