@@ -9,6 +9,7 @@ The rule by which a special token of the target takes source rows:
   output it ends one. So its input row is the row of the source's bos, and its output row is that of the source's eos.
 - With a tied head this token has one row. It is the bos row if the source begins each text with its bos, because then each
   text is read through this row. Otherwise it is the eos row, because a text ends only if the row of its end is predicted.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ from ..errors import InputError, first_line, input_error
 
 # Names of a padding id in model classes.
 PAD_NAME = re.compile(r"_?pad(ding)?(_token)?_?(id|idx|index)")
+# Methods that a forward pass does not call.
+NOT_RUN = ("__init__", "_init_weights", "dummy_inputs")
 # Modules of base classes that all models share.
 LIBRARIES = ("builtins", "torch", "typing", "abc", "transformers.modeling_", "transformers.generation", "transformers.utils")
 LIBRARIES += ("transformers.integrations", "transformers.activations", "transformers.loss")
@@ -214,7 +216,7 @@ def _reads_pad(model: Any) -> bool:
         for base in classes
         if not base.__module__.startswith(LIBRARIES)
         for name, function in vars(base).items()
-        if name not in ("__init__", "_init_weights")
+        if name not in NOT_RUN
     )
     return any(_names_pad(function) for function in functions)
 

@@ -102,7 +102,7 @@ def keep_positions(source: Source, pad: int | None) -> PadChange:
     if not source.reads_pad:
         return PadChange()
     config = _config(source.folder, source.trust_remote_code)
-    old = config.pad_token_id
+    old = getattr(config, "pad_token_id", None)
     probe = _Probe.of(config, pad, source.trust_remote_code)
     if probe is None:
         return PadChange(
@@ -157,10 +157,12 @@ def lost_positions(model: Any, positions: int) -> int:
 
 
 def _config(folder: Path, trust_remote_code: bool) -> Any:
+    """The config of a folder's model, or of its part that reads text."""
     from transformers import AutoConfig
 
     with quiet_transformers():
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        return config.get_text_config()
 
 
 def _moved_tables(weights: Weights, names: tuple[str, ...], shift: int, side: str) -> dict[str, torch.Tensor]:
@@ -217,6 +219,11 @@ class _Probe:
     ids: torch.Tensor
     logits: torch.Tensor
 
+    @property
+    def pad(self) -> int | None:
+        """The source's padding id."""
+        return getattr(self.config, "pad_token_id", None)
+
     @staticmethod
     def of(config: Any, pad: int | None, trust_remote_code: bool) -> _Probe | None:
         """The probe of a source's config; ``None`` if neither a small model nor one of the source's sizes can be run.
@@ -251,20 +258,20 @@ class _Probe:
             config=config,
             trust_remote_code=trust_remote_code,
             parameters=dict(model.named_parameters(remove_duplicate=False)),
-            position_tables=_padded_tables(model, config.pad_token_id),
+            position_tables=_padded_tables(model, getattr(config, "pad_token_id", None)),
             ids=ids,
             logits=logits,
         )
 
     def same_logits(self, pad: int | None) -> bool:
         """Whether the class gives the same logits with another padding id and the same parameters."""
-        if pad == self.config.pad_token_id:
+        if pad == self.pad:
             return True
         return self._gives_same_logits(self._with(pad), {})
 
     def moved(self, pad: int) -> _Moved | None:
         """The tables of positions whose rows, moved to another padding id, give the same logits; ``None`` without such."""
-        old = self.config.pad_token_id
+        old = self.pad
         if old is None or not self.position_tables:
             return None
         for key in POSITIONS:
@@ -307,7 +314,7 @@ def _sized(config: Any, pad: int | None, *, small: bool) -> Any:
         special = [value for key, value in sized.to_dict().items() if key.endswith("_token_id") and isinstance(value, int)]
         sized.vocab_size = max([0, pad or 0, *special]) + 1 + SPARE_TOKENS
         if small:
-            positions = (sized.pad_token_id or 0) + 1 + TEXT_LENGTH
+            positions = (getattr(sized, "pad_token_id", None) or 0) + 1 + TEXT_LENGTH
             for name, size in {**SMALL, **dict.fromkeys(POSITIONS, positions)}.items():
                 if isinstance(getattr(sized, name, None), int):
                     # Some classes have names that can be read and not be set.
@@ -338,7 +345,7 @@ def _built(config: Any, trust_remote_code: bool) -> Any:
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor | None:
     """Logits of a text; ``None`` if the model cannot be run on it or gives no finite ones."""
     try:
-        with torch.no_grad():
+        with quiet_transformers(), torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits
     except Exception:  # such as an index outside of a table
         return None
