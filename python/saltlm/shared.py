@@ -108,9 +108,7 @@ class Shared:
         template = _template(config)
 
         def make() -> tuple[Any, Tokens]:
-            made = causal_tokenizer(
-                donor.tokenizer, model.tokenizer, chat_template=template, needs_pad=needs_pad
-            )
+            made = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=template, needs_pad=needs_pad)
             # Roles that another token stands in for change no row.
             roles = real_roles(made, donor.tokenizer, model.tokenizer)
             return made, dataclasses.replace(load_tokens(made, "target"), roles=roles)

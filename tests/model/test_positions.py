@@ -24,7 +24,14 @@ from saltlm.pipeline import Transfer, transfer
 LENGTH = 64  # tokens of the longest text of each source
 CONFIG = TransferConfig(method="subword-mean", heldout=0.0)
 # Config class -> padding rows before the first position of its learned table.
-LEARNED = {"Roberta": 2, "XLMRoberta": 2, "Camembert": 2, "RobertaPreLayerNorm": 2, "Data2VecText": 2, "XLMRobertaXL": 2}
+LEARNED = {
+    "Roberta": 2,
+    "XLMRoberta": 2,
+    "Camembert": 2,
+    "RobertaPreLayerNorm": 2,
+    "Data2VecText": 2,
+    "XLMRobertaXL": 2,
+}
 CLASSES = [*LEARNED, "XGLM", "OPT", "GPT2", "Llama", "Bart"]
 DONORS = {
     "pad 0": lambda: tiny("wordpiece"),
@@ -45,7 +52,7 @@ def made(tmp_path_factory):
 
     @functools.cache
     def source(name: str) -> Path:
-        options = {"is_encoder_decoder": False} if name == "Bart" else {}
+        options = {"is_encoder_decoder": False, "encoder_layers": 2, "decoder_layers": 2} if name == "Bart" else {}
         tokenizer = tiny("sentencepiece_unigram")
         return save_causal(root / name, name, tokenizer, positions=LENGTH + LEARNED.get(name, 0), **options)
 
@@ -88,7 +95,7 @@ def test_every_position_keeps_the_logits_of_shared_tokens(made, name: str, donor
 
 
 @pytest.mark.parametrize("donor", DONORS)
-@pytest.mark.parametrize("name", [*LEARNED, "XGLM"])
+@pytest.mark.parametrize("name", ["Roberta", "XLMRobertaXL", "XGLM"])
 def test_padding_of_the_new_tokenizer_is_padding_for_the_model(made, name: str, donor: str) -> None:
     source, done = made(name, donor)
     tokenizer = AutoTokenizer.from_pretrained(done.out)

@@ -19,9 +19,7 @@ PADDINGS = ("<pad>", "[PAD]", "<|pad|>")
 TEMPLATE_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
-def causal_tokenizer(
-    target: Tokenizer, source: Tokenizer, *, chat_template: str, needs_pad: bool = False
-) -> Tokenizer:
+def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str, needs_pad: bool = False) -> Tokenizer:
     """The target's tokenizer for a causal model.
 
     The segmentation of text stays. Around a text it adds the special tokens that the source adds: an encoder's closing

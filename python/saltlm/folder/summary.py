@@ -31,8 +31,8 @@ NO_END = (
 )
 PAD_IS_END = (
     "the padding token of the new tokenizer is the token that ends a text, as source and target both have it: training code"
-    " that leaves padding out of the loss never teaches the model to stop. Give the tokenizer another pad_token, or mask padding"
-    " by the attention mask"
+    " that leaves padding out of the loss never teaches the model to stop. Give the tokenizer another pad_token, or mask"
+    " padding by the attention mask"
 )
 
 
@@ -130,8 +130,9 @@ def special_rows(tokenizer: Any, donor: Donor, model: Source, assembly: Assembly
         assembly: the rows.
 
     Returns:
-        For each token ``id``, ``token``, ``roles``, ``stands_in_for`` (roles that the target lacks, which the token has without
-        an effect on its rows), and ``input`` and ``output``: the source tokens of its rows, ``None`` for a row that is not a copy.
+        For each token ``id``, ``token``, ``roles``, ``stands_in_for`` (roles that the target lacks, which the token has
+        without an effect on its rows), and ``input`` and ``output``: the source tokens of its rows, ``None`` for a row that is
+        not a copy.
     """
     real = real_roles(tokenizer, donor.tokenizer, model.tokenizer)
     named = roles_of(tokenizer)

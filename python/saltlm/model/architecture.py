@@ -21,8 +21,18 @@ PAD_NAME = re.compile(r"_?pad(ding)?(_token)?_?(id|idx|index)")
 # Methods that a forward pass does not call.
 NOT_RUN = ("__init__", "_init_weights", "dummy_inputs")
 # Modules of base classes that all models share.
-LIBRARIES = ("builtins", "torch", "typing", "abc", "transformers.modeling_", "transformers.generation", "transformers.utils")
-LIBRARIES += ("transformers.integrations", "transformers.activations", "transformers.loss")
+LIBRARIES = (
+    "builtins",
+    "torch",
+    "typing",
+    "abc",
+    "transformers.modeling_",
+    "transformers.generation",
+    "transformers.utils",
+    "transformers.integrations",
+    "transformers.activations",
+    "transformers.loss",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -116,11 +116,11 @@ def keep_positions(source: Source, pad: int | None) -> PadChange:
     side = f"source {source.name}"
     if pad is not None and (moved := probe.moved(pad)) is not None:
         key = config.attribute_map.get(moved.key, moved.key)
-        size = getattr(config, moved.key) + pad - old
-        tensors = _moved_tables(source.weights, moved.tables, pad - old, side)
-        note = f"the position rows are moved by {pad - old}, because {source.architecture} counts positions from its pad id"
-        if pad - old > TEXT_LENGTH:
-            note += f"; the table of positions has {size:,} rows now, {pad - old:,} of them without use"
+        size = getattr(config, moved.key) + moved.shift
+        tensors = _moved_tables(source.weights, moved.tables, moved.shift, side)
+        note = f"the position rows are moved by {moved.shift}, because {source.architecture} counts positions from its pad id"
+        if moved.shift > TEXT_LENGTH:
+            note += f"; the table of positions has {size:,} rows now, {moved.shift:,} of them without use"
         return PadChange(config={key: size}, tensors=tensors, warnings=(note,))
     if probe.same_logits(None):
         note = (
@@ -193,10 +193,17 @@ def _shifted(table: torch.Tensor, shift: int) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Moved:
-    """Tables of positions that can be moved: names of their parameters, and the config key of their number of rows."""
+    """Tables of positions that can be moved.
+
+    Attributes:
+        tables: names of their parameters.
+        key: config key of their number of rows.
+        shift: new padding id minus the old one.
+    """
 
     tables: tuple[str, ...]
     key: str
+    shift: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +287,7 @@ class _Probe:
                 setattr(config, key, getattr(config, key) + pad - old)
                 tables = {name: _shifted(self.parameters[name], pad - old) for name in self.position_tables}
                 if self._gives_same_logits(config, tables):
-                    return _Moved(self.position_tables, key)
+                    return _Moved(self.position_tables, key, pad - old)
         return None
 
     def _with(self, pad: int | None) -> Any:
@@ -311,7 +318,9 @@ def _sized(config: Any, pad: int | None, *, small: bool) -> Any:
     """A copy of a config with room for a padding id and a text, and with small sizes if asked; ``None`` if that fails."""
     sized = copy.deepcopy(config)
     try:
-        special = [value for key, value in sized.to_dict().items() if key.endswith("_token_id") and isinstance(value, int)]
+        special = [
+            value for key, value in sized.to_dict().items() if key.endswith("_token_id") and isinstance(value, int)
+        ]
         sized.vocab_size = max([0, pad or 0, *special]) + 1 + SPARE_TOKENS
         if small:
             positions = (getattr(sized, "pad_token_id", None) or 0) + 1 + TEXT_LENGTH
