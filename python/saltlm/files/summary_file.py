@@ -317,6 +317,26 @@ class BlendReport(TypedDict, total=False):
     blend: Blend
 
 
+class RoleReport(TypedDict):
+    """A token of the new tokenizer that has a role.
+
+    Attributes:
+        id: of the token.
+        token: its spelling.
+        roles: roles that the target or source tokenizer gives it.
+        stands_in_for: roles that the target lacks, which the token has without an effect on its rows.
+        input: source token of its input row; ``None`` for a row that is not a copy.
+        output: source token of its output row; ``None`` for a row that is not a copy.
+    """
+
+    id: int
+    token: str
+    roles: list[str]
+    stands_in_for: list[str]
+    input: str | None
+    output: str | None
+
+
 class Versions(TypedDict):
     """Versions in every saltlm.json.
 
@@ -352,6 +372,7 @@ class Summary(Versions, BlendReport, StepReports):
         seconds: stage -> seconds.
         environment: package -> version; ``device`` and ``operators``.
         expansion: tokens of the expanded tokenizer; ``None`` for a replaced tokenizer.
+        roles: tokens with a role; empty for an expanded tokenizer.
         warnings: sentences for the user.
     """
 
@@ -372,6 +393,7 @@ class Summary(Versions, BlendReport, StepReports):
     seconds: dict[str, float]
     environment: dict[str, str | None]
     expansion: ExpansionCounts | None
+    roles: list[RoleReport]
     warnings: list[str]
 
 

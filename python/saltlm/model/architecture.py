@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import re
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,24 @@ import torch
 
 from ..environment import quiet_transformers
 from ..errors import InputError, first_line, input_error
+
+# Names of a padding id in model classes.
+PAD_NAME = re.compile(r"_?pad(ding)?(_token)?_?(id|idx|index)")
+# Methods that a forward pass does not call.
+NOT_RUN = ("__init__", "_init_weights", "dummy_inputs")
+# Modules of base classes that all models share.
+LIBRARIES = (
+    "builtins",
+    "torch",
+    "typing",
+    "abc",
+    "transformers.modeling_",
+    "transformers.generation",
+    "transformers.utils",
+    "transformers.integrations",
+    "transformers.activations",
+    "transformers.loss",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +49,7 @@ class Architecture:
         output_width: width of the head matrix, or of the input matrix if there is no other.
         tied: whether the config ties head and input matrix.
         vocab_key: key of the vocabulary size in config.json.
+        reads_pad: whether the class reads the padding id when it runs, beyond its use for the input matrix.
     """
 
     name: str
@@ -39,6 +61,7 @@ class Architecture:
     output_width: int
     tied: bool
     vocab_key: str
+    reads_pad: bool = False
 
 
 def find_architecture(
@@ -187,7 +210,37 @@ def _inspect(model: Any, config: Any, side: str, causal: bool) -> Architecture:
         output_width=(weight if output is None else output).shape[1],
         tied=output is weight,
         vocab_key=vocab_key,
+        reads_pad=causal and _reads_pad(model),
     )
+
+
+def _reads_pad(model: Any) -> bool:
+    """Whether code of the model, other than its construction, reads a padding id; positions may then depend on it.
+
+    The names in the compiled methods of its modules are searched, which costs no run of the model. A hit is no proof:
+    :mod:`saltlm.model.positions` runs a small model of the class to find out what the id changes.
+    """
+    classes = {base for module in model.modules() for base in type(module).__mro__}
+    functions = (
+        function
+        for base in classes
+        if not base.__module__.startswith(LIBRARIES)
+        for name, function in vars(base).items()
+        if name not in NOT_RUN
+    )
+    return any(_names_pad(function) for function in functions)
+
+
+def _names_pad(function: Any) -> bool:
+    """Whether a function, or one that it wraps or defines, reads an attribute or a global that is named as a padding id."""
+    function = inspect.unwrap(getattr(function, "__func__", getattr(function, "fget", function)))
+    codes = [function.__code__] if hasattr(function, "__code__") else []
+    while codes:
+        code = codes.pop()
+        if any(PAD_NAME.fullmatch(name) for name in code.co_names):
+            return True
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return False
 
 
 def _refuse_unknown_rows(

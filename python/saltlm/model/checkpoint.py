@@ -17,6 +17,7 @@ from ..files.json_files import read_json
 from ..protocols import Tokenizer
 from .architecture import Architecture, find_architecture
 from .locate import resolve_model
+from .positions import needs_pad
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokens_without_row
 from .vocabulary_rows import VocabularyKeys, find_keys, read_digests
 from .weights import INDEX, Weights, find_weights
@@ -74,6 +75,8 @@ class Source(Checkpoint):
         vocab_key: key of the vocabulary size in config.json.
         config_says_tied: whether the config ties the head; the stored tensors may differ.
         trust_remote_code: whether code of the checkpoint may run.
+        reads_pad: whether the model class reads the padding id when it runs (:mod:`saltlm.model.positions`).
+        needs_pad: whether the model cannot do without a padding id.
     """
 
     given_folder: Path
@@ -88,6 +91,8 @@ class Source(Checkpoint):
     vocab_key: str
     config_says_tied: bool
     trust_remote_code: bool
+    reads_pad: bool = False
+    needs_pad: bool = False
 
     @property
     def tied(self) -> bool:
@@ -146,6 +151,10 @@ def load_source(
         vocab_key=opened.shape.vocab_key,
         config_says_tied=opened.shape.tied,
         trust_remote_code=trust_remote_code,
+        reads_pad=opened.shape.reads_pad,
+        needs_pad=needs_pad(
+            folder, opened.common["config"], reads_pad=opened.shape.reads_pad, trust_remote_code=trust_remote_code
+        ),
     )
 
 
