@@ -171,6 +171,7 @@ def _tokenizer_key(loaded: Source | Donor) -> Hashable:
 
 def _model_bytes(loaded: Source | Donor) -> int:
     rows = [loaded.input_rows, getattr(loaded, "output_rows", None), getattr(loaded, "output_bias", None)]
+    rows += [table.rows for table in getattr(loaded, "tables", ())]
     mapped = sum(tensor.numel() * tensor.element_size() for tensor in rows if tensor is not None)
     return mapped + TOKENIZER_BYTES * len(loaded.tokenizer)
 

@@ -200,6 +200,14 @@ def not_finite(value: float, rows: list[int], key: str = "model.embed_tokens.wei
     return lambda folder: change_tensors(folder, change)
 
 
+def quantized_rows(folder: Path) -> None:
+    def change(content: dict[str, torch.Tensor]) -> None:
+        content["model.embed_tokens.qweight"] = content.pop("model.embed_tokens.weight").int()
+
+    change_tensors(folder, change)
+    change_config(folder, quantization_config={"quant_method": "gptq"})
+
+
 def index_without(folder: Path) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["ghost.weight"] = next(iter(index["weight_map"].values()))
@@ -247,7 +255,7 @@ DAMAGE = {
         "tokenizer that transformers cannot",
     ),
     "tokenizer LFS": (lfs("tokenizer.json"), "git-LFS pointer"),
-    "quantized": (lambda f: change_config(f, quantization_config={"quant_method": "gptq"}), "quantized.*'gptq'"),
+    "quantized": (quantized_rows, "quantized vocabulary rows .*embed_tokens.qweight.*'gptq'"),
     "remote code": (
         lambda f: change_config(
             f, model_type="own", auto_map={"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.C"}
@@ -256,7 +264,7 @@ DAMAGE = {
     ),
     "adapter": (
         lambda f: [(f / "model.safetensors").unlink(), (f / "adapter_config.json").write_text("{}")],
-        "merge the adapter",
+        "merge it into its base model.*merge_and_unload",
     ),
     "per-layer vocabulary": (lambda f: change_config(f, vocab_size_per_layer_input=420), "table in every layer"),
 }

@@ -13,7 +13,9 @@ from transformers import TrainingArguments
 
 from ..errors import input_error
 from ..evaluation.evaluate import evaluate
+from ..files.json_files import read_json
 from ..model.causal_lm import CausalLM, load_causal_lm, resolve_length, within_positions
+from ..model.quantization import refuse_training
 from ..protocols import LanguageModel
 from .checkpoints import CheckpointFolder
 from .chunked_loss import ChunkedLM
@@ -189,6 +191,7 @@ def load_session(
             documents in a block see each other, the folder does not record which rows are new though a phase trains them
             alone, or the text fills no block.
     """
+    refuse_training(read_json(folder / "config.json"), folder, f"model {name!r}")
     rows = new_rows(folder) if config.needs_new_rows else None
     lm = load_causal_lm(str(folder), device="cpu", dtype="float32", trust_remote_code=config.trust_remote_code)
     what = f"model {name!r}"

@@ -99,6 +99,7 @@ def summary_of(
     summary["expansion"] = None if expansion is None else expansion.counts
     summary |= built.posts
     summary["warnings"] = [
+        *model.notes,
         *_warnings(summary, model, config),
         *_template_warnings(config, model.tokenizer, tokenizer),
         *_rule_warnings(summary, config, assembly, donor),

@@ -28,6 +28,7 @@ class Architecture:
         output_width: width of the head matrix, or of the input matrix if there is no other.
         tied: whether the config ties head and input matrix.
         vocab_key: key of the vocabulary size in config.json.
+        model: the model itself, on the meta device.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Architecture:
     output_width: int
     tied: bool
     vocab_key: str
+    model: Any = dataclasses.field(repr=False, compare=False)
 
 
 def find_architecture(
@@ -77,7 +79,7 @@ def _unusable(side: str, found: str, error: Exception) -> InputError:
 
 
 def _refuse_by_config(raw: Mapping[str, Any], side: str, causal: bool, trust_remote_code: bool) -> None:
-    """Refuse by config.json alone, before transformers reads it: unknown classes, remote code, quantized weights."""
+    """Refuse by config.json alone, before transformers reads it: unknown classes and remote code."""
     from transformers import CONFIG_MAPPING
 
     model_type = raw.get("model_type")
@@ -95,15 +97,6 @@ def _refuse_by_config(raw: Mapping[str, Any], side: str, causal: bool, trust_rem
     if not known and auto_class not in remote:
         advice = "check config.json" if model_type is None else "update transformers, or choose another model"
         raise input_error(f"{side}, config.json", f"model_type {model_type!r}", "one that transformers knows", advice)
-    if raw.get("quantization_config"):
-        quantization = raw["quantization_config"]
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise input_error(
-            side,
-            f"a quantized checkpoint (quantization_config, method {method!r})",
-            "unquantized weights",
-            "take the model it was made from, or dequantize it first",
-        )
 
 
 def _refuse_model_class(config: Any, raw: Mapping[str, Any], side: str, causal: bool, trust_remote_code: bool) -> None:
@@ -187,6 +180,7 @@ def _inspect(model: Any, config: Any, side: str, causal: bool) -> Architecture:
         output_width=(weight if output is None else output).shape[1],
         tied=output is weight,
         vocab_key=vocab_key,
+        model=model,
     )
 
 

@@ -16,6 +16,8 @@ import torch
 from ..environment import quiet_transformers
 from ..errors import InputError, first_line, input_error
 from ..protocols import LanguageModel, Tokenizer
+from .quantization import refuse_undeclared
+from .weights import ADAPTER, INDEX, SINGLE, Weights, find_weights, merge_advice, refuse_adapter_alone, refuse_wrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Config keys of the longest input in tokens, the most common first.
@@ -97,6 +99,7 @@ def load_causal_lm(
     if not str(model):
         raise input_error("model", "an empty name", "a folder or a hub name", "check the variable it came from")
     _check_folder(what, Path(model), gguf_file)
+    weights = None if gguf_file is not None else _headers(Path(model), what)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         common["gguf_file"] = gguf_file
@@ -116,6 +119,8 @@ def load_causal_lm(
             f"tokenizer of {what}", "one that transformers can load", "the tokenizer files beside the model"
         ):
             tokenizer = AutoTokenizer.from_pretrained(str(model), **common)
+    if gguf_file is None:
+        _refuse_unread(str(model), revision, weights, sorted(info["unexpected_keys"]), what)
     for problem, keys in (("missing", info["missing_keys"]), ("misshapen", info["mismatched_keys"])):
         if keys:
             names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
@@ -127,6 +132,39 @@ def load_causal_lm(
                 "check the model class, and that the copy is complete",
             )
     return _checked(str(model), loaded.to(target_device).eval(), tokenizer)
+
+
+def _headers(folder: Path, what: str) -> Weights | None:
+    """The headers of a local folder's weights, checked before transformers reads gigabytes; ``None`` for a hub name."""
+    if not (os.path.isfile(folder / SINGLE) or os.path.isfile(folder / INDEX)):
+        return None
+    weights = find_weights(folder, what)
+    refuse_wrapped(weights, what)
+    refuse_undeclared(folder, weights, (), what)
+    return weights
+
+
+def _refuse_unread(name: str, revision: str | None, weights: Weights | None, unexpected: list[str], what: str) -> None:
+    """Refuse quantised weights of which transformers has not read the scales, because config.json does not declare them.
+
+    Args:
+        name: folder or hub name.
+        revision: on the hub.
+        weights: headers of a local folder's weights.
+        unexpected: keys that transformers has found in the checkpoint and not loaded.
+        what: name of the model in messages.
+    """
+    folder = Path(name)
+    if weights is None and not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            return
+        folder = Path(cached).parent
+        if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+            weights = find_weights(folder, what)
+    refuse_undeclared(folder, weights, unexpected, what)
 
 
 @contextlib.contextmanager
@@ -270,6 +308,7 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
         if not os.path.isfile(folder / gguf_file):
             raise input_error(what, f"no file {gguf_file!r}", "a GGUF file of that name in it", "check the name")
         return
+    refuse_adapter_alone(folder, what)
     try:
         json.loads((folder / "config.json").read_bytes())
     except OSError as error:
@@ -281,6 +320,8 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
         if pickled:
             advice = "convert them: load the model with transformers where you trust it, then save_pretrained"
             raise input_error(what, f"pickled weights ({pickled[0]}), which can run code", "safetensors", advice)
+        if (folder / ADAPTER).is_file():
+            raise input_error(what, "no weights but those of an adapter", expected, merge_advice(folder))
         raise input_error(what, "no weights", expected, "check that the copy is complete")
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,9 +17,11 @@ from ..files.json_files import read_json
 from ..protocols import Tokenizer
 from .architecture import Architecture, find_architecture
 from .locate import resolve_model
+from .quantization import QUANTIZATION_FILES, declared_quantization, quantized_keys, undeclared_warning
+from .renaming import LoadedKeys, loaded_keys
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokens_without_row
 from .vocabulary_rows import VocabularyKeys, find_keys, read_digests
-from .weights import INDEX, Weights, find_weights
+from .weights import ADAPTER, INDEX, Weights, find_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,21 @@ class Donor(Checkpoint):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """One more matrix of vocabulary rows, which the model class does not have, such as one of a multi-token-prediction layer.
+
+    Attributes:
+        key: its key in the checkpoint.
+        role: ``input`` or ``output``: which rows it holds; ``bias`` of an output table.
+        rows: [S, width], or [S] of a bias, in the stored dtype, mapped from the file.
+    """
+
+    key: str
+    role: Literal["input", "output", "bias"]
+    rows: torch.Tensor = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(Checkpoint):
     """A causal LM, with its head and the headers of all its tensors.
 
@@ -74,6 +91,8 @@ class Source(Checkpoint):
         vocab_key: key of the vocabulary size in config.json.
         config_says_tied: whether the config ties the head; the stored tensors may differ.
         trust_remote_code: whether code of the checkpoint may run.
+        tables: further matrices of vocabulary rows.
+        notes: what a user should know about this checkpoint, one sentence each.
     """
 
     given_folder: Path
@@ -88,6 +107,8 @@ class Source(Checkpoint):
     vocab_key: str
     config_says_tied: bool
     trust_remote_code: bool
+    tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def tied(self) -> bool:
@@ -102,6 +123,7 @@ class _Opened:
     common: dict[str, Any]
     shape: Architecture
     weights: Weights
+    loaded: LoadedKeys
     keys: VocabularyKeys
 
 
@@ -121,7 +143,8 @@ def load_source(
         trust_remote_code: let transformers run code from the checkpoint.
 
     Raises:
-        InputError: the model is missing, broken, pickled, quantized or not a causal LM, or its files contradict each other.
+        InputError: the model is missing, broken, pickled or not a causal LM, its vocabulary rows are
+            quantized, or its files contradict each other.
     """
     side = f"source {name}"
     given_folder, commit = resolve_model(str(name), side, revision, gguf_file)
@@ -146,7 +169,37 @@ def load_source(
         vocab_key=opened.shape.vocab_key,
         config_says_tied=opened.shape.tied,
         trust_remote_code=trust_remote_code,
+        tables=tuple(Table(key=t.key, role=t.role, rows=weights.tensor(t.key)) for t in keys.tables),
+        notes=_notes(folder, opened),
     )
+
+
+def _notes(folder: Path, opened: _Opened) -> tuple[str, ...]:
+    """What a user should know about the files of a source."""
+    weights, keys, loaded = opened.weights, opened.keys, opened.loaded
+    notes = []
+    outside = loaded.outside()
+    packed = quantized_keys(weights, outside)
+    declared = declared_quantization(opened.common["config"], folder)
+    if packed and not (declared and declared.by_config):
+        notes.append(undeclared_warning(packed, declared))
+    if weights.unwrapped:
+        key, name = next(iter(weights.unwrapped.items()))
+        notes.append(f"the source's keys are those of a wrapped or compiled model: {key} is written as {name}")
+    if (folder / ADAPTER).is_file():
+        notes.append(
+            f"the source's folder holds an adapter ({ADAPTER}) beside the model: it is neither applied nor copied; merge it"
+            " with peft (merge_and_unload) first if it belongs to the model"
+        )
+    copied = [key for key in keys.copies if key in set(outside)]
+    if copied or keys.tables:
+        names = ", ".join([*copied, *(table.key for table in keys.tables)][:4])
+        notes.append(
+            f"{len(copied) + len(keys.tables)} tensors with a row for each token lie outside the model class ({names}):"
+            f" {len(copied)} equal rows of the model and get the same new rows, {len(keys.tables)} are built by the same"
+            " method from their own rows; adapt does not train them"
+        )
+    return tuple(notes)
 
 
 def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Donor:
@@ -158,7 +211,8 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
         trust_remote_code: let transformers run code from the checkpoint.
 
     Raises:
-        InputError: the model is missing, broken, pickled, quantized or not a text model, or its files contradict each other.
+        InputError: the model is missing, broken, pickled or not a text model, its input rows are
+            quantized, or its files contradict each other.
     """
     side = f"target {name}"
     folder, commit = resolve_model(str(name), side, revision, None)
@@ -180,7 +234,9 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
     config = read_json(folder / "config.json")
     shape = find_architecture(folder, config, side=side, causal=causal, trust_remote_code=trust_remote_code)
     weights = find_weights(folder, side)
-    keys = find_keys(weights, shape, side, head=causal)
+    loaded = loaded_keys(shape.model, weights.files_of(), weights.unwrapped)
+    declared = declared_quantization(config, folder)
+    keys = find_keys(weights, shape, loaded, side, head=causal, declared=declared)
     tokenizer = load_tokenizer(folder, side, trust_remote_code)
     without_row = tokens_without_row(tokenizer, shape.rows, side)
     common = {
@@ -195,13 +251,13 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
         "architecture": shape.name,
         "files": hash_files(folder, weights) | read_digests(weights, keys, tokenizer, side),
     }
-    return _Opened(common=common, shape=shape, weights=weights, keys=keys)
+    return _Opened(common=common, shape=shape, weights=weights, loaded=loaded, keys=keys)
 
 
 def hash_files(folder: Path, weights: Weights) -> dict[str, str]:
     """File name -> sha256; of weight files, which can be too large to hash, size and time of change."""
     digests = {}
-    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, INDEX):
+    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, *QUANTIZATION_FILES, INDEX):
         if (folder / name).is_file() and not (name == INDEX and weights.index is None):
             digests[name] = sha256_file(folder / name)
     for name, header in weights.headers.items():

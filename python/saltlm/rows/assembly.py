@@ -13,7 +13,7 @@ import torch
 from ..alignment.align import HOLE, Alignment, MatchKind
 from ..alignment.expand import Expansion
 from ..errors import input_error
-from ..model.checkpoint import Source
+from ..model.checkpoint import Source, Table
 from ..model.stored_rows import block_rows, blocks_of, gather
 from ..operators.checks import all_finite, finite_rows
 from ..operators.linear import mean_and_deviation
@@ -114,6 +114,8 @@ class Assembly:
         """
         self.head = Head(source)
         self.source = source
+        self.tables: dict[str, torch.Tensor] = {}  # key -> new rows, see NewMatrices
+        self._arguments = (alignment, rows, dtype, expansion)
         self.input_rows = torch.zeros(rows, source.input_rows.shape[1], dtype=dtype or source.input_rows.dtype)
         self.output_rows: torch.Tensor | None = None
         if source.output_rows is not None:
@@ -166,6 +168,28 @@ class Assembly:
                         "one that holds the source's rows",
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
                     )
+
+    def for_table(self, table: Table) -> Assembly:
+        """An assembly as this one was before any row was built, with a table in the place of input matrix, head or bias."""
+        if table.role == "input":
+            source = dataclasses.replace(self.source, input_rows=table.rows, output_rows=None, output_bias=None)
+        elif table.role == "output":
+            source = dataclasses.replace(self.source, output_rows=table.rows, output_bias=None)
+        else:
+            source = dataclasses.replace(self.source, output_rows=None, output_bias=table.rows)
+        return Assembly(source, *self._arguments)
+
+    def rows_of(self, table: Table) -> torch.Tensor:
+        """The matrix that :meth:`for_table` put the table in the place of.
+
+        Raises:
+            ValueError: this assembly is not one for a table of this role.
+        """
+        matrices = {"input": self.input_rows, "output": self.output_rows, "bias": self.output_bias}
+        matrix = matrices[table.role]
+        if matrix is None:
+            raise ValueError(f"an assembly without rows for {table.key}")
+        return matrix
 
     def copy(self) -> Assembly:
         """An independent copy of this assembly as it is now."""
@@ -264,7 +288,12 @@ class Assembly:
         """The finished matrices."""
         if self.open.any():
             raise RuntimeError(f"{int(self.open.sum())} rows were never built")
-        return NewMatrices(input_rows=self.input_rows, output_rows=self.output_rows, output_bias=self.output_bias)
+        return NewMatrices(
+            input_rows=self.input_rows,
+            output_rows=self.output_rows,
+            output_bias=self.output_bias,
+            tables=self.tables,
+        )
 
 
 def row_moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..alignment.align import Alignment
 from ..files.hashing import sha256_file
+from ..model.checkpoint import Table
 from ..progress import Clock
 from ..protocols import Tokenizer
 from .assembly import Assembly
@@ -85,6 +87,8 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Tokenizer, clock: Clock,
         job = dataclasses.replace(job, config=dataclasses.replace(config, **tuning.choice))
     with clock("rows"):
         posts = _fill(job, assembly, unigram)
+        for table in assembly.source.tables:
+            assembly.tables[table.key] = _table_rows(job, assembly, table, unigram)
     if not config.tune:
         heldout, _ = _self_check(job, clock)
     return Built(job=job, heldout=heldout, tuning=tuning, posts=posts)
@@ -104,6 +108,18 @@ def _fill(job: Job, assembly: Assembly, unigram: _Unigram | None) -> dict[str, A
     posts["norm_guard"] = guard_norms(assembly, job.used, config.norm_guard, words, bias=unigram is None)
     assembly.pad(job.used)
     return posts
+
+
+def _table_rows(job: Job, assembly: Assembly, table: Table, unigram: _Unigram | None) -> torch.Tensor:
+    """New rows of a table outside the model class: what the method makes with the table in the place of input matrix or head.
+
+    The options are those of the model's own rows, the tuned ones included, so that a table of input rows is built like the
+    input matrix, and one of output rows like the head: by the same coefficients where the method has coefficients.
+    """
+    part = assembly.for_table(table)
+    rows = part.source.input_rows
+    _fill(dataclasses.replace(job, source_rows=rows, head=part.head), part, None if table.role == "input" else unigram)
+    return part.rows_of(table)
 
 
 def _self_check(job: Job, clock: Clock) -> tuple[dict[str, Any] | None, Tuning | None]:
