@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from ..model.weights import INDEX, SINGLE, Weights, find_weights, with_dtype
 from ..protocols import LanguageModel
 from .checkpoints import METRICS, RECORD, read_metrics
 from .metrics import draw_curve
+
+_LOGGER = logging.getLogger("saltlm")
 
 # Files of the trained model's folder that the written folder takes over: tokenizer, provenance, licences, custom code.
 COPIED = (
@@ -79,6 +82,13 @@ def write_adapted(
     weights = _cast(weights, stored_dtypes(stored, loaded.names), dtype)
     # Tensors that the class does not have, such as a multi-token-prediction layer: transformers has not read them.
     outside = [key for key in loaded.outside() if stored.files_of()[key] not in stored.beside]
+    if outside or stored.beside:
+        record = {**record, "untrained": [*outside, *stored.beside]}
+        _LOGGER.warning(
+            "%d tensors outside the model class (%s) were not trained and are written as they were",
+            len(outside) + sum(len(stored.headers[name].entries) for name in stored.beside),
+            ", ".join([*outside, *stored.beside][:3]),
+        )
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     needed += sum(entry.end - entry.start for entry in map(stored.entry, outside))
     needed += sum(stored.headers[name].path.stat().st_size for name in stored.beside)

@@ -148,7 +148,8 @@ def _parse(path: Path, data_start: int, content: object) -> Header:
     for entry in entries:
         bits = math.prod(entry.shape) * ITEM_BITS[entry.dtype]
         if bits % 8 or entry.start != offset or entry.end - entry.start != bits // 8:
-            span = f"tensor {_shown(entry.name)} of shape {list(entry.shape)} ({entry.dtype}) at bytes {entry.start} to {entry.end}"
+            span = f"tensor {_shown(entry.name)} of shape {list(entry.shape)} ({entry.dtype})"
+            span += f" at bytes {entry.start} to {entry.end}"
             expected = f"{bits // 8} bytes from {offset}" if bits % 8 == 0 else "a whole number of bytes"
             raise _broken(path, span, expected)
         offset = entry.end
