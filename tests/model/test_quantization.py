@@ -149,7 +149,7 @@ def test_quantized_vocabulary_rows_are_refused(tmp_path: Path, kind: str, name: 
 def test_scales_beside_plain_rows_are_refused(tmp_path: Path) -> None:
     folder = save_llama(tmp_path / "source", BPE, tied=False)
     add_tensors(folder, {"lm_head.weight_scale": torch.ones(1)})
-    with pytest.raises(InputError, match="quantized vocabulary rows"):
+    with pytest.raises(InputError, match=r"quantized vocabulary rows"):
         load_source(folder)
 
 
@@ -158,17 +158,17 @@ def test_a_donor_needs_plain_input_rows_alone(tmp_path: Path, kind: str) -> None
     folder = quantized(tmp_path / "donor", kind, keys=lambda content: [*body(content), "lm_head.weight"])
     assert load_donor(folder).input_rows.dtype == torch.bfloat16
     folder = quantized(tmp_path / "other", kind, keys=lambda content: ["model.embed_tokens.weight"])
-    with pytest.raises(InputError, match="quantized vocabulary rows"):
+    with pytest.raises(InputError, match=r"quantized vocabulary rows"):
         load_donor(folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_undeclared_scales_are_not_ignored(tmp_path: Path, kind: str) -> None:
     folder = quantized(tmp_path / "model", kind, declared=False)
-    with pytest.raises(InputError, match="quantized weights that config.json does not declare"):
+    with pytest.raises(InputError, match=r"quantized weights that config.json does not declare"):
         evaluate(folder, documents=["text"])
     text = adapt_tiny.text_file(tmp_path / "text.txt", 20)
-    with pytest.raises(InputError, match="quantized weights that config.json does not declare"):
+    with pytest.raises(InputError, match=r"quantized weights that config.json does not declare"):
         adapt(folder, text, tmp_path / "out", AdaptConfig(phases="all:1", seq_length=16, device="cpu"))
     assert not (tmp_path / "out").exists()
 
@@ -184,7 +184,7 @@ def test_scales_alone_are_not_ignored(tmp_path: Path) -> None:
 def test_a_declared_quantization_is_not_trained(tmp_path: Path) -> None:
     folder = quantized(tmp_path / "model", "fp8")
     text = adapt_tiny.text_file(tmp_path / "text.txt", 20)
-    with pytest.raises(InputError, match="a quantized checkpoint .*'fp8'.*to train"):
+    with pytest.raises(InputError, match=r"a quantized checkpoint .*'fp8'.*to train"):
         adapt(folder, text, tmp_path / "out", AdaptConfig(phases="all:1", seq_length=16, device="cpu"))
 
 

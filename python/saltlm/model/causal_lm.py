@@ -315,7 +315,7 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
         raise input_error(what, "no readable config.json", expected, "check that it is a model folder") from error
     except ValueError as error:
         raise input_error(what, f"a broken config.json ({error})", "valid JSON", "fetch the file again") from error
-    if not any(folder.glob("*.safetensors")):
+    if all(path.name.startswith("adapter_") for path in folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         if pickled:
             advice = "convert them: load the model with transformers where you trust it, then save_pretrained"
