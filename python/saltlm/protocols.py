@@ -110,6 +110,10 @@ class LanguageModel(Protocol):
         """Each module."""
         ...
 
+    def get_submodule(self, target: str) -> torch.nn.Module:
+        """Module of this name."""
+        ...
+
     def state_dict(self, *inputs: Any, **options: Any) -> dict[str, Any]:
         """Name -> tensor of all parameters and persistent buffers."""
         ...

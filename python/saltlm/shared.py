@@ -103,16 +103,17 @@ class Shared:
     def aligned(self, model: Source, donor: Donor, config: TransferConfig) -> tuple[Any, Alignment]:
         """The new tokenizer, and its alignment to the source's; models that bring the same tokenizer files share them."""
         ours, theirs, template = _tokenizer_key(model), _tokenizer_key(donor), _template(config)
+        markers = _markers(model, config)
 
         def make() -> tuple[Any, Tokens]:
-            made = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=template)
+            made = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=template, markers=markers)
             return made, load_tokens(made, "target")
 
         tokens = self.get(("tokens", ours), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
-        tokenizer, target = self.get(("tokenizer", ours, theirs, template), make, lambda made: _table_bytes(made[1]))
+        tokenizer, target = self.get(("tokenizer", ours, theirs, template, markers), make, lambda made: _table_bytes(made[1]))
         overrides = tuple(sorted(config.special_overrides.items()))
         alignment = self.get(
-            ("alignment", ours, theirs, template, config.overlap, overrides),
+            ("alignment", ours, theirs, template, markers, config.overlap, overrides),
             lambda: align(tokens, target, overlap=config.overlap, special_overrides=config.special_overrides),
             lambda made: made.kind.nbytes + made.source_id.nbytes + made.cover_offsets.nbytes + made.cover_ids.nbytes,
         )
@@ -123,14 +124,14 @@ class Shared:
     ) -> Auxiliary:
         """:func:`~saltlm.load_auxiliary` for the target tokens; one file's serve every source with this target."""
         files = tuple(stamp(name) for name in auxiliary_files(spec))
-        added = _tokenizer_key(model) if _template(config) == "source" else None  # it brings tokens along
+        added = _added(model, config)
         key = ("vectors", str(spec), files, _tokenizer_key(donor), _template(config), added)
         return self.get(key, lambda: load_auxiliary(spec, alignment.target.words()), _vector_bytes)
 
 
 def basis_of(donor: Donor, vectors: Auxiliary | None, model: Source, config: TransferConfig) -> Hashable:
     """Stands for the content of the target's PLM rows and of its tokens' vectors, as far as coefficients hang on them."""
-    added = _tokenizer_key(model) if _template(config) == "source" else None
+    added = _added(model, config)
     described = None if vectors is None else json.dumps(vectors.description, sort_keys=True, default=str)
     return (
         str(donor.folder),
@@ -160,6 +161,16 @@ def stamp(name: str | Path) -> tuple[Hashable, ...]:
 def _template(config: TransferConfig) -> str:
     """The chat template that the target's tokenizer gets; the source's own tokenizer, where it is kept, has its own."""
     return "target" if config.keep_source_vocabulary else config.chat_template
+
+
+def _markers(model: Source, config: TransferConfig) -> tuple[str, ...]:
+    """The source's markers that the target's tokenizer gets; the source's own tokenizer, where it is kept, has them."""
+    return () if config.keep_source_vocabulary else model.markers
+
+
+def _added(model: Source, config: TransferConfig) -> Hashable:
+    """Identifies the tokens of the source that the target's tokenizer gets."""
+    return (_tokenizer_key(model) if _template(config) == "source" else None, _markers(model, config))
 
 
 def _tokenizer_key(loaded: Source | Donor) -> Hashable:

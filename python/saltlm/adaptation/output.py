@@ -37,6 +37,7 @@ COPIED = (
     "*.tiktoken",
     "tekken.json",
     "chat_template*",
+    "*processor_config.json",
     "generation_config.json",
     "provenance.safetensors",
     "LICENSE*",

@@ -19,7 +19,9 @@ from ..files.file_errors import output_errors
 from ..files.json_files import write_json
 from ..files.output_folder import check_output, whole_folder
 from ..model.checkpoint import Source
+from ..model.composite import with_entry
 from ..model.locate import TERMS
+from ..model.processor import processor_files
 from ..model.quantization import QUANTIZATION_FILES
 from ..model.safetensors_header import DTYPES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
@@ -260,7 +262,8 @@ def _config(
     source: Source, matrices: NewMatrices, replaced: Mapping[str, torch.Tensor], changes: Mapping[str, Any]
 ) -> dict[str, Any]:
     config = dict(source.config)
-    config[source.vocab_key] = len(matrices.input_rows)
+    for path in source.size_paths:
+        config = with_entry(config, path, len(matrices.input_rows))
     config.pop("tokenizer_class", None)  # named the old tokenizer's
     if not source.trust_remote_code:
         config.pop("auto_map", None)  # its code is not in the new folder
@@ -302,6 +305,9 @@ def _keep_files(source: Source, folder: Path) -> None:
     names = [*TERMS, *QUANTIZATION_FILES, *(["*.py"] if source.trust_remote_code else [])]
     for path in sorted({path for name in names for path in source.given_folder.glob(name) if path.is_file()}):
         copy_file(path, folder / path.name)
+    if source.text_path:
+        for path in processor_files(source.folder):
+            copy_file(path, folder / path.name)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

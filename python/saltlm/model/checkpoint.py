@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import torch
 
+from ..environment import quiet_transformers
 from ..errors import input_error
 from ..files.hashing import sha256_file
 from ..files.json_files import read_json
 from ..protocols import Tokenizer
 from .architecture import Architecture, find_architecture
 from .locate import resolve_model
+from .processor import marker_tokens, processor_template
 from .quantization import QUANTIZATION_FILES, declared_quantization, quantized_keys, undeclared_warning
 from .renaming import LoadedKeys, loaded_keys
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokens_without_row
@@ -61,17 +63,20 @@ class Donor(Checkpoint):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """One more matrix of vocabulary rows, which the model class does not have, such as one of a multi-token-prediction layer.
+    """One more matrix of vocabulary rows: a table of per-layer inputs, or one of a multi-token-prediction layer.
 
     Attributes:
         key: its key in the checkpoint.
         role: ``input`` or ``output``: which rows it holds; ``bias`` of an output table.
-        rows: [S, width], or [S] of a bias, in the stored dtype, mapped from the file.
+        rows: [S, width], or [S] of a bias, in the stored dtype, mapped from the file. A table of per-layer inputs may have
+            fewer rows: the model reads row 0 for a token beyond them.
+        names: names of the table in the model class; empty if the class does not have it.
     """
 
     key: str
     role: Literal["input", "output", "bias"]
     rows: torch.Tensor = dataclasses.field(repr=False)
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,9 @@ class Source(Checkpoint):
         copies: key of a duplicate tensor -> key of the tensor that it duplicates.
         shards: key of every tensor -> name of the file that holds it.
         weights: headers of the weight files.
-        vocab_key: key of the vocabulary size in config.json.
+        text_path: leads from the config to that of the text part; empty for a text model.
+        markers: tokens that mark images, sound and video in a text, by ascending id; none for a text model.
+        size_paths: paths of the entries of config.json that hold the number of rows, such as ``("text_config", "vocab_size")``.
         config_says_tied: whether the config ties the head; the stored tensors may differ.
         trust_remote_code: whether code of the checkpoint may run.
         tables: further matrices of vocabulary rows.
@@ -104,7 +111,9 @@ class Source(Checkpoint):
     copies: Mapping[str, str]
     shards: Mapping[str, str] = dataclasses.field(repr=False)
     weights: Weights = dataclasses.field(repr=False)
-    vocab_key: str
+    text_path: tuple[str, ...]
+    markers: tuple[str, ...]
+    size_paths: tuple[tuple[str, ...], ...]
     config_says_tied: bool
     trust_remote_code: bool
     tables: tuple[Table, ...] = ()
@@ -155,6 +164,7 @@ def load_source(
     weights, keys = opened.weights, opened.keys
     generation = folder / "generation_config.json"
     opened.common["files"] = gguf_digest | opened.common["files"]
+    markers = _markers(opened, trust_remote_code) if opened.shape.text_path else ()
     return Source(
         **opened.common,
         given_folder=given_folder,
@@ -166,10 +176,12 @@ def load_source(
         copies=keys.copies,
         shards=weights.files_of(),
         weights=weights,
-        vocab_key=opened.shape.vocab_key,
+        text_path=opened.shape.text_path,
+        markers=markers,
+        size_paths=opened.shape.size_paths,
         config_says_tied=opened.shape.tied,
         trust_remote_code=trust_remote_code,
-        tables=tuple(Table(key=t.key, role=t.role, rows=weights.tensor(t.key)) for t in keys.tables),
+        tables=tuple(Table(key=t.key, role=t.role, rows=weights.tensor(t.key), names=t.names) for t in keys.tables),
         notes=_notes(folder, opened),
     )
 
@@ -192,11 +204,12 @@ def _notes(folder: Path, opened: _Opened) -> tuple[str, ...]:
             " with peft (merge_and_unload) first if it belongs to the model"
         )
     copied = [key for key in keys.copies if key in set(outside)]
-    if copied or keys.tables:
-        names = ", ".join([*copied, *(table.key for table in keys.tables)][:4])
+    tables = [table.key for table in keys.tables if not table.names]
+    if copied or tables:
+        names = ", ".join([*copied, *tables][:4])
         notes.append(
-            f"{len(copied) + len(keys.tables)} tensors with a row for each token lie outside the model class ({names}):"
-            f" {len(copied)} equal rows of the model and get the same new rows, {len(keys.tables)} are built by the same"
+            f"{len(copied) + len(tables)} tensors with a row for each token lie outside the model class ({names}):"
+            f" {len(copied)} equal rows of the model and get the same new rows, {len(tables)} are built by the same"
             " method from their own rows; adapt does not train them"
         )
     return tuple(notes)
@@ -217,6 +230,17 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
     side = f"target {name}"
     folder, commit = resolve_model(str(name), side, revision, None)
     return Donor(**_open(str(name), folder, commit, side, causal=False, trust_remote_code=trust_remote_code).common)
+
+
+def _markers(opened: _Opened, trust_remote_code: bool) -> tuple[str, ...]:
+    """The tokens that mark images, sound and video; the tokenizer gets the chat template of an older processor."""
+    from transformers import AutoConfig
+
+    folder, tokenizer = opened.common["folder"], opened.common["tokenizer"]
+    tokenizer.chat_template = tokenizer.chat_template or processor_template(folder)
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    return marker_tokens(config, folder, tokenizer)
 
 
 def _convert_gguf(folder: Path, file: str, side: str) -> tuple[Path, str]:

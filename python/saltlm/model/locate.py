@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..environment import quiet_transformers
 from ..errors import first_line, input_error
+from .processor import PROCESSOR_FILES
 from .quantization import QUANTIZATION_FILES
 from .tokenizer import TOKENIZER_FILES
 from .weights import ADAPTER, BESIDE, INDEX, refuse_adapter_alone
@@ -61,7 +62,7 @@ def _from_hub(name: str, side: str, revision: str | None, gguf_file: str | None)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["config.json", "generation_config.json", *TOKENIZER_FILES, "README.md", *TERMS]
+    patterns = ["config.json", "generation_config.json", *TOKENIZER_FILES, *PROCESSOR_FILES, "README.md", *TERMS]
     weights = ["model*.safetensors", INDEX, *BESIDE, *QUANTIZATION_FILES, ADAPTER]
     patterns += ["*.py", gguf_file] if gguf_file else ["*.py", *weights]
     no_such = ("no such folder", "a model folder or a hub name", "check the path")

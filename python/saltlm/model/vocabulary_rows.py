@@ -29,15 +29,17 @@ INPUT_TABLE = re.compile(r"emb|wte|wordpiece|tok", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableKey:
-    """One more tensor with a row per token, which the model class does not have.
+    """One more tensor with a row per token.
 
     Attributes:
         key: key in the checkpoint.
         role: ``input`` or ``output``: which rows it holds, and so how new rows are built; ``bias`` of an output table.
+        names: its names in the model class; empty if the class does not have it.
     """
 
     key: str
     role: Literal["input", "output", "bias"]
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,7 @@ def find_keys(
     """
     names = shape.input_names
     if head:
-        names += shape.output_names + shape.bias_names
+        names += shape.output_names + shape.bias_names + tuple(name for table in shape.tables for name in table.names)
     refuse_quantized_rows(weights, loaded.names, names, declared, side)
     inputs = _require_keys(weights, loaded, shape.input_names, side, "input matrix", body=head)
     if not head:
@@ -157,16 +159,29 @@ def find_keys(
     for key in biases:
         check_shape(weights, key, (shape.rows,), side, "head bias")
     copies = {key: keys[0] for keys in (inputs, outputs, biases) for key in keys[1:]}
-    tables, table_copies = _tables(
-        weights, shape, loaded, side, [keys[0] for keys in (inputs, outputs, biases) if keys]
-    )
+    in_class, class_copies = _class_tables(weights, shape, loaded, side)
+    known = [keys[0] for keys in (inputs, outputs, biases) if keys]
+    tables, table_copies = _tables(weights, shape, loaded, side, [*known, *(table.key for table in in_class)])
     return VocabularyKeys(
         input=inputs[0],
         output=outputs[0] if outputs else None,
         bias=biases[0] if biases else None,
-        copies=copies | table_copies,
-        tables=tables,
+        copies=copies | class_copies | table_copies,
+        tables=in_class + tables,
     )
+
+
+def _class_tables(
+    weights: Weights, shape: Architecture, loaded: LoadedKeys, side: str
+) -> tuple[tuple[TableKey, ...], dict[str, str]]:
+    """The tables that the model class has besides input matrix and head; and further keys of one, with its first key."""
+    tables, copies = [], {}
+    for table in shape.tables:
+        first, *others = _require_keys(weights, loaded, table.names, side, "vocabulary table")
+        check_shape(weights, first, table.shape, side, "vocabulary table")
+        copies.update(dict.fromkeys(others, first))
+        tables.append(TableKey(key=first, role=table.role, names=table.names))
+    return tuple(tables), copies
 
 
 def _tables(
@@ -211,7 +226,8 @@ def _tables(
 
 
 def _vocabulary_names(shape: Architecture) -> set[str]:
-    return {*shape.input_names, *shape.output_names, *shape.bias_names}
+    tables = {name for table in shape.tables for name in table.names}
+    return {*shape.input_names, *shape.output_names, *shape.bias_names, *tables}
 
 
 def _ending(name: str) -> str:

@@ -170,14 +170,31 @@ class Assembly:
                     )
 
     def for_table(self, table: Table) -> Assembly:
-        """An assembly as this one was before any row was built, with a table in the place of input matrix, head or bias."""
+        """An assembly as this one was before any row was built, with a table in the place of input matrix, head or bias.
+
+        A table of per-layer inputs may have fewer rows than the input matrix: shared tokens beyond them get row 0, which the
+        model reads for them.
+        """
+        alignment, rows, dtype, expansion = self._arguments
+        count = len(table.rows)
         if table.role == "input":
             source = dataclasses.replace(self.source, input_rows=table.rows, output_rows=None, output_bias=None)
         elif table.role == "output":
             source = dataclasses.replace(self.source, output_rows=table.rows, output_bias=None)
         else:
             source = dataclasses.replace(self.source, output_rows=None, output_bias=table.rows)
-        return Assembly(source, *self._arguments)
+        alignment = dataclasses.replace(
+            alignment, source_id=np.where(alignment.source_id < count, alignment.source_id, np.int32(0))
+        )
+        part = Assembly(source, alignment, rows, dtype, expansion)
+        if expansion is not None and count < len(self.source.input_rows):
+            part._copy_first(np.arange(count, len(self.source.input_rows)))
+        return part
+
+    def _copy_first(self, ids: np.ndarray) -> None:
+        """Copy the first source row to some rows."""
+        self.source_id[ids], self.origin[ids] = 0, COPIED
+        self._copy(ids)
 
     def rows_of(self, table: Table) -> torch.Tensor:
         """The matrix that :meth:`for_table` put the table in the place of.
@@ -197,7 +214,7 @@ class Assembly:
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 setattr(other, name, value.clone())
-            elif isinstance(value, np.ndarray | list):
+            elif isinstance(value, np.ndarray | list | dict):
                 setattr(other, name, value.copy())
         return other
 
