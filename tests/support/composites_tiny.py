@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 
-from models_tiny import save
 from tokenizers_tiny import SPECIALS, tiny
 
 WIDTH = 32
@@ -208,4 +207,13 @@ def save_composite(
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in composite.markers.items()}
     roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     config = composite.config({**TEXT, "vocab_size": len(tokenizer) + 3, **roles}, ids)
-    return save(folder, composite.model_class, config, tokenizer, dtype=dtype, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, composite.model_class)(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.5)
+                parameter.data = parameter.data.to(dtype)  # not model.to: Llama 4 has complex buffers
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

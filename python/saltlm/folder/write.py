@@ -21,7 +21,7 @@ from ..files.output_folder import check_output, whole_folder
 from ..model.checkpoint import Source
 from ..model.composite import with_entry
 from ..model.locate import TERMS
-from ..model.processor import processor_files
+from ..model.processor import copy_processor
 from ..model.quantization import QUANTIZATION_FILES
 from ..model.safetensors_header import DTYPES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
@@ -306,8 +306,7 @@ def _keep_files(source: Source, folder: Path) -> None:
     for path in sorted({path for name in names for path in source.given_folder.glob(name) if path.is_file()}):
         copy_file(path, folder / path.name)
     if source.text_path:
-        for path in processor_files(source.folder):
-            copy_file(path, folder / path.name)
+        copy_processor(source.folder, folder)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -166,7 +166,8 @@ def _refuse_model_class(config: Any, raw: Mapping[str, Any], side: str, causal: 
 def _refuse_composite(config: Any, side: str) -> None:
     """Refuse a model of several parts whose text part is no causal LM, or whose token ids saltlm cannot move."""
     writer = composite.writer_class(config)
-    if writer is None or config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+    encoder_decoder = config.is_encoder_decoder or config.get_text_config().is_encoder_decoder
+    if writer is None or encoder_decoder or not writer.can_generate():
         named = config.architectures[0] if config.architectures else config.model_type
         raise input_error(
             side,

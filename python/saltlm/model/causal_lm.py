@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from ..environment import quiet_transformers
 from ..errors import InputError, first_line, input_error
 from ..protocols import LanguageModel, Tokenizer
+from .composite import text_path, writer_class
 from .quantization import refuse_undeclared
 from .weights import ADAPTER, INDEX, SINGLE, Weights, find_weights, merge_advice, refuse_adapter_alone, refuse_wrapped
 
@@ -63,8 +64,11 @@ def load_causal_lm(
     gguf_file: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    whole: bool = False,
 ) -> CausalLM:
     """Load a causal language model by transformers, or wrap one that is loaded already.
+
+    A model of several parts, such as one with a vision tower, is loaded to be run on text alone.
 
     Args:
         model: a folder or a hub name; or a loaded pair ``(model, tokenizer)``, or a result of this function, whose device
@@ -75,6 +79,7 @@ def load_causal_lm(
         gguf_file: name of a GGUF file in the folder, to load that file.
         revision: branch, tag or commit on the hub.
         trust_remote_code: let transformers run code from the checkpoint.
+        whole: load all parts of a model of several parts, also where transformers has a class for its text part alone.
 
     Returns:
         The model in evaluation mode with its tokenizer.
@@ -105,10 +110,11 @@ def load_causal_lm(
         common["gguf_file"] = gguf_file
     default_dtype = "auto" if target_device.type != "cpu" else torch.float32
     with quiet_transformers():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         with _one_error(what, "a causal language model that transformers can load", "its folder or hub name"):
-            loaded, info = AutoModelForCausalLM.from_pretrained(
+            model_class: Any = _model_class(str(model), common, whole)
+            loaded, info = model_class.from_pretrained(
                 str(model),
                 dtype=DTYPES[dtype] if dtype else default_dtype,
                 use_safetensors=True if gguf_file is None else None,
@@ -132,6 +138,22 @@ def load_causal_lm(
                 "check the model class, and that the copy is complete",
             )
     return _checked(str(model), loaded.to(target_device).eval(), tokenizer)
+
+
+def _model_class(name: str, options: Mapping[str, Any], whole: bool) -> Any:
+    """The class to load: ``AutoModelForCausalLM``, or that of a model of several parts which it does not load."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if "gguf_file" in options:
+        return AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(name, **options)
+    try:
+        parts = bool(text_path(config))
+    except ValueError:
+        return AutoModelForCausalLM
+    if not parts or (type(config) in AutoModelForCausalLM._model_mapping and not whole):
+        return AutoModelForCausalLM
+    return writer_class(config) or AutoModelForCausalLM
 
 
 def _headers(folder: Path, what: str) -> Weights | None:

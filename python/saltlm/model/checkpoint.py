@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from ..environment import quiet_transformers
 from ..errors import input_error
 from ..files.hashing import sha256_file
 from ..files.json_files import read_json
 from ..protocols import Tokenizer
 from .architecture import Architecture, find_architecture
 from .locate import resolve_model
-from .processor import marker_tokens, processor_template
+from .processor import marker_tokens, processor_template, with_defaults
 from .quantization import QUANTIZATION_FILES, declared_quantization, quantized_keys, undeclared_warning
 from .renaming import LoadedKeys, loaded_keys
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokens_without_row
@@ -164,7 +163,7 @@ def load_source(
     weights, keys = opened.weights, opened.keys
     generation = folder / "generation_config.json"
     opened.common["files"] = gguf_digest | opened.common["files"]
-    markers = _markers(opened, trust_remote_code) if opened.shape.text_path else ()
+    markers = _markers(opened) if opened.shape.text_path else ()
     return Source(
         **opened.common,
         given_folder=given_folder,
@@ -232,15 +231,16 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
     return Donor(**_open(str(name), folder, commit, side, causal=False, trust_remote_code=trust_remote_code).common)
 
 
-def _markers(opened: _Opened, trust_remote_code: bool) -> tuple[str, ...]:
-    """The tokens that mark images, sound and video; the tokenizer gets the chat template of an older processor."""
-    from transformers import AutoConfig
+def _markers(opened: _Opened) -> tuple[str, ...]:
+    """The tokens that mark images, sound and video.
 
-    folder, tokenizer = opened.common["folder"], opened.common["tokenizer"]
-    tokenizer.chat_template = tokenizer.chat_template or processor_template(folder)
-    with quiet_transformers():
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    return marker_tokens(config, folder, tokenizer)
+    The tokenizer gets the chat template of an older processor, and config.json the entries that it leaves to its class.
+    """
+    common, config = opened.common, opened.shape.model.config
+    tokenizer = common["tokenizer"]
+    tokenizer.chat_template = tokenizer.chat_template or processor_template(common["folder"])
+    common["config"] = with_defaults(common["config"], config, opened.shape.size_paths)
+    return marker_tokens(config, common["folder"], tokenizer)
 
 
 def _convert_gguf(folder: Path, file: str, side: str) -> tuple[Path, str]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..alignment.roles import ROLES, named_tokens
-from ..files.json_files import read_json
+from ..files.copy import copy_file
+from ..files.json_files import read_json, write_json
 from ..protocols import Tokenizer
-from .composite import parts_of
+from .composite import parts_of, text_path, with_entry
 
 PROCESSOR_FILES = ("*processor_config.json",)
 # File of older processors with the chat template alone.
-TEMPLATE_FILE = "chat_template.json"
+TEMPLATE_FILE, TEMPLATE_ENTRY = "chat_template.json", "chat_template"
 # Config entries with ids of single tokens.
 TOKEN_ENTRY = re.compile(r"_token_(id|ids|index)$")
 ROLE_ENTRIES = frozenset(f"{role}_token_id" for role in ROLES)
@@ -25,15 +26,28 @@ MIN_FIXED = 4
 
 
 def processor_files(folder: Path) -> list[Path]:
-    """The files of a folder that configure the processor of the model, without its chat template."""
+    """The files of a folder that configure the processor of the model."""
     return sorted({path for pattern in PROCESSOR_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
 def processor_template(folder: Path) -> str | None:
-    """The chat template of an older processor, which has a file of its own; ``None`` if there is no such file."""
-    path = folder / TEMPLATE_FILE
-    template = read_json(path).get("chat_template") if path.is_file() else None
-    return template if isinstance(template, str) else None
+    """The chat template that the files of an older processor hold; ``None`` if they hold none.
+
+    Newer processors have that of the tokenizer, ``chat_template.jinja``.
+    """
+    paths = [folder / TEMPLATE_FILE, *processor_files(folder)]
+    templates = (read_json(path).get(TEMPLATE_ENTRY) for path in paths if path.is_file())
+    return next((template for template in templates if isinstance(template, str)), None)
+
+
+def copy_processor(source: Path, folder: Path) -> None:
+    """Copy the processor's files of a model folder, without a chat template: the new tokenizer's counts."""
+    for path in processor_files(source):
+        content = read_json(path)
+        if TEMPLATE_ENTRY in content:
+            write_json(folder / path.name, {key: value for key, value in content.items() if key != TEMPLATE_ENTRY})
+        else:
+            copy_file(path, folder / path.name)
 
 
 def marker_tokens(config: Any, folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -64,17 +78,53 @@ def marker_tokens(config: Any, folder: Path, tokenizer: Tokenizer) -> tuple[str,
 
 def named_ids(config: Any) -> set[int]:
     """The token ids that a config and its parts name, without those of the common roles (bos, eos, pad, ...)."""
-    ids: set[int] = set()
-    for _, part in parts_of(config):
-        for key, value in vars(part).items():
-            if TOKEN_ENTRY.search(key) and key not in ROLE_ENTRIES:
-                values = value if isinstance(value, list | tuple) else [value]
-                ids |= {index for index in values if isinstance(index, int) and not isinstance(index, bool)}
-    return ids
+    entries = [entry for _, part in parts_of(config) for entry in _id_entries(part).items()]
+    return {index for key, ids in entries if key not in ROLE_ENTRIES for index in ids}
+
+
+def _id_entries(part: Any) -> dict[str, list[int]]:
+    """Name -> token ids of the entries of a config that name some, without those of the parts nested in it."""
+    found = {}
+    for key, value in vars(part).items():
+        ids = value if isinstance(value, list | tuple) else [value]
+        if TOKEN_ENTRY.search(key) and not key.startswith("_") and all(type(index) is int for index in ids):
+            found[key] = list(ids)
+    return found
+
+
+def with_defaults(raw: Mapping[str, Any], config: Any, sizes: Iterable[tuple[str, ...]]) -> dict[str, Any]:
+    """The content of config.json with the vocabulary sizes and token ids that it leaves to the defaults of its class.
+
+    Defaults are those of the published models: with another vocabulary they would name other tokens.
+
+    Args:
+        raw: content of config.json.
+        config: the config that transformers reads from it.
+        sizes: paths of the entries that hold the vocabulary size.
+    """
+    text = text_path(config)
+    completed = dict(raw)
+    for path in sizes:
+        completed = with_entry(completed, path, _value(config, (*text, path[-1])))
+    for path, part in parts_of(config):
+        node: Any = completed
+        for name in path:
+            node = node.get(name) if isinstance(node, Mapping) else None
+        for key in _id_entries(part) if isinstance(node, Mapping) else ():
+            names = {key, *(alias for alias, name in part.attribute_map.items() if name == key)}
+            if not names & node.keys() and (path in ((), text) or key not in ROLE_ENTRIES):
+                completed = with_entry(completed, (*path, key), getattr(part, key))
+    return completed
+
+
+def _value(config: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        config = getattr(config, name)
+    return config
 
 
 def _texts(content: object) -> Iterator[str]:
-    """All texts among the values of a JSON value."""
+    """All texts in a JSON value; names of entries do not count."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, Mapping):
