@@ -110,7 +110,9 @@ class Shared:
             return made, load_tokens(made, "target")
 
         tokens = self.get(("tokens", ours), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
-        tokenizer, target = self.get(("tokenizer", ours, theirs, template, markers), make, lambda made: _table_bytes(made[1]))
+        tokenizer, target = self.get(
+            ("tokenizer", ours, theirs, template, markers), make, lambda made: _table_bytes(made[1])
+        )
         overrides = tuple(sorted(config.special_overrides.items()))
         alignment = self.get(
             ("alignment", ours, theirs, template, markers, config.overlap, overrides),

@@ -14,7 +14,6 @@ from pairs import write_vectors
 from safetensors.torch import load_file
 from tokenizers_tiny import tiny
 
-from saltlm.alignment.align import MatchKind
 from saltlm.config import TransferConfig
 from saltlm.model.checkpoint import load_source
 from saltlm.pipeline import Transfer, transfer

@@ -135,8 +135,13 @@ USES = [
     Use(
         module="transformers",
         name="PreTrainedConfig.get_text_config",
-        breaks="transfer: a model of several parts is not refused; evaluate: the window's length is unknown",
+        breaks="transfer: the text part of a model of several parts is not found; evaluate: the window's length is unknown",
         args=1,
+    ),
+    Use(
+        module="transformers.models.auto.processing_auto",
+        name="PROCESSOR_MAPPING_NAMES",
+        breaks="transfer: tokens that only the code of a processor spells do not come along",
     ),
     # transformers: how the keys of a checkpoint are renamed when a class loads it. None of it is documented.
     Use(

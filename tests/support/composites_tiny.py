@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-
 from tokenizers_tiny import SPECIALS, tiny
 
 WIDTH = 32
