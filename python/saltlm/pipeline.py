@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .alignment.align import HOLE, Alignment
-from .alignment.causal_tokenizer import IdChanges, id_changes
+from .alignment.config_ids import IdChanges, fill_refused_nulls, id_changes
 from .alignment.expand import expand
 from .config import TransferConfig
 from .errors import input_error
@@ -25,6 +25,7 @@ from .folder.summary import summary_of
 from .folder.write import check_link, write_folder
 from .model.causal_lm import resolve_device
 from .model.checkpoint import Donor, Source
+from .model.positions import PadChange, keep_positions
 from .model.weights import release_pages
 from .progress import Clock, StageProgress
 from .protocols import Tokenizer
@@ -151,6 +152,7 @@ def run_transfer(
     with clock("align"):
         tokenizer, alignment = shared.aligned(model, donor, config)
         expansion = expand(model.tokenizer, alignment, len(model.input_rows)) if config.keep_source_vocabulary else None
+        pad = keep_positions(model, tokenizer.pad_token_id) if expansion is None else PadChange()
     with clock("vectors"):
         vectors, source_vectors = _vectors(config, auxiliary, tokenizer, alignment, model, donor, shared)
     size = alignment.target.size if expansion is None else expansion.first + len(expansion.added)
@@ -162,10 +164,12 @@ def run_transfer(
     if expansion is not None:
         tokenizer = expansion.tokenizer
     built = build_rows(job, assembly, tokenizer, clock, dry_run=dry_run)
-    summary = summary_of(built, model, donor, assembly, tokenizer, expansion, auxiliary, clock.seconds)
+    summary = summary_of(
+        built, model, donor, assembly, tokenizer, expansion, auxiliary, clock.seconds, warnings=pad.warnings
+    )
     if not dry_run and destination is not None:
         # An expanded vocabulary keeps the ids of the source, so that no id in its configuration changes.
-        changes = IdChanges(config={}, generation=None) if expansion else _changes(model, tokenizer, assembly)
+        changes = IdChanges(config={}, generation=None) if expansion else _changes(model, tokenizer, assembly, pad)
         with clock("write"):
             write_folder(
                 destination,
@@ -174,6 +178,7 @@ def run_transfer(
                 tokenizer=tokenizer,
                 config_changes=changes.config,
                 generation_changes=changes.generation,
+                tensors=pad.tensors,
                 extra_files={
                     "saltlm.json": summary_bytes(summary),
                     "provenance.safetensors": provenance_bytes(assembly, alignment.source),
@@ -198,8 +203,12 @@ def run_transfer(
     )
 
 
-def _changes(model: Source, tokenizer: Tokenizer, assembly: Assembly) -> IdChanges:
-    return id_changes(model.config, model.generation_config, tokenizer, assembly.source_id)
+def _changes(model: Source, tokenizer: Tokenizer, assembly: Assembly, pad: PadChange) -> IdChanges:
+    """New values of the ids in the source's configs, with what its positions need."""
+    old_rows, new_rows = len(model.input_rows), len(assembly.input_rows)
+    changes = id_changes(model.config, model.generation_config, tokenizer, assembly.source_id, old_rows)
+    config = fill_refused_nulls(model.config, changes.config, tokenizer, new_rows)
+    return dataclasses.replace(changes, config={**config, **pad.config})
 
 
 def _destination(

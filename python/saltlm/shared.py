@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 from .alignment.align import Alignment, Tokens, align, load_tokens
 from .alignment.causal_tokenizer import causal_tokenizer
+from .alignment.roles import real_roles
 from .config import TransferConfig
 from .model.checkpoint import Donor, Source, load_donor, load_source
 from .model.tokenizer import TOKENIZER_FILES
@@ -102,20 +104,23 @@ class Shared:
 
     def aligned(self, model: Source, donor: Donor, config: TransferConfig) -> tuple[Any, Alignment]:
         """The new tokenizer, and its alignment to the source's; models that bring the same tokenizer files share them."""
-        ours, theirs, template = _tokenizer_key(model), _tokenizer_key(donor), _template(config)
-        markers = _markers(model, config)
+        ours, theirs, needs_pad = _tokenizer_key(model), _tokenizer_key(donor), _needs_pad(model, config)
+        template, markers = _template(config), _markers(model, config)
 
         def make() -> tuple[Any, Tokens]:
-            made = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=template, markers=markers)
-            return made, load_tokens(made, "target")
+            made = causal_tokenizer(
+                donor.tokenizer, model.tokenizer, chat_template=template, needs_pad=needs_pad, markers=markers
+            )
+            # Roles that another token stands in for change no row.
+            roles = real_roles(made, donor.tokenizer, model.tokenizer)
+            return made, dataclasses.replace(load_tokens(made, "target"), roles=roles)
 
         tokens = self.get(("tokens", ours), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
-        tokenizer, target = self.get(
-            ("tokenizer", ours, theirs, template, markers), make, lambda made: _table_bytes(made[1])
-        )
+        key = ("tokenizer", ours, theirs, template, needs_pad, markers)
+        tokenizer, target = self.get(key, make, lambda made: _table_bytes(made[1]))
         overrides = tuple(sorted(config.special_overrides.items()))
         alignment = self.get(
-            ("alignment", ours, theirs, template, markers, config.overlap, overrides),
+            ("alignment", ours, theirs, template, needs_pad, markers, config.overlap, overrides),
             lambda: align(tokens, target, overlap=config.overlap, special_overrides=config.special_overrides),
             lambda made: made.kind.nbytes + made.source_id.nbytes + made.cover_offsets.nbytes + made.cover_ids.nbytes,
         )
@@ -126,14 +131,14 @@ class Shared:
     ) -> Auxiliary:
         """:func:`~saltlm.load_auxiliary` for the target tokens; one file's serve every source with this target."""
         files = tuple(stamp(name) for name in auxiliary_files(spec))
-        added = _added(model, config)
+        added = _added_tokens(model, config)
         key = ("vectors", str(spec), files, _tokenizer_key(donor), _template(config), added)
         return self.get(key, lambda: load_auxiliary(spec, alignment.target.words()), _vector_bytes)
 
 
 def basis_of(donor: Donor, vectors: Auxiliary | None, model: Source, config: TransferConfig) -> Hashable:
     """Stands for the content of the target's PLM rows and of its tokens' vectors, as far as coefficients hang on them."""
-    added = _added(model, config)
+    added = _added_tokens(model, config)
     described = None if vectors is None else json.dumps(vectors.description, sort_keys=True, default=str)
     return (
         str(donor.folder),
@@ -170,9 +175,16 @@ def _markers(model: Source, config: TransferConfig) -> tuple[str, ...]:
     return () if config.keep_source_vocabulary else model.markers
 
 
-def _added(model: Source, config: TransferConfig) -> Hashable:
-    """Identifies the tokens of the source that the target's tokenizer gets."""
-    return (_tokenizer_key(model) if _template(config) == "source" else None, _markers(model, config))
+def _needs_pad(model: Source, config: TransferConfig) -> bool:
+    """Whether the target's tokenizer must have a padding token; the source's own tokenizer, where it is kept, has one."""
+    return model.needs_pad and not config.keep_source_vocabulary
+
+
+def _added_tokens(model: Source, config: TransferConfig) -> Hashable:
+    """Stands for the tokens that the target's vocabulary gets because of the source; ``None`` if there are none."""
+    markers = _markers(model, config)
+    added = _template(config) == "source" or _needs_pad(model, config) or markers
+    return (_tokenizer_key(model), _needs_pad(model, config), markers) if added else None
 
 
 def _tokenizer_key(loaded: Source | Donor) -> Hashable:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
-from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, sentencepiece_unigram, tiny, wordpiece
+from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, sentencepiece_unigram, tiny, with_roles, wordpiece
 
-from saltlm.alignment.causal_tokenizer import causal_tokenizer, id_changes
+from saltlm.alignment.causal_tokenizer import causal_tokenizer
 from saltlm.errors import InputError
 
 PAIRS = list(itertools.product(KINDS, KINDS))
@@ -105,50 +104,66 @@ def test_a_missing_chat_template_is_an_error() -> None:
         causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="source")
 
 
-def test_a_second_eos_id_never_becomes_bos_or_pad() -> None:
-    tokenizer = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
-    source_id = np.full(len(tokenizer), -1, dtype=np.int32)
-    # The source has one token for bos, eos and pad, the first of its eos ids.
-    source_id[[tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]] = 1
-    source_id[200] = 60
-    changes = id_changes({"eos_token_id": [1, 60], "decoder_start_token_id": 1}, None, tokenizer, source_id)
-    assert changes.config["eos_token_id"] == [tokenizer.sep_token_id, 200]
-    assert changes.config["decoder_start_token_id"] == tokenizer.sep_token_id
+BYTES = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+UNIGRAM = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def test_words_spelled_in_ids_are_mapped_completely_or_removed() -> None:
-    tokenizer = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
-    source_id = np.full(len(tokenizer), -1, dtype=np.int32)
-    source_id[[7, 9]] = [50, 51]
-    generation = {
-        "bad_words_ids": [[50], [51, 50], [51, 52]],
-        "forced_decoder_ids": [[1, 50]],
-        "sequence_bias": [[[50], 1.0]],
-    }
-    changed = id_changes({}, generation, tokenizer, source_id).generation
-    assert changed["bad_words_ids"] == [[7], [9, 7]]
-    assert changed["forced_decoder_ids"] is None and changed["sequence_bias"] is None
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        # The target's, whatever the source has.
+        (
+            ("byte_level_bpe", {**BYTES, "pad_token": "<|pad|>"}),
+            ("sentencepiece_unigram", {**UNIGRAM, "pad_token": "<pad>"}),
+            "<pad>",
+        ),
+        (("byte_level_bpe", BYTES), ("sentencepiece_unigram", {**UNIGRAM, "pad_token": "<mask>"}), "<mask>"),
+        # The source's, where the target has that token.
+        (("sentencepiece_unigram", {**UNIGRAM, "pad_token": "<pad>"}), ("sentencepiece_unigram", UNIGRAM), "<pad>"),
+        (
+            ("byte_level_bpe", {**BYTES, "pad_token": "<|pad|>"}),
+            ("byte_level_bpe", {**BYTES, "pad_token": "<|end|>"}),
+            "<|pad|>",
+        ),
+        # Else none: eos would be left out of the loss.
+        (("sentencepiece_unigram", {**UNIGRAM, "pad_token": "<pad>"}), ("byte_level_bpe", BYTES), None),
+        (("byte_level_bpe", BYTES), ("byte_level_bpe", BYTES), None),
+        (("byte_level_bpe", {**BYTES, "pad_token": "<|end|>"}), ("byte_level_bpe", BYTES), None),
+        (("byte_level_bpe", BYTES), ("sentencepiece_unigram", {**UNIGRAM, "pad_token": "</s>"}), None),
+        # Unless both say so.
+        (
+            ("byte_level_bpe", {**BYTES, "pad_token": "<|end|>"}),
+            ("sentencepiece_unigram", {**UNIGRAM, "pad_token": "</s>"}),
+            "</s>",
+        ),
+    ],
+)
+def test_the_padding_token(source, target, expected: str | None) -> None:
+    made = causal_tokenizer(
+        with_roles(target[0], **target[1]), with_roles(source[0], **source[1]), chat_template="none"
+    )
+    assert made.pad_token == expected
+    assert len(made) == len(tiny(target[0]))
 
 
-def test_ids_in_configs_follow_roles_and_the_alignment() -> None:
-    tokenizer = causal_tokenizer(tiny("wordpiece"), tiny("byte_level_bpe"), chat_template="none")
-    source_id = np.full(len(tokenizer), -1, dtype=np.int32)
-    source_id[[7, 9, 11]] = [50, 51, 50]
-    config = {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": [1, 51, 77], "image_token_id": 50, "foo_token_id": 8}
-    generation = {"suppress_tokens": [51, 8], "begin_suppress_tokens": [8], "forced_bos_token_id": None, "top_k": 3}
-    changes = id_changes(config, generation, tokenizer, source_id)
-    assert changes.config == {
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": [tokenizer.sep_token_id, 9],
-        "pad_token_id": tokenizer.pad_token_id,
-        "image_token_id": 7,
-        "foo_token_id": None,
-    }
-    assert changes.generation == {
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "suppress_tokens": [9],
-        "begin_suppress_tokens": None,
-    }
-    assert id_changes(config, None, tokenizer, source_id).generation is None
+@pytest.mark.parametrize(
+    ("roles", "pad"), [({"pad_token": "<pad>"}, "<pad>"), ({}, "<pad>"), ({"pad_token": "<|pad|>"}, "<|pad|>")]
+)
+def test_a_needed_padding_token_is_added_at_the_end(roles, pad: str) -> None:
+    target = with_roles("sentencepiece_bpe", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    source = with_roles("byte_level_bpe", **BYTES, **roles)
+    made = causal_tokenizer(target, source, chat_template="none", needs_pad=True)
+    assert (made.pad_token, made.pad_token_id) == (pad, len(target)) and len(made) == len(target) + 1
+    assert made.convert_ids_to_tokens(list(range(len(target)))) == target.convert_ids_to_tokens(
+        list(range(len(target)))
+    )
+    own = causal_tokenizer(tiny("wordpiece"), source, chat_template="none", needs_pad=True)
+    assert own.pad_token == "[PAD]" and len(own) == len(tiny("wordpiece"))
+
+
+def test_text_in_the_targets_vocabulary_is_no_padding_token() -> None:
+    """A source's padding token that is ordinary text in the target would be taken for padding where the text has it."""
+    word = next(token for token in tiny("sentencepiece_unigram").get_vocab() if token.isalpha() and len(token) > 2)
+    source = with_roles("byte_level_bpe", **BYTES, pad_token=word)
+    target = with_roles("sentencepiece_unigram", **UNIGRAM)
+    assert causal_tokenizer(target, source, chat_template="none").pad_token is None

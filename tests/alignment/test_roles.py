@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tokenizers_tiny import KINDS, SPECIALS, byte_level_bpe, tiny
+from tokenizers_tiny import KINDS, SPECIALS, byte_level_bpe, tiny, with_roles
 
 from saltlm.alignment.align import align, load_tokens
-from saltlm.alignment.roles import match_roles, roles_of
+from saltlm.alignment.causal_tokenizer import causal_tokenizer
+from saltlm.alignment.roles import match_ends, match_roles, real_roles, roles_of
 from saltlm.errors import InputError
 
 
@@ -74,3 +75,36 @@ def test_pairs(source: dict, target: dict, expected: list) -> None:
 
 def test_an_override_takes_precedence_over_the_role() -> None:
     assert match_roles({"eos": 7}, {"eos": 1}, {1: 9}) == [(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ({"bos": 5, "eos": 6}, {"bos": 0, "eos": 0, "pad": 0}, {0: 6}),
+        ({"bos": 5, "eos": 6}, {"bos": 0, "eos": 1}, {}),
+        ({"bos": 5, "eos": 6}, {"eos": 1, "pad": 0}, {}),
+        ({"bos": 5, "eos": 5}, {"bos": 0, "eos": 0}, {}),
+        ({"eos": 6}, {"bos": 0, "eos": 0}, {}),
+        ({"bos": 5}, {"bos": 0, "eos": 0}, {}),
+        ({"bos": 5, "sep": 7}, {"cls": 0, "sep": 0}, {0: 7}),
+        ({"bos": 5, "eos": 6, "pad": 7}, {"eos": 0, "pad": 0, "unk": 0}, {}),
+    ],
+)
+def test_a_token_that_begins_and_ends_a_text_ends_it_as_the_source_does(source: dict, target: dict, expected) -> None:
+    assert match_ends(source, target) == expected
+
+
+def test_an_override_takes_both_rows() -> None:
+    assert match_ends({"bos": 5, "eos": 6}, {"bos": 0, "eos": 0}, {0: 9}) == {}
+
+
+def test_a_stand_in_is_no_real_role() -> None:
+    source = tiny("byte_level_bpe")
+    for target, missing in (
+        (tiny("wordpiece"), {"bos", "eos"}),
+        (with_roles("sentencepiece_unigram", eos_token="</s>", pad_token="<pad>"), {"bos"}),
+        (tiny("sentencepiece_unigram"), set()),
+    ):
+        made = causal_tokenizer(target, source, chat_template="none")
+        assert roles_of(made).keys() - real_roles(made, target, source).keys() == missing
+        assert real_roles(made, target, source) == roles_of(target)

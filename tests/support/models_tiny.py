@@ -83,6 +83,27 @@ def save_qwen2(folder: Path, tokenizer: Any, *, dtype: torch.dtype = torch.float
     return save(folder, "Qwen2ForCausalLM", config, tokenizer, dtype=dtype, seed=seed)
 
 
+def save_causal(folder: Path, name: str, tokenizer: Any, *, positions: int = 64, seed: int = 0, **options: Any) -> Path:
+    """A causal LM of a config class, such as ``XGLM`` or ``Roberta``, that takes texts of ``positions`` tokens."""
+    config = getattr(transformers, f"{name}Config")()
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "ffn_dim": 2 * WIDTH,
+        "word_embed_proj_dim": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "max_position_embeddings": positions,
+        "is_decoder": True,
+    }
+    known = {key: value for key, value in sizes.items() if hasattr(config, key)}
+    config = type(config)(**{**known, **roles(tokenizer), **options})
+    model_class = type(transformers.AutoModelForCausalLM.from_config(config)).__name__
+    return save(folder, model_class, config, tokenizer, dtype=torch.float32, seed=seed)
+
+
 def gpt2_config(tokenizer: Any, positions: int = 256) -> Any:
     return transformers.GPT2Config(
         vocab_size=len(tokenizer), n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=positions, **roles(tokenizer)

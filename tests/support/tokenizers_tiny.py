@@ -113,6 +113,11 @@ def tiny(tokenizer_kind: str) -> PreTrainedTokenizerFast:
     }[tokenizer_kind]()
 
 
+def with_roles(kind: str, **roles: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of this kind that names these roles only; tokens that it lacks are added at the end."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tiny(kind).backend_tokenizer.to_str()), **roles)
+
+
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:
     import json
 

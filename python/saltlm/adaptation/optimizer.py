@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from ..protocols import LanguageModel
 from .config import DISTILL, NEW_ROWS_ONLY, AdaptConfig, Phase
 
@@ -33,6 +35,21 @@ def vocabulary_parameters(model: LanguageModel) -> dict[str, Any]:
         if getattr(head, "bias", None) is not None:
             parameters["bias"] = head.bias
     return parameters
+
+
+def train_all_input_rows(model: LanguageModel) -> None:
+    """Let each input row get its gradient, in place.
+
+    torch gives the row of an embedding's ``padding_idx`` no gradient. Model classes set it to the config's ``pad_token_id``,
+    which may be a token that occurs in text, such as eos. Blocks hold no padding, so no row needs this.
+
+    Args:
+        model: a transformers causal LM.
+    """
+    matrix = model.get_input_embeddings().weight
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module.weight is matrix:
+            module.padding_idx = None
 
 
 def set_trained(model: LanguageModel, phase: Phase) -> None:

@@ -273,6 +273,7 @@ class Mixture(torch.utils.data.Dataset[dict[str, Any]]):
         offset: int,
         length: int,
         cross_documents: bool = False,
+        first_position: int = 0,
     ) -> None:
         """Assign a stream to each block of the run; nothing is read yet.
 
@@ -282,9 +283,10 @@ class Mixture(torch.utils.data.Dataset[dict[str, Any]]):
             offset: number of the range's first block in the run, in [0, inf).
             length: number of blocks in the range.
             cross_documents: whether a document sees the documents before it in its block.
+            first_position: position id of the first token of a text.
         """
         self.streams, self.offset, self.length = list(streams), offset, length
-        self.cross_documents = cross_documents
+        self.cross_documents, self.first_position = cross_documents, first_position
         # Multiples of the golden ratio modulo 1 fall into intervals evenly: each share is exact within a block or two.
         golden = np.arange(offset + length, dtype=np.float64) * ((5**0.5 - 1) / 2) % 1.0
         self.stream_of_block = np.searchsorted(np.cumsum(shares)[:-1], golden, side="right").astype(np.int16)
@@ -312,7 +314,7 @@ class Mixture(torch.utils.data.Dataset[dict[str, Any]]):
         return {
             "input_ids": ids,
             "labels": np.where(starts, IGNORED, ids),
-            "position_ids": positions - np.maximum.accumulate(np.where(starts, positions, 0)),
+            "position_ids": self.first_position + positions - np.maximum.accumulate(np.where(starts, positions, 0)),
             "bytes": size,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import TrainingArguments
 from ..errors import first_line, input_error
 from ..evaluation.evaluate import evaluate
 from ..files.json_files import read_json
+from ..model.body_and_head import close
 from ..model.causal_lm import CausalLM, load_causal_lm, resolve_length, within_positions
 from ..model.quantization import refuse_training
 from ..protocols import LanguageModel
@@ -22,7 +24,7 @@ from .chunked_loss import ChunkedLM
 from .config import DISTILL, SEQ_LENGTH, AdaptConfig
 from .distillation import AlignedTexts, Teacher, load_teacher
 from .metrics import HELDOUT, SOURCE, Recorder
-from .optimizer import set_trained, text_part, vocabulary_parameters
+from .optimizer import set_trained, text_part, train_all_input_rows, vocabulary_parameters
 from .packing import Mixture, Packer, Stream
 from .processes import Processes, stop_on_signal, training_arguments, use_one_device
 from .row_mask import RowMask, new_rows
@@ -46,6 +48,7 @@ class Session:
         source: held-out documents in the source language; may be empty.
         new_rows: bool [T'], ``True`` for rows that were not copied; ``None`` where no phase trains them alone.
         source_model: the teacher of row distillation; ``None`` without row distillation.
+        first_position: position id of the first token of a text.
     """
 
     lm: CausalLM
@@ -59,6 +62,7 @@ class Session:
     source: Sequence[str]
     new_rows: np.ndarray | None
     source_model: Teacher | None = None
+    first_position: int = 0
 
     def evaluate(self) -> dict[str, float]:
         """Bits per byte of the held-out texts, as ``saltlm.evaluate`` measures them, by name of the metric."""
@@ -132,6 +136,7 @@ class Session:
             phases=self.config.schedule_of_phases,
             row_mask=self.row_mask,
             distillation=self.distillation,
+            first_position=self.first_position,
         )
         resume = checkpoint
         if checkpoint is None:
@@ -206,12 +211,14 @@ def load_session(
         )
     if rows is not None and not rows.any():
         raise input_error(what, "no row that was not copied", "new rows for the phase rows", "leave that phase out")
+    train_all_input_rows(lm.model)
     seq_length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, lm.max_positions, what)
     config = dataclasses.replace(config, seq_length=seq_length)
     _refuse_without_text(lm, what)
     if config.sharding == "none":  # otherwise shard() moves the shards to the device
         lm.model.to(processes.device)
-    if not config.cross_documents and not isolates_documents(lm):
+    first = first_position(lm)
+    if not config.cross_documents and not isolates_documents(lm, first):
         raise input_error(
             what,
             "documents in one block that see each other",
@@ -232,6 +239,7 @@ def load_session(
         source=source,
         new_rows=rows,
         source_model=source_model,
+        first_position=first,
     )
     try:
         for stream in session.streams:  # so that text that fills no block is refused before anything is written
@@ -306,6 +314,7 @@ def train_phase(run: Run, arguments: Mapping[str, Any], resume: Path | None) -> 
             offset=first_step * blocks_per_step,
             length=phase.steps * blocks_per_step,
             cross_documents=config.cross_documents,
+            first_position=run.first_position,
         )
     trainer = AdaptTrainer(run, dataset, trainer_arguments, teacher)
     run.recorder.restart_clock()
@@ -340,10 +349,36 @@ def prepare_model(model: LanguageModel, config: AdaptConfig, processes: Processe
     return chunked
 
 
-def isolates_documents(lm: CausalLM) -> bool:
-    """Whether a document gets the same logits after another document in its block as it gets alone."""
+def first_position(lm: CausalLM) -> int:
+    """Position id of the first token of a text: 0, or the padding id plus 1 in the RoBERTa kind.
+
+    It is the one with which the model gives the logits that it gives without position ids. A model that takes no position ids
+    gets 0.
+    """
+    ids = torch.arange(8, device=lm.device)[None] % lm.rows
+    pad = getattr(lm.model.config, "pad_token_id", None)
+    if pad is None:
+        return 0
+    ids = ids[ids != pad][None]
+    lm.model.eval()
+    with torch.no_grad(), contextlib.suppress(TypeError, ValueError, IndexError, RuntimeError):
+        logits = lm.model(input_ids=ids, use_cache=False).logits
+        for first in (0, pad + 1):
+            positions = first + torch.arange(ids.shape[1], device=lm.device)[None]
+            if close(lm.model(input_ids=ids, position_ids=positions, use_cache=False).logits, logits):
+                return first
+    return 0
+
+
+def isolates_documents(lm: CausalLM, first_position: int = 0) -> bool:
+    """Whether a document gets the same logits after another document in its block as it gets alone.
+
+    Args:
+        lm: the model.
+        first_position: position id of the first token of a text.
+    """
     first, second = (torch.arange(start, start + 6, device=lm.device)[None] % lm.rows for start in (0, 3))
-    positions = torch.arange(6, device=lm.device)[None]
+    positions = first_position + torch.arange(6, device=lm.device)[None]
     lm.model.eval()
     with torch.no_grad():
         try:

@@ -59,6 +59,7 @@ class Run:
         phases: in training order.
         row_mask: makes the mask of the new rows with a weight decay; called in phases that train new rows alone.
         distillation: makes the teacher and a number of texts; called in the phase ``distill``.
+        first_position: position id of the first token of a text.
         phase_index: index of the current phase.
         best: lowest bits per byte of held-out text so far, used for early stopping; ``None`` before the first evaluation.
         best_step: the step of ``best``.
@@ -79,6 +80,7 @@ class Run:
     phases: Sequence[Phase]
     row_mask: Callable[[float], RowMask]
     distillation: Callable[[int], tuple[Teacher, AlignedTexts]]
+    first_position: int = 0
     phase_index: int = 0
     best: float | None = None
     best_step: int | None = None

@@ -17,7 +17,7 @@ import numpy as np
 from .. import _rust
 from ..config import OVERLAPS
 from ..errors import input_error
-from .roles import match_roles
+from .roles import match_ends, match_roles
 from .tokens import ADDED, BYTE_PIECE, HOLE, SPECIAL, WORD_START, Tokens, load_tokens
 
 __all__ = [
@@ -62,6 +62,8 @@ class Alignment:
             that the source cannot spell.
         source: the native source vocabulary.
         target: the native target vocabulary.
+        ends: target token -> source token of its output row, for tokens that begin and end a text and so have another source
+            token as an input (:mod:`saltlm.alignment.roles`).
     """
 
     kind: np.ndarray
@@ -70,6 +72,7 @@ class Alignment:
     cover_ids: np.ndarray
     source: _rust.Vocabulary = dataclasses.field(repr=False)
     target: _rust.Vocabulary = dataclasses.field(repr=False)
+    ends: Mapping[int, int] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         size = self.target.size
@@ -183,7 +186,8 @@ def align(
         overrides[_id(target, target_spelling, "target")] = _id(source, source_spelling, "source")
     roles = match_roles(source.roles, target.roles, overrides)
     arrays = _rust.align(source.vocabulary, target.vocabulary, overlap, roles)
-    return Alignment(*arrays, source=source.vocabulary, target=target.vocabulary)
+    ends = match_ends(source.roles, target.roles, overrides)
+    return Alignment(*arrays, source=source.vocabulary, target=target.vocabulary, ends=ends)
 
 
 def _load_both(source: Any, target: Any) -> tuple[Tokens, Tokens]:

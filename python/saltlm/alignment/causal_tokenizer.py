@@ -1,38 +1,45 @@
-"""Turn the PLM's tokenizer into one for a causal model: special tokens around a text, roles, chat template, ids in configs."""
+"""Turn the PLM's tokenizer into one for a causal model: special tokens around a text, roles, padding token, chat template."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from ..errors import input_error
 from ..protocols import Tokenizer
 from .roles import named_tokens, roles_of
 
 # Role -> roles whose token serves, the best first. An encoder uses cls and sep where a causal model uses bos and eos.
-REPLACEMENTS = {"bos": ("bos", "cls", "eos"), "eos": ("eos", "sep"), "pad": ("pad", "eos", "sep")}
+# Such a stand-in gives the tokenizer a token for the role and changes no row: see saltlm.alignment.roles.
+REPLACEMENTS = {"bos": ("bos", "cls", "eos"), "eos": ("eos", "sep")}
+# Spellings of a padding token that is added, the best first, after that of the source's.
+PADDINGS = ("<pad>", "[PAD]", "<|pad|>")
 # Post-processors that add tokens around a text. Other post-processors only adjust offsets and are kept.
 TEMPLATE_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
 def causal_tokenizer(
-    target: Tokenizer, source: Tokenizer, *, chat_template: str, markers: Sequence[str] = ()
+    target: Tokenizer,
+    source: Tokenizer,
+    *,
+    chat_template: str,
+    needs_pad: bool = False,
+    markers: Sequence[str] = (),
 ) -> Tokenizer:
     """The target's tokenizer for a causal model.
 
     The segmentation of text stays. Around a text it adds the special tokens that the source adds: an encoder's closing
-    ``</s>`` or ``[SEP]`` would end every prompt. It returns no token types. It names bos, eos and pad; cls and sep replace bos
-    and eos where these are missing.
+    ``</s>`` or ``[SEP]`` would end every prompt. It returns no token types. It names bos and eos; cls and sep replace bos and
+    eos where these are missing. It names a padding token where there is one that does not end a text: training code leaves
+    the padding token out of the loss, and a model that never learns its eos never stops.
 
     Args:
         target: fast tokenizer of the PLM.
         source: fast tokenizer of the source model.
         chat_template: ``target``, ``source`` or ``none``; with ``source``, the source's bos and eos and the special tokens in
             its template are added to the vocabulary if they are missing.
+        needs_pad: whether the source's model class cannot work without a padding token; then one is added if it is missing.
         markers: tokens of the source that are added if they are missing, with the names that the source has for them: those
             that mark images, sound and video in a text.
 
@@ -64,8 +71,13 @@ def causal_tokenizer(
         missing = [token for token in extra if backend.token_to_id(token) is None]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
     backend.add_tokens([_added_token(source, token) for token in markers])
+    named.pop("pad", None)
+    if (pad := _pad_token(target, source, backend, named.get("eos"))) is not None:
+        named["pad"] = pad
+    if needs_pad and named.get("pad", named.get("eos")) == named.get("eos"):
+        named["pad"] = _add_pad(backend, source)
     content = json.loads(backend.to_str())
-    content["post_processor"] = _post_processor(content.get("post_processor"), named, _adds_bos_eos(source), backend)
+    content["post_processor"] = _post_processor(content.get("post_processor"), named, adds_bos_eos(source), backend)
     settings: dict[str, Any] = {f"{role}_token": token for role, token in named.items()}
     settings |= {name: token for name, token in named_tokens(source).items() if token in markers}
     if others := [token for token in _other_special(target, [*extra, *markers]) if token not in named.values()]:
@@ -90,6 +102,40 @@ def _added_token(source: Tokenizer, token: str) -> Any:
     return AddedToken(token, special=True, normalized=False) if known is None else known
 
 
+def _pad_token(target: Tokenizer, source: Tokenizer, backend: Any, eos: str | None) -> str | None:
+    """The padding token: the target's, or else the source's if the target has that token, or else none.
+
+    A token that ends a text pads only if both tokenizers say so: then the user has chosen it twice.
+
+    Args:
+        target: tokenizer of the PLM.
+        source: tokenizer of the source model.
+        backend: the new tokenizer so far.
+        eos: token that ends a text in the new tokenizer.
+    """
+    pads = [getattr(tokenizer, "pad_token", None) for tokenizer in (target, source)]
+    own, other = (None if pad is None else str(pad) for pad in pads)
+    if own is not None and own != eos:
+        return own
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    # A token that is not an added one may occur in a text, and would be taken for padding there.
+    if other is not None and other != eos and other in added:
+        return other
+    source_ends = other is not None and other == str(getattr(source, "eos_token", None))
+    return own if source_ends else None
+
+
+def _add_pad(backend: Any, source: Tokenizer) -> str:
+    """Add a padding token to a tokenizer, under the source's spelling or a usual one that is free; returns it."""
+    from tokenizers import AddedToken
+
+    spellings = (str(getattr(source, "pad_token", None) or PADDINGS[0]), *PADDINGS)
+    free = (spelling for spelling in spellings if backend.token_to_id(spelling) is None)
+    pad = next(free, f"<pad {backend.get_vocab_size()}>")
+    backend.add_special_tokens([AddedToken(pad, special=True, normalized=False)])
+    return pad
+
+
 def _template(target: Tokenizer, source: Tokenizer, policy: str) -> str | None:
     """The chat template by the policy ``target``, ``source`` or ``none``."""
     if policy == "none":
@@ -111,7 +157,7 @@ def _other_special(target: Tokenizer, extra: list[str]) -> list[str]:
     return list(dict.fromkeys([*(str(token) for token in target.all_special_tokens), *extra]))
 
 
-def _adds_bos_eos(source: Tokenizer) -> tuple[bool, bool]:
+def adds_bos_eos(source: Tokenizer) -> tuple[bool, bool]:
     """Whether the source adds its bos before a text, and its eos after it."""
     bare = source("a", add_special_tokens=False)["input_ids"]
     whole = source("a")["input_ids"]
@@ -140,74 +186,3 @@ def _post_processor(
     if special:
         kept.append({"type": "TemplateProcessing", "single": template, "pair": pair, "special_tokens": special})
     return None if not kept else kept[0] if len(kept) == 1 else {"type": "Sequence", "processors": kept}
-
-
-# Entries of a generation config that spell text in source ids. They are removed: the new tokenizer spells it otherwise.
-SPELLED_IN_IDS = ("force_words_ids", "forced_decoder_ids", "sequence_bias")
-
-
-@dataclasses.dataclass(frozen=True)
-class IdChanges:
-    """Changes of the entries that name token ids.
-
-    Attributes:
-        config: key of config.json -> new value; ``None`` removes the entry.
-        generation: the same for generation_config.json; ``None`` if there is no such file.
-    """
-
-    config: dict[str, Any]
-    generation: dict[str, Any] | None
-
-
-def id_changes(
-    config: Mapping[str, Any], generation: Mapping[str, Any] | None, tokenizer: Tokenizer, source_id: np.ndarray
-) -> IdChanges:
-    """New values of all config entries that name token ids.
-
-    Ids of bos, eos and pad come from the new tokenizer. Other source ids become the target ids that share their row.
-
-    Args:
-        config: content of the source's ``config.json``.
-        generation: content of its ``generation_config.json``, or ``None``.
-        tokenizer: the new tokenizer.
-        source_id: int32 [T], source id of each token by the alignment; -1 for none.
-    """
-    target_of: dict[int, int] = {}  # source id -> target id
-    for token in np.flatnonzero(source_id >= 0)[::-1]:
-        target_of[int(source_id[token])] = int(token)
-    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    # bos and pad often share the row of the source's eos. Then the source's eos becomes the target's eos, which is set last.
-    for token in (roles["pad_token_id"], roles["bos_token_id"], roles["eos_token_id"]):
-        if token is not None and token < len(source_id) and source_id[token] >= 0:
-            target_of[int(source_id[token])] = token
-
-    def changed(entries: Mapping[str, Any]) -> dict[str, Any]:
-        changes: dict[str, Any] = {}
-        for key, value in entries.items():
-            if key in roles:
-                changes[key] = _role_ids(value, roles[key], target_of) if isinstance(value, list) else roles[key]
-            elif key.endswith(("_token_id", "_token_ids", "suppress_tokens")) and value is not None:
-                changes[key] = _mapped(value, target_of)
-            elif key == "bad_words_ids" and isinstance(value, list):
-                changes[key] = [
-                    [target_of[i] for i in word] for word in value if all(i in target_of for i in word)
-                ] or None
-            elif key in SPELLED_IN_IDS and value is not None:
-                changes[key] = None
-        return {**roles, **changes}
-
-    return IdChanges(config=changed(config), generation=None if generation is None else changed(generation))
-
-
-def _role_ids(old: list[int], role: int | None, target_of: Mapping[int, int]) -> Any:
-    """New value of a role that has several ids, as eos often has: the tokenizer's id first, then the mapped old ids."""
-    ids = [] if role is None else [role]
-    ids += [target_of[i] for i in old if i in target_of and target_of[i] not in ids]
-    return ids[0] if len(ids) == 1 else ids or None
-
-
-def _mapped(value: Any, target_of: Mapping[int, int]) -> Any:
-    """Target ids of one source id or of a list; ``None`` if none of them has a target id."""
-    if isinstance(value, list):
-        return [target_of[i] for i in value if i in target_of] or None
-    return target_of.get(value) if isinstance(value, int) else None

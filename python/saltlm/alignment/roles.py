@@ -1,4 +1,15 @@
-"""Roles of special tokens (bos, eos, pad, ...), and pairs of source and target tokens of the same role."""
+"""Roles of special tokens (bos, eos, pad, ...), and pairs of source and target tokens of the same role.
+
+The rule by which a special token of the target takes source rows:
+
+- Only real roles count: those that the target's tokenizer (or the source's, with ``--chat-template source``) gives the token.
+  The new tokenizer may also name a token as a stand-in for a role that the target lacks, as a T5 tokenizer has no bos and its
+  eos begins a text in its place. Such a stand-in changes no row: the eos token keeps the rows of the source's eos.
+- One token may begin and end a text (``<|endoftext|>`` is bos and eos of GPT-2). As an input it begins a text, and as an
+  output it ends one. So its input row is the row of the source's bos, and its output row is that of the source's eos.
+- With a tied head this token has one row. It is the bos row if the source begins each text with its bos, because then each
+  text is read through this row. Otherwise it is the eos row, because a text ends only if the row of its end is predicted.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +22,8 @@ from ..errors import input_error
 from ..protocols import Tokenizer
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+# Roles of a token that ends a text, the best first. The output row of a token of several roles serves the first of these.
+ENDS = ("eos", "sep")
 
 # Role of a target token -> roles of source tokens whose row it can take, the best first. Encoders begin a text with cls and end
 # it with sep where causal models use bos and eos; many causal models pad with eos and have no mask.
@@ -118,14 +131,68 @@ def match_roles(
     Returns:
         One pair for each target token whose role, or a role that replaces it (:data:`FALLBACK`), exists in the source. If a
         target token has several roles (``<|endoftext|>`` is often bos, eos and pad), the first of :data:`ROLES` that the
-        source can serve counts.
+        source can serve counts. This is the token's role as an input.
     """
     pairs = dict(overrides or {})
     for role in ROLES:
         token = target.get(role)
         if token is None or token in pairs:
             continue
-        stand_in = next((source[r] for r in FALLBACK[role] if r in source), None)
-        if stand_in is not None:
-            pairs[token] = stand_in
+        match = _served(role, source)
+        if match is not None:
+            pairs[token] = match
     return sorted(pairs.items())
+
+
+def match_ends(
+    source: Mapping[str, int],
+    target: Mapping[str, int],
+    overrides: Mapping[int, int] | None = None,
+) -> dict[int, int]:
+    """Tokens whose output row is that of another source token than their input row.
+
+    They are the tokens that end a text and have another role as an input, such as ``<|endoftext|>`` as bos and eos.
+
+    Args:
+        source: role -> id of the source tokenizer.
+        target: role -> id of the target tokenizer, real roles only.
+        overrides: target id -> source id; such a token has both rows of that source token.
+
+    Returns:
+        Target id -> id of the source token that ends a text.
+    """
+    inputs = dict(match_roles(source, target, overrides))
+    ends: dict[int, int] = {}
+    for role in ENDS:
+        token = target.get(role)
+        if token is None or token in ends or token in (overrides or {}):
+            continue
+        match = _served(role, source)
+        if match is not None:
+            ends[token] = match
+    return {token: match for token, match in ends.items() if inputs[token] != match}
+
+
+def real_roles(tokenizer: Tokenizer, *origins: Tokenizer) -> dict[str, int]:
+    """Role -> id of a new tokenizer, without roles for which a token of another role stands in.
+
+    Args:
+        tokenizer: the new tokenizer.
+        origins: the tokenizers that it was made from; a role is real if one of them gives it to the same token.
+    """
+    return {
+        role: index
+        for role, index in roles_of(tokenizer).items()
+        if any(_role_token(origin, role) == _role_token(tokenizer, role) for origin in origins)
+    }
+
+
+def _role_token(tokenizer: Tokenizer, role: str) -> str | None:
+    """Spelling of the token of a role; ``None`` if the tokenizer has none."""
+    token = getattr(tokenizer, f"{role}_token", None)
+    return None if token is None else str(token)
+
+
+def _served(role: str, source: Mapping[str, int]) -> int | None:
+    """Id of the source token whose row serves a role; ``None`` if the source has none."""
+    return next((source[name] for name in FALLBACK[role] if name in source), None)

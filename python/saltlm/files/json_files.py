@@ -33,6 +33,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a JSON object with some entries changed.
+
+    Args:
+        content: the object.
+        changes: key -> new value. Where both values are objects, the changes apply inside the object.
+
+    Example:
+        >>> merged({"a": 1, "part": {"b": 2, "c": 3}}, {"part": {"c": 4}})
+        {'a': 1, 'part': {'b': 2, 'c': 4}}
+    """
+    result = dict(content)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
 def json_bytes(content: Mapping[str, Any], *, indent: int = 2, allow_nan: bool = True) -> bytes:
     """Content of a JSON file: UTF-8, indented, with a line end.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..alignment.expand import Expansion
+from ..alignment.roles import real_roles, roles_of
 from ..config import TransferConfig
 from ..environment import versions
 from ..files.summary_file import FORMAT, SCHEMA_VERSION
@@ -28,6 +29,11 @@ NO_END = (
     "the new tokenizer has no token that ends a text (neither eos nor sep): generation goes on to its length, and documents"
     " packed by adapt have no end"
 )
+PAD_IS_END = (
+    "the padding token of the new tokenizer is the token that ends a text, as source and target both have it: training code"
+    " that leaves padding out of the loss never teaches the model to stop. Give the tokenizer another pad_token, or mask"
+    " padding by the attention mask"
+)
 
 
 def summary_of(
@@ -39,6 +45,8 @@ def summary_of(
     expansion: Expansion | None,
     auxiliary: str | Path | None,
     seconds: Mapping[str, float],
+    *,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What was read, what came of it, and what a user should know before trusting it.
 
@@ -51,6 +59,7 @@ def summary_of(
         expansion: of the source's tokenizer, where that was kept.
         auxiliary: the vectors asked for.
         seconds: by stage.
+        warnings: of earlier steps.
     """
     job, tuning = built.job, built.tuning
     config, alignment, vectors = job.config, job.alignment, job.auxiliary
@@ -98,15 +107,68 @@ def summary_of(
         summary["blend"] = {"weight": blended.blend_weight, "length": blended.blend_length}
     summary["expansion"] = None if expansion is None else expansion.counts
     summary |= built.posts
+    roles = [] if expansion is not None else special_rows(tokenizer, donor, model, assembly)
+    summary["roles"] = roles
     summary["warnings"] = [
         *model.notes,
+        *warnings,
         *_warnings(summary, model, config),
         *_template_warnings(config, model.tokenizer, tokenizer),
         *_rule_warnings(summary, config, assembly, donor),
         *_without_effect(config, auxiliary, model, donor),
-        *([NO_END] if tokenizer.eos_token_id is None else []),
+        *_role_warnings(tokenizer, roles, assembly),
     ]
     return summary
+
+
+def special_rows(tokenizer: Any, donor: Donor, model: Source, assembly: Assembly) -> list[dict[str, Any]]:
+    """The tokens of the new tokenizer that have a role, by id, and the source tokens whose rows they have.
+
+    Args:
+        tokenizer: as written.
+        donor: the target PLM.
+        model: the source.
+        assembly: the rows.
+
+    Returns:
+        For each token ``id``, ``token``, ``roles``, ``stands_in_for`` (roles that the target lacks, which the token has
+        without an effect on its rows), and ``input`` and ``output``: the source tokens of its rows, ``None`` for a row that is
+        not a copy.
+    """
+    real = real_roles(tokenizer, donor.tokenizer, model.tokenizer)
+    named = roles_of(tokenizer)
+
+    def spelled(source: int) -> str | None:
+        return None if source < 0 else str(model.tokenizer.convert_ids_to_tokens(source))
+
+    return [
+        {
+            "id": token,
+            "token": str(tokenizer.convert_ids_to_tokens(token)),
+            "roles": [role for role, index in real.items() if index == token],
+            "stands_in_for": [role for role, index in named.items() if index == token and role not in real],
+            "input": spelled(int(assembly.source_id[token])),
+            "output": spelled(int(assembly.output_id[token])),
+        }
+        for token in sorted(set(named.values()))
+    ]
+
+
+def _role_warnings(tokenizer: Any, roles: Sequence[Mapping[str, Any]], assembly: Assembly) -> list[str]:
+    """What the special tokens of the new tokenizer cannot do, or do only in part."""
+    messages = []
+    if tokenizer.eos_token_id is None:
+        messages.append(NO_END)
+    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
+        messages.append(PAD_IS_END)
+    if assembly.output_rows is None:
+        messages += [
+            f"{entry['token']} begins and ends a text, and the head is tied: its one row is that of the source's"
+            f" {entry['input']}, and not of {entry['output']}"
+            for entry in roles
+            if entry["input"] != entry["output"]
+        ]
+    return messages
 
 
 def _operators(device: torch.device) -> str:

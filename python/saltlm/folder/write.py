@@ -16,7 +16,7 @@ from ..environment import quiet_transformers
 from ..errors import BackendError, InputError, input_error
 from ..files.copy import copy_file, link_file, shares_blocks
 from ..files.file_errors import output_errors
-from ..files.json_files import write_json
+from ..files.json_files import merged, write_json
 from ..files.output_folder import check_output, whole_folder
 from ..model.checkpoint import Source
 from ..model.composite import with_entry
@@ -28,7 +28,6 @@ from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
 from ..model.weights import INDEX, with_dtype
 from ..operators.checks import finite_rows
 from ..rows.matrices import NewMatrices
-from .token_ids import without_refused_nulls
 
 ROOM = 64 << 20  # tokenizer, card and provenance beside the weights
 
@@ -50,6 +49,7 @@ def write_folder(
     tokenizer: Any,
     config_changes: Mapping[str, Any],
     generation_changes: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
     extra_files: Mapping[str, Extra] | None = None,
     link: str = "copy",
     force: bool = False,
@@ -67,8 +67,9 @@ def write_folder(
         source: the model whose weights and config are taken.
         matrices: its new vocabulary rows.
         tokenizer: saved by its ``save_pretrained``; AutoTokenizer is checked to give it back from the folder.
-        config_changes: keys of config.json that get other values; the vocabulary size is set here.
+        config_changes: keys of config.json that get other values, also inside objects; the vocabulary size is set here.
         generation_changes: keys of generation_config.json likewise; ``None`` keeps the file, if any, as it is.
+        tensors: key -> new tensor, for tensors of the checkpoint other than the vocabulary's; ``None`` keeps them all.
         extra_files: name -> bytes, or a function that writes the file at the path it is given.
         link: ``copy`` or ``hard``, for shards without vocabulary rows; see :class:`~saltlm.TransferConfig`.
         force: replace an existing model folder.
@@ -82,7 +83,8 @@ def write_folder(
         ValueError: the matrices do not fit the source.
     """
     out = check_output(out, protected=[source.folder, source.given_folder, *protected], force=force)
-    replaced = _replacements(source, matrices)
+    rows = _replacements(source, matrices)
+    replaced = {**rows, **(tensors or {})}
     plan = {
         name: {key: tensor for key, tensor in replaced.items() if key in header.entries}
         for name, header in source.weights.headers.items()
@@ -113,10 +115,9 @@ def write_folder(
                 copy_file(header.path, folder / name, progress=report)
         if source.weights.index is not None:
             write_json(folder / INDEX, _index(source, replaced))
-        config = _config(source, matrices, replaced, config_changes)
-        write_json(folder / "config.json", without_refused_nulls(config, config_changes, tokenizer))
+        write_json(folder / "config.json", _config(source, matrices, rows, config_changes))
         if source.generation_config is not None or generation_changes:
-            generation = {**(source.generation_config or {}), **(generation_changes or {})}
+            generation = merged(source.generation_config or {}, generation_changes or {})
             write_json(folder / "generation_config.json", generation)
         _keep_files(source, folder)
         _save_tokenizer(tokenizer, folder)
@@ -272,7 +273,7 @@ def _config(
     body = _body_dtypes(source, replaced)
     rows = {tensor.dtype for tensor in replaced.values()}
     config = with_dtype(config, _loading_dtype(config, body, rows), add=len(body | rows) > 1)
-    return {**config, **changes}
+    return merged(config, changes)
 
 
 def _body_dtypes(source: Source, replaced: Mapping[str, torch.Tensor]) -> set[torch.dtype]:

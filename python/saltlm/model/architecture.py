@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import re
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +36,25 @@ class ModelTable:
     shape: tuple[int, int]
 
 
+# Names of a padding id in model classes.
+PAD_NAME = re.compile(r"_?pad(ding)?(_token)?_?(id|idx|index)")
+# Methods that a forward pass does not call.
+NOT_RUN = ("__init__", "_init_weights", "dummy_inputs")
+# Modules of base classes that all models share.
+LIBRARIES = (
+    "builtins",
+    "torch",
+    "typing",
+    "abc",
+    "transformers.modeling_",
+    "transformers.generation",
+    "transformers.utils",
+    "transformers.integrations",
+    "transformers.activations",
+    "transformers.loss",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The vocabulary-sized tensors of a model class under one config.
@@ -50,6 +72,7 @@ class Architecture:
         text_path: leads from the config to that of the text part; empty for a text model.
         tables: matrices of vocabulary rows besides these.
         model: the model itself, on the meta device.
+        reads_pad: whether the class reads the padding id when it runs, beyond its use for the input matrix.
     """
 
     name: str
@@ -64,6 +87,7 @@ class Architecture:
     model: Any = dataclasses.field(repr=False, compare=False)
     text_path: tuple[str, ...] = ()
     tables: tuple[ModelTable, ...] = ()
+    reads_pad: bool = False
 
 
 def find_architecture(
@@ -247,12 +271,42 @@ def _inspect(model: Any, config: Any, raw: Mapping[str, Any], side: str, causal:
         size_paths=tuple(entry for key in keys for entry in composite.entry_paths(raw, path, key)),
         text_path=path,
         model=model,
+        reads_pad=causal and _reads_pad(model),
     )
 
 
 def _size_key(config: Any) -> str:
     """Name of the vocabulary size in the config of the text part."""
     return str(config.get_text_config().attribute_map.get("vocab_size", "vocab_size"))
+
+
+def _reads_pad(model: Any) -> bool:
+    """Whether code of the model, other than its construction, reads a padding id; positions may then depend on it.
+
+    The names in the compiled methods of its modules are searched, which costs no run of the model. A hit is no proof:
+    :mod:`saltlm.model.positions` runs a small model of the class to find out what the id changes.
+    """
+    classes = {base for module in model.modules() for base in type(module).__mro__}
+    functions = (
+        function
+        for base in classes
+        if not base.__module__.startswith(LIBRARIES)
+        for name, function in vars(base).items()
+        if name not in NOT_RUN
+    )
+    return any(_names_pad(function) for function in functions)
+
+
+def _names_pad(function: Any) -> bool:
+    """Whether a function, or one that it wraps or defines, reads an attribute or a global that is named as a padding id."""
+    function = inspect.unwrap(getattr(function, "__func__", getattr(function, "fget", function)))
+    codes = [function.__code__] if hasattr(function, "__code__") else []
+    while codes:
+        code = codes.pop()
+        if any(PAD_NAME.fullmatch(name) for name in code.co_names):
+            return True
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return False
 
 
 def _table_sizes(config: Any) -> list[str]:

@@ -17,12 +17,11 @@ from ..environment import quiet_transformers
 from ..errors import InputError, first_line, input_error
 from ..protocols import LanguageModel, Tokenizer
 from .composite import text_path, writer_class
+from .positions import POSITIONS, lost_positions
 from .quantization import refuse_undeclared
 from .weights import ADAPTER, INDEX, SINGLE, Weights, find_weights, merge_advice, refuse_adapter_alone, refuse_wrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Config keys of the longest input in tokens, the most common first.
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,15 +244,21 @@ def _checked(name: str, model: Any, tokenizer: Any) -> CausalLM:
         tokenizer=tokenizer,
         start_id=next((token for token in candidates if token is not None), None),
         rows=model.get_input_embeddings().weight.shape[0],
-        max_positions=_positions_of(model.config),
+        max_positions=_positions_of(model.config, model),
     )
 
 
-def _positions_of(config: Any) -> int | None:
-    """The longest input by a transformers config, in tokens; ``None`` if it names no limit."""
+def _positions_of(config: Any, model: Any) -> int | None:
+    """The longest input of a transformers model, in tokens; ``None`` if its config names no limit.
+
+    Args:
+        config: the model's config.
+        model: the model, also on the meta device; ``None`` goes by the config alone.
+    """
     config = config.get_text_config()
     values = (getattr(config, name, None) for name in POSITIONS)
-    return next((value for value in values if isinstance(value, int) and value > 0), None)
+    positions = next((value for value in values if isinstance(value, int) and value > 0), None)
+    return positions if positions is None or model is None else positions - lost_positions(model, positions)
 
 
 def positions_in(folder: Path, what: str, *, trust_remote_code: bool = False) -> int | None:
@@ -272,10 +277,14 @@ def positions_in(folder: Path, what: str, *, trust_remote_code: bool = False) ->
     """
     _check_folder(what, folder, None)
     with quiet_transformers():
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         with _one_error(what, "a causal language model that transformers can load", "its folder or hub name"):
-            return _positions_of(AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code))
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        model = None
+        with contextlib.suppress(Exception), torch.device("meta"):  # the config alone still gives the usual limit
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return _positions_of(config, model)
 
 
 def within_positions(length: int, positions: int | None) -> int:

@@ -17,6 +17,7 @@ from ..files.json_files import read_json
 from ..protocols import Tokenizer
 from .architecture import Architecture, find_architecture
 from .locate import resolve_model
+from .positions import needs_pad
 from .processor import marker_tokens, processor_template, with_defaults
 from .quantization import QUANTIZATION_FILES, declared_quantization, quantized_keys, undeclared_warning
 from .renaming import LoadedKeys, loaded_keys
@@ -91,6 +92,7 @@ class Source(Checkpoint):
         bias_name: key of the head's bias; ``None`` if it has none.
         copies: key of a duplicate tensor -> key of the tensor that it duplicates.
         shards: key of every tensor -> name of the file that holds it.
+        names: key of every tensor -> its name in the model class.
         weights: headers of the weight files.
         text_path: leads from the config to that of the text part; empty for a text model.
         markers: tokens that mark images, sound and video in a text, by ascending id; none for a text model.
@@ -99,6 +101,8 @@ class Source(Checkpoint):
         trust_remote_code: whether code of the checkpoint may run.
         tables: further matrices of vocabulary rows.
         notes: what a user should know about this checkpoint, one sentence each.
+        reads_pad: whether the model class reads the padding id when it runs (:mod:`saltlm.model.positions`).
+        needs_pad: whether the model cannot do without a padding id.
     """
 
     given_folder: Path
@@ -109,6 +113,7 @@ class Source(Checkpoint):
     bias_name: str | None
     copies: Mapping[str, str]
     shards: Mapping[str, str] = dataclasses.field(repr=False)
+    names: Mapping[str, str] = dataclasses.field(repr=False)
     weights: Weights = dataclasses.field(repr=False)
     text_path: tuple[str, ...]
     markers: tuple[str, ...]
@@ -117,6 +122,8 @@ class Source(Checkpoint):
     trust_remote_code: bool
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
+    reads_pad: bool = False
+    needs_pad: bool = False
 
     @property
     def tied(self) -> bool:
@@ -174,6 +181,7 @@ def load_source(
         bias_name=keys.bias,
         copies=keys.copies,
         shards=weights.files_of(),
+        names=opened.loaded.names,
         weights=weights,
         text_path=opened.shape.text_path,
         markers=markers,
@@ -182,6 +190,12 @@ def load_source(
         trust_remote_code=trust_remote_code,
         tables=tuple(Table(key=t.key, role=t.role, rows=weights.tensor(t.key), names=t.names) for t in keys.tables),
         notes=_notes(folder, opened),
+        reads_pad=opened.shape.reads_pad,
+        # Code that joins the parts of a model may put the padding id in the place of an image's tokens.
+        needs_pad=bool(opened.shape.text_path and opened.shape.reads_pad)
+        or needs_pad(
+            folder, opened.common["config"], reads_pad=opened.shape.reads_pad, trust_remote_code=trust_remote_code
+        ),
     )
 
 

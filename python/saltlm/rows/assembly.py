@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from ..alignment.align import HOLE, Alignment, MatchKind
+from ..alignment.causal_tokenizer import adds_bos_eos
 from ..alignment.expand import Expansion
 from ..errors import input_error
 from ..model.checkpoint import Source, Table
@@ -93,7 +95,12 @@ class Head:
 
 
 class Assembly:
-    """The new matrices under construction, and the origin of each row."""
+    """The new matrices under construction, and the origin of each row.
+
+    Attributes:
+        source_id: int32 [T'], source token of each copied input row; -1 for none.
+        output_id: int32 [T'], the same for output rows. It differs for a token that begins and ends a text.
+    """
 
     def __init__(
         self,
@@ -144,6 +151,10 @@ class Assembly:
             self.new = np.flatnonzero(~shared & ~hole)
             ids = np.flatnonzero(shared)
             self.source_id[ids] = alignment.source_id[ids]
+            ends = {token: match for token, match in alignment.ends.items() if match < len(source.input_rows)}
+            if self.output_rows is None and not adds_bos_eos(source.tokenizer)[0]:
+                # The one row of a token that begins and ends a text: see saltlm.alignment.roles.
+                self.source_id[list(ends)] = list(ends.values())
             self.origin[ids] = np.where(alignment.kind[ids] == MatchKind.ROLE, ROLE, COPIED)
         else:
             self.new = expansion.added
@@ -153,6 +164,10 @@ class Assembly:
             self.source_id[ids], self.origin[ids] = ids, COPIED
         self.open[self.row_of[self.new]] = True
         self._copy(ids)
+        self.output_id = self.source_id.copy()
+        if expansion is None and ends:
+            self.output_id[list(ends)] = list(ends.values())
+            self._copy_outputs(np.array(sorted(ends)))
 
     def _copy(self, ids: np.ndarray) -> None:
         self.rule[ids] = RULES.index("copy")
@@ -207,6 +222,12 @@ class Assembly:
         if matrix is None:
             raise ValueError(f"an assembly without rows for {table.key}")
         return matrix
+
+    def _copy_outputs(self, ids: np.ndarray) -> None:
+        """Copy the output rows and biases of tokens whose :attr:`output_id` differs from their :attr:`source_id`."""
+        rows, source = torch.from_numpy(ids), torch.from_numpy(self.output_id[ids].astype(np.int64))
+        for matrix, copied in itertools.islice(self.sides(), 1, None):
+            copied[rows] = gather(matrix, source).to(copied.dtype)
 
     def copy(self) -> Assembly:
         """An independent copy of this assembly as it is now."""
