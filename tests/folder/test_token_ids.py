@@ -13,7 +13,6 @@ from tokenizers_tiny import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saltlm import TransferConfig, evaluate, transfer
-from saltlm.folder.token_ids import without_refused_nulls
 
 BPE = tiny("byte_level_bpe")
 DONORS = {
@@ -49,35 +48,3 @@ def test_a_modernbert_decoder_takes_any_donor(tmp_path: Path, kind: str) -> None
     assert torch.equal(model.get_input_embeddings().weight, result.input_rows)
     assert tokenizer.get_vocab() == result.tokenizer.get_vocab()
     assert evaluate(tmp_path / "out", documents=["kissa istui"]).bits_per_byte > 0
-
-
-def refused_nulls(model_type: str) -> set[str]:
-    """Token ids that a config class does not let be null, by trial."""
-    config = transformers.CONFIG_MAPPING[model_type]
-    refused = set()
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
-        try:
-            config.from_dict({"model_type": model_type, key: None})
-        except Exception:
-            refused.add(key)
-    return refused
-
-
-@pytest.mark.parametrize("model_type", ["modernbert-decoder", "cwm", "emu3_text_model", "llama", "gpt2", "xglm"])
-def test_nulls_stay_where_the_class_takes_them(model_type: str) -> None:
-    if model_type not in transformers.CONFIG_MAPPING:
-        pytest.skip(f"this transformers has no {model_type}")
-    keys = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-    changes = dict.fromkeys(keys)
-    config = {"model_type": model_type, "vocab_size": 420, **changes}
-    filled = without_refused_nulls(config, changes, tiny("wordpiece"))
-    refused = refused_nulls(model_type)
-    assert {key for key in keys if filled[key] is not None} == refused
-    ids = {key: getattr(tiny("wordpiece"), key) for key in keys}
-    for key in refused:
-        assert filled[key] == (ids[key] if ids[key] is not None else ids["cls_token_id"]), key
-
-
-def test_a_null_that_the_source_has_stays(tmp_path: Path) -> None:
-    config = {"model_type": "llama", "pad_token_id": None}
-    assert without_refused_nulls(config, {"bos_token_id": 3}, BPE) == config

@@ -134,6 +134,10 @@ def test_the_tokens_that_mark_images_come_along(kind: str, cases) -> None:
         assert torch.equal(case.done.input_rows[index], old)
         entries = [entry for entry in (f"{name}_id", f"{name}_index") if hasattr(config, entry)]
         assert entries and all(getattr(config, entry) == index for entry in entries), entries
+    text = config.get_text_config()
+    for entry in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(text, entry) == getattr(tokenizer, entry) is not None, entry
+    assert f"{KINDS[kind].model_class}.from_pretrained" in (case.out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if images_of(kind)])
@@ -204,6 +208,16 @@ def test_a_model_of_several_parts_as_donor(kind: str, tmp_path: Path, cases) -> 
     before = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
     target, matched = shared_ids(done)
     assert_close(logits(model, target, target), logits(before, matched, matched))
+
+
+def test_a_target_without_padding_token_gets_one_where_the_class_needs_it(tmp_path: Path, cases) -> None:
+    """Gemma 4 puts the padding id in the place of an image's tokens."""
+    target = save_bert(tmp_path / "target", tiny("sentencepiece_bpe"))
+    done = transfer(cases("gemma4").source, target, None, tmp_path / "out")
+    model = load_whole(done.out, "gemma4")
+    assert model.config.get_text_config().pad_token_id == done.tokenizer.pad_token_id is not None
+    ids, matched = shared_ids(done)
+    assert_close(logits(model, ids, ids), logits(cases("gemma4").before, matched, matched))
 
 
 def test_a_part_with_token_ids_of_its_own_is_refused(tmp_path: Path, cases, donor: Path) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
-def model_card(summary: Mapping[str, Any]) -> bytes:
+def model_card(summary: Mapping[str, Any], model_class: str = "AutoModelForCausalLM") -> bytes:
     """Content of README.md: what the model is, its parts and licences, how to load it, and that it needs adaptation.
 
     Args:
         summary: content of ``saltlm.json``.
+        model_class: the class of transformers that loads the folder.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -34,6 +35,7 @@ def model_card(summary: Mapping[str, Any]) -> bytes:
         else "the tokenizer of the target",
         version=summary["saltlm_version"],
         method=summary["method"],
+        model_class=model_class,
         parts=summary["inputs"],
         counts=summary["counts"],
         total=sum(summary["counts"].values()),
