@@ -142,7 +142,9 @@ def _build(config: Any, side: str, causal: bool, trust_remote_code: bool) -> Any
     auto = AutoModelForCausalLM if causal else AutoModel
     try:
         with torch.device("meta"):
-            return auto.from_config(config, trust_remote_code=trust_remote_code)
+            model = auto.from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights()  # transformers 5.0 does not tie them on the meta device
+        return model
     except Exception as error:  # on a contradictory config a model class may raise any error
         raise _unusable(side, f"a config no {auto.__name__} can be built from", error) from None
 
