@@ -222,8 +222,11 @@ def _build(config: Any, side: str, causal: bool, trust_remote_code: bool) -> Any
             if composite.text_path(config) and (causal or type(config) not in AutoModel._model_mapping):
                 writer = composite.writer_class(config)
                 name = writer.__name__
-                return writer(copy.deepcopy(config))
-            return auto.from_config(config, trust_remote_code=trust_remote_code)
+                model = writer(copy.deepcopy(config))
+            else:
+                model = auto.from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights()  # transformers 5.0 does not tie them on the meta device
+        return model
     except Exception as error:  # on a contradictory config a model class may raise any error
         raise _unusable(side, f"a config no {name} can be built from", error) from None
 
