@@ -1,4 +1,4 @@
-"""The tokenizer for a causal model: the target's segmentation, the source's special tokens around a text, roles, config ids."""
+"""The tokenizer for a causal model: the target's segmentation, the source's special tokens, roles, padding."""
 
 from __future__ import annotations
 
@@ -139,11 +139,11 @@ UNIGRAM = {"bos_token": "<s>", "eos_token": "</s>"}
     ],
 )
 def test_the_padding_token(source, target, expected: str | None) -> None:
-    made = causal_tokenizer(
+    tokenizer = causal_tokenizer(
         with_roles(target[0], **target[1]), with_roles(source[0], **source[1]), chat_template="none"
     )
-    assert made.pad_token == expected
-    assert len(made) == len(tiny(target[0]))
+    assert tokenizer.pad_token == expected
+    assert len(tokenizer) == len(tiny(target[0]))
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_the_padding_token(source, target, expected: str | None) -> None:
 def test_a_needed_padding_token_is_added_at_the_end(roles, pad: str) -> None:
     target = with_roles("sentencepiece_bpe", bos_token="<s>", eos_token="</s>", pad_token="</s>")
     source = with_roles("byte_level_bpe", **BYTES, **roles)
-    made = causal_tokenizer(target, source, chat_template="none", needs_pad=True)
-    assert (made.pad_token, made.pad_token_id) == (pad, len(target)) and len(made) == len(target) + 1
-    assert made.convert_ids_to_tokens(list(range(len(target)))) == target.convert_ids_to_tokens(
+    tokenizer = causal_tokenizer(target, source, chat_template="none", needs_pad=True)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == (pad, len(target)) and len(tokenizer) == len(target) + 1
+    assert tokenizer.convert_ids_to_tokens(list(range(len(target)))) == target.convert_ids_to_tokens(
         list(range(len(target)))
     )
     own = causal_tokenizer(tiny("wordpiece"), source, chat_template="none", needs_pad=True)

@@ -105,6 +105,6 @@ def test_a_stand_in_is_no_real_role() -> None:
         (with_roles("sentencepiece_unigram", eos_token="</s>", pad_token="<pad>"), {"bos"}),
         (tiny("sentencepiece_unigram"), set()),
     ):
-        made = causal_tokenizer(target, source, chat_template="none")
-        assert roles_of(made).keys() - real_roles(made, target, source).keys() == missing
-        assert real_roles(made, target, source) == roles_of(target)
+        tokenizer = causal_tokenizer(target, source, chat_template="none")
+        assert roles_of(tokenizer).keys() - real_roles(tokenizer, target, source).keys() == missing
+        assert real_roles(tokenizer, target, source) == roles_of(target)

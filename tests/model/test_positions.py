@@ -45,7 +45,7 @@ DONORS = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def transferred(tmp_path_factory):
     """Make a source of a class and its transfer to a donor, each once."""
     root = tmp_path_factory.mktemp("positions")
     donors = {}
@@ -86,8 +86,8 @@ def shared_logits(source: Path, done: Transfer, new_ids, old_ids, **inputs) -> t
 
 @pytest.mark.parametrize("donor", DONORS)
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_position_keeps_the_logits_of_shared_tokens(made, name: str, donor: str) -> None:
-    source, done = made(name, donor)
+def test_every_position_keeps_the_logits_of_shared_tokens(transferred, name: str, donor: str) -> None:
+    source, done = transferred(name, donor)
     new_ids, old_ids = shared_texts(done, 2, LENGTH)
     new, old = shared_logits(source, done, new_ids, old_ids)
     assert len(new[0, 0]) > 20 and old.std() > 0.1
@@ -96,8 +96,8 @@ def test_every_position_keeps_the_logits_of_shared_tokens(made, name: str, donor
 
 @pytest.mark.parametrize("donor", DONORS)
 @pytest.mark.parametrize("name", ["Roberta", "XLMRobertaXL", "XGLM"])
-def test_padding_of_the_new_tokenizer_is_padding_for_the_model(made, name: str, donor: str) -> None:
-    source, done = made(name, donor)
+def test_padding_of_the_new_tokenizer_is_padding_for_the_model(transferred, name: str, donor: str) -> None:
+    source, done = transferred(name, donor)
     tokenizer = AutoTokenizer.from_pretrained(done.out)
     config = json.loads((done.out / "config.json").read_text())
     if tokenizer.pad_token_id is None:
@@ -118,16 +118,16 @@ def test_padding_of_the_new_tokenizer_is_padding_for_the_model(made, name: str, 
 
 @pytest.mark.parametrize("donor", DONORS)
 @pytest.mark.parametrize("name", ["Roberta", "XGLM", "OPT"])
-def test_the_longest_text_of_the_model_is_known(made, name: str, donor: str) -> None:
-    source, done = made(name, donor)
+def test_the_longest_text_of_the_model_is_known(transferred, name: str, donor: str) -> None:
+    source, done = transferred(name, donor)
     for folder in (source, done.out):
         assert load_causal_lm(folder, device="cpu").max_positions == positions_in(folder, "model") == LENGTH
 
 
-def test_only_the_position_rows_move(made) -> None:
+def test_only_the_position_rows_move(transferred) -> None:
     from safetensors.torch import load_file
 
-    source, done = made("Roberta", "pad last")
+    source, done = transferred("Roberta", "pad last")
     old, new = (load_file(folder / "model.safetensors") for folder in (source, done.out))
     shift = AutoTokenizer.from_pretrained(done.out).pad_token_id - 1
     vocabulary = {"roberta.embeddings.word_embeddings.weight", "lm_head.bias"}
@@ -140,8 +140,8 @@ def test_only_the_position_rows_move(made) -> None:
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2", "OPT", "Bart"])
-def test_a_class_without_such_positions_needs_nothing(made, name: str) -> None:
-    source, done = made(name, "pad last")
+def test_a_class_without_such_positions_needs_nothing(transferred, name: str) -> None:
+    source, done = transferred(name, "pad last")
     loaded = load_source(source)
     assert not loaded.needs_pad
     change = keep_positions(loaded, 100)

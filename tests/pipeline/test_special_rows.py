@@ -54,9 +54,9 @@ def rows_of(folder: Path, token: int) -> tuple[torch.Tensor, ...]:
 
 def assert_rows(out: Path, token: int, source: Path, begin: int, end: int) -> None:
     """The token's input row is that of one source token, output row and bias are those of another."""
-    made, first, last = rows_of(out, token), rows_of(source, begin), rows_of(source, end)
-    assert torch.equal(made[0], first[0])
-    assert torch.equal(made[1], last[1]) and torch.equal(made[2], last[2])
+    new, first, last = rows_of(out, token), rows_of(source, begin), rows_of(source, end)
+    assert torch.equal(new[0], first[0])
+    assert torch.equal(new[1], last[1]) and torch.equal(new[2], last[2])
 
 
 @pytest.mark.parametrize("begins", [True, False])
@@ -109,7 +109,7 @@ def test_an_override_decides_both_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pads", ["source", "target", "both", "neither"])
-def test_padding_with_eos_is_told_and_never_made(tmp_path: Path, pads: str) -> None:
+def test_padding_with_eos_is_told_and_never_chosen(tmp_path: Path, pads: str) -> None:
     ours = {"pad_token": "<|end|>"} if pads in ("target", "both") else {}
     theirs = {"pad_token": "</s>"} if pads in ("source", "both") else {}
     source = with_roles("sentencepiece_bpe", bos_token="<s>", eos_token="</s>", **theirs)
@@ -137,9 +137,9 @@ def test_ids_in_the_parts_of_a_config_are_written(tmp_path: Path) -> None:
     save_bert(tmp_path / "donor", tiny("sentencepiece_unigram"))
     done = transfer(tmp_path / "source", tmp_path / "donor", out=tmp_path / "out", config=CONFIG)
     written = json.loads((tmp_path / "out" / "config.json").read_text())["extras"]
-    new = {int(source): token for token, source in reversed(list(enumerate(done.alignment.source_id.tolist())))}
+    ids = {int(source): token for token, source in reversed(list(enumerate(done.alignment.source_id.tolist())))}
     assert written["end_token_id"] == done.tokenizer.eos_token_id and written["a"] == 1
-    assert written["the_token_id"] == new.get(the) and written["gone_token_id"] == new.get(400)
+    assert written["the_token_id"] == ids.get(the) and written["gone_token_id"] == ids.get(400)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
