@@ -183,7 +183,7 @@ def run_transfer(
                 extra_files={
                     "saltlm.json": summary_bytes(summary),
                     "provenance.safetensors": provenance_bytes(assembly, alignment.source),
-                    "README.md": model_card(summary),
+                    "README.md": model_card(summary, model.architecture) if model.text_path else model_card(summary),
                 },
                 link=config.link,
                 force=config.force,

@@ -98,6 +98,10 @@ class LanguageModel(Protocol):
         """Module of the output layer (head), or ``None``."""
         ...
 
+    def get_decoder(self) -> Any:
+        """Module that reads text."""
+        ...
+
     def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Name and value of each parameter."""
         ...
@@ -108,6 +112,10 @@ class LanguageModel(Protocol):
 
     def modules(self) -> Iterator[torch.nn.Module]:
         """Each module."""
+        ...
+
+    def get_submodule(self, target: str) -> torch.nn.Module:
+        """Module of this name."""
         ...
 
     def state_dict(self, *inputs: Any, **options: Any) -> dict[str, Any]:

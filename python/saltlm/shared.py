@@ -105,20 +105,22 @@ class Shared:
     def aligned(self, model: Source, donor: Donor, config: TransferConfig) -> tuple[Any, Alignment]:
         """The new tokenizer, and its alignment to the source's; models that bring the same tokenizer files share them."""
         ours, theirs, needs_pad = _tokenizer_key(model), _tokenizer_key(donor), _needs_pad(model, config)
-        template = _template(config)
+        template, markers = _template(config), _markers(model, config)
 
         def make() -> tuple[Any, Tokens]:
-            made = causal_tokenizer(donor.tokenizer, model.tokenizer, chat_template=template, needs_pad=needs_pad)
+            made = causal_tokenizer(
+                donor.tokenizer, model.tokenizer, chat_template=template, needs_pad=needs_pad, markers=markers
+            )
             # Roles that another token stands in for change no row.
             roles = real_roles(made, donor.tokenizer, model.tokenizer)
             return made, dataclasses.replace(load_tokens(made, "target"), roles=roles)
 
         tokens = self.get(("tokens", ours), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
-        key = ("tokenizer", ours, theirs, template, needs_pad)
+        key = ("tokenizer", ours, theirs, template, needs_pad, markers)
         tokenizer, target = self.get(key, make, lambda made: _table_bytes(made[1]))
         overrides = tuple(sorted(config.special_overrides.items()))
         alignment = self.get(
-            ("alignment", ours, theirs, template, needs_pad, config.overlap, overrides),
+            ("alignment", ours, theirs, template, needs_pad, markers, config.overlap, overrides),
             lambda: align(tokens, target, overlap=config.overlap, special_overrides=config.special_overrides),
             lambda made: made.kind.nbytes + made.source_id.nbytes + made.cover_offsets.nbytes + made.cover_ids.nbytes,
         )
@@ -168,6 +170,11 @@ def _template(config: TransferConfig) -> str:
     return "target" if config.keep_source_vocabulary else config.chat_template
 
 
+def _markers(model: Source, config: TransferConfig) -> tuple[str, ...]:
+    """The source's markers that the target's tokenizer gets; the source's own tokenizer, where it is kept, has them."""
+    return () if config.keep_source_vocabulary else model.markers
+
+
 def _needs_pad(model: Source, config: TransferConfig) -> bool:
     """Whether the target's tokenizer must have a padding token; the source's own tokenizer, where it is kept, has one."""
     return model.needs_pad and not config.keep_source_vocabulary
@@ -175,8 +182,9 @@ def _needs_pad(model: Source, config: TransferConfig) -> bool:
 
 def _added_tokens(model: Source, config: TransferConfig) -> Hashable:
     """Stands for the tokens that the target's vocabulary gets because of the source; ``None`` if there are none."""
-    added = _template(config) == "source" or _needs_pad(model, config)
-    return (_tokenizer_key(model), _needs_pad(model, config)) if added else None
+    markers = _markers(model, config)
+    added = _template(config) == "source" or _needs_pad(model, config) or markers
+    return (_tokenizer_key(model), _needs_pad(model, config), markers) if added else None
 
 
 def _tokenizer_key(loaded: Source | Donor) -> Hashable:
@@ -188,6 +196,7 @@ def _tokenizer_key(loaded: Source | Donor) -> Hashable:
 
 def _model_bytes(loaded: Source | Donor) -> int:
     rows = [loaded.input_rows, getattr(loaded, "output_rows", None), getattr(loaded, "output_bias", None)]
+    rows += [table.rows for table in getattr(loaded, "tables", ())]
     mapped = sum(tensor.numel() * tensor.element_size() for tensor in rows if tensor is not None)
     return mapped + TOKENIZER_BYTES * len(loaded.tokenizer)
 

@@ -34,6 +34,7 @@ CHECKPOINTS = "adapt: checkpoints are not written whole, and --resume finds none
 SHARDED = "adapt --sharding fsdp2: checkpoints hold slices of matrices instead of whole matrices"
 SECOND_COPY = "importing two copies of saltlm (a wheel beside an editable install) ends the process"
 LOSS = "adapt: the loss and the bits per byte of a step are wrong when gradients are accumulated"
+RENAMING = "transfer: the vocabulary rows of a checkpoint whose keys differ from the names in the class are not found"
 HARNESS_BARS = "evaluate --tasks: the harness draws its progress bars over saltlm's"
 TASKS = "evaluate --tasks: task names and folders of task files cannot be loaded"
 
@@ -134,9 +135,26 @@ USES = [
     Use(
         module="transformers",
         name="PreTrainedConfig.get_text_config",
-        breaks="transfer: a model of several parts is not refused; evaluate: the window's length is unknown",
+        breaks="transfer: the text part of a model of several parts is not found; evaluate: the window's length is unknown",
         args=1,
     ),
+    Use(
+        module="transformers.models.auto.processing_auto",
+        name="PROCESSOR_MAPPING_NAMES",
+        breaks="transfer: tokens that only the code of a processor spells do not come along",
+    ),
+    # transformers: how the keys of a checkpoint are renamed when a class loads it. None of it is documented.
+    Use(
+        module="transformers.conversion_mapping",
+        name="get_model_conversion_mapping",
+        breaks=RENAMING,
+        args=1,
+    ),
+    Use(module="transformers.core_model_loading", name="rename_source_key", breaks=RENAMING, args=5),
+    Use(module="transformers.core_model_loading", name="WeightRenaming", breaks=RENAMING),
+    Use(module="transformers.core_model_loading", name="WeightConverter", breaks=RENAMING),
+    Use(module="transformers.core_model_loading", name="dot_natural_key", breaks=RENAMING, args=1),
+    Use(module="transformers", name="PreTrainedModel.base_model_prefix", breaks=RENAMING),
     # transformers: tokenizers.
     Use(
         module="transformers",
@@ -309,6 +327,18 @@ def test_auto_classes_know_configs_by_their_type() -> None:
     assert LlamaConfig in AutoModelForCausalLM._model_mapping and BertConfig in AutoModel._model_mapping
     assert CLIPVisionConfig not in AutoModelForCausalLM._model_mapping
     assert CAUSAL["llama"] == "LlamaForCausalLM" and "bert" in MASKED and "llama" not in MASKED
+
+
+def test_keys_are_renamed_as_on_loading() -> None:
+    """The base model's prefix is added or taken away; a key that the class does not have stays as it is."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.core_model_loading import rename_source_key
+
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1))
+    state = model.state_dict()
+    renamed = [rename_source_key(key, [], [], model.base_model_prefix, state)[0] for key in ("wte.weight", "x.weight")]
+    assert renamed == ["transformer.wte.weight", "x.weight"], RENAMING
 
 
 def test_decoder_layers_are_named_by_the_model() -> None:

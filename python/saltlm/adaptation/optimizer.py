@@ -55,6 +55,8 @@ def train_all_input_rows(model: LanguageModel) -> None:
 def set_trained(model: LanguageModel, phase: Phase) -> None:
     """Set ``requires_grad`` of all parameters: ``True`` for those that the phase trains.
 
+    Of a model of several parts only the text part is trained; text does not reach a vision tower.
+
     Args:
         model: a transformers causal LM, changed in place.
         phase: the phase that is about to start.
@@ -62,8 +64,20 @@ def set_trained(model: LanguageModel, phase: Phase) -> None:
     trained = {id(parameter) for parameter in vocabulary_parameters(model).values()}
     if phase.name == DISTILL:  # its loss compares hidden states, which depend on the input rows and not on the head
         trained = {id(model.get_input_embeddings().weight)}
+    if phase.name == "all":
+        trained |= {id(parameter) for parameter in text_part(model).parameters()}
     for parameter in model.parameters():
-        parameter.requires_grad_(phase.name == "all" or id(parameter) in trained)
+        parameter.requires_grad_(id(parameter) in trained)
+
+
+def text_part(model: LanguageModel) -> Any:
+    """The part of a model that reads text: the model itself, or the decoder of a model of several parts.
+
+    Args:
+        model: a transformers causal LM.
+    """
+    config = model.config
+    return model if config.get_text_config() is config else model.get_decoder()
 
 
 def parameter_groups(model: LanguageModel, phase: Phase, weight_decay: float) -> list[dict[str, Any]]:

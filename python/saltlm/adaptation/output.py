@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,11 +24,15 @@ from ..files.summary_file import (
     schema_version_of,
 )
 from ..model.causal_lm import DTYPES
+from ..model.renaming import loaded_keys
 from ..model.safetensors_header import DTYPES as STORED_DTYPES
-from ..model.weights import with_dtype
+from ..model.safetensors_header import read_header
+from ..model.weights import INDEX, SINGLE, Weights, find_weights, with_dtype
 from ..protocols import LanguageModel
 from .checkpoints import METRICS, RECORD, read_metrics
 from .curves import draw_run
+
+_LOGGER = logging.getLogger("saltlm")
 
 # Files of the trained model's folder that the written folder takes over: tokenizer, provenance, licences, custom code.
 COPIED = (
@@ -40,6 +45,7 @@ COPIED = (
     "*.tiktoken",
     "tekken.json",
     "chat_template*",
+    "*processor_config.json",
     "generation_config.json",
     "provenance.safetensors",
     "LICENSE*",
@@ -80,11 +86,27 @@ def write_adapted(
         InputError: the disk is full; the run's folder and its checkpoints are unchanged.
         BackendError: another failure of the file system.
     """
-    weights = _cast(weights, source, dtype)
+    stored = find_weights(source, f"model {source}")
+    loaded = loaded_keys(model, stored.files_of())
+    weights = _cast(weights, stored_dtypes(stored, loaded.names), dtype)
+    # Tensors that the class does not have, such as a multi-token-prediction layer: transformers has not read them.
+    outside = [key for key in loaded.outside() if stored.files_of()[key] not in stored.beside]
+    if outside or stored.beside:
+        record = {**record, "untrained": [*outside, *stored.beside]}
+        _LOGGER.warning(
+            "%d tensors outside the model class (%s) were not trained and are written as they were",
+            len(outside) + sum(len(stored.headers[name].entries) for name in stored.beside),
+            ", ".join([*outside, *stored.beside][:3]),
+        )
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    needed += sum(entry.end - entry.start for entry in map(stored.entry, outside))
+    needed += sum(stored.headers[name].path.stat().st_size for name in stored.beside)
     advice = "make room and go on by --resume: the last checkpoint is safe"
     with whole_folder(out.resolve(), needed=needed, force=True, advice=advice) as folder:
         model.save_pretrained(folder, state_dict=weights)
+        add_shard(folder, stored, outside)
+        for name in stored.beside:
+            shutil.copyfile(source / name, folder / name)
         _write_config(source, folder, dtype)
         for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
             shutil.copyfile(path, folder / path.name)
@@ -97,9 +119,44 @@ def write_adapted(
         write_json_whole(folder / RECORD, {"format": 1, "identity": identity, "finished": True})
 
 
-def _cast(weights: Mapping[str, torch.Tensor], source: Path, dtype: str | None) -> dict[str, torch.Tensor]:
+def add_shard(folder: Path, weights: Weights, keys: Sequence[str]) -> None:
+    """Write tensors of another model folder into one more shard, unchanged, and into the index.
+
+    Args:
+        folder: the model folder that ``save_pretrained`` has written.
+        weights: the weight files that hold the tensors.
+        keys: of the tensors; without any, nothing is changed.
+    """
+    if not keys:
+        return
+    from safetensors.torch import save_file
+
+    if (folder / SINGLE).is_file():
+        old = {SINGLE: list(read_header(folder / SINGLE).entries)}
+        index: dict[str, Any] = {"metadata": {}, "weight_map": {}}
+        index["metadata"]["total_size"] = read_header(folder / SINGLE).data_bytes
+    else:
+        index = json.loads((folder / INDEX).read_bytes())
+        old = {}
+        for key, file in index["weight_map"].items():
+            old.setdefault(file, []).append(key)
+    count, shard_of = len(old) + 1, {}
+    for number, name in enumerate(sorted(old), 1):
+        new = f"model-{number:05d}-of-{count:05d}.safetensors"
+        (folder / name).rename(folder / new)
+        shard_of.update(dict.fromkeys(old[name], new))
+    last = f"model-{count:05d}-of-{count:05d}.safetensors"
+    save_file({key: weights.tensor(key) for key in keys}, folder / last, metadata={"format": "pt"})
+    index["metadata"]["total_size"] += read_header(folder / last).data_bytes
+    index["weight_map"] = dict(sorted({**shard_of, **dict.fromkeys(keys, last)}.items()))
+    write_json_whole(folder / INDEX, index)
+
+
+def _cast(
+    weights: Mapping[str, torch.Tensor], stored: Mapping[str, torch.dtype], dtype: str | None
+) -> dict[str, torch.Tensor]:
     """The tensors in the dtypes to be written; a tensor without a counterpart in the source gets its most common dtype."""
-    stored = {} if dtype else stored_dtypes(source)
+    stored = {} if dtype else stored
     default = DTYPES[dtype] if dtype else max(stored.values(), key=list(stored.values()).count, default=torch.float32)
     cast: dict[tuple[int, torch.Size], torch.Tensor] = {}
     result = {}
@@ -112,20 +169,20 @@ def _cast(weights: Mapping[str, torch.Tensor], source: Path, dtype: str | None) 
     return result
 
 
-def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Name -> dtype of the floating-point tensors in the safetensors files of a model folder."""
-    from safetensors import safe_open
+def stored_dtypes(weights: Weights, names: Mapping[str, str]) -> dict[str, torch.dtype]:
+    """Name in the model -> dtype of the floating-point tensors of a model folder.
 
-    dtypes = {}
-    for path in folder.glob("*.safetensors"):
-        if path.name == "provenance.safetensors":
-            continue
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                dtype = STORED_DTYPES.get(file.get_slice(name).get_dtype())
-                if dtype is not None and dtype.is_floating_point:
-                    dtypes[name] = dtype
-    return dtypes
+    Args:
+        weights: the weight files.
+        names: key in the files -> name in the model.
+    """
+    return {
+        names[key]: STORED_DTYPES[entry.dtype]
+        for file, header in weights.headers.items()
+        if file not in weights.beside
+        for key, entry in header.entries.items()
+        if entry.dtype in STORED_DTYPES
+    }
 
 
 def _write_config(source: Path, folder: Path, dtype: str | None) -> None:

@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from transformers import TrainingArguments
 
-from ..errors import input_error
+from ..errors import first_line, input_error
 from ..evaluation.evaluate import evaluate
+from ..files.json_files import read_json
 from ..model.body_and_head import close
 from ..model.causal_lm import CausalLM, load_causal_lm, resolve_length, within_positions
+from ..model.quantization import refuse_training
 from ..protocols import LanguageModel
 from .checkpoints import CheckpointFolder
 from .chunked_loss import ChunkedLM
 from .config import DISTILL, SEQ_LENGTH, AdaptConfig
 from .distillation import AlignedTexts, Teacher, load_teacher
 from .metrics import HELDOUT, SOURCE, Recorder
-from .optimizer import set_trained, train_all_input_rows, vocabulary_parameters
+from .optimizer import set_trained, text_part, train_all_input_rows, vocabulary_parameters
 from .packing import Mixture, Packer, Stream
 from .processes import Processes, stop_on_signal, training_arguments, use_one_device
 from .row_mask import RowMask, new_rows
@@ -194,8 +196,11 @@ def load_session(
             documents in a block see each other, the folder does not record which rows are new though a phase trains them
             alone, or the text fills no block.
     """
+    refuse_training(read_json(folder / "config.json"), folder, f"model {name!r}")
     rows = new_rows(folder) if config.needs_new_rows else None
-    lm = load_causal_lm(str(folder), device="cpu", dtype="float32", trust_remote_code=config.trust_remote_code)
+    lm = load_causal_lm(
+        str(folder), device="cpu", dtype="float32", trust_remote_code=config.trust_remote_code, whole=True
+    )
     what = f"model {name!r}"
     if rows is not None and len(rows) != lm.rows:
         raise input_error(
@@ -209,6 +214,7 @@ def load_session(
     train_all_input_rows(lm.model)
     seq_length = resolve_length("seq_length", config.seq_length, SEQ_LENGTH, lm.max_positions, what)
     config = dataclasses.replace(config, seq_length=seq_length)
+    _refuse_without_text(lm, what)
     if config.sharding == "none":  # otherwise shard() moves the shards to the device
         lm.model.to(processes.device)
     first = first_position(lm)
@@ -242,6 +248,23 @@ def load_session(
         session.close()
         raise
     return session
+
+
+def _refuse_without_text(lm: CausalLM, what: str) -> None:
+    """Refuse a model of several parts whose class, in the installed transformers, does not run on text alone.
+
+    Raises:
+        InputError: it does not run.
+    """
+    if text_part(lm.model) is lm.model:
+        return
+    try:
+        with torch.no_grad():
+            lm.model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+    except Exception as error:  # each class has checks of its own, with errors of any type
+        found = f"{type(lm.model).__name__}, which fails on text without an image ({first_line(error)})"
+        advice = "use another version of transformers, or train its text part alone"
+        raise input_error(what, found, "a model that runs on text alone", advice) from error
 
 
 def train_phase(run: Run, arguments: Mapping[str, Any], resume: Path | None) -> None:

@@ -31,14 +31,15 @@ from .sharding import fsdp_modules, full_optimizer_state, full_state, load_full_
 # Overridden private methods of Trainer:
 #   _get_train_sampler               the blocks keep their order, so that a resumed run continues at the right block
 #   _save_checkpoint                 a checkpoint is written whole or not at all
+#   _save                            the weights have the names of the model class
 #   _save_optimizer_and_scheduler    shards of the optimizer state are gathered
 #   _load_optimizer_and_scheduler    ... and distributed
 #   _load_from_checkpoint            the weights of a sharded model are loaded
-# Called or set: Trainer._save, Trainer._created_lr_scheduler (the schedule advances by it), Trainer.model_accepts_loss_kwargs,
+# Called or set: Trainer._created_lr_scheduler (the schedule advances by it), Trainer.model_accepts_loss_kwargs,
 # TrainingArguments._n_gpu (in processes.py), Accelerator.prepare_model, AcceleratedOptimizer.optimizer, and the marks
 # _original_forward and _is_accelerate_prepared of a prepared model (in chunked_loss.py).
 # Files in a checkpoint, as Trainer names them:
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+OPTIMIZER, SCHEDULER, ARGUMENTS = "optimizer.pt", "scheduler.pt", "training_args.bin"
 Evaluate = Callable[[], dict[str, float]]
 
 
@@ -259,6 +260,16 @@ class AdaptTrainer(Trainer):
         state = full_state(self.model, keep=self.args.should_save)
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the weights under the names that they have in the model, by which a checkpoint is loaded into it again.
+
+        By default transformers writes them under the names of the model's published checkpoints.
+        """
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+            torch.save(self.args, folder / ARGUMENTS)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.sharded:

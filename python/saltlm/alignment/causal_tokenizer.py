@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import input_error
 from ..protocols import Tokenizer
-from .roles import roles_of
+from .roles import named_tokens, roles_of
 
 # Role -> roles whose token serves, the best first. An encoder uses cls and sep where a causal model uses bos and eos.
 # Such a stand-in gives the tokenizer a token for the role and changes no row: see saltlm.alignment.roles.
@@ -19,7 +19,14 @@ PADDINGS = ("<pad>", "[PAD]", "<|pad|>")
 TEMPLATE_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
-def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str, needs_pad: bool = False) -> Tokenizer:
+def causal_tokenizer(
+    target: Tokenizer,
+    source: Tokenizer,
+    *,
+    chat_template: str,
+    needs_pad: bool = False,
+    markers: Sequence[str] = (),
+) -> Tokenizer:
     """The target's tokenizer for a causal model.
 
     The segmentation of text stays. Around a text it adds the special tokens that the source adds: an encoder's closing
@@ -33,6 +40,8 @@ def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str
         chat_template: ``target``, ``source`` or ``none``; with ``source``, the source's bos and eos and the special tokens in
             its template are added to the vocabulary if they are missing.
         needs_pad: whether the source's model class cannot work without a padding token; then one is added if it is missing.
+        markers: tokens of the source that are added if they are missing, with the names that the source has for them: those
+            that mark images, sound and video in a text.
 
     Returns:
         A new fast tokenizer.
@@ -61,6 +70,7 @@ def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str
         extra = list(dict.fromkeys([*[str(t) for t in ends.values() if t is not None], *spelled]))
         missing = [token for token in extra if backend.token_to_id(token) is None]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+    backend.add_tokens([_added_token(source, token) for token in markers])
     named.pop("pad", None)
     if (pad := _pad_token(target, source, backend, named.get("eos"))) is not None:
         named["pad"] = pad
@@ -69,7 +79,8 @@ def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str
     content = json.loads(backend.to_str())
     content["post_processor"] = _post_processor(content.get("post_processor"), named, adds_bos_eos(source), backend)
     settings: dict[str, Any] = {f"{role}_token": token for role, token in named.items()}
-    if others := [token for token in _other_special(target, extra) if token not in named.values()]:
+    settings |= {name: token for name, token in named_tokens(source).items() if token in markers}
+    if others := [token for token in _other_special(target, [*extra, *markers]) if token not in named.values()]:
         settings["additional_special_tokens"] = others
     result = PreTrainedTokenizerFast(
         tokenizer_object=Backend.from_str(json.dumps(content)),
@@ -81,6 +92,14 @@ def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str
     )
     result.chat_template = template
     return result
+
+
+def _added_token(source: Tokenizer, token: str) -> Any:
+    """A token of the source as an added token, with the flags that it has as an added token of the source."""
+    from tokenizers import AddedToken
+
+    known = getattr(source, "added_tokens_decoder", {}).get(source.convert_tokens_to_ids(token))
+    return AddedToken(token, special=True, normalized=False) if known is None else known
 
 
 def _pad_token(target: Tokenizer, source: Tokenizer, backend: Any, eos: str | None) -> str | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import input_error
 from ..protocols import Tokenizer
@@ -58,6 +59,16 @@ def roles_of(tokenizer: Tokenizer) -> dict[str, int]:
             if index is not None and str(tokenizer.convert_ids_to_tokens(index)) == str(token):
                 roles[role] = int(index)
     return roles
+
+
+def named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """Name -> token of the special tokens that a tokenizer names besides the common roles, such as ``image_token``."""
+    special: Mapping[str, Any] = getattr(tokenizer, "special_tokens_map", {})
+    return {
+        name: str(token)
+        for name, token in special.items()
+        if name.removesuffix("_token") not in ROLES and not isinstance(token, list | tuple)
+    }
 
 
 def roles_in(folder: Path, find: Callable[[str], int | None]) -> dict[str, int]:

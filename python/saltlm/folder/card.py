@@ -12,11 +12,12 @@ from ..files.summary_file import Summary, TuningRecord
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
-def model_card(summary: Summary) -> bytes:
+def model_card(summary: Summary, model_class: str = "AutoModelForCausalLM") -> bytes:
     """Content of README.md: what the model is, its parts and licences, how to load it, and that it needs adaptation.
 
     Args:
         summary: content of ``saltlm.json``.
+        model_class: the class of transformers that loads the folder.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -37,6 +38,7 @@ def model_card(summary: Summary) -> bytes:
         else "the tokenizer of the target",
         version=summary["saltlm_version"],
         method=summary["method"],
+        model_class=model_class,
         parts=summary["inputs"],
         counts=summary["counts"],
         total=sum(summary["counts"].values()),

@@ -107,6 +107,7 @@ def summary_of(
         "warnings": [],
     }
     summary["warnings"] = [
+        *model.notes,
         *warnings,
         *_warnings(summary, model, config),
         *_template_warnings(config, model.tokenizer, tokenizer),

@@ -19,7 +19,10 @@ from ..files.file_errors import output_errors
 from ..files.json_files import merged, write_json
 from ..files.output_folder import check_output, whole_folder
 from ..model.checkpoint import Source
+from ..model.composite import with_entry
 from ..model.locate import TERMS
+from ..model.processor import copy_processor
+from ..model.quantization import QUANTIZATION_FILES
 from ..model.safetensors_header import DTYPES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
 from ..model.weights import INDEX, with_dtype
@@ -102,8 +105,9 @@ def write_folder(
     with whole_folder(out, needed=needed, force=force) as folder:
         for name, tensors in plan.items():
             header = source.weights.headers[name]
-            if tensors:
-                rewrite(header, folder / name, tensors, progress=report)
+            renames = _renames(source, header)
+            if tensors or renames:
+                rewrite(header, folder / name, tensors, renames=renames, progress=report)
             elif link == "hard":
                 _link(header.path, folder / name)
                 report(_new_bytes(header, {}))
@@ -126,11 +130,15 @@ def write_folder(
 
 def _replacements(source: Source, matrices: NewMatrices) -> dict[str, torch.Tensor]:
     """Checkpoint key -> new tensor; some checkpoints hold a tied matrix twice, under two keys."""
-    pairs = (
+    pairs: tuple[tuple[str | None, torch.Tensor | None, torch.Tensor | None], ...] = (
         (source.input_name, source.input_rows, matrices.input_rows),
         (source.output_name, source.output_rows, matrices.output_rows),
         (source.bias_name, source.output_bias, matrices.output_bias),
     )
+    tables = {table.key: table.rows for table in source.tables}
+    if tables.keys() != matrices.tables.keys():
+        raise ValueError(f"{source.name}: new rows for the tables {sorted(matrices.tables)}, not {sorted(tables)}")
+    pairs += tuple((key, rows, matrices.tables[key]) for key, rows in tables.items())
     replaced: dict[str, torch.Tensor] = {}
     for key, old, new in pairs:
         if key is None or old is None or new is None:
@@ -144,6 +152,11 @@ def _replacements(source: Source, matrices: NewMatrices) -> dict[str, torch.Tens
             raise BackendError(f"{key}: row {bad} of the new matrix is not finite; nothing was written")
         replaced[key] = new
     return replaced | {copy: replaced[key] for copy, key in source.copies.items()}
+
+
+def _renames(source: Source, header: Header) -> dict[str, str]:
+    """Key -> key as written, for the keys of a file that are written without the names of wrapper modules."""
+    return {key: name for key, name in source.weights.unwrapped.items() if key in header.entries}
 
 
 def _shape(tensor: torch.Tensor | None) -> object:
@@ -171,13 +184,14 @@ def _disk_bytes(source: Source, plan: Mapping[str, Mapping[str, torch.Tensor]], 
     total = 0
     for name, replaced in plan.items():
         header = source.weights.headers[name]
-        if not replaced and link == "hard":
+        renames = _renames(source, header)
+        if not replaced and not renames and link == "hard":
             continue
         device = header.path.stat().st_dev
         if device not in shared:
             shared[device] = shares_blocks(header.path, folder)
-        if replaced or not shared[device]:
-            total += kept_bytes(header, replaced, shared=shared[device])
+        if replaced or renames or not shared[device]:
+            total += kept_bytes(header, replaced, renames=renames, shared=shared[device])
         total += sum(tensor.numel() * tensor.element_size() for tensor in replaced.values())
     return total
 
@@ -225,17 +239,23 @@ def _no_link(source: Path, found: str) -> InputError:
 def _index(source: Source, replaced: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The index with its sums brought up to date; which shard holds what does not change."""
     size, grown = 0, 0
-    for header in source.weights.headers.values():
+    apart = {*source.copies, *(table.key for table in source.tables)}
+    for file, header in source.weights.headers.items():
+        if file in source.weights.beside:
+            continue
         for name, entry in header.entries.items():
             new = replaced.get(name)
             size += entry.end - entry.start if new is None else new.numel() * new.element_size()
-            if new is not None and name not in source.copies:
+            if new is not None and name not in apart:
                 grown += new.numel() - math.prod(entry.shape)
     index = dict(source.weights.index or {})
     metadata: dict[str, Any] = dict(cast("Mapping[str, Any]", index.get("metadata") or {}))
     metadata["total_size"] = size
     if isinstance(metadata.get("total_parameters"), int):
         metadata["total_parameters"] += grown
+    if source.weights.unwrapped:
+        shard_of = cast("Mapping[str, str]", index["weight_map"])
+        index["weight_map"] = {source.weights.unwrapped.get(key, key): file for key, file in shard_of.items()}
     return {**index, "metadata": metadata}
 
 
@@ -243,7 +263,8 @@ def _config(
     source: Source, matrices: NewMatrices, replaced: Mapping[str, torch.Tensor], changes: Mapping[str, Any]
 ) -> dict[str, Any]:
     config = dict(source.config)
-    config[source.vocab_key] = len(matrices.input_rows)
+    for path in source.size_paths:
+        config = with_entry(config, path, len(matrices.input_rows))
     config.pop("tokenizer_class", None)  # named the old tokenizer's
     if not source.trust_remote_code:
         config.pop("auto_map", None)  # its code is not in the new folder
@@ -282,9 +303,11 @@ def _loading_dtype(config: Mapping[str, Any], body: set[torch.dtype], rows: set[
 
 def _keep_files(source: Source, folder: Path) -> None:
     # Under their own names; the source's README, old tokenizer and other weights are not kept.
-    names = [*TERMS, "*.py"] if source.trust_remote_code else TERMS
+    names = [*TERMS, *QUANTIZATION_FILES, *(["*.py"] if source.trust_remote_code else [])]
     for path in sorted({path for name in names for path in source.given_folder.glob(name) if path.is_file()}):
         copy_file(path, folder / path.name)
+    if source.text_path:
+        copy_processor(source.folder, folder)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

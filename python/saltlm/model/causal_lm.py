@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ import torch
 from ..environment import quiet_transformers
 from ..errors import InputError, first_line, input_error
 from ..protocols import LanguageModel, Tokenizer
+from .composite import text_path, writer_class
 from .positions import POSITIONS, lost_positions
+from .quantization import refuse_undeclared
+from .weights import ADAPTER, INDEX, SINGLE, Weights, find_weights, merge_advice, refuse_adapter_alone, refuse_wrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,8 +63,11 @@ def load_causal_lm(
     gguf_file: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    whole: bool = False,
 ) -> CausalLM:
     """Load a causal language model by transformers, or wrap one that is loaded already.
+
+    A model of several parts, such as one with a vision tower, is loaded to be run on text alone.
 
     Args:
         model: a folder or a hub name; or a loaded pair ``(model, tokenizer)``, or a result of this function, whose device
@@ -72,6 +78,7 @@ def load_causal_lm(
         gguf_file: name of a GGUF file in the folder, to load that file.
         revision: branch, tag or commit on the hub.
         trust_remote_code: let transformers run code from the checkpoint.
+        whole: load all parts of a model of several parts, also where transformers has a class for its text part alone.
 
     Returns:
         The model in evaluation mode with its tokenizer.
@@ -96,15 +103,17 @@ def load_causal_lm(
     if not str(model):
         raise input_error("model", "an empty name", "a folder or a hub name", "check the variable it came from")
     _check_folder(what, Path(model), gguf_file)
+    weights = None if gguf_file is not None else _headers(Path(model), what)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         common["gguf_file"] = gguf_file
     default_dtype = "auto" if target_device.type != "cpu" else torch.float32
     with quiet_transformers():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         with _one_error(what, "a causal language model that transformers can load", "its folder or hub name"):
-            loaded, info = AutoModelForCausalLM.from_pretrained(
+            model_class: Any = _model_class(str(model), common, whole)
+            loaded, info = model_class.from_pretrained(
                 str(model),
                 dtype=DTYPES[dtype] if dtype else default_dtype,
                 use_safetensors=True if gguf_file is None else None,
@@ -115,6 +124,8 @@ def load_causal_lm(
             f"tokenizer of {what}", "one that transformers can load", "the tokenizer files beside the model"
         ):
             tokenizer = AutoTokenizer.from_pretrained(str(model), **common)
+    if gguf_file is None:
+        _refuse_unread(str(model), revision, weights, sorted(info["unexpected_keys"]), what)
     for problem, keys in (("missing", info["missing_keys"]), ("misshapen", info["mismatched_keys"])):
         if keys:
             names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
@@ -126,6 +137,55 @@ def load_causal_lm(
                 "check the model class, and that the copy is complete",
             )
     return _checked(str(model), loaded.to(target_device).eval(), tokenizer)
+
+
+def _model_class(name: str, options: Mapping[str, Any], whole: bool) -> Any:
+    """The class to load: ``AutoModelForCausalLM``, or that of a model of several parts which it does not load."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if "gguf_file" in options:
+        return AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(name, **options)
+    try:
+        parts = bool(text_path(config))
+    except ValueError:
+        return AutoModelForCausalLM
+    if not parts or (type(config) in AutoModelForCausalLM._model_mapping and not whole):
+        return AutoModelForCausalLM
+    return writer_class(config) or AutoModelForCausalLM
+
+
+def _headers(folder: Path, what: str) -> Weights | None:
+    """The headers of a local folder's weights, checked before transformers reads gigabytes; ``None`` for a hub name."""
+    if not (os.path.isfile(folder / SINGLE) or os.path.isfile(folder / INDEX)):
+        return None
+    weights = find_weights(folder, what)
+    refuse_wrapped(weights, what)
+    refuse_undeclared(folder, weights, (), what)
+    return weights
+
+
+def _refuse_unread(name: str, revision: str | None, weights: Weights | None, unexpected: list[str], what: str) -> None:
+    """Refuse quantised weights of which transformers has not read the scales, because config.json does not declare them.
+
+    Args:
+        name: folder or hub name.
+        revision: on the hub.
+        weights: headers of a local folder's weights.
+        unexpected: keys that transformers has found in the checkpoint and not loaded.
+        what: name of the model in messages.
+    """
+    folder = Path(name)
+    if weights is None and not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            return
+        folder = Path(cached).parent
+        if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+            weights = find_weights(folder, what)
+    refuse_undeclared(folder, weights, unexpected, what)
 
 
 @contextlib.contextmanager
@@ -279,17 +339,20 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
         if not os.path.isfile(folder / gguf_file):
             raise input_error(what, f"no file {gguf_file!r}", "a GGUF file of that name in it", "check the name")
         return
+    refuse_adapter_alone(folder, what)
     try:
         json.loads((folder / "config.json").read_bytes())
     except OSError as error:
         raise input_error(what, "no readable config.json", expected, "check that it is a model folder") from error
     except ValueError as error:
         raise input_error(what, f"a broken config.json ({error})", "valid JSON", "fetch the file again") from error
-    if not any(folder.glob("*.safetensors")):
+    if all(path.name.startswith("adapter_") for path in folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         if pickled:
             advice = "convert them: load the model with transformers where you trust it, then save_pretrained"
             raise input_error(what, f"pickled weights ({pickled[0]}), which can run code", "safetensors", advice)
+        if (folder / ADAPTER).is_file():
+            raise input_error(what, "no weights but those of an adapter", expected, merge_advice(folder))
         raise input_error(what, "no weights", expected, "check that the copy is complete")
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,9 +18,12 @@ from ..protocols import Tokenizer
 from .architecture import Architecture, find_architecture
 from .locate import resolve_model
 from .positions import needs_pad
+from .processor import marker_tokens, processor_template, with_defaults
+from .quantization import QUANTIZATION_FILES, declared_quantization, quantized_keys, undeclared_warning
+from .renaming import LoadedKeys, loaded_keys
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokens_without_row
 from .vocabulary_rows import VocabularyKeys, find_keys, read_digests
-from .weights import INDEX, Weights, find_weights
+from .weights import ADAPTER, INDEX, Weights, find_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,24 @@ class Donor(Checkpoint):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """One more matrix of vocabulary rows: a table of per-layer inputs, or one of a multi-token-prediction layer.
+
+    Attributes:
+        key: its key in the checkpoint.
+        role: ``input`` or ``output``: which rows it holds; ``bias`` of an output table.
+        rows: [S, width], or [S] of a bias, in the stored dtype, mapped from the file. A table of per-layer inputs may have
+            fewer rows: the model reads row 0 for a token beyond them.
+        names: names of the table in the model class; empty if the class does not have it.
+    """
+
+    key: str
+    role: Literal["input", "output", "bias"]
+    rows: torch.Tensor = dataclasses.field(repr=False)
+    names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(Checkpoint):
     """A causal LM, with its head and the headers of all its tensors.
 
@@ -71,10 +92,15 @@ class Source(Checkpoint):
         bias_name: key of the head's bias; ``None`` if it has none.
         copies: key of a duplicate tensor -> key of the tensor that it duplicates.
         shards: key of every tensor -> name of the file that holds it.
+        names: key of every tensor -> its name in the model class.
         weights: headers of the weight files.
-        vocab_key: key of the vocabulary size in config.json.
+        text_path: leads from the config to that of the text part; empty for a text model.
+        markers: tokens that mark images, sound and video in a text, by ascending id; none for a text model.
+        size_paths: paths of the entries of config.json that hold the number of rows, such as ``("text_config", "vocab_size")``.
         config_says_tied: whether the config ties the head; the stored tensors may differ.
         trust_remote_code: whether code of the checkpoint may run.
+        tables: further matrices of vocabulary rows.
+        notes: what a user should know about this checkpoint, one sentence each.
         reads_pad: whether the model class reads the padding id when it runs (:mod:`saltlm.model.positions`).
         needs_pad: whether the model cannot do without a padding id.
     """
@@ -87,10 +113,15 @@ class Source(Checkpoint):
     bias_name: str | None
     copies: Mapping[str, str]
     shards: Mapping[str, str] = dataclasses.field(repr=False)
+    names: Mapping[str, str] = dataclasses.field(repr=False)
     weights: Weights = dataclasses.field(repr=False)
-    vocab_key: str
+    text_path: tuple[str, ...]
+    markers: tuple[str, ...]
+    size_paths: tuple[tuple[str, ...], ...]
     config_says_tied: bool
     trust_remote_code: bool
+    tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
     reads_pad: bool = False
     needs_pad: bool = False
 
@@ -107,6 +138,7 @@ class _Opened:
     common: dict[str, Any]
     shape: Architecture
     weights: Weights
+    loaded: LoadedKeys
     keys: VocabularyKeys
 
 
@@ -126,7 +158,8 @@ def load_source(
         trust_remote_code: let transformers run code from the checkpoint.
 
     Raises:
-        InputError: the model is missing, broken, pickled, quantized or not a causal LM, or its files contradict each other.
+        InputError: the model is missing, broken, pickled or not a causal LM, its vocabulary rows are
+            quantized, or its files contradict each other.
     """
     side = f"source {name}"
     given_folder, commit = resolve_model(str(name), side, revision, gguf_file)
@@ -137,6 +170,7 @@ def load_source(
     weights, keys = opened.weights, opened.keys
     generation = folder / "generation_config.json"
     opened.common["files"] = gguf_digest | opened.common["files"]
+    markers = _markers(opened) if opened.shape.text_path else ()
     return Source(
         **opened.common,
         given_folder=given_folder,
@@ -147,15 +181,51 @@ def load_source(
         bias_name=keys.bias,
         copies=keys.copies,
         shards=weights.files_of(),
+        names=opened.loaded.names,
         weights=weights,
-        vocab_key=opened.shape.vocab_key,
+        text_path=opened.shape.text_path,
+        markers=markers,
+        size_paths=opened.shape.size_paths,
         config_says_tied=opened.shape.tied,
         trust_remote_code=trust_remote_code,
+        tables=tuple(Table(key=t.key, role=t.role, rows=weights.tensor(t.key), names=t.names) for t in keys.tables),
+        notes=_notes(folder, opened),
         reads_pad=opened.shape.reads_pad,
-        needs_pad=needs_pad(
+        # Code that joins the parts of a model may put the padding id in the place of an image's tokens.
+        needs_pad=bool(opened.shape.text_path and opened.shape.reads_pad)
+        or needs_pad(
             folder, opened.common["config"], reads_pad=opened.shape.reads_pad, trust_remote_code=trust_remote_code
         ),
     )
+
+
+def _notes(folder: Path, opened: _Opened) -> tuple[str, ...]:
+    """What a user should know about the files of a source."""
+    weights, keys, loaded = opened.weights, opened.keys, opened.loaded
+    notes = []
+    outside = loaded.outside()
+    packed = quantized_keys(weights, outside)
+    declared = declared_quantization(opened.common["config"], folder)
+    if packed and not (declared and declared.by_config):
+        notes.append(undeclared_warning(packed, declared))
+    if weights.unwrapped:
+        key, name = next(iter(weights.unwrapped.items()))
+        notes.append(f"the source's keys are those of a wrapped or compiled model: {key} is written as {name}")
+    if (folder / ADAPTER).is_file():
+        notes.append(
+            f"the source's folder holds an adapter ({ADAPTER}) beside the model: it is neither applied nor copied; merge it"
+            " with peft (merge_and_unload) first if it belongs to the model"
+        )
+    copied = [key for key in keys.copies if key in set(outside)]
+    tables = [table.key for table in keys.tables if not table.names]
+    if copied or tables:
+        names = ", ".join([*copied, *tables][:4])
+        notes.append(
+            f"{len(copied) + len(tables)} tensors with a row for each token lie outside the model class ({names}):"
+            f" {len(copied)} equal rows of the model and get the same new rows, {len(tables)} are built by the same"
+            " method from their own rows; adapt does not train them"
+        )
+    return tuple(notes)
 
 
 def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Donor:
@@ -167,11 +237,24 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
         trust_remote_code: let transformers run code from the checkpoint.
 
     Raises:
-        InputError: the model is missing, broken, pickled, quantized or not a text model, or its files contradict each other.
+        InputError: the model is missing, broken, pickled or not a text model, its input rows are
+            quantized, or its files contradict each other.
     """
     side = f"target {name}"
     folder, commit = resolve_model(str(name), side, revision, None)
     return Donor(**_open(str(name), folder, commit, side, causal=False, trust_remote_code=trust_remote_code).common)
+
+
+def _markers(opened: _Opened) -> tuple[str, ...]:
+    """The tokens that mark images, sound and video.
+
+    The tokenizer gets the chat template of an older processor, and config.json the entries that it leaves to its class.
+    """
+    common, config = opened.common, opened.shape.model.config
+    tokenizer = common["tokenizer"]
+    tokenizer.chat_template = tokenizer.chat_template or processor_template(common["folder"])
+    common["config"] = with_defaults(common["config"], config, opened.shape.size_paths)
+    return marker_tokens(config, common["folder"], tokenizer)
 
 
 def _convert_gguf(folder: Path, file: str, side: str) -> tuple[Path, str]:
@@ -189,7 +272,9 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
     config = read_json(folder / "config.json")
     shape = find_architecture(folder, config, side=side, causal=causal, trust_remote_code=trust_remote_code)
     weights = find_weights(folder, side)
-    keys = find_keys(weights, shape, side, head=causal)
+    loaded = loaded_keys(shape.model, weights.files_of(), weights.unwrapped)
+    declared = declared_quantization(config, folder)
+    keys = find_keys(weights, shape, loaded, side, head=causal, declared=declared)
     tokenizer = load_tokenizer(folder, side, trust_remote_code)
     without_row = tokens_without_row(tokenizer, shape.rows, side)
     common = {
@@ -204,13 +289,13 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
         "architecture": shape.name,
         "files": hash_files(folder, weights) | read_digests(weights, keys, tokenizer, side),
     }
-    return _Opened(common=common, shape=shape, weights=weights, keys=keys)
+    return _Opened(common=common, shape=shape, weights=weights, loaded=loaded, keys=keys)
 
 
 def hash_files(folder: Path, weights: Weights) -> dict[str, str]:
     """File name -> sha256; of weight files, which can be too large to hash, size and time of change."""
     digests = {}
-    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, INDEX):
+    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, *QUANTIZATION_FILES, INDEX):
         if (folder / name).is_file() and not (name == INDEX and weights.index is None):
             digests[name] = sha256_file(folder / name)
     for name, header in weights.headers.items():

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from ..environment import quiet_transformers
 from ..errors import first_line, input_error
+from .processor import PROCESSOR_FILES
+from .quantization import QUANTIZATION_FILES
 from .tokenizer import TOKENIZER_FILES
-from .weights import INDEX
+from .weights import ADAPTER, BESIDE, INDEX, refuse_adapter_alone
 
 # Licence files; the licence's name is in the model card, README.md.
 TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
@@ -45,6 +47,7 @@ def resolve_model(name: str, side: str, revision: str | None, gguf_file: str | N
     # Unlike pathlib's methods, os.path's functions return False for a name that is too long or has forbidden characters.
     if os.path.isdir(path):
         if gguf_file is None and not (path / "config.json").exists():
+            refuse_adapter_alone(path, side)
             advice = "name the .gguf file in it with --gguf-file" if any(path.glob("*.gguf")) else "check the path"
             raise input_error(side, "a folder with no config.json", "a model folder", advice)
         return path.resolve(), None
@@ -59,8 +62,9 @@ def _from_hub(name: str, side: str, revision: str | None, gguf_file: str | None)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["config.json", "generation_config.json", *TOKENIZER_FILES, "README.md", *TERMS]
-    patterns += ["*.py", gguf_file] if gguf_file else ["*.py", "model*.safetensors", INDEX]
+    patterns = ["config.json", "generation_config.json", *TOKENIZER_FILES, *PROCESSOR_FILES, "README.md", *TERMS]
+    weights = ["model*.safetensors", INDEX, *BESIDE, *QUANTIZATION_FILES, ADAPTER]
+    patterns += ["*.py", gguf_file] if gguf_file else ["*.py", *weights]
     no_such = ("no such folder", "a model folder or a hub name", "check the path")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise input_error(side, *no_such)
@@ -76,4 +80,5 @@ def _from_hub(name: str, side: str, revision: str | None, gguf_file: str | None)
             "a local folder, or a hub name that is cached or reachable",
             "check the name; offline, fetch it first",
         ) from None
+    refuse_adapter_alone(Path(folder), side)
     return Path(folder), Path(folder).name

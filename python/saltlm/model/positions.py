@@ -29,11 +29,9 @@ import torch
 from ..alignment.config_ids import refuses_null
 from ..environment import quiet_transformers
 from ..errors import input_error
-from .vocabulary_rows import match_names
 
 if TYPE_CHECKING:
     from .checkpoint import Source
-    from .weights import Weights
 
 # Config keys of the longest input in tokens, the most common first.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
@@ -117,7 +115,7 @@ def keep_positions(source: Source, pad: int | None) -> PadChange:
     if pad is not None and (moved := probe.moved(pad)) is not None:
         key = config.attribute_map.get(moved.key, moved.key)
         size = getattr(config, moved.key) + moved.shift
-        tensors = _moved_tables(source.weights, moved.tables, moved.shift, side)
+        tensors = _moved_tables(source, moved.tables, moved.shift, side)
         note = f"the position rows are moved by {moved.shift}, because {source.architecture} counts positions from its pad id"
         if moved.shift > TEXT_LENGTH:
             note += f"; the table of positions has {size:,} rows now, {moved.shift:,} of them without use"
@@ -165,11 +163,11 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
         return config.get_text_config()
 
 
-def _moved_tables(weights: Weights, names: tuple[str, ...], shift: int, side: str) -> dict[str, torch.Tensor]:
+def _moved_tables(source: Source, names: tuple[str, ...], shift: int, side: str) -> dict[str, torch.Tensor]:
     """The checkpoint's tables of positions, with each row moved by ``shift``.
 
     Args:
-        weights: the weight files.
+        source: the source model.
         names: names of the tables in the model.
         shift: new padding id minus the old one. The rows below the padding id are never used: they are dropped, or are zero.
         side: name of the model in messages.
@@ -179,11 +177,11 @@ def _moved_tables(weights: Weights, names: tuple[str, ...], shift: int, side: st
     """
     moved = {}
     for name in names:
-        keys = match_names(weights, (name,), side)
+        keys = [key for key, loaded in source.names.items() if loaded == name]
         if not keys:
             raise input_error(side, f"no tensor {name}", "the table of positions in the weights", "fetch it again")
         for key in keys:
-            moved[key] = _shifted(weights.tensor(key), shift)
+            moved[key] = _shifted(source.weights.tensor(key), shift)
     return moved
 
 

@@ -18,7 +18,9 @@ from .safetensors_header import NAMES, Entry, Header
 MIN_SHARED_BYTES = 1 << 20
 
 
-def replaced_header(header: Header, replacements: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, Entry]]:
+def replaced_header(
+    header: Header, replacements: Mapping[str, torch.Tensor], renames: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, Entry]]:
     """The header of a copy of the file in which some tensors are replaced.
 
     Tensors are sorted by element size, the largest first, as safetensors itself does, so that each tensor starts at a
@@ -27,9 +29,10 @@ def replaced_header(header: Header, replacements: Mapping[str, torch.Tensor]) ->
     Args:
         header: of the original file.
         replacements: tensor name -> new tensor.
+        renames: tensor name -> name in the copy, for tensors that get another name.
 
     Returns:
-        The header's bytes with the length field, and tensor name -> entry of the copy.
+        The header's bytes with the length field, and tensor name in the original -> entry of the copy.
     """
     shaped = []
     for entry in header.entries.values():
@@ -47,7 +50,11 @@ def replaced_header(header: Header, replacements: Mapping[str, torch.Tensor]) ->
     content: dict[str, object] = {} if header.metadata is None else {"__metadata__": dict(header.metadata)}
     for entry in entries.values():
         offsets = [entry.start, entry.end]
-        content[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
+        content[(renames or {}).get(entry.name, entry.name)] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": offsets,
+        }
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     text += b" " * _padding(
@@ -110,6 +117,7 @@ def rewrite(
     target: Path,
     replacements: Mapping[str, torch.Tensor],
     *,
+    renames: Mapping[str, str] | None = None,
     progress: Increment | None = None,
 ) -> None:
     """Write a copy of a safetensors file with some tensors replaced; the kernel copies the bytes of the others.
@@ -118,6 +126,7 @@ def rewrite(
         header: header of the original file.
         target: path of the copy; must not exist.
         replacements: tensor name -> new tensor; the file holds all these names. Shape and float dtype may change.
+        renames: tensor name -> name in the copy, for tensors that get another name.
         progress: called with the number of bytes that were written since the last call.
 
     Raises:
@@ -127,7 +136,7 @@ def rewrite(
     """
     if unknown := replacements.keys() - header.entries.keys():
         raise ValueError(f"{header.path} holds no tensor {sorted(unknown)}")
-    start, entries = replaced_header(header, replacements)
+    start, entries = replaced_header(header, replacements, renames)
     report = progress or (lambda count: None)
     with header.path.open("rb") as source, target.open("xb") as file:
         descriptor = file.fileno()
@@ -147,7 +156,13 @@ def rewrite(
                 report(len(block))
 
 
-def kept_bytes(header: Header, replacements: Mapping[str, torch.Tensor], *, shared: bool = False) -> int:
+def kept_bytes(
+    header: Header,
+    replacements: Mapping[str, torch.Tensor],
+    *,
+    renames: Mapping[str, str] | None = None,
+    shared: bool = False,
+) -> int:
     """Bytes on the disk that a copy of the file by :func:`rewrite` takes without its new tensors.
 
     Holes take no space. A file that cannot be read counts as one without holes; the copy will raise the error.
@@ -155,9 +170,10 @@ def kept_bytes(header: Header, replacements: Mapping[str, torch.Tensor], *, shar
     Args:
         header: header of the original file.
         replacements: as in :func:`rewrite`.
+        renames: as in :func:`rewrite`.
         shared: whether the file system shares blocks between the file and its copy; shared blocks take no space.
     """
-    start, entries = replaced_header(header, replacements)
+    start, entries = replaced_header(header, replacements, renames)
     total = len(start)
     spans = [span for span in _spans(header, entries, replacements) if span.name is None]
     for span in spans:

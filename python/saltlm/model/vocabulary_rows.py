@@ -1,11 +1,13 @@
-"""The tensors of a checkpoint that have one row per token: input matrix, head and head bias."""
+"""The tensors of a checkpoint with one row per token: input matrix, head, head bias, tables outside the model class."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import torch
 
@@ -14,9 +16,30 @@ from ..files.copy import BLOCK
 from ..operators.checks import finite_rows
 from ..protocols import Tokenizer
 from .architecture import Architecture
-from .safetensors_header import DTYPES
+from .quantization import Declared, refuse_quantized_rows
+from .renaming import LoadedKeys
+from .safetensors_header import DTYPES, Entry
 from .safetensors_stream import byte_blocks
 from .weights import Weights, release_pages
+
+# Last module names of tables of input rows and of output rows outside the model class, as in multi-token-prediction layers.
+OUTPUT_TABLE = re.compile(r"head|embed_out|unembed|logits|output|vocab_proj", re.IGNORECASE)
+INPUT_TABLE = re.compile(r"emb|wte|wordpiece|tok", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableKey:
+    """One more tensor with a row per token.
+
+    Attributes:
+        key: key in the checkpoint.
+        role: ``input`` or ``output``: which rows it holds, and so how new rows are built; ``bias`` of an output table.
+        names: its names in the model class; empty if the class does not have it.
+    """
+
+    key: str
+    role: Literal["input", "output", "bias"]
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,98 +51,210 @@ class VocabularyKeys:
         output: key of the head; ``None`` if it is tied.
         bias: key of the head's bias; ``None`` if it has none.
         copies: key of a duplicate tensor -> key of the tensor that it duplicates.
+        tables: further tensors with a row per token.
     """
 
     input: str
     output: str | None = None
     bias: str | None = None
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tables: tuple[TableKey, ...] = ()
 
 
-def _require_keys(weights: Weights, names: tuple[str, ...], side: str, what: str) -> tuple[str, ...]:
-    """Keys of a tensor by :func:`match_names`; an error if the checkpoint lacks it."""
-    keys = match_names(weights, names, side)
-    if not keys:
-        examples = ", ".join(sorted(weights.files_of())[:3])
-        raise input_error(
-            f"{side}, {what}",
-            f"no tensor {names[0]} (there are {examples}, ...)",
-            "it in the weights",
-            "the checkpoint is incomplete or of another model; fetch it again",
-        )
-    return keys
-
-
-def match_names(weights: Weights, names: Sequence[str], side: str) -> tuple[str, ...]:
+def _require_keys(
+    weights: Weights, loaded: LoadedKeys, names: tuple[str, ...], side: str, what: str, *, body: bool = True
+) -> list[str]:
     """Keys under which a checkpoint holds one tensor of the model.
-
-    A key matches a name if both are equal, or if one is the other with a prefix: checkpoints of a base model lack the
-    prefix (such as ``transformer.``) that the model with a head has, or the reverse.
 
     Args:
         weights: the weight files.
+        loaded: what transformers makes of the keys.
         names: all names of the tensor in the model; more than one if it is tied.
         side: name of the model in messages.
-
-    Returns:
-        The keys; more than one if the checkpoint holds the tensor several times, none if it lacks it.
+        what: the tensor's role in messages.
+        body: whether the rest of the checkpoint is needed as well; if not, a key that is a name with an unknown prefix
+            serves, although transformers would not load it.
 
     Raises:
-        InputError: several tensors of the checkpoint match one name by a prefix.
+        InputError: the checkpoint lacks it, transformers computes it of other tensors, or keys of one name differ.
     """
-    keys = weights.files_of()
-    exact = [name for name in names if name in keys]
-    if exact:
-        return tuple(exact)
-    for name in names:
-        # A key without a dot, such as "weight", would be the end of every name.
-        near = [key for key in keys if key.endswith("." + name) or ("." in key and name.endswith("." + key))]
-        if len(near) > 1:
+    keys = loaded.keys_of(names)
+    if not keys and not body:
+        keys = tuple(key for key in loaded.names if any(key.endswith("." + name) for name in names))[:1]
+    if not keys:
+        end = names[0].rpartition(".")[0].rpartition(".")[2] or names[0]
+        examples = sorted(loaded.names)
+        examples = [key for key in examples if end in key] or examples
+        raise input_error(
+            f"{side}, {what}",
+            f"no tensor {names[0]}, nor one that transformers loads as it (there are {', '.join(examples[:3])}, ...)",
+            "it in the weights",
+            "the checkpoint is incomplete or of another model; fetch it again",
+        )
+    if computed := [key for key in keys if key in loaded.computed]:
+        raise input_error(
+            f"{side}, {what}",
+            f"{computed[0]}, of which transformers computes {loaded.names[computed[0]]} when it loads the model",
+            "rows that are stored as the model has them",
+            "load the model with transformers, save_pretrained it with save_original_format=False, and name that folder",
+        )
+    first_of: dict[str, str] = {}
+    for key in keys:
+        name = loaded.names[key]
+        if first_of.setdefault(name, key) != key and not same_tensor(weights, first_of[name], key):
             raise input_error(
-                side, f"tensors {', '.join(sorted(near)[:4])}", f"one tensor for {name}", "give a text model alone"
+                f"{side}, {what}",
+                f"two different tensors that transformers loads as {name}: {first_of[name]} and {key}",
+                "one tensor",
+                "remove the one that does not belong to the model",
             )
-        if near:
-            return tuple(near)
-    return ()
+    return list(keys)
 
 
-def find_keys(weights: Weights, shape: Architecture, side: str, *, head: bool) -> VocabularyKeys:
+def find_keys(
+    weights: Weights,
+    shape: Architecture,
+    loaded: LoadedKeys,
+    side: str,
+    *,
+    head: bool,
+    declared: Declared | None = None,
+) -> VocabularyKeys:
     """Find the vocabulary tensors of a checkpoint and compare their shapes with the config.
 
     Args:
         weights: the weight files.
         shape: architecture of the model class under the folder's config.
+        loaded: what transformers makes of the keys.
         side: name of the model in messages.
-        head: whether to find the head and its bias, too.
+        head: whether to find the head and its bias, and tables outside the model class, too.
+        declared: what the folder says about a quantisation.
 
     Raises:
-        InputError: a tensor is missing, its shape differs from the config's, or its dtype is not supported.
+        InputError: a tensor is missing, its shape differs from the config's, its dtype is not supported or it is quantised,
+            or a table outside the model class cannot be rebuilt.
     """
-    inputs = _require_keys(weights, shape.input_names, side, "input matrix")
+    names = shape.input_names
+    if head:
+        names += shape.output_names + shape.bias_names + tuple(name for table in shape.tables for name in table.names)
+    refuse_quantized_rows(weights, loaded.names, names, declared, side)
+    inputs = _require_keys(weights, loaded, shape.input_names, side, "input matrix", body=head)
     if not head:
         inputs = inputs[:1]
     for key in inputs:
         check_shape(weights, key, (shape.rows, shape.width), side, "input matrix")
     if not head:
         return VocabularyKeys(input=inputs[0])
-    outputs: tuple[str, ...] = ()
+    outputs: list[str] = []
     if not shape.tied:
-        outputs = _require_keys(weights, shape.output_names, side, "head")
+        outputs = _require_keys(weights, loaded, shape.output_names, side, "head")
         for key in outputs:
             check_shape(weights, key, (shape.rows, shape.output_width), side, "head")
-    elif different := [key for key in inputs[1:] if not _equal(weights, inputs[0], key)]:
+    elif different := [key for key in inputs[1:] if not same_tensor(weights, inputs[0], key)]:
         # The config ties head and input matrix, but the file holds two different matrices. transformers then leaves them
         # untied, and so does saltlm.
-        outputs = tuple(different)
-        inputs = tuple(key for key in inputs if key not in different)
-    biases = _require_keys(weights, shape.bias_names, side, "head bias") if shape.bias_names else ()
+        outputs = different
+        inputs = [key for key in inputs if key not in different]
+    biases = _require_keys(weights, loaded, shape.bias_names, side, "head bias") if shape.bias_names else []
     for key in biases:
         check_shape(weights, key, (shape.rows,), side, "head bias")
+    copies = {key: keys[0] for keys in (inputs, outputs, biases) for key in keys[1:]}
+    in_class, class_copies = _class_tables(weights, shape, loaded, side)
+    known = [keys[0] for keys in (inputs, outputs, biases) if keys]
+    tables, table_copies = _tables(weights, shape, loaded, side, [*known, *(table.key for table in in_class)])
     return VocabularyKeys(
         input=inputs[0],
         output=outputs[0] if outputs else None,
         bias=biases[0] if biases else None,
-        copies={key: keys[0] for keys in (inputs, outputs, biases) for key in keys[1:]},
+        copies=copies | class_copies | table_copies,
+        tables=in_class + tables,
+    )
+
+
+def _class_tables(
+    weights: Weights, shape: Architecture, loaded: LoadedKeys, side: str
+) -> tuple[tuple[TableKey, ...], dict[str, str]]:
+    """The tables that the model class has besides input matrix and head; and further keys of one, with its first key."""
+    tables, copies = [], {}
+    for table in shape.tables:
+        first, *others = _require_keys(weights, loaded, table.names, side, "vocabulary table")
+        check_shape(weights, first, table.shape, side, "vocabulary table")
+        copies.update(dict.fromkeys(others, first))
+        tables.append(TableKey(key=first, role=table.role, names=table.names))
+    return tuple(tables), copies
+
+
+def _tables(
+    weights: Weights, shape: Architecture, loaded: LoadedKeys, side: str, known: Sequence[str]
+) -> tuple[tuple[TableKey, ...], dict[str, str]]:
+    """Tensors outside the model class with as many rows as the vocabulary.
+
+    Args:
+        weights: the weight files.
+        shape: architecture of the model class.
+        loaded: what transformers makes of the keys.
+        side: name of the model in messages.
+        known: keys of input matrix, head and head bias.
+
+    Returns:
+        The tables to rebuild; and those that are equal to one of the known tensors or to an earlier table, with its key.
+
+    Raises:
+        InputError: a tensor has as many rows as the vocabulary, and it is not clear what they are.
+    """
+    # Two last parts of the names of body tensors: a tensor called like one of them is a body tensor of another layer.
+    body = {_ending(name) for name in loaded.tensors if name not in _vocabulary_names(shape)}
+    outside = set(loaded.outside())
+    tables: list[TableKey] = []
+    copies: dict[str, str] = {}
+    for header in weights.headers.values():
+        for key, entry in header.entries.items():
+            if key not in outside or not entry.shape or entry.shape[0] != shape.rows:
+                continue
+            name = loaded.names[key]
+            if _ending(name) in body:
+                continue
+            original = next(
+                (other for other in (*known, *(table.key for table in tables)) if same_tensor(weights, other, key)),
+                None,
+            )
+            if original is not None:
+                copies[key] = original
+            else:
+                tables.append(TableKey(key=key, role=_role(entry, name, shape, side)))
+    return tuple(sorted(tables, key=lambda table: table.key)), copies
+
+
+def _vocabulary_names(shape: Architecture) -> set[str]:
+    tables = {name for table in shape.tables for name in table.names}
+    return {*shape.input_names, *shape.output_names, *shape.bias_names, *tables}
+
+
+def _ending(name: str) -> str:
+    """The last two parts of a name, such as ``up_proj.weight``."""
+    return ".".join(name.split(".")[-2:])
+
+
+def _role(entry: Entry, name: str, shape: Architecture, side: str) -> Literal["input", "output", "bias"]:
+    """Which rows a table outside the model class holds, by its name and width.
+
+    Raises:
+        InputError: neither tells.
+    """
+    parts = name.split(".")
+    module = parts[-2] if len(parts) > 1 else parts[-1]
+    # "embed_out" and "unembed" are heads, so that heads are looked for first.
+    output, table = OUTPUT_TABLE.search(module), INPUT_TABLE.search(module)
+    plain = entry.dtype in DTYPES
+    if plain and output and parts[-1] == "bias" and len(entry.shape) == 1:
+        return "bias"
+    if plain and len(entry.shape) == 2 and (output or table):
+        return "output" if output else "input"
+    raise input_error(
+        f"{side}, {entry.name}",
+        f"a tensor of {entry.dtype} {list(entry.shape)} outside the model class {shape.name}, with a row for each token",
+        "a table of input or output rows in a float dtype, called like an embedding or a head",
+        "remove it from the checkpoint if the model does not need it, or choose another model",
     )
 
 
@@ -148,9 +283,10 @@ def check_shape(weights: Weights, name: str, expected: tuple[int, ...], side: st
         raise input_error(f"{side}, {what} {name}", f"dtype {entry.dtype}", "one of " + ", ".join(DTYPES), "convert it")
 
 
-def _equal(weights: Weights, one: str, other: str) -> bool:
-    """Whether two tensors of equal shape have equal bits."""
-    if weights.entry(one).dtype != weights.entry(other).dtype:
+def same_tensor(weights: Weights, one: str, other: str) -> bool:
+    """Whether two tensors have the same dtype, the same shape and equal bits."""
+    first, second = weights.entry(one), weights.entry(other)
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     blocks = zip(byte_blocks(weights.tensor(one)), byte_blocks(weights.tensor(other)), strict=True)
     for a, b in blocks:
@@ -178,6 +314,7 @@ def read_digests(weights: Weights, keys: VocabularyKeys, tokenizer: Tokenizer, s
     tokens = {index: token for token, index in tokenizer.get_vocab().items()}
     file_of = weights.files_of()
     names = [key for key in (keys.input, keys.output, keys.bias) if key is not None]
+    names += [table.key for table in keys.tables]
     return {f"{file_of[key]}#{key}": check_rows(weights.tensor(key), key, side, tokens) for key in names}
 
 

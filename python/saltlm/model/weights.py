@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import mmap
+import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Memory maps of all tensors that are in use; release_pages goes through them.
 _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+ADAPTER = "adapter_config.json"
+# Files beside the model's own whose tensors belong to the model but not to its class: multi-token-prediction layers.
+BESIDE = ("*mtp*.safetensors", "*nextn*.safetensors")
+# Modules that torch and its training libraries put around a module; their names get into the keys of the state dict.
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+PARALLEL = "module."  # of DataParallel and DistributedDataParallel, before every key
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
 
 
@@ -29,10 +37,16 @@ class Weights:
     Attributes:
         headers: file name -> header, sorted by file name.
         index: content of ``model.safetensors.index.json``; ``None`` if one file holds all tensors.
+        beside: names of the files in ``headers`` that lie beside the model's own (:data:`BESIDE`), which transformers does
+            not read.
+        unwrapped: key in the files -> key without the names of wrapper modules such as ``_orig_mod.``; only keys that
+            have such names.
     """
 
     headers: Mapping[str, Header] = dataclasses.field(repr=False)
     index: Mapping[str, object] | None = dataclasses.field(repr=False)
+    beside: tuple[str, ...] = ()
+    unwrapped: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def files_of(self) -> dict[str, str]:
         """Tensor name -> name of the file that holds it."""
@@ -87,7 +101,7 @@ def find_weights(folder: Path, side: str) -> Weights:
         InputError: there are no weight files, they are pickled, a shard is missing, or a file is truncated or corrupt.
     """
     if (folder / SINGLE).is_file():  # transformers, too, prefers it if both exist
-        return Weights({SINGLE: read_header(folder / SINGLE)}, None)
+        return _complete(folder, {SINGLE: read_header(folder / SINGLE)}, None, side)
     if (folder / INDEX).is_file():
         return _sharded(folder, side)
     pickled = next((name for name in PICKLED if (folder / name).exists()), None)
@@ -103,7 +117,7 @@ def find_weights(folder: Path, side: str) -> Weights:
     if any(folder.glob("*.gguf")):
         advice = "name the .gguf file in it with --gguf-file"
     elif (folder / "adapter_config.json").is_file():
-        advice = "merge the adapter into its base model first"
+        advice = merge_advice(folder)
     elif folder.parent.name == "snapshots":  # from the hub only safetensors files are fetched
         advice = (
             "if the hub has pickled weights of it alone (pytorch_model.bin) and you trust them, load it with AutoModel and"
@@ -118,6 +132,10 @@ def _sharded(folder: Path, side: str) -> Weights:
     shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(file, str) for file in shard_of.values()):
         raise input_error(f"{side}, {folder / INDEX}", "no weight_map", "tensor name -> file", "fetch the model again")
+    metadata = index.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        found = f"metadata that is a {type(metadata).__name__}"
+        raise input_error(f"{side}, {folder / INDEX}", found, "a JSON object", "fetch the model again")
     headers = {}
     for file in sorted(set(shard_of.values())):
         if Path(file).name != file:
@@ -132,7 +150,91 @@ def _sharded(folder: Path, side: str) -> Weights:
             raise input_error(
                 f"{side}, {folder / file}", f"no tensor {name!r}", f"it there, as {INDEX} says", "fetch the file again"
             )
-    return Weights(headers, index)
+    return _complete(folder, headers, index, side)
+
+
+def _complete(folder: Path, headers: dict[str, Header], index: Mapping[str, object] | None, side: str) -> Weights:
+    """The weights with the files beside the model's own; a tensor that two files hold is refused."""
+    beside = {path.name for pattern in BESIDE for path in folder.glob(pattern) if path.is_file()} - headers.keys()
+    headers = dict(sorted({**headers, **{name: read_header(folder / name) for name in beside}}.items()))
+    file_of: dict[str, str] = {}
+    for file, header in headers.items():
+        for name in header.entries:
+            if name in file_of:
+                raise input_error(
+                    f"{side}, {folder}",
+                    f"tensor {name!r} in {file_of[name]} and in {file}",
+                    "each tensor in one file",
+                    "fetch the model again, or remove the file that does not belong to it",
+                )
+            file_of[name] = file
+    return Weights(headers, index, tuple(sorted(beside)), unwrapped_keys(file_of, side))
+
+
+def unwrapped_keys(keys: Iterable[str], side: str) -> dict[str, str]:
+    """Keys without the names of wrapper modules: those of :data:`WRAPPERS` anywhere, ``module.`` before every key.
+
+    Args:
+        keys: all keys of a checkpoint.
+        side: name of the model in messages.
+
+    Returns:
+        Key -> key without them; only keys that have such names.
+
+    Raises:
+        InputError: two keys are equal without them.
+    """
+    plain = {key: WRAPPERS.sub("", key) for key in keys}
+    while plain and all(key.startswith(PARALLEL) for key in plain.values()):
+        plain = {key: name.removeprefix(PARALLEL) for key, name in plain.items()}
+    key_of: dict[str, str] = {}
+    for key, name in plain.items():
+        if name in key_of:
+            found = f"tensors {key_of[name]!r} and {key!r}"
+            raise input_error(side, found, f"one tensor {name}", "remove the one that does not belong to the model")
+        key_of[name] = key
+    return {key: name for key, name in plain.items() if key != name}
+
+
+def refuse_wrapped(weights: Weights, what: str) -> None:
+    """Refuse weights whose keys have the names of wrapper modules, for a step that transformers loads the model for.
+
+    Raises:
+        InputError: a key has such a name.
+    """
+    if weights.unwrapped:
+        key, name = next(iter(weights.unwrapped.items()))
+        raise input_error(
+            what,
+            f"keys of a wrapped or compiled model ({key})",
+            f"keys that transformers knows ({name})",
+            "save the model again from the module inside (model._orig_mod or model.module)",
+        )
+
+
+def merge_advice(folder: Path) -> str:
+    """What a user can do with a folder that holds an adapter alone."""
+    try:
+        base = json.loads((folder / ADAPTER).read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        base = None
+    base = base if isinstance(base, str) and base.isprintable() and 0 < len(base) <= 200 else "BASE"
+    return (
+        "it is an adapter; merge it into its base model:"
+        f" peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(folder)!r})"
+        ".merge_and_unload().save_pretrained(new_folder), save the tokenizer there too, and name new_folder"
+    )
+
+
+def refuse_adapter_alone(folder: Path, what: str) -> None:
+    """Refuse a folder that holds an adapter without the model that it belongs to.
+
+    Raises:
+        InputError: the folder has an adapter_config.json and no config.json.
+    """
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        found = f"an adapter alone ({ADAPTER} without config.json)"
+        raise input_error(what, found, "a whole model", merge_advice(folder))
 
 
 def with_dtype(config: Mapping[str, Any], dtype: torch.dtype, *, add: bool = False) -> dict[str, Any]:

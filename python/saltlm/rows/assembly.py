@@ -15,7 +15,7 @@ from ..alignment.align import HOLE, Alignment, MatchKind
 from ..alignment.causal_tokenizer import adds_bos_eos
 from ..alignment.expand import Expansion
 from ..errors import input_error
-from ..model.checkpoint import Source
+from ..model.checkpoint import Source, Table
 from ..model.stored_rows import block_rows, blocks_of, gather
 from ..operators.checks import all_finite, finite_rows
 from ..operators.linear import mean_and_deviation
@@ -121,6 +121,8 @@ class Assembly:
         """
         self.head = Head(source)
         self.source = source
+        self.tables: dict[str, torch.Tensor] = {}  # key -> new rows, see NewMatrices
+        self._arguments = (alignment, rows, dtype, expansion)
         self.input_rows = torch.zeros(rows, source.input_rows.shape[1], dtype=dtype or source.input_rows.dtype)
         self.output_rows: torch.Tensor | None = None
         if source.output_rows is not None:
@@ -182,6 +184,45 @@ class Assembly:
                         f"leave --dtype out to keep {str(matrix.dtype).removeprefix('torch.')}",
                     )
 
+    def for_table(self, table: Table) -> Assembly:
+        """An assembly as this one was before any row was built, with a table in the place of input matrix, head or bias.
+
+        A table of per-layer inputs may have fewer rows than the input matrix: shared tokens beyond them get row 0, which the
+        model reads for them.
+        """
+        alignment, rows, dtype, expansion = self._arguments
+        count = len(table.rows)
+        if table.role == "input":
+            source = dataclasses.replace(self.source, input_rows=table.rows, output_rows=None, output_bias=None)
+        elif table.role == "output":
+            source = dataclasses.replace(self.source, output_rows=table.rows, output_bias=None)
+        else:
+            source = dataclasses.replace(self.source, output_rows=None, output_bias=table.rows)
+        alignment = dataclasses.replace(
+            alignment, source_id=np.where(alignment.source_id < count, alignment.source_id, np.int32(0))
+        )
+        part = Assembly(source, alignment, rows, dtype, expansion)
+        if expansion is not None and count < len(self.source.input_rows):
+            part._copy_first(np.arange(count, len(self.source.input_rows)))
+        return part
+
+    def _copy_first(self, ids: np.ndarray) -> None:
+        """Copy the first source row to some rows."""
+        self.source_id[ids], self.origin[ids] = 0, COPIED
+        self._copy(ids)
+
+    def rows_of(self, table: Table) -> torch.Tensor:
+        """The matrix that :meth:`for_table` put the table in the place of.
+
+        Raises:
+            ValueError: this assembly is not one for a table of this role.
+        """
+        matrices = {"input": self.input_rows, "output": self.output_rows, "bias": self.output_bias}
+        matrix = matrices[table.role]
+        if matrix is None:
+            raise ValueError(f"an assembly without rows for {table.key}")
+        return matrix
+
     def _copy_outputs(self, ids: np.ndarray) -> None:
         """Copy the output rows and biases of tokens whose :attr:`output_id` differs from their :attr:`source_id`."""
         rows, source = torch.from_numpy(ids), torch.from_numpy(self.output_id[ids].astype(np.int64))
@@ -194,7 +235,7 @@ class Assembly:
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 setattr(other, name, value.clone())
-            elif isinstance(value, np.ndarray | list):
+            elif isinstance(value, np.ndarray | list | dict):
                 setattr(other, name, value.copy())
         return other
 
@@ -285,7 +326,12 @@ class Assembly:
         """The finished matrices."""
         if self.open.any():
             raise RuntimeError(f"{int(self.open.sum())} rows were never built")
-        return NewMatrices(input_rows=self.input_rows, output_rows=self.output_rows, output_bias=self.output_bias)
+        return NewMatrices(
+            input_rows=self.input_rows,
+            output_rows=self.output_rows,
+            output_bias=self.output_bias,
+            tables=self.tables,
+        )
 
 
 def row_moments(matrix: torch.Tensor, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,15 +6,18 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..alignment.align import Alignment
 from ..files.hashing import sha256_file
 from ..files.summary_file import SelfCheck, StepReports
+from ..model.checkpoint import Table
 from ..progress import Clock
 from ..protocols import Tokenizer
 from .assembly import Assembly
 from .hidden import hide_in
 from .methods import Job, build
+from .methods.whole import cleaned_anchors
 from .norm_guard import guard_norms
 from .self_check import check
 from .tune import Tuning, tune
@@ -77,13 +80,15 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Tokenizer, clock: Clock,
                 job,
                 assembly,
                 tokenizer,
-                fill=lambda trial, copy: _fill(trial, copy, unigram),
+                fill=lambda trial, copy: _fill_trial(trial, copy, unigram),
                 report=lambda done, total: clock.progress("tune", done, total),
             )
     if tuning is not None:
         job = dataclasses.replace(job, config=dataclasses.replace(config, **tuning.choice))
     with clock("rows"):
         reports = _fill(job, assembly, unigram)
+        for table in assembly.source.tables:
+            assembly.tables[table.key] = _table_rows(job, assembly, table, unigram)
     if not config.tune:
         heldout, _ = _self_check(job, clock)
     return Built(job=job, heldout=heldout, tuning=tuning, reports=reports)
@@ -103,6 +108,42 @@ def _fill(job: Job, assembly: Assembly, unigram: _Unigram | None) -> StepReports
     reports["norm_guard"] = guard_norms(assembly, job.used, config.norm_guard, words, bias=unigram is None)
     assembly.pad(job.used)
     return reports
+
+
+def _fill_trial(job: Job, assembly: Assembly, unigram: _Unigram | None) -> None:
+    """Build all open rows that the model class reads."""
+    _fill(job, assembly, unigram)
+    for table in assembly.source.tables:
+        if table.names:
+            assembly.tables[table.key] = _table_rows(job, assembly, table, unigram)
+
+
+def _table_rows(job: Job, assembly: Assembly, table: Table, unigram: _Unigram | None) -> torch.Tensor:
+    """New rows of a further table: what the method makes with the table in the place of input matrix or head.
+
+    The options are those of the model's own rows, the tuned ones included, so that a table of input rows is built like the
+    input matrix, and one of output rows like the head: from the same anchors, and by the same coefficients where the method
+    has coefficients. A new token with a piece beyond the table's last row is drawn.
+    """
+    part, count = assembly.for_table(table), len(table.rows)
+    anchors = cleaned_anchors(job) if job.config.clean_anchors else job.anchors
+    new = job.new
+    if count < len(job.source_rows):
+        alignment = job.alignment
+        anchors = anchors[alignment.source_id[anchors] < count]
+        beyond = np.append(0, np.cumsum(alignment.cover_ids >= count))
+        new = new[beyond[alignment.cover_offsets[new + 1]] == beyond[alignment.cover_offsets[new]]]
+    table_job = dataclasses.replace(
+        job,
+        source_rows=part.source.input_rows,
+        head=part.head,
+        used=job.used[job.used < count],
+        anchors=anchors,
+        new=new,
+        config=dataclasses.replace(job.config, clean_anchors=0.0),
+    )
+    _fill(table_job, part, None if table.role == "input" else unigram)
+    return part.rows_of(table)
 
 
 def _self_check(job: Job, clock: Clock) -> tuple[SelfCheck | None, Tuning | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 
@@ -17,11 +18,13 @@ class NewMatrices:
         input_rows: [T', D].
         output_rows: [T', D'], or ``None`` for a tied head.
         output_bias: [T'], or ``None`` where the head has none.
+        tables: key in the checkpoint -> [T', ...], for matrices of vocabulary rows outside the model class.
     """
 
     input_rows: torch.Tensor
     output_rows: torch.Tensor | None = None
     output_bias: torch.Tensor | None = None
+    tables: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.input_rows)
@@ -36,4 +39,5 @@ class NewMatrices:
         return "NewMatrices(" + ", ".join(f"{name}={list(tensor.shape)}" for name, tensor in self._present()) + ")"
 
     def _present(self) -> list[tuple[str, torch.Tensor]]:
-        return [(name, tensor) for name, tensor in vars(self).items() if tensor is not None]
+        matrices = [(name, vars(self)[name]) for name in ("input_rows", "output_rows", "output_bias")]
+        return [(name, tensor) for name, tensor in [*matrices, *self.tables.items()] if tensor is not None]

@@ -14,7 +14,9 @@ import torch
 from ..errors import InputError, input_error
 from ..evaluation.evaluate import evaluate
 from ..files.hashing import sha256_file
+from ..model.architecture import TABLE_SIZE
 from ..model.causal_lm import load_causal_lm
+from ..model.checkpoint import Table
 from ..progress import Progress
 from ..protocols import LanguageModel, Tokenizer
 from ..text.documents import read_documents
@@ -77,7 +79,7 @@ def tune_by_text(
             fill(dataclasses.replace(silent, config=dataclasses.replace(config, **options)), trial)
             digest = digest_of_rows(trial.matrices())
             if digest not in bits_by_rows:
-                put_rows(lm.model, trial.matrices())
+                put_rows(lm.model, trial.matrices(), assembly.source.tables)
                 try:
                     bits_by_rows[digest] = evaluate((lm.model, tokenizer), documents=documents).bits_per_byte
                 except (
@@ -164,7 +166,10 @@ def size_of(documents: Sequence[str]) -> int:
 
 
 def digest_of_rows(matrices: Any) -> str:
-    """Hexadecimal sha256 of the ``input_rows``, ``output_rows`` and ``output_bias`` of an object."""
+    """Hexadecimal sha256 of the ``input_rows``, ``output_rows`` and ``output_bias`` of an object.
+
+    Tables are built by the same method and options, so that they differ only where these differ.
+    """
     digest = hashlib.sha256()
     for matrix in (matrices.input_rows, matrices.output_rows, matrices.output_bias):
         if matrix is not None:
@@ -172,8 +177,14 @@ def digest_of_rows(matrices: Any) -> str:
     return digest.hexdigest()
 
 
-def put_rows(model: LanguageModel, matrices: NewMatrices) -> None:
-    """Replace the vocabulary rows of a loaded model, in its dtype and on its device; a tied head stays tied."""
+def put_rows(model: LanguageModel, matrices: NewMatrices, tables: Sequence[Table] = ()) -> None:
+    """Replace the vocabulary rows of a loaded model, in its dtype and on its device; a tied head stays tied.
+
+    Args:
+        model: a transformers causal LM.
+        matrices: the new rows.
+        tables: the source's further matrices of vocabulary rows; those that the model class has are replaced as well.
+    """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     old = embeddings.weight
 
@@ -185,3 +196,11 @@ def put_rows(model: LanguageModel, matrices: NewMatrices) -> None:
     head.weight = embeddings.weight if matrices.output_rows is None else parameter(matrices.output_rows)
     if matrices.output_bias is not None:
         head.bias = parameter(matrices.output_bias)
+    for table in tables:
+        for name in table.names:
+            module: Any = model.get_submodule(name.removesuffix(".weight"))
+            module.weight = parameter(matrices.tables[table.key])
+            module.padding_idx = None
+    for config in [module.config for module in model.modules() if hasattr(module, "config")] if tables else ():
+        for key in [key for key in vars(config) if key.startswith(TABLE_SIZE)]:  # models read it when they run
+            setattr(config, key, len(matrices.input_rows))
