@@ -337,6 +337,30 @@ class RoleReport(TypedDict):
     output: str | None
 
 
+class ReloadReport(TypedDict):
+    """The check of the written folder against the source.
+
+    Attributes:
+        checked: ``full``, ``truncated`` (a copy with fewer layers) or ``off``.
+        reason: why nothing was checked; ``None`` where something was.
+        layers: of a truncated copy; ``None`` for another.
+        dtype: in which both models ran; ``None`` where nothing was checked.
+        tokens: number of input tokens.
+        compared: logits compared a token.
+        difference: largest difference of two logits, as a share of the largest logit; ``None`` where nothing was checked.
+        tolerance: largest allowed difference, in the same units; ``None`` where nothing was checked.
+    """
+
+    checked: str
+    reason: str | None
+    layers: int | None
+    dtype: str | None
+    tokens: int
+    compared: int
+    difference: float | None
+    tolerance: float | None
+
+
 class Versions(TypedDict):
     """Versions in every saltlm.json.
 
@@ -373,6 +397,7 @@ class Summary(Versions, BlendReport, StepReports):
         environment: package -> version; ``device`` and ``operators``.
         expansion: tokens of the expanded tokenizer; ``None`` for a replaced tokenizer.
         roles: tokens with a role; empty for an expanded tokenizer.
+        reload_check: comparison of the written folder with the source; ``None`` where nothing was written.
         warnings: sentences for the user.
     """
 
@@ -394,6 +419,7 @@ class Summary(Versions, BlendReport, StepReports):
     environment: dict[str, str | None]
     expansion: ExpansionCounts | None
     roles: list[RoleReport]
+    reload_check: ReloadReport | None
     warnings: list[str]
 
 

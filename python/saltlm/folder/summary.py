@@ -17,6 +17,7 @@ from ..files.summary_file import FORMAT, SCHEMA_VERSION, BlendReport, Inputs, Mo
 from ..model.checkpoint import Donor, Source
 from ..rows.assembly import ORIGINS, Assembly
 from ..rows.build import Built
+from ..rows.hidden import MIN_TOKENS
 from ..rows.methods import method_of
 from ..rows.methods.blend import BLEND_DEFAULTS, BLENDED_RULES, mix_of
 from ..rows.norm_guard import norm_warnings, support_warnings
@@ -104,12 +105,14 @@ def summary_of(
         "expansion": None if expansion is None else expansion.counts,
         **built.reports,
         "roles": [] if expansion is not None else special_rows(tokenizer, donor, model, assembly),
+        "reload_check": None,  # set once the folder is written
         "warnings": [],
     }
     summary["warnings"] = [
         *model.notes,
         *warnings,
         *_warnings(summary, model, config),
+        *([_no_self_check(summary, config)] if built.too_few_hidden else []),
         *_template_warnings(config, model.tokenizer, tokenizer),
         *_rule_warnings(summary, config, assembly, donor),
         *_without_effect(config, auxiliary, model, donor),
@@ -232,8 +235,6 @@ def _warnings(summary: Summary, model: Source, config: TransferConfig) -> list[s
     else:
         for origin in ("solved", "composed"):
             warnings += _norm_warnings(summary["norms"], origin, method.options)
-    if config.tune and not check:
-        warnings.append("nothing was tuned: too few shared tokens to hide any")
     if summary["method"] == "subword-asymmetric" and model.output_rows is None:
         warnings.append(
             "the head is tied: its rows are the input rows, so only the input's rule of subword-asymmetric applies"
@@ -242,6 +243,15 @@ def _warnings(summary: Summary, model: Source, config: TransferConfig) -> list[s
     if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
         warnings.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
     return warnings
+
+
+def _no_self_check(summary: Summary, config: TransferConfig) -> str:
+    """Why there are no figures of the self-check, and how many shared tokens it needs."""
+    what = "nothing was tuned" if config.tune else "there is no self-check"
+    return (
+        f"{what}: it hides --heldout {config.heldout:g} of the {summary['anchors']} shared tokens, and needs at least"
+        f" {MIN_TOKENS} hidden ones whose rows differ"
+    )
 
 
 def _template_warnings(config: TransferConfig, source: Any, result: Any) -> list[str]:

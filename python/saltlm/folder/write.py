@@ -38,7 +38,7 @@ class Plain(PreTrainedTokenizerFast):
     \"\"\"tokenizer.json as it is, where the model's type would have transformers change it.\"\"\"
 """
 
-Extra = bytes | Callable[[Path], None]
+Extra = bytes | Callable[[Path], object]
 
 
 def write_folder(
@@ -51,6 +51,7 @@ def write_folder(
     generation_changes: Mapping[str, Any] | None = None,
     tensors: Mapping[str, torch.Tensor] | None = None,
     extra_files: Mapping[str, Extra] | None = None,
+    check: Callable[[Path], object] | None = None,
     link: str = "copy",
     force: bool = False,
     protected: Sequence[Path] = (),
@@ -71,6 +72,7 @@ def write_folder(
         generation_changes: keys of generation_config.json likewise; ``None`` keeps the file, if any, as it is.
         tensors: key -> new tensor, for tensors of the checkpoint other than the vocabulary's; ``None`` keeps them all.
         extra_files: name -> bytes, or a function that writes the file at the path it is given.
+        check: called with the temporary folder when all but the extra files is written; where it raises, nothing is written.
         link: ``copy`` or ``hard``, for shards without vocabulary rows; see :class:`~saltlm.TransferConfig`.
         force: replace an existing model folder.
         protected: folders besides the source's that ``out`` must keep off, such as the donor's.
@@ -79,7 +81,8 @@ def write_folder(
     Raises:
         InputError: ``out`` exists without ``force``, touches an input folder, is no place to write or to link to, or the
             disk is full.
-        BackendError: the file system failed otherwise, rows are not finite, or the tokenizer cannot be saved faithfully.
+        BackendError: the file system failed otherwise, rows are not finite, the tokenizer cannot be saved faithfully, or the
+            check failed.
         ValueError: the matrices do not fit the source.
     """
     out = check_output(out, protected=[source.folder, source.given_folder, *protected], force=force)
@@ -121,6 +124,8 @@ def write_folder(
             write_json(folder / "generation_config.json", generation)
         _keep_files(source, folder)
         _save_tokenizer(tokenizer, folder)
+        if check is not None:
+            check(folder)
         for name, extra in (extra_files or {}).items():
             if callable(extra):
                 extra(folder / name)

@@ -32,12 +32,14 @@ class Built:
     Attributes:
         job: with the options in use, the tuned ones included.
         heldout: figures of the self-check; ``None`` without one.
+        too_few_hidden: whether the self-check was left out because too few shared tokens could be hidden.
         tuning: how the options were chosen; ``None`` if they were not tuned.
         reports: reports of the steps after the method.
     """
 
     job: Job
     heldout: SelfCheck | None = None
+    too_few_hidden: bool = False
     tuning: Tuning | None = None
     reports: StepReports = dataclasses.field(default_factory=StepReports)
 
@@ -91,7 +93,8 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Tokenizer, clock: Clock,
             assembly.tables[table.key] = _table_rows(job, assembly, table, unigram)
     if not config.tune:
         heldout, _ = _self_check(job, clock)
-    return Built(job=job, heldout=heldout, tuning=tuning, reports=reports)
+    too_few = bool(config.heldout) and heldout is None
+    return Built(job=job, heldout=heldout, too_few_hidden=too_few, tuning=tuning, reports=reports)
 
 
 def _fill(job: Job, assembly: Assembly, unigram: _Unigram | None) -> StepReports:
