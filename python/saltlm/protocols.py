@@ -72,6 +72,10 @@ class Tokenizer(Protocol):
         """Text of token ids."""
         ...
 
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """Text or token ids that the chat template makes of messages."""
+        ...
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Any:
         """Write the tokenizer's files."""
         ...

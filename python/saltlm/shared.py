@@ -12,6 +12,7 @@ from typing import Any
 
 from .alignment.align import Alignment, Tokens, align, load_tokens
 from .alignment.causal_tokenizer import causal_tokenizer
+from .alignment.template_markers import marker_pairs
 from .config import TransferConfig
 from .model.checkpoint import Donor, Source, load_donor, load_source
 from .model.tokenizer import TOKENIZER_FILES
@@ -110,10 +111,11 @@ class Shared:
 
         tokens = self.get(("tokens", ours), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
         tokenizer, target = self.get(("tokenizer", ours, theirs, template), make, lambda made: _table_bytes(made[1]))
-        overrides = tuple(sorted(config.special_overrides.items()))
+        markers = marker_pairs(tokenizer, model.tokenizer) if template == "source" else {}
+        overrides = tuple(sorted({**markers, **config.special_overrides}.items()))
         alignment = self.get(
             ("alignment", ours, theirs, template, config.overlap, overrides),
-            lambda: align(tokens, target, overlap=config.overlap, special_overrides=config.special_overrides),
+            lambda: align(tokens, target, overlap=config.overlap, special_overrides=dict(overrides)),
             lambda made: made.kind.nbytes + made.source_id.nbytes + made.cover_offsets.nbytes + made.cover_ids.nbytes,
         )
         return tokenizer, alignment

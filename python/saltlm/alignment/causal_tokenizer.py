@@ -12,6 +12,8 @@ import numpy as np
 from ..errors import input_error
 from ..protocols import Tokenizer
 from .roles import roles_of
+from .template_markers import add_markers
+from .word_ends import with_readable_ends
 
 # Role -> roles whose token serves, the best first. An encoder uses cls and sep where a causal model uses bos and eos.
 REPLACEMENTS = {"bos": ("bos", "cls", "eos"), "eos": ("eos", "sep"), "pad": ("pad", "eos", "sep")}
@@ -29,7 +31,7 @@ def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str
     Args:
         target: fast tokenizer of the PLM.
         source: fast tokenizer of the source model.
-        chat_template: ``target``, ``source`` or ``none``; with ``source``, the source's bos and eos and the special tokens in
+        chat_template: ``target``, ``source`` or ``none``; with ``source``, the source's bos and eos and the added tokens in
             its template are added to the vocabulary if they are missing.
 
     Returns:
@@ -38,7 +40,6 @@ def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str
     Raises:
         InputError: ``chat_template`` is ``source`` and the source has no chat template.
     """
-    from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
@@ -55,11 +56,8 @@ def causal_tokenizer(target: Tokenizer, source: Tokenizer, *, chat_template: str
     if chat_template == "source":
         ends = {role: getattr(source, f"{role}_token") for role in ("bos", "eos")}
         named.update({role: token for role, token in ends.items() if token is not None})
-        spelled = [str(token) for token in source.all_special_tokens if str(token) in str(template)]
-        extra = list(dict.fromkeys([*[str(t) for t in ends.values() if t is not None], *spelled]))
-        missing = [token for token in extra if backend.token_to_id(token) is None]
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
-    content = json.loads(backend.to_str())
+        extra = add_markers(backend, source, list(dict.fromkeys(str(t) for t in ends.values() if t is not None)))
+    content = with_readable_ends(json.loads(backend.to_str()))
     content["post_processor"] = _post_processor(content.get("post_processor"), named, _adds_bos_eos(source), backend)
     settings: dict[str, Any] = {f"{role}_token": token for role, token in named.items()}
     if others := [token for token in _other_special(target, extra) if token not in named.values()]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..alignment.expand import Expansion
+from ..alignment.lost_text import lost_text
 from ..config import TransferConfig
 from ..environment import versions
 from ..files.summary_file import FORMAT, SCHEMA_VERSION
@@ -20,7 +21,7 @@ from ..rows.methods import method_of
 from ..rows.methods.blend import BLEND_DEFAULTS, BLENDED_RULES, as_blend
 from ..rows.norm_guard import norm_warnings, support_warnings
 from ..rows.recipe import RULES
-from ..rows.rules import unread_auxiliary
+from ..rows.rules import plm_notes, unread_auxiliary
 from .card import licence_of
 from .provenance import counts, norms, statuses, support_summary
 
@@ -93,12 +94,17 @@ def summary_of(
     }
     mixed = [RULES.index(rule) for rule in BLENDED_RULES.values() if rule != "none"]
     # With few anchors auto is no blend, which shows once rows are built.
-    if config.method in BLEND_DEFAULTS and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
+    reads_rows = donor.alone is None or config.method == "blend"
+    if config.method in BLEND_DEFAULTS and reads_rows and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
         blended = as_blend(config)
         summary["blend"] = {"weight": blended.blend_weight, "length": blended.blend_length}
     summary["expansion"] = None if expansion is None else expansion.counts
     summary |= built.posts
     summary["warnings"] = [
+        *model.notes,
+        *donor.notes,
+        *(plm_notes(config) if donor.alone is not None else []),
+        *([] if expansion is not None else lost_text(model.tokenizer, tokenizer)),
         *_warnings(summary, model, config),
         *_template_warnings(config, model.tokenizer, tokenizer),
         *_rule_warnings(summary, config, assembly, donor),

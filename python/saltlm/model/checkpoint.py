@@ -18,6 +18,7 @@ from ..protocols import Tokenizer
 from .architecture import Architecture, find_architecture
 from .locate import resolve_model
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokens_without_row
+from .tokenizer_alone import TokenizerAlone, find_alone
 from .vocabulary_rows import VocabularyKeys, find_keys, read_digests
 from .weights import INDEX, Weights, find_weights
 
@@ -35,7 +36,8 @@ class Checkpoint:
         tokens_without_row: added token -> id, for ids that have no row.
         input_rows: [S, D] or [T, E] in the stored dtype, mapped from the file.
         input_name: key of the input matrix in the checkpoint.
-        architecture: name of the model class.
+        architecture: name of the model class; ``None`` for a tokenizer alone.
+        notes: what a user should know about how it was loaded; they become warnings of the summary.
         files: file name -> sha256 of the file; ``FILE#KEY`` -> sha256 of a vocabulary tensor. For a weight file, size and
             time of change stand in place of the sha256.
     """
@@ -48,13 +50,25 @@ class Checkpoint:
     tokens_without_row: Mapping[str, int]
     input_rows: torch.Tensor = dataclasses.field(repr=False)
     input_name: str
-    architecture: str
+    architecture: str | None
+    notes: tuple[str, ...] = ()
     files: Mapping[str, str] = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Donor(Checkpoint):
-    """A target-language PLM. Its head is not read."""
+    """A target-language PLM. Its head is not read.
+
+    Attributes:
+        alone: the tokenizer, for a target that is a tokenizer alone; ``input_rows`` then has no rows. Else ``None``.
+    """
+
+    alone: TokenizerAlone | None = None
+
+    @property
+    def path(self) -> Path:
+        """What a transfer reads, and must not write to."""
+        return self.folder if self.alone is None else self.alone.path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,10 +164,10 @@ def load_source(
 
 
 def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Donor:
-    """Load config, tokenizer and input rows of a PLM: an encoder, a decoder or an encoder-decoder.
+    """Load config, tokenizer and input rows of a PLM (an encoder, a decoder or an encoder-decoder), or a tokenizer alone.
 
     Args:
-        name: a local folder or a hub name.
+        name: a local folder, a hub name, or a ``tokenizer.json``. A folder without weights is a tokenizer alone.
         revision: branch, tag or commit on the hub.
         trust_remote_code: let transformers run code from the checkpoint.
 
@@ -161,8 +175,31 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
         InputError: the model is missing, broken, pickled, quantized or not a text model, or its files contradict each other.
     """
     side = f"target {name}"
+    if alone := find_alone(name):
+        return _load_alone(str(name), alone, None, side, trust_remote_code)
     folder, commit = resolve_model(str(name), side, revision, None)
+    if commit and not (folder / "config.json").is_file() and (alone := find_alone(folder)):
+        return _load_alone(str(name), alone, commit, side, trust_remote_code)
     return Donor(**_open(str(name), folder, commit, side, causal=False, trust_remote_code=trust_remote_code).common)
+
+
+def _load_alone(name: str, alone: TokenizerAlone, commit: str | None, side: str, trust_remote_code: bool) -> Donor:
+    """A target without rows."""
+    loaded = alone.load(side, trust_remote_code)
+    return Donor(
+        name=name,
+        folder=alone.folder,
+        revision=commit,
+        config={},
+        tokenizer=loaded.tokenizer,
+        tokens_without_row={},
+        input_rows=torch.empty(0, 0),
+        input_name="",
+        architecture=None,
+        notes=(f"{side} has no weights: its tokenizer alone is used", *loaded.notes),
+        files=alone.hashes(),
+        alone=alone,
+    )
 
 
 def _convert_gguf(folder: Path, file: str, side: str) -> tuple[Path, str]:
@@ -181,7 +218,8 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
     shape = find_architecture(folder, config, side=side, causal=causal, trust_remote_code=trust_remote_code)
     weights = find_weights(folder, side)
     keys = find_keys(weights, shape, side, head=causal)
-    tokenizer = load_tokenizer(folder, side, trust_remote_code)
+    loaded = load_tokenizer(folder, side, trust_remote_code)
+    tokenizer = loaded.tokenizer
     without_row = tokens_without_row(tokenizer, shape.rows, side)
     common = {
         "name": name,
@@ -193,6 +231,7 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
         "input_rows": weights.tensor(keys.input),
         "input_name": keys.input,
         "architecture": shape.name,
+        "notes": loaded.notes,
         "files": hash_files(folder, weights) | read_digests(weights, keys, tokenizer, side),
     }
     return _Opened(common=common, shape=shape, weights=weights, keys=keys)
