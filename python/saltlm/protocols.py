@@ -25,6 +25,10 @@ class BackendTokenizer(Protocol):
         """Content of tokenizer.json."""
         ...
 
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        """Id -> ``tokenizers.AddedToken`` of the added tokens."""
+        ...
+
     def encode_batch(self, input: Sequence[Any], *, add_special_tokens: bool = True) -> list[Any]:
         """Encodings of several texts."""
         ...

@@ -30,7 +30,10 @@ LOSSES = {
     "byte fallback": (lambda: tiny("sentencepiece_bpe"), []),
     "unigram": (lambda: tiny("sentencepiece_unigram"), ["keep line breaks and tabs,"]),
     "one space": (one_space_unigram, ["keep line breaks, tabs and several blanks in a row,"]),
-    "wordpiece": (wordpiece, ["line breaks, tabs, several blanks in a row and whether a blank stands beside punctuation"]),
+    "wordpiece": (
+        wordpiece,
+        ["line breaks, tabs, several blanks in a row and whether a blank stands beside punctuation"],
+    ),
     "uncased wordpiece": (uncased_wordpiece, ["line breaks", CASE, MARKS]),
     "uncased unigram": (uncased_unigram, ["line breaks", CASE]),
     "unaccented unigram": (unaccented_unigram, ["line breaks", MARKS]),
@@ -58,7 +61,9 @@ def test_what_the_source_loses_as_well_is_no_note(donor: str) -> None:
 
 def test_letters_that_the_vocabulary_lacks_are_not_called_lower_cased() -> None:
     notes = lost_text(tiny(SOURCE), causal_tokenizer(wordpiece(), tiny(SOURCE), chat_template="target"))
-    assert not any(CASE in note or MARKS in note for note in notes), "they become unknown tokens, which is another matter"
+    assert not any(CASE in note or MARKS in note for note in notes), (
+        "they become unknown tokens, which is another matter"
+    )
 
 
 def test_a_template_that_writes_line_breaks_is_named() -> None:

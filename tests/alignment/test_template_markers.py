@@ -15,7 +15,8 @@ from saltlm import TransferConfig, transfer
 from saltlm.alignment.causal_tokenizer import causal_tokenizer
 from saltlm.alignment.template_markers import rendered, template_markers
 
-MARKERS = ("<|turn|>", "<｜Answer｜>")  # the template spells the first, and puts the second together from parts
+# The template spells the first, and puts the second together from parts.
+MARKERS = ("<|turn|>", "<｜Answer｜>")  # noqa: RUF001
 TARGETS = {
     **{kind: (lambda kind=kind: tiny(kind)) for kind in KINDS},
     **SUFFIX_KINDS,
@@ -92,7 +93,10 @@ def test_a_piece_that_the_target_has_becomes_one_token_without_a_second_row() ->
 
 def test_several_templates_by_name() -> None:
     source = MARKER_KINDS["added, not special"]()
-    source.chat_template = {"default": "{{ messages[0]['content'] }}", "tool_use": "<|turn|>{{ messages[0]['content'] }}"}
+    source.chat_template = {
+        "default": "{{ messages[0]['content'] }}",
+        "tool_use": "<|turn|>{{ messages[0]['content'] }}",
+    }
     assert [token.content for token in template_markers(source)] == ["<|turn|>"]
     made = causal_tokenizer(tiny("wordpiece"), source, chat_template="source")
     assert "<|turn|>" in made.get_vocab() and made.chat_template == source.chat_template

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from models_tiny import save_bert, save_llama
 from safetensors.torch import load_file
+from tokenizer_files import canonical
 from tokenizers_donors import SUFFIX_KINDS, WORD_END
 from tokenizers_tiny import KINDS, TEXT, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,11 +22,6 @@ from saltlm.alignment.causal_tokenizer import causal_tokenizer
 @pytest.fixture(scope="module")
 def donors():
     return {kind: make() for kind, make in SUFFIX_KINDS.items()}
-
-
-def canonical(vocabulary) -> list[bytes]:
-    data, offsets = vocabulary.token_bytes()
-    return [data[a:b].tobytes() for a, b in itertools.pairwise(offsets)]
 
 
 @pytest.mark.parametrize("kind", SUFFIX_KINDS)

@@ -36,7 +36,9 @@ def pickle_weights(folder: Path, **options) -> dict[str, torch.Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     for path in files:
         content = load_file(path)
-        torch.save(content, folder / path.name.replace("model", "pytorch_model").replace(".safetensors", ".bin"), **options)
+        torch.save(
+            content, folder / path.name.replace("model", "pytorch_model").replace(".safetensors", ".bin"), **options
+        )
         tensors.update(content)
         path.unlink()
     index = folder / "model.safetensors.index.json"
@@ -97,13 +99,18 @@ def test_code_in_a_pickled_file_never_runs(tmp_path: Path, form: str) -> None:
     else:
         torch.save({"a": torch.zeros(2), "b": Evil(mark)} if form == "inside a state dict" else Evil(mark), path)
     for _ in range(2):
-        with pytest.raises(InputError, match=r"pytorch_model.bin: found a (pickled file with more than tensors|file that torch)"):
+        with pytest.raises(
+            InputError, match=r"pytorch_model.bin: found a (pickled file with more than tensors|file that torch)"
+        ):
             convert(folder, tmp_path / "new")
     assert not mark.exists() and not (tmp_path / "new").exists()
 
 
 DAMAGE = {
-    "cut": (lambda f: (f / "pytorch_model.bin").write_bytes((f / "pytorch_model.bin").read_bytes()[:500]), "cannot read|more than"),
+    "cut": (
+        lambda f: (f / "pytorch_model.bin").write_bytes((f / "pytorch_model.bin").read_bytes()[:500]),
+        "cannot read|more than",
+    ),
     "empty": (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "cannot read|more than"),
     "a list": (lambda f: torch.save([torch.zeros(2)], f / "pytorch_model.bin"), "no state dict"),
     "nested": (lambda f: torch.save({"model": {"a": torch.zeros(2)}}, f / "pytorch_model.bin"), "no state dict"),
@@ -159,7 +166,9 @@ def test_a_slow_tokenizer_gets_a_file_with_its_ids(slow: Path, tmp_path: Path, p
     old, donor = transformers.PhobertTokenizer.from_pretrained(folder), load_donor(tmp_path / "new")
     for text in [*TEXT, "kissat nukkuivat\ntalossa 🙂", "a", ""]:
         ids = donor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert [i if i < len(old) else old.unk_token_id for i in ids] == old(text, add_special_tokens=False)["input_ids"]
+        assert [i if i < len(old) else old.unk_token_id for i in ids] == old(text, add_special_tokens=False)[
+            "input_ids"
+        ]
     assert torch.equal(donor.input_rows[: len(rows)], rows) and not donor.input_rows[len(rows) :].any()
     assert {role: getattr(donor.tokenizer, role) for role in ROLES} == ROLES and donor.tokenizer.mask_token == "<mask>"
     AutoModel.from_pretrained(tmp_path / "new")

@@ -47,11 +47,15 @@ def test_a_plain_class_has_no_note(tmp_path: Path, kind: str) -> None:
 
 def test_a_model_type_that_overrules_the_file(tmp_path: Path) -> None:
     """Its own class replaces the pre-tokenizer of another byte-level tokenizer."""
-    source = load_source(save_qwen2(tmp_path / "model", tiny("sentencepiece_bpe")))
+    folder = save_qwen2(tmp_path / "model", tiny("sentencepiece_bpe"))
+    donor = load_donor(folder)
     for text in TEXT:
         expected = tiny("sentencepiece_bpe")(text, add_special_tokens=False)["input_ids"]
-        assert source.tokenizer(text, add_special_tokens=False)["input_ids"] == expected
-    assert len(source.notes) == 1
+        assert donor.tokenizer(text, add_special_tokens=False)["input_ids"] == expected
+    assert len(donor.notes) == 1
+    # A source is used as a user loads it.
+    source = load_source(folder)
+    assert type(source.tokenizer).__name__ == "Qwen2Tokenizer" and not source.notes
 
 
 def test_the_note_is_a_warning_of_the_transfer(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tokenizers_tiny import KINDS, TEXT, byte_level_bpe, sentencepiece_bpe, sent
 from transformers import PreTrainedTokenizerFast
 
 WORD_END = "</w>"
+MARKER = "<｜Answer｜>"  # noqa: RUF001
 ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -95,23 +96,24 @@ def one_space_unigram() -> PreTrainedTokenizerFast:
 
 
 def markers(*, special: bool, listed: bool) -> PreTrainedTokenizerFast:
-    """A byte-level source with the markers ``<|turn|>`` and ``<｜Answer｜>``.
+    """A byte-level source with the markers ``<|turn|>`` and :data:`MARKER`.
 
     Args:
         special: whether tokenizer.json calls them special; DeepSeek's are not.
         listed: whether the configuration lists them, too.
     """
     source = byte_level_bpe()
-    tokens = [AddedToken(text, special=special, normalized=False) for text in ("<|turn|>", "<｜Answer｜>", "<|unused|>")]
+    tokens = [AddedToken(text, special=special, normalized=False) for text in ("<|turn|>", MARKER, "<|unused|>")]
     if listed:
         source.add_special_tokens({"additional_special_tokens": tokens})
     elif special:
         source.backend_tokenizer.add_special_tokens(tokens)
     else:
         source.backend_tokenizer.add_tokens(tokens)
+    answer = f"{{{{ '{MARKER[:2]}' + '{MARKER[2:]}' }}}}"
     source.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'user' %}<|turn|>{% else %}{{ '<｜' + 'Answer｜>' }}{% endif %}\n"
-        "{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<｜' + 'Answer｜>' }}{% endif %}"
+        f"{{% for m in messages %}}{{% if m['role'] == 'user' %}}<|turn|>{{% else %}}{answer}{{% endif %}}\n"
+        f"{{{{ m['content'] }}}}{{{{ eos_token }}}}{{% endfor %}}{{% if add_generation_prompt %}}{answer}{{% endif %}}"
     )
     return source
 

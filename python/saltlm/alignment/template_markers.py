@@ -67,7 +67,7 @@ def template_markers(tokenizer: Tokenizer) -> list[Any]:
     """
     written = "".join(rendered(tokenizer))
     spelled = "".join(_templates(tokenizer.chat_template)) + written
-    added = getattr(tokenizer.backend_tokenizer, "get_added_tokens_decoder", dict)()
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     return [
         token
         for _, token in sorted(added.items())
@@ -79,7 +79,9 @@ def rendered(tokenizer: Tokenizer) -> Iterator[str]:
     """What the chat template of a tokenizer writes for :data:`CONVERSATIONS`; those that it refuses are left out."""
     for template in _templates(tokenizer.chat_template):
         for messages, options in CONVERSATIONS:
-            with contextlib.suppress(Exception):  # a template raises errors of any type for messages that it does not support
+            with contextlib.suppress(
+                Exception
+            ):  # a template raises errors of any type for messages that it does not support
                 yield tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
 
 
@@ -142,6 +144,10 @@ def marker_pairs(target: Tokenizer, source: Tokenizer) -> dict[str, str]:
         source: the source's tokenizer.
     """
     added = {token.content for token in target.backend_tokenizer.get_added_tokens_decoder().values()}
-    roles = {tokenizer.convert_ids_to_tokens(index) for tokenizer in (target, source) for index in roles_of(tokenizer).values()}
+    roles = {
+        tokenizer.convert_ids_to_tokens(index)
+        for tokenizer in (target, source)
+        for index in roles_of(tokenizer).values()
+    }
     markers = [token.content for token in template_markers(source)]
     return {marker: marker for marker in markers if marker in added and marker not in roles}

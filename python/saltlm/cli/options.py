@@ -379,8 +379,8 @@ def _convert(commands: Any) -> Command:
     command = Command(
         commands,
         "convert",
-        "Write a copy of a model whose files saltlm cannot read: pickled weights become safetensors, read without running their "
-        "code, and a slow BPE tokenizer (PhoBERT kind) gets a tokenizer.json with the same ids.",
+        "Write a copy of a model whose files saltlm cannot read: pickled weights become safetensors, read without running "
+        "their code, and a slow BPE tokenizer (PhoBERT kind) gets a tokenizer.json with the same ids.",
         "MODEL --out DIR [options]",
     )
     command.add(INPUTS, "model", metavar="MODEL", help="Model or tokenizer to convert: a local folder or a hub name.")

@@ -218,7 +218,7 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
     shape = find_architecture(folder, config, side=side, causal=causal, trust_remote_code=trust_remote_code)
     weights = find_weights(folder, side)
     keys = find_keys(weights, shape, side, head=causal)
-    loaded = load_tokenizer(folder, side, trust_remote_code)
+    loaded = load_tokenizer(folder, side, trust_remote_code, by_file=not causal)
     tokenizer = loaded.tokenizer
     without_row = tokens_without_row(tokenizer, shape.rows, side)
     common = {

@@ -68,14 +68,12 @@ def convert(model: str | Path, out: str | Path, *, revision: str | None = None, 
         InputError: there is nothing to convert, the weights hold more than tensors, or no fast tokenizer gives the same ids;
             nothing has been written then.
         BackendError: the file system failed; nothing has been written then.
-
-    Example:
-        >>> convert("model-with-pytorch-model-bin", "converted").weights  # doctest: +SKIP
-        ('model.safetensors',)
     """
     what = f"model {model}"
     alone = find_alone(model)
-    folder = alone.folder if alone and alone.file is None else local_folder(model, what, revision=revision, pickled=True)
+    folder = (
+        alone.folder if alone and alone.file is None else local_folder(model, what, revision=revision, pickled=True)
+    )
     check_files(folder, what)
     destination = check_output(Path(out), protected=[folder], force=force)
     pickled = _pickled_files(folder, what)
@@ -145,7 +143,11 @@ def _converted_tokenizer(folder: Path, what: str) -> tuple[Tokenizer | None, int
                 "write a tokenizer.json that gives the same ids, or choose another model",
             )
         fast = PreTrainedTokenizerFast(tokenizer_object=backend, **{key: getattr(slow, key) for key in SETTINGS})
-        roles = {key.removesuffix("_token"): str(token) for key, token in slow.special_tokens_map.items() if isinstance(token, str)}
+        roles = {
+            key.removesuffix("_token"): str(token)
+            for key, token in slow.special_tokens_map.items()
+            if isinstance(token, str)
+        }
         set_roles(fast, roles)
     return fast, len(slow)
 
@@ -159,13 +161,13 @@ def _copy_rest(folder: Path, part: Path, without_tokenizer: bool) -> None:
             copy_file(folder / name, part / name)
 
 
-def _write_weights(
-    files: list[Path], part: Path, what: str, rows: int | None, added: int
-) -> list[str]:
+def _write_weights(files: list[Path], part: Path, what: str, rows: int | None, added: int) -> list[str]:
     """Write the tensors of weight files as safetensors files, one for each; returns their names."""
     names, weight_map, total = [], {}, 0
     for path in files:
-        name = SINGLE if len(files) == 1 else path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        name = (
+            SINGLE if len(files) == 1 else path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        )
         tensors = _separate({key: _padded(tensor, rows, added) for key, tensor in _tensors(path, what).items()})
         save_file(tensors, part / name, metadata={"format": "pt"})
         names.append(name)
@@ -196,7 +198,10 @@ def _tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
         raise input_error(f"{what}, {path.name}", found, "pickled weights", "fetch the file again") from None
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise input_error(
-            f"{what}, {path.name}", "a file that is no state dict", "tensor name -> tensor", "take the model's own weights"
+            f"{what}, {path.name}",
+            "a file that is no state dict",
+            "tensor name -> tensor",
+            "take the model's own weights",
         )
     return {str(key): tensor for key, tensor in content.items()}
 

@@ -17,7 +17,7 @@ PROBES = (
     "Hello World (2026): naïve café; don't e-mail me...",
     "Đây là một câu tiếng Việt . Chúng_tôi là những nghiên_cứu_viên .",
     "über Straßen; kissa istui matolla; żółć gęślą jaźń",
-    "привет, мир! Γειά σου Κόσμε",
+    "привет, мир! Γειά σου Κόσμε",  # noqa: RUF001
     "two  blanks\nand a line break\n\nor two\ta tab",
     "القط جلس 中文字 かな 한국어 🙂",
     "",

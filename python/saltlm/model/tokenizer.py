@@ -64,15 +64,19 @@ class LoadedTokenizer:
     notes: tuple[str, ...] = ()
 
 
-def load_tokenizer(folder: Path, side: str, trust_remote_code: bool = False) -> LoadedTokenizer:
+def load_tokenizer(
+    folder: Path, side: str, trust_remote_code: bool = False, *, by_file: bool = False
+) -> LoadedTokenizer:
     """Load the fast tokenizer of a folder by AutoTokenizer, which converts the files of slow tokenizers.
 
-    Where the class that AutoTokenizer chooses differs from ``tokenizer.json``, the file is taken, and a note says so.
+    Where AutoTokenizer gives no fast tokenizer and there is a ``tokenizer.json``, the file is taken, and a note says so.
 
     Args:
         folder: the model folder.
         side: name of the model in messages.
         trust_remote_code: let transformers run code from the folder.
+        by_file: take ``tokenizer.json`` also where the class that AutoTokenizer chooses gives other tokens or other ids than
+            the file. A donor's rows belong to the file; a source is used as AutoTokenizer gives it.
 
     Raises:
         InputError: the folder has no tokenizer, the tokenizer is broken, or it has no fast form.
@@ -83,28 +87,30 @@ def load_tokenizer(folder: Path, side: str, trust_remote_code: bool = False) -> 
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-        except BaseException as error:  # the tokenizers library raises bare exceptions, and panics, on files it does not expect
+        except (
+            BaseException
+        ) as error:  # the tokenizers library raises bare exceptions, and panics, on files it does not expect
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             reason = first_line(error)
-            if by_file := _by_file(folder):
-                return LoadedTokenizer(by_file, (_overruled(side, "", f"it cannot be loaded ({reason})"),))
+            if own := _by_file(folder):
+                return LoadedTokenizer(own, (_overruled(side, "", f"it cannot be loaded ({reason})"),))
             found = f"a tokenizer that transformers cannot load ({reason})"
             raise input_error(f"{side}, {folder}", found, "a tokenizer", "save it again") from None
     is_fast = getattr(tokenizer, "is_fast", False)
-    if is_fast and (follows_file(tokenizer) or not (folder / FILE).is_file()):
-        return LoadedTokenizer(tokenizer)
-    by_file = _by_file(folder)
-    if by_file is None and is_fast:
+    own = None if is_fast and (not by_file or follows_file(tokenizer)) else _by_file(folder)
+    if own is None and is_fast:
         return LoadedTokenizer(tokenizer)
     name = type(tokenizer).__name__
-    if by_file is None:
-        raise input_error(f"{side}, {folder}", f"{name}, which has no fast form", "a fast tokenizer", _slow_advice(folder))
-    differs = difference(tokenizer, by_file) if is_fast else "it has no fast form"
+    if own is None:
+        raise input_error(
+            f"{side}, {folder}", f"{name}, which has no fast form", "a fast tokenizer", _slow_advice(folder)
+        )
+    differs = difference(tokenizer, own) if is_fast else "it has no fast form"
     if differs is None:
         return LoadedTokenizer(tokenizer)
-    set_roles(by_file, {role: str(token) for role in ROLES if (token := getattr(tokenizer, f"{role}_token", None))})
-    return LoadedTokenizer(by_file, (_overruled(side, f" ({name})", differs),))
+    set_roles(own, {role: str(token) for role in ROLES if (token := getattr(tokenizer, f"{role}_token", None))})
+    return LoadedTokenizer(own, (_overruled(side, f" ({name})", differs),))
 
 
 def check_files(folder: Path, side: str) -> None:

@@ -13,7 +13,17 @@ from .tokenizer_file import FILE, read_file
 from .weights import PICKLED
 
 # A folder with any of these has, or had, weights.
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", *PICKLED)
+WEIGHTS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    *PICKLED,
+)
 ADAPTER = "adapter_config.json"
 
 

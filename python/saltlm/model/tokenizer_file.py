@@ -21,7 +21,7 @@ PROBES = (
     "The cat sat on the mat, and 1984 other cats didn't!",
     " a  leading blank,   runs of blanks\nand\n\nline breaks\tand tabs",
     "Über die Straße; naïve café; żółć; İstanbul; Đây là tiếng Việt",
-    "Привет, мир! Γειά σου Κόσμε. שלום עולם",
+    "Привет, мир! Γειά σου Κόσμε. שלום עולם",  # noqa: RUF001
     "القط جلس على السجادة। नमस्ते दुनिया สวัสดีชาวโลก",
     "中文字和汉字。日本語のテキスト、한국어 텍스트 🙂👍🏽",
     "def f(x):\n    return x**2  # 3.14 == 3,14",
@@ -47,7 +47,9 @@ def read_file(path: Path) -> Tokenizer:
     if not any(getattr(tokenizer, f"{role}_token", None) for role in ROLES):
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
         special = {token.content: index for index, token in added.items() if token.special}
-        set_roles(tokenizer, {role: tokenizer.convert_ids_to_tokens(i) for role, i in roles_by_spelling(special).items()})
+        set_roles(
+            tokenizer, {role: tokenizer.convert_ids_to_tokens(i) for role, i in roles_by_spelling(special).items()}
+        )
     return tokenizer
 
 
