@@ -201,8 +201,8 @@ class TransferConfig:
     )
     chat_template: ChatTemplate = option(
         "target",
-        "Chat template of the new folder: target (the target's), source (the source's; its special tokens are added to the "
-        "tokenizer) or none.",
+        "Chat template of the new folder: target (the target's), source (the source's; the added tokens that it spells are "
+        "added to the tokenizer) or none.",
         group=TOKENS,
     )
     pad_to_multiple_of: int | None = option(

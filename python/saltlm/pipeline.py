@@ -34,7 +34,7 @@ from .protocols import Tokenizer
 from .rows.assembly import Assembly
 from .rows.build import build_rows
 from .rows.methods import Job, anchors_of, method_of
-from .rows.rules import check_method
+from .rows.rules import check_method, check_plm_rows
 from .shared import Shared, basis_of
 from .vectors.auxiliary import Auxiliary, auxiliary_files, load_auxiliary
 from .vectors.bilingual import load_source_vectors
@@ -89,7 +89,8 @@ def transfer(
 
     Args:
         source: folder or hub name of the causal LM.
-        target: folder or hub name of the PLM (BERT, GPT or T5 kind).
+        target: folder or hub name of the PLM (BERT, GPT or T5 kind); or a tokenizer alone, a folder without weights or a
+            ``tokenizer.json``, for methods that read no PLM rows.
         auxiliary: static vectors of the target language, see :func:`~saltlm.load_auxiliary`; ``None`` for methods that
             need none.
         out: folder to write, whole or not at all; ``None`` writes nothing.
@@ -150,6 +151,8 @@ def run_transfer(
     device = resolve_device(config.device)
     with clock("load"):
         model, donor = shared.source(source, config), shared.donor(target, config)
+        if donor.alone is not None:
+            check_plm_rows(config, auxiliary, f"target {target}")
         if destination is not None and config.link == "hard":
             check_link(model, destination)
     with clock("align"):
@@ -187,11 +190,11 @@ def run_transfer(
                     # After the check, which adds its figures to the summary.
                     "saltlm.json": lambda path: path.write_bytes(summary_bytes(summary)),
                     "provenance.safetensors": provenance_bytes(assembly, alignment.source),
-                    "README.md": model_card(summary, model.architecture) if model.text_path else model_card(summary),
+                    "README.md": _card(summary, model),
                 },
                 link=config.link,
                 force=config.force,
-                protected=[donor.folder],
+                protected=[donor.path],
                 progress=lambda done, total: clock.progress("write", done, total),
             )
     for warning in summary["warnings"]:
@@ -222,6 +225,11 @@ def _reload(
     summary["reload_check"] = report
     if report["reason"] and config.reload_check != "off":
         summary["warnings"].append(f"the result was not compared with the source: {report['reason']}")
+
+
+def _card(summary: Summary, model: Source) -> bytes:
+    """The model card; a model of several parts is loaded by its own class."""
+    return model_card(summary, model.architecture) if model.text_path and model.architecture else model_card(summary)
 
 
 def _changes(model: Source, tokenizer: Tokenizer, assembly: Assembly, pad: PadChange) -> IdChanges:
@@ -321,10 +329,11 @@ def _job(
 
     flags = alignment.source.flags()[: len(model.input_rows)]
     method = method_of(config)
-    anchors = anchors_of(assembly, alignment, vectors, donor.input_rows if method.plm or not method.anchors else None)
+    by_plm = donor.alone is None and (method.plm or not method.anchors)
+    anchors = anchors_of(assembly, alignment, vectors, donor.input_rows if by_plm else None)
     if method.anchors and not method.alone and not len(anchors):
         shared = int(assembly.shared.sum())
-        needed = " and ".join(["a vector"] * method.vectors + ["a PLM row"] * method.plm)
+        needed = " and ".join(["a vector"] * method.vectors + ["a PLM row"] * by_plm)
         raise input_error(
             "tokenizers",
             f"{shared} shared tokens, none of them text with {needed}",

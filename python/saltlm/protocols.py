@@ -25,6 +25,10 @@ class BackendTokenizer(Protocol):
         """Content of tokenizer.json."""
         ...
 
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        """Id -> ``tokenizers.AddedToken`` of the added tokens."""
+        ...
+
     def encode_batch(self, input: Sequence[Any], *, add_special_tokens: bool = True) -> list[Any]:
         """Encodings of several texts."""
         ...
@@ -70,6 +74,10 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Any, **options: Any) -> str:
         """Text of token ids."""
+        ...
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """Text or token ids that the chat template makes of messages."""
         ...
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 from .alignment.align import Alignment, Tokens, align, load_tokens
 from .alignment.causal_tokenizer import causal_tokenizer
 from .alignment.roles import real_roles
+from .alignment.template_markers import marker_pairs
 from .config import TransferConfig
 from .model.checkpoint import Donor, Source, load_donor, load_source
 from .model.tokenizer import TOKENIZER_FILES
@@ -118,10 +119,11 @@ class Shared:
         tokens = self.get(("tokens", ours), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
         key = ("tokenizer", ours, theirs, template, needs_pad, markers)
         tokenizer, target = self.get(key, make, lambda made: _table_bytes(made[1]))
-        overrides = tuple(sorted(config.special_overrides.items()))
+        pairs = marker_pairs(tokenizer, model.tokenizer) if template == "source" else {}
+        overrides = tuple(sorted({**pairs, **config.special_overrides}.items()))
         alignment = self.get(
             ("alignment", ours, theirs, template, needs_pad, markers, config.overlap, overrides),
-            lambda: align(tokens, target, overlap=config.overlap, special_overrides=config.special_overrides),
+            lambda: align(tokens, target, overlap=config.overlap, special_overrides=dict(overrides)),
             lambda made: made.kind.nbytes + made.source_id.nbytes + made.cover_offsets.nbytes + made.cover_ids.nbytes,
         )
         return tokenizer, alignment

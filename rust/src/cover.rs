@@ -2,6 +2,9 @@
 //!
 //! The canonical bytes of the pieces of a cover, joined, are the bytes of the token. The cover is empty where the pieces
 //! cannot spell these bytes. A cover can exclude ids: it is then the cover by a vocabulary without these tokens.
+//!
+//! If the pieces of the source mark the ends of words, the space before a word belongs to its last piece: the cover of ` lower`
+//! is `low` and ` er` (spelled `er</w>`), as the source segments the word `lower`.
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -113,7 +116,9 @@ impl<'a> CoverBuilder<'a> {
     /// Returns whether the pieces can spell the text.
     fn merge(&self, text: &[u8], allowed: &impl Fn(u32) -> bool, scratch: &mut Scratch, out: &mut Vec<u32>) -> bool {
         let Scratch { symbols, ranks, queue, .. } = scratch;
-        if !self.split_into_symbols(text, allowed, symbols) {
+        let word = if self.vocabulary.marks_word_ends { text.strip_prefix(b" ") } else { None };
+        let text = word.unwrap_or(text);
+        if text.is_empty() || !self.split_into_symbols(text, word.is_some(), allowed, symbols) {
             return false;
         }
         let count = symbols.len();
@@ -155,15 +160,28 @@ impl<'a> CoverBuilder<'a> {
         true
     }
 
-    /// Splits the text into the smallest units of the model, and a unit without a piece into bytes.
+    /// Splits the text into the smallest units of the model, and a unit without a piece into bytes. If `ends_word` is set, the
+    /// last unit takes the piece that ends a word.
     ///
     /// Returns whether every unit has a piece.
-    fn split_into_symbols(&self, text: &[u8], allowed: &impl Fn(u32) -> bool, symbols: &mut Vec<Symbol>) -> bool {
+    fn split_into_symbols(
+        &self,
+        text: &[u8],
+        ends_word: bool,
+        allowed: &impl Fn(u32) -> bool,
+        symbols: &mut Vec<Symbol>,
+    ) -> bool {
         symbols.clear();
         let mut start = 0;
         while start < text.len() {
             let width = self.unit_width(text, start);
-            match self.piece(&text[start..start + width], allowed) {
+            let unit = &text[start..start + width];
+            if ends_word && start + width == text.len() {
+                let Some(id) = self.piece(&[b" ", unit].concat(), allowed) else { return false };
+                push_symbol(symbols, id, start, width);
+                return true;
+            }
+            match self.piece(unit, allowed) {
                 Some(id) => push_symbol(symbols, id, start, width),
                 None => {
                     for (position, &byte) in text.iter().enumerate().skip(start).take(width) {

@@ -79,7 +79,8 @@ pub fn read(data: &[u8], name: &str, specials: &[(String, u32)]) -> Result<Vocab
         let found = format!("two tokens of rank {}", entries[first].id);
         Error::input(name, found, "one token for each rank", "download the file again; it may be damaged")
     })?;
-    Ok(Vocabulary { kind: TokenizerKind::Tiktoken, canonical, spelling, flags, segmenter: Segmenter::Ranks })
+    let (kind, segmenter) = (TokenizerKind::Tiktoken, Segmenter::Ranks);
+    Ok(Vocabulary { kind, canonical, spelling, flags, segmenter, marks_word_ends: false })
 }
 
 /// Start and end of chunks of complete lines of about [`CHUNK_BYTES`] bytes.

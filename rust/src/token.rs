@@ -2,6 +2,10 @@
 //!
 //! The canonical bytes of a token are these bytes. A token starts a word if its canonical bytes begin with a space (0x20),
 //! whatever mark the tokenizer writes.
+//!
+//! A BPE with an end-of-word suffix (`</w>` in GPT-1, CLIP and HerBERT) marks the last piece of each word instead of the first
+//! one. A piece with the suffix can be a whole word, and its canonical bytes begin with a space; a piece without it is part of
+//! a longer word, and they do not. This is the reading of `##`: a piece that cannot be a word has no space before it.
 
 /// Flag of a token that starts a word: its canonical bytes begin with a space.
 pub const WORD_START: u8 = 1;
@@ -31,6 +35,8 @@ pub enum TokenizerKind {
     SentencePieceUnigram,
     /// BPE; U+2581 spells a space; often with byte-fallback pieces.
     SentencePieceBpe,
+    /// BPE over the characters of a word; a suffix such as `</w>` marks the piece that ends a word.
+    SuffixBpe,
     /// WordPiece or WordLevel; a prefix such as `##` marks a piece that continues a word.
     WordPiece,
     /// tiktoken: byte strings with ranks.
@@ -45,6 +51,7 @@ impl TokenizerKind {
             TokenizerKind::ByteLevelUnigram => "byte_level_unigram",
             TokenizerKind::SentencePieceUnigram => "sentencepiece_unigram",
             TokenizerKind::SentencePieceBpe => "sentencepiece_bpe",
+            TokenizerKind::SuffixBpe => "suffix_bpe",
             TokenizerKind::WordPiece => "wordpiece",
             TokenizerKind::Tiktoken => "tiktoken",
         }
@@ -126,6 +133,8 @@ pub struct Vocabulary {
     pub flags: Vec<u8>,
     /// Segmentation algorithm.
     pub segmenter: Segmenter,
+    /// Whether the pieces mark the ends of words (`</w>`). The leading space of a text then goes to its last piece.
+    pub marks_word_ends: bool,
 }
 
 impl Vocabulary {
@@ -280,20 +289,23 @@ pub struct Spelling {
     pub alphabet: Alphabet,
     /// Prefix of a piece that continues a word; empty if the tokenizer has none.
     pub continuation: String,
+    /// Suffix of a piece that ends a word; empty if the tokenizer has none.
+    pub word_end: String,
     /// Whether a piece without the continuation prefix starts a word, although its spelling has no mark for that.
     pub starts_words: bool,
 }
 
 impl Spelling {
     /// Appends the canonical bytes of a token of the model to `out`.
-    pub fn push_piece(&self, spelling: &str, out: &mut Vec<u8>) {
-        // The prefix alone continues no word: it is a word.
-        let prefix = Some(self.continuation.as_str()).filter(|prefix| !prefix.is_empty());
-        let rest = prefix.and_then(|prefix| spelling.strip_prefix(prefix)).filter(|rest| !rest.is_empty());
-        if rest.is_none() && self.starts_words {
+    pub fn push_piece<'a>(&self, spelling: &'a str, out: &mut Vec<u8>) {
+        // The prefix alone continues no word: it is a word. The suffix alone ends none.
+        let without = |mark: &str, rest: Option<&'a str>| rest.filter(|rest| !mark.is_empty() && !rest.is_empty());
+        let continued = without(&self.continuation, spelling.strip_prefix(self.continuation.as_str()));
+        let ended = without(&self.word_end, spelling.strip_suffix(self.word_end.as_str()));
+        if ended.is_some() || (continued.is_none() && self.starts_words) {
             out.push(b' ');
         }
-        let rest = rest.unwrap_or(spelling);
+        let rest = continued.or(ended).unwrap_or(spelling);
         match self.alphabet {
             Alphabet::Plain => out.extend_from_slice(rest.as_bytes()),
             Alphabet::ByteLevel => push_byte_level(rest, out),
@@ -364,8 +376,23 @@ mod tests {
     fn canonical_bytes(alphabet: Alphabet, continuation: &str, text: &str) -> Vec<u8> {
         let starts_words = alphabet == Alphabet::Plain;
         let mut out = Vec::new();
-        Spelling { alphabet, continuation: continuation.into(), starts_words }.push_piece(text, &mut out);
+        let word_end = String::new();
+        Spelling { alphabet, continuation: continuation.into(), word_end, starts_words }.push_piece(text, &mut out);
         out
+    }
+
+    #[test]
+    fn a_piece_that_ends_a_word_can_be_a_word() {
+        let canonical = |alphabet: Alphabet, text: &str| {
+            let (continuation, word_end) = (String::new(), "</w>".to_owned());
+            let mut out = Vec::new();
+            Spelling { alphabet, continuation, word_end, starts_words: false }.push_piece(text, &mut out);
+            out
+        };
+        assert_eq!(canonical(Alphabet::Plain, "kissa</w>"), b" kissa");
+        assert_eq!(canonical(Alphabet::Plain, "kis"), b"kis");
+        assert_eq!(canonical(Alphabet::ByteLevel, "\u{c3}\u{a4}</w>"), " ä".as_bytes());
+        assert_eq!(canonical(Alphabet::Plain, "</w>"), b"</w>", "the suffix alone ends no word");
     }
 
     #[test]

@@ -148,6 +148,11 @@ impl File<'_> {
         self.components().any(|component| contains_type(component, name))
     }
 
+    /// The suffix of a piece of the model that ends a word; empty if the model has none.
+    fn word_end(&self) -> &str {
+        self.model.end_of_word_suffix.as_deref().unwrap_or_default()
+    }
+
     /// Whether a component writes U+2581 for a space.
     fn uses_metaspace(&self) -> bool {
         self.has_component("Metaspace") || self.components().any(|value| value.to_string().contains('\u{2581}'))
@@ -216,7 +221,8 @@ pub fn read(data: &[u8], name: &str, special_ids: &[u32]) -> Result<Vocabulary> 
         Error::input(name, found, "one token for each id", SAVE_AGAIN)
     })?;
     let segmenter = segmenter(&file, &pieces, flags.len());
-    Ok(Vocabulary { kind, canonical, spelling, flags, segmenter })
+    let marks_word_ends = !rules.word_end.is_empty();
+    Ok(Vocabulary { kind, canonical, spelling, flags, segmenter, marks_word_ends })
 }
 
 /// The tokens of the model, then the added tokens.
@@ -251,10 +257,6 @@ fn token_entries<'a>(
 fn tokenizer_kind(file: &File<'_>, name: &str) -> Result<TokenizerKind> {
     let model = &file.model;
     let is_set = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
-    if is_set(&model.end_of_word_suffix) {
-        let expected = "a tokenizer that marks word starts or continuations";
-        return Err(Error::input(name, "a BPE that marks the end of words", expected, SUPPORTED));
-    }
     let model_type = model.name.as_deref().unwrap_or(match (&model.vocab, &model.merges) {
         (Tokens::Scores(_), _) => "Unigram",
         (_, Some(_)) => "BPE",
@@ -264,12 +266,17 @@ fn tokenizer_kind(file: &File<'_>, name: &str) -> Result<TokenizerKind> {
         let expected = "a BPE over bytes or over U+2581";
         return Err(Error::input(name, "a BPE that marks continuations", expected, SUPPORTED));
     }
+    if !file.word_end().is_empty() && (model_type != "BPE" || file.uses_metaspace()) {
+        let expected = "marks of word starts, of continuations or of word ends";
+        return Err(Error::input(name, "a tokenizer that marks word ends and word starts", expected, SUPPORTED));
+    }
     match (model_type, &model.vocab) {
         ("BPE", _) if file.has_component("ByteLevel") => Ok(TokenizerKind::ByteLevelBpe),
+        ("BPE", _) if !file.word_end().is_empty() => Ok(TokenizerKind::SuffixBpe),
         ("BPE", _) if model.byte_fallback == Some(true) || file.uses_metaspace() => Ok(TokenizerKind::SentencePieceBpe),
         ("BPE", _) => Err(Error::input(
             name,
-            "a BPE with neither a ByteLevel nor a Metaspace component",
+            "a BPE with neither a ByteLevel nor a Metaspace component, nor an end_of_word_suffix",
             "one of them, which says how bytes and word starts are spelled",
             "save the tokenizer with its pre-tokenizer and decoder",
         )),
@@ -289,6 +296,7 @@ fn tokenizer_kind(file: &File<'_>, name: &str) -> Result<TokenizerKind> {
 fn spelling_rules(file: &File<'_>, kind: TokenizerKind) -> Spelling {
     let alphabet = match kind {
         _ if file.has_component("ByteLevel") => Alphabet::ByteLevel,
+        TokenizerKind::SuffixBpe => Alphabet::Plain,
         TokenizerKind::WordPiece if !file.uses_metaspace() => Alphabet::Plain,
         _ => Alphabet::Metaspace,
     };
@@ -298,7 +306,9 @@ fn spelling_rules(file: &File<'_>, kind: TokenizerKind) -> Spelling {
         }
         _ => String::new(),
     };
-    Spelling { alphabet, continuation, starts_words: alphabet == Alphabet::Plain }
+    let word_end = file.word_end().to_owned();
+    let starts_words = alphabet == Alphabet::Plain && word_end.is_empty();
+    Spelling { alphabet, continuation, word_end, starts_words }
 }
 
 /// The segmentation algorithm of the model; `size` is the number of ids.

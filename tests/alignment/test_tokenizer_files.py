@@ -44,7 +44,15 @@ def test_random_bytes_are_refused_without_a_panic(data: bytes) -> None:
         (b'{"model": {"type": "WordPiece", "vocab": {}}}', "empty vocabulary"),
         (b'{"model": {"type": "WordPiece", "vocab": {"a": 99999999999}}}', "token id 99999999999"),
         (b'{"model": {"type": "WordPiece", "vocab": {"a": -1}}}', "broken file"),
-        (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "end_of_word_suffix": "</w>"}}', "end of words"),
+        (
+            b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "continuing_subword_prefix": "##"}}',
+            "continuations",
+        ),
+        (
+            b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "end_of_word_suffix": "</w>"},'
+            b' "pre_tokenizer": {"type": "Metaspace"}}',
+            "marks word ends and word starts",
+        ),
     ],
 )
 def test_broken_tokenizers_are_named(tmp_path, content: bytes, words: str) -> None:

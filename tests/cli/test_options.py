@@ -88,6 +88,7 @@ SURFACE = {
     "status": """
         --json=False --quiet=False
     """,
+    "convert": "model=None --revision=None --out=None --force=False --json=False --quiet=False",
     "methods": "--json=False --quiet=False",
 }
 

@@ -231,7 +231,7 @@ DAMAGE = {
     "contradictory config": (lambda f: change_config(f, num_attention_heads=7, head_dim=None), "config"),
     "config of wrong types": (lambda f: change_config(f, vocab_size="many"), "config"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
-    "pickled": (pickled, r"pickled weights.*save_pretrained"),
+    "pickled": (pickled, r"pickled weights.*saltlm convert"),
     "truncated": (lambda f: cut(f / "model.safetensors", 100), "truncated or corrupt"),
     "cut in the header": (lambda f: os.truncate(f / "model.safetensors", 50), "ends inside the header"),
     "empty weights": (lambda f: os.truncate(f / "model.safetensors", 0), "truncated or corrupt"),
@@ -429,7 +429,7 @@ def test_hub_names_work_offline_from_the_cache(tmp_path: Path, models: Path, mon
     with pytest.raises(InputError, match=r"the hub gives none"):
         load_donor("someone/llama", revision="v2")
     (cached / "snapshots" / commit / "model.safetensors").unlink()  # as for a model that has only pickled weights
-    with pytest.raises(InputError, match=r"no weights.*if the hub has pickled weights.*save_pretrained"):
+    with pytest.raises(InputError, match=r"no weights.*if the hub has pickled weights.*saltlm convert NAME"):
         load_source("someone/llama")
 
 

@@ -22,7 +22,8 @@ CASES = {
         {"method": "zero", "target_revision": "main"},
         ["does not read auxiliary", "broken start", "target_revision"],
     ),
-    "none": ({"method": "salt"}, []),
+    "a tokenizer that drops line breaks": ({"method": "salt"}, ["does not keep line breaks"]),
+    "none": ({"method": "salt", "keep_source_vocabulary": True}, []),
 }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from ..errors import input_error
 from ..protocols import Tokenizer
 from .roles import named_tokens, roles_of
+from .template_markers import add_markers
+from .word_ends import with_readable_ends
 
 # Role -> roles whose token serves, the best first. An encoder uses cls and sep where a causal model uses bos and eos.
 # Such a stand-in gives the tokenizer a token for the role and changes no row: see saltlm.alignment.roles.
@@ -37,7 +39,7 @@ def causal_tokenizer(
     Args:
         target: fast tokenizer of the PLM.
         source: fast tokenizer of the source model.
-        chat_template: ``target``, ``source`` or ``none``; with ``source``, the source's bos and eos and the special tokens in
+        chat_template: ``target``, ``source`` or ``none``; with ``source``, the source's bos and eos and the added tokens in
             its template are added to the vocabulary if they are missing.
         needs_pad: whether the source's model class cannot work without a padding token; then one is added if it is missing.
         markers: tokens of the source that are added if they are missing, with the names that the source has for them: those
@@ -49,7 +51,6 @@ def causal_tokenizer(
     Raises:
         InputError: ``chat_template`` is ``source`` and the source has no chat template.
     """
-    from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
@@ -66,17 +67,14 @@ def causal_tokenizer(
     if chat_template == "source":
         ends = {role: getattr(source, f"{role}_token") for role in ("bos", "eos")}
         named.update({role: token for role, token in ends.items() if token is not None})
-        spelled = [str(token) for token in source.all_special_tokens if str(token) in str(template)]
-        extra = list(dict.fromkeys([*[str(t) for t in ends.values() if t is not None], *spelled]))
-        missing = [token for token in extra if backend.token_to_id(token) is None]
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+        extra = add_markers(backend, source, list(dict.fromkeys(str(t) for t in ends.values() if t is not None)))
     backend.add_tokens([_added_token(source, token) for token in markers])
     named.pop("pad", None)
     if (pad := _pad_token(target, source, backend, named.get("eos"))) is not None:
         named["pad"] = pad
     if needs_pad and named.get("pad", named.get("eos")) == named.get("eos"):
         named["pad"] = _add_pad(backend, source)
-    content = json.loads(backend.to_str())
+    content = with_readable_ends(json.loads(backend.to_str()))
     content["post_processor"] = _post_processor(content.get("post_processor"), named, adds_bos_eos(source), backend)
     settings: dict[str, Any] = {f"{role}_token": token for role, token in named.items()}
     settings |= {name: token for name, token in named_tokens(source).items() if token in markers}

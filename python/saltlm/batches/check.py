@@ -13,7 +13,9 @@ from ..files.output_folder import check_output
 from ..files.output_lock import refuse_written
 from ..model.locate import local_folder
 from ..model.tokenizer import VOCABULARIES
+from ..model.tokenizer_alone import find_alone
 from ..model.weights import find_weights
+from ..rows.rules import check_plm_rows
 from ..vectors.auxiliary import auxiliary_files
 from .finished import difference
 from .jobs_file import BatchJob, Draft, Faults, build
@@ -63,6 +65,8 @@ def plan(drafts: Sequence[Draft], faults: Faults, budget: int) -> Plan:
             if reason is None:
                 finished.append(job)
                 continue
+            if find_alone(job.target):
+                check_plm_rows(job.config, job.auxiliary, f"target {job.target}")
             _check_output(job, reason, inputs)
             job = with_memory(job)
         except InputError as error:
@@ -98,6 +102,8 @@ def _model_fault(side: str, name: str, revision: str | None, gguf_file: str | No
     The contents of the files are checked when the job runs. A model of the hub is downloaded here, once for all jobs.
     """
     what = f"{side} {name}"
+    if side == "target" and find_alone(name):
+        return None
     try:
         folder = local_folder(name, what, revision=revision, gguf_file=gguf_file)
         if gguf_file is not None:

@@ -21,6 +21,7 @@ from ..files.hashing import sha256_file
 from ..files.summary_file import FORMAT, SCHEMA_VERSION, SUMMARY, Inputs, ModelInput, Summary, schema_version_of
 from ..model.checkpoint import hash_files
 from ..model.locate import local_folder
+from ..model.tokenizer_alone import find_alone
 from ..model.weights import find_weights
 from ..rows.methods import method_of
 from ..rows.tune import free_options
@@ -112,13 +113,19 @@ def _model(entry: ModelInput, job: BatchJob, side: str) -> str | None:
     name, gguf_file = getattr(job, side), job.config.gguf_file if side == "source" else None
     if entry["path"] != name:
         return f"its {side} is {entry['path']}"
+    if side == "target" and (alone := find_alone(name)):
+        return _changed(entry, alone.hashes(), side)
     folder = local_folder(name, f"{side} {name}", revision=getattr(job.config, f"{side}_revision"), gguf_file=gguf_file)
     if entry["revision"] is not None and entry["revision"] != folder.name:
         return f"its {side} is of revision {entry['revision']}, now {folder.name}"
     if gguf_file is not None:
         same = entry["sha256"].get(gguf_file) == _digest(folder / gguf_file)
         return None if same else f"{side}: {gguf_file} has changed"
-    current = hash_files(folder, find_weights(folder, side))
+    return _changed(entry, hash_files(folder, find_weights(folder, side)), side)
+
+
+def _changed(entry: Mapping[str, Any], current: Mapping[str, str], side: str) -> str | None:
+    """First file of a recorded model that differs from the file as it is now."""
     # Hashes of single tensors (FILE#KEY) are left out: size and modification time of their file are compared.
     previous = {file: digest for file, digest in entry["sha256"].items() if "#" not in file}
     changed = sorted(file for file in current.keys() | previous.keys() if current.get(file) != previous.get(file))

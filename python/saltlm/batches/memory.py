@@ -17,6 +17,7 @@ from ..folder.reload_check import full_bytes
 from ..model.gguf import converted
 from ..model.locate import local_folder
 from ..model.tokenizer import TOKENIZER_FILES
+from ..model.tokenizer_alone import find_alone
 from ..model.weights import find_weights
 from ..rows.methods import method_of
 from ..shared import stamp
@@ -30,6 +31,8 @@ PROCESS_BYTES = 1_250_000_000
 # Bytes of memory for each byte of the tokenizer files: tables of the tokenizers library while it loads, saltlm's tables, and
 # the tables of the new tokenizer.
 TOKENIZER_FACTOR = 40
+# Bytes of the tokenizer files for each token, at least.
+TOKEN_BYTES = 16
 # Bytes of memory for each byte of a GGUF file. GGUF takes 4 to 8 bits for a weight; the converted model takes two bytes for a
 # weight, and is in memory twice while it is saved.
 GGUF_FACTOR = 8
@@ -56,7 +59,7 @@ def with_memory(job: BatchJob) -> BatchJob:
         InputError: an input cannot be read.
     """
     config = job.config
-    source, target = _folder(job, "source"), _folder(job, "target")
+    source, alone = _folder(job, "source"), find_alone(job.target)
     prepares = []
     file = None if config.gguf_file is None else source / config.gguf_file
     if file is not None and (folder := _converted(file, stamp(file))) is not None:
@@ -67,7 +70,11 @@ def with_memory(job: BatchJob) -> BatchJob:
         prepares.append(str(file))
     else:
         rows, width, size, tokens = _model(source, f"source {job.source}")
-    new_rows, plm_width, plm_size, plm_tokens = _model(target, f"target {job.target}")
+    if alone is not None:
+        plm_tokens = alone.tokenizer_bytes
+        new_rows, plm_width, plm_size = plm_tokens // TOKEN_BYTES, 0, 0
+    else:
+        new_rows, plm_width, plm_size, plm_tokens = _model(_folder(job, "target"), f"target {job.target}")
     new_rows += rows if config.keep_source_vocabulary else 0
     files, vector_width = 0, 0
     auxiliary = job.auxiliary if method_of(config).vectors else None  # other methods do not read them

@@ -183,6 +183,18 @@ def run_compare(arguments: argparse.Namespace) -> None:
         show_compare.comparison(done)
 
 
+def run_convert(arguments: argparse.Namespace) -> None:
+    """Run ``saltlm convert``."""
+    from ..model.convert import convert
+    from . import show
+
+    done = convert(arguments.model, arguments.out, revision=arguments.revision, force=arguments.force)
+    if arguments.json:
+        _write_json(done.to_json())
+    else:
+        show.conversion(done)
+
+
 def run_methods(arguments: argparse.Namespace) -> None:
     """Run ``saltlm methods``."""
     from ..rows.methods import describe_methods
@@ -286,6 +298,7 @@ def _run_command(argv: Sequence[str] | None, handler: _SignalHandler) -> int:
         "batch": (".batches.run", run_batch),
         "inspect": (".inspection.rows", run_inspect),
         "compare": (".comparison.run", run_compare),
+        "convert": (".model.convert", run_convert),
         "methods": (".rows.methods", run_methods),
         "status": (".environment", run_status),
     }[arguments.command]

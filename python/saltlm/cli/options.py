@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"saltlm {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for add in (_transfer, _evaluate, _adapt, _inspect, _compare, _batch, _methods, _status):
+    for add in (_transfer, _evaluate, _adapt, _inspect, _compare, _batch, _convert, _methods, _status):
         command = add(commands)
         command.add_flag(OUTPUT, "--json", "Print one JSON object to standard output, and nothing else.")
         command.add_flag(RUN, "--quiet", "Print no progress to standard error.")
@@ -264,6 +264,26 @@ def _batch(commands: Any) -> Command:
     return command
 
 
+def _convert(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "convert",
+        "Write a copy of a model whose files saltlm cannot read: pickled weights become safetensors, read without running "
+        "their code, and a slow BPE tokenizer (PhoBERT kind) gets a tokenizer.json with the same ids.",
+        "MODEL --out DIR [options]",
+    )
+    command.add(INPUTS, "model", metavar="MODEL", help="Model or tokenizer to convert: a local folder or a hub name.")
+    command.add(
+        INPUTS,
+        "--revision",
+        metavar="NAME",
+        help="Revision of the model on the hub: a branch, tag or commit. Default: the default branch.",
+    )
+    command.add(OUTPUT, "--out", required=True, metavar="DIR", help="Folder to write.")
+    command.add_flag(OUTPUT, "--force", "Replace an existing model folder.")
+    return command
+
+
 def _methods(commands: Any) -> Command:
     summary = "List the methods that build rows of new tokens: what each needs, its options and its source."
     return Command(commands, "methods", summary, "[options]")
@@ -288,7 +308,8 @@ def _add_pair(command: Command) -> None:
         "--target",
         required=True,
         metavar="MODEL",
-        help="Target-language PLM (a BERT, GPT or T5 model) that gives the tokenizer: a local folder or a hub name.",
+        help="Target-language PLM (a BERT, GPT or T5 model) that gives the tokenizer: a local folder or a hub name. Or a "
+        "tokenizer alone, for methods that read no PLM rows: a folder without weights, or a tokenizer.json.",
     )
     command.add(
         INPUTS,

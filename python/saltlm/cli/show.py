@@ -18,6 +18,7 @@ from ..progress import StageProgress
 if TYPE_CHECKING:
     from ..evaluation.harness.tasks import TaskScore
     from ..evaluation.side_by_side import SideBySide
+    from ..model.convert import Conversion
     from ..pipeline import Transfer
 
 # Origin of a row -> its description.
@@ -244,6 +245,13 @@ def _samples(console: Console, continuations: Mapping[str, Sequence[tuple[str, s
         for name, samples in continuations.items():
             label = f"{escape(name)}: " if len(continuations) > 1 else ""
             console.print(f"  {label}{escape(' '.join(samples[index][1].split()))}", highlight=False)
+
+
+def conversion(done: Conversion) -> None:
+    """Print what a conversion wrote."""
+    written = [*done.weights, *(["tokenizer.json"] if done.tokenizer else [])]
+    rows = f" ({done.added_rows:,} rows of zeros added for symbols that only merges use)" if done.added_rows else ""
+    Output().print(f"written to {escape(str(done.out))}: {escape(', '.join(written))}{rows}")
 
 
 def status(result: Mapping[str, Any]) -> None:

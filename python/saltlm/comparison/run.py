@@ -257,26 +257,28 @@ def _plan(
     from ..model.causal_lm import positions_in
     from ..model.gguf import convert
     from ..model.locate import resolve_model
+    from ..model.tokenizer_alone import find_alone
     from ..pipeline import transfer
-    from ..rows.rules import check_method
+    from ..rows.rules import check_method, check_plm_rows
     from .blocks import fitted_blocks
     from .probe import training_text, tuning_documents
 
     check_base(adaptation)
     cells = parse_cells(methods, base)
+    alone = find_alone(inputs[1])
     for cell in cells[1:]:
         try:
             check_method(cell.transfer, cell.inputs(inputs)[2])
+            if alone is not None:
+                check_plm_rows(cell.transfer, cell.inputs(inputs)[2], f"target {inputs[1]}")
         except InputError as error:
             raise InputError(f"method {cell.label!r}: {error}") from None
     files = [Path(name) for name in _existing(inputs[2])]
-    source, target = (
-        resolve_model(str(name), f"{side} {name}", revision, gguf)[0]
-        for side, name, revision, gguf in (
-            ("source", inputs[0], base.source_revision, base.gguf_file),
-            ("target", inputs[1], base.target_revision, None),
-        )
-    )
+    source = resolve_model(str(inputs[0]), f"source {inputs[0]}", base.source_revision, base.gguf_file)[0]
+    if alone is not None:
+        target = alone.path
+    else:
+        target = resolve_model(str(inputs[1]), f"target {inputs[1]}", base.target_revision, None)[0]
     folder.check([source, target, *files, *(file for cell in cells for file in cell.files())])
     report("text", 0, 0)
     text = read_text(texts, *heldout, None, adaptation)
@@ -354,7 +356,7 @@ def _identity(
     return {
         "version": __version__,
         "source": model_identity(original),
-        "target": model_identity(target),
+        "target": model_identity(target) if target.is_dir() else {target.name: sampled_digest(target)},
         "auxiliary": [sampled_digest(Path(name)) for name in names] or str(auxiliary),
         "text": content(text.identity["text"]),
         "evaluation": [content(entries) for entries in text.identity["evaluation"]],

@@ -18,14 +18,14 @@ class ModelInput(TypedDict):
     Attributes:
         path: folder or hub name as given.
         revision: commit of a hub model; ``None`` for a local folder.
-        architecture: name of the class in transformers.
+        architecture: name of the class in transformers; ``None`` for a tokenizer alone.
         licence: as the model card names it, else ``not stated``.
         sha256: file (or ``FILE#TENSOR``) -> hexadecimal digest.
     """
 
     path: str
     revision: str | None
-    architecture: str
+    architecture: str | None
     licence: str
     sha256: dict[str, str]
 
@@ -435,7 +435,11 @@ class TextFingerprint(TypedDict):
     sha256: str | None
 
 
-class AdaptationRun(TypedDict):
+class _Untrained(TypedDict, total=False):
+    untrained: list[str]
+
+
+class AdaptationRun(_Untrained):
     """A finished adaptation.
 
     Attributes:
@@ -455,6 +459,7 @@ class AdaptationRun(TypedDict):
         environment: package -> version.
         heldout: [step, bits per byte] of each evaluation in the target language.
         source: the same in the source language.
+        untrained: names of the tensors and files outside the model class, which were written as they were; absent if none.
     """
 
     saltlm_version: str

@@ -30,8 +30,8 @@ from ..environment import available_memory, quiet_transformers
 from ..errors import BackendError, first_line
 from ..files.json_files import read_json, write_json
 from ..files.summary_file import ReloadReport
-from ..model.causal_lm import POSITIONS
 from ..model.checkpoint import Source
+from ..model.positions import POSITIONS
 from ..model.weights import Weights, find_weights, release_pages
 from ..rows.assembly import COPIED, Assembly
 from ..shared import Shared
@@ -241,9 +241,7 @@ def _tokens(folder: Path, source: Source, assembly: Assembly, tokenizer: Any) ->
     order = np.random.default_rng(0).permutation(len(new))
     inputs = np.resize(order, SEQUENCES * length).reshape(SEQUENCES, length) if len(new) else order[None]
     compared = np.union1d(order[:COLUMNS], inputs.ravel())
-    sides = [
-        Ids(inputs=torch.from_numpy(ids[inputs]), columns=torch.from_numpy(ids[compared])) for ids in (old, new)
-    ]
+    sides = [Ids(inputs=torch.from_numpy(ids[inputs]), columns=torch.from_numpy(ids[compared])) for ids in (old, new)]
     return sides[0], sides[1]
 
 

@@ -10,10 +10,20 @@ import numpy as np
 import torch
 
 from ..alignment.expand import Expansion
+from ..alignment.lost_text import lost_text
 from ..alignment.roles import real_roles, roles_of
 from ..config import TransferConfig
 from ..environment import versions
-from ..files.summary_file import FORMAT, SCHEMA_VERSION, BlendReport, Inputs, ModelInput, NormFigures, RoleReport, Summary
+from ..files.summary_file import (
+    FORMAT,
+    SCHEMA_VERSION,
+    BlendReport,
+    Inputs,
+    ModelInput,
+    NormFigures,
+    RoleReport,
+    Summary,
+)
 from ..model.checkpoint import Donor, Source
 from ..rows.assembly import ORIGINS, Assembly
 from ..rows.build import Built
@@ -22,7 +32,7 @@ from ..rows.methods import method_of
 from ..rows.methods.blend import BLEND_DEFAULTS, BLENDED_RULES, mix_of
 from ..rows.norm_guard import norm_warnings, support_warnings
 from ..rows.recipe import RULES
-from ..rows.rules import unread_auxiliary
+from ..rows.rules import plm_notes, unread_auxiliary
 from .card import licence_of
 from .provenance import counts, norms, statuses, support_summary
 
@@ -78,7 +88,8 @@ def summary_of(
     blended: BlendReport = {}
     mixed = [RULES.index(rule) for rule in BLENDED_RULES.values() if rule != "none"]
     # With few anchors auto is no blend, which shows once rows are built.
-    if config.method in BLEND_DEFAULTS and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
+    reads_rows = donor.alone is None or config.method == "blend"
+    if config.method in BLEND_DEFAULTS and reads_rows and (assembly.open.any() or np.isin(assembly.rule, mixed).any()):
         mix = mix_of(config)
         blended = {"blend": {"weight": mix.weight, "length": mix.length}}
     summary: Summary = {
@@ -110,7 +121,10 @@ def summary_of(
     }
     summary["warnings"] = [
         *model.notes,
+        *donor.notes,
         *warnings,
+        *(plm_notes(config) if donor.alone is not None else []),
+        *([] if expansion is not None else lost_text(model.tokenizer, tokenizer)),
         *_warnings(summary, model, config),
         *([_no_self_check(summary, config)] if built.too_few_hidden else []),
         *_template_warnings(config, model.tokenizer, tokenizer),

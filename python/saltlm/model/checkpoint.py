@@ -22,6 +22,7 @@ from .processor import marker_tokens, processor_template, with_defaults
 from .quantization import QUANTIZATION_FILES, declared_quantization, quantized_keys, undeclared_warning
 from .renaming import LoadedKeys, loaded_keys
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokens_without_row
+from .tokenizer_alone import TokenizerAlone, find_alone
 from .vocabulary_rows import VocabularyKeys, find_keys, read_digests
 from .weights import ADAPTER, INDEX, Weights, find_weights
 
@@ -39,7 +40,8 @@ class Checkpoint:
         tokens_without_row: added token -> id, for ids that have no row.
         input_rows: [S, D] or [T, E] in the stored dtype, mapped from the file.
         input_name: key of the input matrix in the checkpoint.
-        architecture: name of the model class.
+        architecture: name of the model class; ``None`` for a tokenizer alone.
+        notes: what a user should know about how it was loaded; they become warnings of the summary.
         files: file name -> sha256 of the file; ``FILE#KEY`` -> sha256 of a vocabulary tensor. For a weight file, size and
             time of change stand in place of the sha256.
     """
@@ -52,13 +54,25 @@ class Checkpoint:
     tokens_without_row: Mapping[str, int]
     input_rows: torch.Tensor = dataclasses.field(repr=False)
     input_name: str
-    architecture: str
+    architecture: str | None
+    notes: tuple[str, ...] = ()
     files: Mapping[str, str] = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Donor(Checkpoint):
-    """A target-language PLM. Its head is not read."""
+    """A target-language PLM. Its head is not read.
+
+    Attributes:
+        alone: the tokenizer, for a target that is a tokenizer alone; ``input_rows`` then has no rows. Else ``None``.
+    """
+
+    alone: TokenizerAlone | None = None
+
+    @property
+    def path(self) -> Path:
+        """What a transfer reads, and must not write to."""
+        return self.folder if self.alone is None else self.alone.path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +114,6 @@ class Source(Checkpoint):
         config_says_tied: whether the config ties the head; the stored tensors may differ.
         trust_remote_code: whether code of the checkpoint may run.
         tables: further matrices of vocabulary rows.
-        notes: what a user should know about this checkpoint, one sentence each.
         reads_pad: whether the model class reads the padding id when it runs (:mod:`saltlm.model.positions`).
         needs_pad: whether the model cannot do without a padding id.
     """
@@ -121,7 +134,6 @@ class Source(Checkpoint):
     config_says_tied: bool
     trust_remote_code: bool
     tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = ()
     reads_pad: bool = False
     needs_pad: bool = False
 
@@ -169,6 +181,7 @@ def load_source(
     opened = _open(str(name), folder, commit, side, causal=True, trust_remote_code=trust_remote_code)
     weights, keys = opened.weights, opened.keys
     generation = folder / "generation_config.json"
+    opened.common["notes"] = (*opened.common["notes"], *_notes(folder, opened))
     opened.common["files"] = gguf_digest | opened.common["files"]
     markers = _markers(opened) if opened.shape.text_path else ()
     return Source(
@@ -189,7 +202,6 @@ def load_source(
         config_says_tied=opened.shape.tied,
         trust_remote_code=trust_remote_code,
         tables=tuple(Table(key=t.key, role=t.role, rows=weights.tensor(t.key), names=t.names) for t in keys.tables),
-        notes=_notes(folder, opened),
         reads_pad=opened.shape.reads_pad,
         # Code that joins the parts of a model may put the padding id in the place of an image's tokens.
         needs_pad=bool(opened.shape.text_path and opened.shape.reads_pad)
@@ -229,10 +241,10 @@ def _notes(folder: Path, opened: _Opened) -> tuple[str, ...]:
 
 
 def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Donor:
-    """Load config, tokenizer and input rows of a PLM: an encoder, a decoder or an encoder-decoder.
+    """Load config, tokenizer and input rows of a PLM (an encoder, a decoder or an encoder-decoder), or a tokenizer alone.
 
     Args:
-        name: a local folder or a hub name.
+        name: a local folder, a hub name, or a ``tokenizer.json``. A folder without weights is a tokenizer alone.
         revision: branch, tag or commit on the hub.
         trust_remote_code: let transformers run code from the checkpoint.
 
@@ -241,7 +253,11 @@ def load_donor(name: str | Path, *, revision: str | None = None, trust_remote_co
             quantized, or its files contradict each other.
     """
     side = f"target {name}"
+    if alone := find_alone(name):
+        return _load_alone(str(name), alone, None, side, trust_remote_code)
     folder, commit = resolve_model(str(name), side, revision, None)
+    if commit and not (folder / "config.json").is_file() and (alone := find_alone(folder)):
+        return _load_alone(str(name), alone, commit, side, trust_remote_code)
     return Donor(**_open(str(name), folder, commit, side, causal=False, trust_remote_code=trust_remote_code).common)
 
 
@@ -255,6 +271,25 @@ def _markers(opened: _Opened) -> tuple[str, ...]:
     tokenizer.chat_template = tokenizer.chat_template or processor_template(common["folder"])
     common["config"] = with_defaults(common["config"], config, opened.shape.size_paths)
     return marker_tokens(config, common["folder"], tokenizer)
+
+
+def _load_alone(name: str, alone: TokenizerAlone, commit: str | None, side: str, trust_remote_code: bool) -> Donor:
+    """A target without rows."""
+    loaded = alone.load(side, trust_remote_code)
+    return Donor(
+        name=name,
+        folder=alone.folder,
+        revision=commit,
+        config={},
+        tokenizer=loaded.tokenizer,
+        tokens_without_row={},
+        input_rows=torch.empty(0, 0),
+        input_name="",
+        architecture=None,
+        notes=(f"{side} has no weights: its tokenizer alone is used", *loaded.notes),
+        files=alone.hashes(),
+        alone=alone,
+    )
 
 
 def _convert_gguf(folder: Path, file: str, side: str) -> tuple[Path, str]:
@@ -275,7 +310,8 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
     loaded = loaded_keys(shape.model, weights.files_of(), weights.unwrapped)
     declared = declared_quantization(config, folder)
     keys = find_keys(weights, shape, loaded, side, head=causal, declared=declared)
-    tokenizer = load_tokenizer(folder, side, trust_remote_code)
+    read = load_tokenizer(folder, side, trust_remote_code, by_file=not causal)
+    tokenizer = read.tokenizer
     without_row = tokens_without_row(tokenizer, shape.rows, side)
     common = {
         "name": name,
@@ -287,6 +323,7 @@ def _open(name: str, folder: Path, commit: str | None, side: str, *, causal: boo
         "input_rows": weights.tensor(keys.input),
         "input_name": keys.input,
         "architecture": shape.name,
+        "notes": read.notes,
         "files": hash_files(folder, weights) | read_digests(weights, keys, tokenizer, side),
     }
     return _Opened(common=common, shape=shape, weights=weights, loaded=loaded, keys=keys)

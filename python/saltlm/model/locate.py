@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..environment import quiet_transformers
@@ -12,11 +13,19 @@ from .quantization import QUANTIZATION_FILES
 from .tokenizer import TOKENIZER_FILES
 from .weights import ADAPTER, BESIDE, INDEX, refuse_adapter_alone
 
+PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 # Licence files; the licence's name is in the model card, README.md.
 TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 
-def local_folder(name: str | Path, side: str, *, revision: str | None = None, gguf_file: str | None = None) -> Path:
+def local_folder(
+    name: str | Path,
+    side: str,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    pickled: bool = False,
+) -> Path:
     """Local folder of a model; a model on the hub is fetched first.
 
     Args:
@@ -24,14 +33,17 @@ def local_folder(name: str | Path, side: str, *, revision: str | None = None, gg
         side: name of the model in messages.
         revision: branch, tag or commit on the hub.
         gguf_file: name of a GGUF file in the folder.
+        pickled: fetch pickled weights, too.
 
     Raises:
         InputError: there is no such model.
     """
-    return resolve_model(str(name), side, revision, gguf_file)[0]
+    return resolve_model(str(name), side, revision, gguf_file, pickled=pickled)[0]
 
 
-def resolve_model(name: str, side: str, revision: str | None, gguf_file: str | None) -> tuple[Path, str | None]:
+def resolve_model(
+    name: str, side: str, revision: str | None, gguf_file: str | None, *, pickled: bool = False
+) -> tuple[Path, str | None]:
     """Local folder of a model, and its commit on the hub (``None`` for a folder that was given).
 
     Args:
@@ -39,6 +51,7 @@ def resolve_model(name: str, side: str, revision: str | None, gguf_file: str | N
         side: name of the model in messages.
         revision: branch, tag or commit on the hub.
         gguf_file: name of a GGUF file in the folder.
+        pickled: fetch pickled weights, too.
 
     Raises:
         InputError: there is no such model.
@@ -54,10 +67,12 @@ def resolve_model(name: str, side: str, revision: str | None, gguf_file: str | N
     if os.path.exists(path):
         advice = "give its folder, and its name with --gguf-file" if path.suffix == ".gguf" else "give its folder"
         raise input_error(side, "a file", "a model folder or a hub name", advice)
-    return _from_hub(name, side, revision, gguf_file)
+    return _from_hub(name, side, revision, gguf_file, PICKLED_FILES if pickled else ())
 
 
-def _from_hub(name: str, side: str, revision: str | None, gguf_file: str | None) -> tuple[Path, str | None]:
+def _from_hub(
+    name: str, side: str, revision: str | None, gguf_file: str | None, more: Sequence[str]
+) -> tuple[Path, str | None]:
     """Fetch a model into the hub's cache, unless it is there; only config, tokenizer, safetensors, card, licence and code."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -65,6 +80,7 @@ def _from_hub(name: str, side: str, revision: str | None, gguf_file: str | None)
     patterns = ["config.json", "generation_config.json", *TOKENIZER_FILES, *PROCESSOR_FILES, "README.md", *TERMS]
     weights = ["model*.safetensors", INDEX, *BESIDE, *QUANTIZATION_FILES, ADAPTER]
     patterns += ["*.py", gguf_file] if gguf_file else ["*.py", *weights]
+    patterns += more
     no_such = ("no such folder", "a model folder or a hub name", "check the path")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise input_error(side, *no_such)

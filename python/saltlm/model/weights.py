@@ -110,8 +110,7 @@ def find_weights(folder: Path, side: str) -> Weights:
             f"{side}, {folder / pickled}",
             "pickled weights, which run code when opened",
             "model.safetensors",
-            "if you trust them, convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
-            " (AutoModel for an encoder), and save the tokenizer there too",
+            f"convert them once, without running their code: saltlm convert {folder} --out NEW_FOLDER; name that folder",
         )
     advice = "check the folder"
     if any(folder.glob("*.gguf")):
@@ -120,8 +119,8 @@ def find_weights(folder: Path, side: str) -> Weights:
         advice = merge_advice(folder)
     elif folder.parent.name == "snapshots":  # from the hub only safetensors files are fetched
         advice = (
-            "if the hub has pickled weights of it alone (pytorch_model.bin) and you trust them, load it with AutoModel and"
-            " save_pretrained it and its tokenizer to a folder; name that"
+            "if the hub has pickled weights of it alone (pytorch_model.bin), convert them once, without running their code:"
+            " saltlm convert NAME --out NEW_FOLDER; name that folder"
         )
     raise input_error(f"{side}, {folder}", "no weights", f"{SINGLE} or {INDEX}", advice)
 

@@ -37,7 +37,7 @@ class Job:
         head: output rows and bias of the source.
         used: int64, ids of source tokens that have a row.
         auxiliary: vectors of the target tokens; ``None`` for a method that reads none. Methods read :attr:`vectors`.
-        plm_rows: [T or fewer, E], the PLM's input rows as stored.
+        plm_rows: [T or fewer, E], the PLM's input rows as stored; [0, 0] for a tokenizer alone.
         anchors: int64 [A], target ids of the anchors: shared text tokens that the method learns from.
         new: int64 [N], target ids of the tokens to build, ascending.
         config: the options.

@@ -44,6 +44,47 @@ def method_faults(config: TransferConfig, auxiliary: str | Path | None) -> Itera
     yield from _inputs(config, auxiliary)
 
 
+def check_plm_rows(config: TransferConfig, auxiliary: str | Path | None, target: str) -> None:
+    """Check that the method works with a target that is a tokenizer alone.
+
+    ``auto`` does: it then builds each row as ``subword-mean`` does (:func:`plm_notes`).
+
+    Args:
+        config: the options.
+        auxiliary: vectors as given.
+        target: name of the target in messages.
+
+    Raises:
+        InputError: the method, its anchors' cleaning or its vectors need the rows of a PLM.
+    """
+    method = method_of(config)
+    reader = None
+    if method.plm and not method.alone:
+        reader = _described(config)
+    elif config.clean_anchors and method.anchors:
+        reader = "clean_anchors"
+    elif method.vectors and auxiliary is not None and str(auxiliary) == "plm":
+        reader = "--auxiliary plm"
+    if reader is not None:
+        names = [name for name, entry in METHODS.items() if name != "blend" and (entry.alone or not entry.plm)]
+        raise input_error(
+            target,
+            "a tokenizer without weights",
+            f"a PLM with its rows, which {reader} reads",
+            f"give the folder of the whole PLM, or a --method that reads none: {', '.join(names)}",
+        )
+
+
+def plm_notes(config: TransferConfig) -> list[str]:
+    """What ``auto`` does with a target that is a tokenizer alone; nothing for other methods."""
+    if config.method != "auto":
+        return []
+    return [
+        "auto builds each new row as the mean of its source pieces (subword-mean), because the regression that it blends with"
+        " them reads the rows of a PLM: give the whole PLM for the blend"
+    ]
+
+
 def unread_auxiliary(config: TransferConfig, auxiliary: str | Path | None) -> list[str]:
     """A warning if auxiliary vectors are given to a method that does not read them; else an empty list.
 

@@ -64,18 +64,18 @@ def as_blend(config: TransferConfig) -> TransferConfig:
 
 
 def auto(job: Job, regression: Regression) -> Iterator[Block]:
-    """``y + 0.49 (m - y) + 0.91 W^T (e - x)``, or m alone where there are fewer anchors than PLM dimensions.
+    """``y + 0.49 (m - y) + 0.91 W^T (e - x)``, or m alone where there are no PLM rows or too few anchors.
 
     m is the mean of the source pieces that spell the token, e its PLM row, x and y the means of the anchors' PLM and source
     rows, and W [E, D] the regression of the source rows on the PLM rows with a ridge of 1: a ``blend`` with weight 0.35 and
-    length 1.4. With fewer anchors than dimensions W would be determined by the ridge alone. On real pairs of six languages
+    length 1.4. With fewer anchors than PLM dimensions W would be determined by the ridge alone. On real pairs of six languages
     this method gave the best start without training (README).
 
     Args:
         job: the method's input.
         regression: builder of ``ridge-map``.
     """
-    if len(job.anchors) < job.plm_rows.shape[1]:
+    if not len(job.plm_rows) or len(job.anchors) < job.plm_rows.shape[1]:
         yield from subword_mean(job)
     else:
         yield from blend(job, regression)
