@@ -70,7 +70,7 @@ def test_tensors_outside_the_class_are_written_back(tmp_path: Path, text: Path, 
 
 def test_keys_that_transformers_renames_keep_their_dtypes(tmp_path: Path, text: Path) -> None:
     """Without the prefix of the base model in the file, a float16 tensor among float32 ones stays float16."""
-    folder = adapt_tiny.transferred(tmp_path / "model", kind="gpt2")
+    folder = adapt_tiny.transferred(tmp_path / "model", family="gpt2")
     rename_keys(folder, lambda key: key.removeprefix("transformer."))
     add_tensors(folder, {"wte.weight": all_tensors(folder)["wte.weight"].half()})
     adapt(folder, text, tmp_path / "out", CONFIG)
