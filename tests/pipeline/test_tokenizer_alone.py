@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import adapt_tiny
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tokenizers_donors import DONOR_KINDS
 from tokenizers_tiny import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from saltlm import BatchConfig, TransferConfig, batch, transfer
+from saltlm import AdaptConfig, BatchConfig, CompareConfig, TransferConfig, batch, compare, transfer
 from saltlm.cli.main import main
 from saltlm.errors import InputError
 from saltlm.model.checkpoint import load_donor
@@ -167,3 +168,27 @@ def test_in_a_batch(pair, alone: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"line 9: job 3: .*a tokenizer without weights"):
         batch(jobs, config)
+
+
+@pytest.mark.parametrize("name", ["folder", "mine.json"])
+def test_in_a_comparison(pair, alone: Path, tmp_path: Path, name: str) -> None:
+    adapt_tiny.text_file(tmp_path / "text.txt", 60)
+    adapt_tiny.text_file(tmp_path / "eval.txt", 12, seed=7)
+
+    def run(methods: list[str]):
+        return compare(
+            pair.source,
+            alone / name,
+            None,
+            methods,
+            tmp_path / "text.txt",
+            tmp_path / "out",
+            CompareConfig(probe_steps=1, seeds=1),
+            eval_texts=tmp_path / "eval.txt",
+            transfer_config=TransferConfig(heldout=0.0, device="cpu"),
+            adapt_config=AdaptConfig(device="cpu", seq_length=16),
+        )
+
+    with pytest.raises(InputError, match=r"method 'omp': .*a tokenizer without weights"):
+        run(["mean", "omp"])
+    assert {result["method"] for result in run(["auto", "mean"]).content["results"]} == {"original", "auto", "mean"}
