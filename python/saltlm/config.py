@@ -42,6 +42,7 @@ Overlap = Literal["exact", "word-start", "case"]
 ChatTemplate = Literal["target", "source", "none"]
 DTypeName = Literal["float32", "bfloat16", "float16"]
 Link = Literal["copy", "hard"]
+ReloadCheck = Literal["auto", "full", "truncated", "off"]
 
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 REGRESSIONS: tuple[RegressionName, ...] = get_args(RegressionName)
@@ -234,6 +235,13 @@ class TransferConfig:
         "How weight files without embedding rows get into the new folder: copy (the blocks are shared with the source's files "
         "where the file system supports it) or hard (hard links: no disk space is used, but a program that changes one of "
         "the files in place changes both folders).",
+        group=OUTPUT,
+    )
+    reload_check: ReloadCheck = option(
+        "auto",
+        "How much of the written model is loaded again and compared with the source on shared tokens before the folder gets "
+        "its name; a difference is an error. full loads both models whole, one after the other; truncated loads one layer, "
+        "in little memory; auto is full up to 2 GiB of weights and truncated above; off compares nothing.",
         group=OUTPUT,
     )
     gguf_file: str | None = option(

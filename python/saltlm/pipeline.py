@@ -21,6 +21,7 @@ from .files.output_folder import check_output
 from .files.output_lock import refuse_written
 from .folder.card import model_card
 from .folder.provenance import provenance_bytes, summary_bytes
+from .folder.reload_check import check_reload
 from .folder.summary import summary_of
 from .folder.write import check_link, write_folder
 from .model.causal_lm import resolve_device
@@ -99,7 +100,8 @@ def transfer(
 
     Raises:
         InputError: an input is missing or broken, or does not fit the others; nothing has been written then.
-        BackendError: the file system failed; nothing has been written then.
+        BackendError: the file system failed, or the written folder does not compute what the source computes on shared
+            tokens (see ``reload_check`` of the config); nothing has been written then.
     """
     return run_transfer(
         source, target, auxiliary, out, config or TransferConfig(), shared=Shared(), progress=progress, dry_run=dry_run
@@ -174,8 +176,10 @@ def run_transfer(
                 tokenizer=tokenizer,
                 config_changes=changes.config,
                 generation_changes=changes.generation,
+                check=lambda folder: _reload(folder, summary, model, assembly, tokenizer, config, shared),
                 extra_files={
-                    "saltlm.json": summary_bytes(summary),
+                    # After the check, which adds its figures to the summary.
+                    "saltlm.json": lambda path: path.write_bytes(summary_bytes(summary)),
                     "provenance.safetensors": provenance_bytes(assembly, alignment.source),
                     "README.md": model_card(summary),
                 },
@@ -196,6 +200,22 @@ def run_transfer(
         tokenizer=tokenizer,
         out=None if dry_run else destination,
     )
+
+
+def _reload(
+    folder: Path,
+    summary: dict[str, Any],
+    model: Source,
+    assembly: Assembly,
+    tokenizer: Tokenizer,
+    config: TransferConfig,
+    shared: Shared,
+) -> None:
+    """Compare the written folder with the source, and add what was checked to the summary."""
+    report = check_reload(folder, model, assembly, tokenizer, mode=config.reload_check, shared=shared)
+    summary["reload_check"] = report
+    if report["reason"] and config.reload_check != "off":
+        summary["warnings"].append(f"the result was not compared with the source: {report['reason']}")
 
 
 def _changes(model: Source, tokenizer: Tokenizer, assembly: Assembly) -> IdChanges:

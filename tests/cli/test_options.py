@@ -41,8 +41,8 @@ SURFACE = {
         --tune=False --tune-text=None --source-auxiliary=None --dictionary=None --overlap='exact'
         --special-overrides=[] --keep-source-vocabulary=False --chat-template='target'
         --pad-to-multiple-of=None --seed=0 --heldout=0.05 --device='auto' --dtype=None --link='copy'
-        --gguf-file=None --source-revision=None --target-revision=None --trust-remote-code=False
-        --force=False --dry-run=False --json=False --quiet=False
+        --reload-check='auto' --gguf-file=None --source-revision=None --target-revision=None
+        --trust-remote-code=False --force=False --dry-run=False --json=False --quiet=False
     """,
     "evaluate": """
         model=None --text=None --retention=[] --prompt=[] --tasks=[] --confidence=0.95 --seed=0 --samples=0

@@ -10,10 +10,10 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 from pathlib import Path
 
 from ..files.json_files import read_json
+from ..folder.reload_check import full_bytes
 from ..model.gguf import converted
 from ..model.locate import local_folder
 from ..model.tokenizer import TOKENIZER_FILES
@@ -43,8 +43,8 @@ def with_memory(job: BatchJob) -> BatchJob:
     """Set ``memory``, ``shared`` and ``prepares`` of a job.
 
     The estimate sums the process, the tokenizers, the vocabulary rows of both models (mapped from their files, and resident
-    because all are read), the files of the auxiliary vectors, the new matrices, and the float32 copies that the rules compute
-    with. Only the headers and sizes of the files are read.
+    because all are read), the files of the auxiliary vectors, the new matrices, the float32 copies that the rules compute
+    with, and the model that the reload check loads. Only the headers and sizes of the files are read.
 
     Args:
         job: a job without an estimate.
@@ -94,6 +94,8 @@ def with_memory(job: BatchJob) -> BatchJob:
         shared[f"coefficients {config.method} {job.target} {job.auxiliary}"] = coefficients + 1
     if config.tune_text is not None:  # the model in float32, and the matrices of two trials
         working += 4 * _weights(source, f"source {job.source}") + 2 * new_rows * 4 * width
+    if file is None:
+        working += full_bytes(find_weights(source, f"source {job.source}"), config.reload_check)
     memory = PROCESS_BYTES + vocabulary + size + plm_size + files + working + coefficients
     return dataclasses.replace(job, memory=int(memory), shared=shared, prepares=tuple(prepares))
 
@@ -142,21 +144,6 @@ def _weights(folder: Path, side: str) -> int:
 def _files(path: Path) -> list[Path]:
     """The file itself, or all files below a folder."""
     return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-
-
-def available() -> int:
-    """Free memory in bytes: the smaller of the machine's and the control group's."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return max(free, 0)
 
 
 def peak_bytes() -> int:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..environment import available_memory
 from ..files.output_lock import locked_output
 from .check import plan
 from .config import BatchConfig, memory_bytes
 from .jobs_file import BatchJob, read_drafts
-from .memory import available
 from .pool import Pool, in_order
 from .worker import Outcome
 
@@ -122,7 +122,7 @@ def batch(
     """
     start = time.perf_counter()
     config, watcher = config or BatchConfig(), watcher or Watcher()
-    budget = memory_bytes(config.memory) if config.memory else int(SHARE_OF_FREE * available())
+    budget = memory_bytes(config.memory) if config.memory else int(SHARE_OF_FREE * available_memory())
     checked = plan(*read_drafts(Path(path)), budget)
     cores = len(os.sched_getaffinity(0))
     workers = config.workers or _workers(checked.jobs, budget, cores)

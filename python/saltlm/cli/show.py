@@ -122,9 +122,20 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
         console.print(
             f"blend: weight {weight:g}, length {length:g}, the best on average; --tune-text FILE chooses for this language"
         )
+    if checked := summary["reload_check"]:
+        console.print(_reload_check(checked))
     if done.out is not None:
         # The path stays on one line, so that it can be copied.
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
+
+
+def _reload_check(report: Mapping[str, Any]) -> str:
+    """What was compared after writing."""
+    if report["difference"] is None:
+        return f"reload check: {report['reason']}"
+    part = "whole model" if report["layers"] is None else f"{report['layers']} of its layers"
+    size = f"within {report['difference']:.0e} of the largest" if report["difference"] else "exactly"
+    return f"reload check: logits of shared tokens equal the source's {size} ({part}, {report['dtype']})"
 
 
 def _default_blend() -> dict[str, object]:

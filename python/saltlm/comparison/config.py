@@ -41,12 +41,13 @@ SHARED = (
     "trust_remote_code",
     "force",
     "heldout",
+    "reload_check",
     "method",
 )
 # Options that name files. Two runs differ if the contents of their files differ, whatever the names.
 FILE_OPTIONS = ("source_auxiliary", "dictionary", "unigram_text", "tune_text")
 # Options of a transfer and of an adaptation that a comparison sets itself.
-OWN_TRANSFER = ("method", "seed", "heldout", "device", "trust_remote_code", "force")
+OWN_TRANSFER = ("method", "seed", "heldout", "device", "reload_check", "trust_remote_code", "force")
 OWN_ADAPT = (
     "steps",
     "phases",

@@ -16,6 +16,7 @@ from ..files.summary_file import FORMAT, SCHEMA_VERSION
 from ..model.checkpoint import Donor, Source
 from ..rows.assembly import ORIGINS, Assembly
 from ..rows.build import Built
+from ..rows.hidden import MIN_TOKENS
 from ..rows.methods import method_of
 from ..rows.methods.blend import BLEND_DEFAULTS, BLENDED_RULES, as_blend
 from ..rows.norm_guard import norm_warnings, support_warnings
@@ -98,8 +99,10 @@ def summary_of(
         summary["blend"] = {"weight": blended.blend_weight, "length": blended.blend_length}
     summary["expansion"] = None if expansion is None else expansion.counts
     summary |= built.posts
+    summary["reload_check"] = None  # set once the folder is written
     summary["warnings"] = [
         *_warnings(summary, model, config),
+        *([_no_self_check(summary, config)] if built.too_few_hidden else []),
         *_template_warnings(config, model.tokenizer, tokenizer),
         *_rule_warnings(summary, config, assembly, donor),
         *_without_effect(config, auxiliary, model, donor),
@@ -162,8 +165,6 @@ def _warnings(summary: dict[str, Any], model: Source, config: TransferConfig) ->
     else:
         for origin in ("solved", "composed"):
             found += _norm_warnings(length, origin, method.options)
-    if config.tune and not held:
-        found.append("nothing was tuned: too few shared tokens to hide any")
     if summary["method"] == "subword-asymmetric" and model.output_rows is None:
         found.append(
             "the head is tied: its rows are the input rows, so only the input's rule of subword-asymmetric applies"
@@ -172,6 +173,15 @@ def _warnings(summary: dict[str, Any], model: Source, config: TransferConfig) ->
     if summary["method"] not in ("normal", "multivariate") and drawn > 0.05:
         found.append(f"{drawn:.0%} of the new tokens got a random row (see statuses)")
     return found
+
+
+def _no_self_check(summary: Mapping[str, Any], config: TransferConfig) -> str:
+    """Why there are no figures of the self-check, and how many shared tokens it needs."""
+    what = "nothing was tuned" if config.tune else "there is no self-check"
+    return (
+        f"{what}: it hides --heldout {config.heldout:g} of the {summary['anchors']} shared tokens, and needs at least"
+        f" {MIN_TOKENS} hidden ones whose rows differ"
+    )
 
 
 def _template_warnings(config: TransferConfig, source: Any, result: Any) -> list[str]:

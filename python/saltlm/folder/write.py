@@ -47,6 +47,7 @@ def write_folder(
     config_changes: Mapping[str, Any],
     generation_changes: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, Extra] | None = None,
+    check: Callable[[Path], None] | None = None,
     link: str = "copy",
     force: bool = False,
     protected: Sequence[Path] = (),
@@ -66,6 +67,7 @@ def write_folder(
         config_changes: keys of config.json that get other values; the vocabulary size is set here.
         generation_changes: keys of generation_config.json likewise; ``None`` keeps the file, if any, as it is.
         extra_files: name -> bytes, or a function that writes the file at the path it is given.
+        check: called with the temporary folder when all but the extra files is written; where it raises, nothing is written.
         link: ``copy`` or ``hard``, for shards without vocabulary rows; see :class:`~saltlm.TransferConfig`.
         force: replace an existing model folder.
         protected: folders besides the source's that ``out`` must keep off, such as the donor's.
@@ -114,6 +116,8 @@ def write_folder(
             write_json(folder / "generation_config.json", generation)
         _keep_files(source, folder)
         _save_tokenizer(tokenizer, folder)
+        if check is not None:
+            check(folder)
         for name, extra in (extra_files or {}).items():
             if callable(extra):
                 extra(folder / name)

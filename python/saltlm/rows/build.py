@@ -30,12 +30,14 @@ class Built:
     Attributes:
         job: with the options in use, the tuned ones included.
         heldout: figures of the self-check; ``None`` without one.
+        too_few_hidden: whether the self-check was left out because too few shared tokens could be hidden.
         tuning: how the options were chosen; ``None`` if they were not tuned.
         posts: report of each step after the method (``unigram_shift``, ``norm_guard``), by its name in ``saltlm.json``.
     """
 
     job: Job
     heldout: Mapping[str, Any] | None = None
+    too_few_hidden: bool = False
     tuning: Tuning | None = None
     posts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -87,7 +89,8 @@ def build_rows(job: Job, assembly: Assembly, tokenizer: Tokenizer, clock: Clock,
         posts = _fill(job, assembly, unigram)
     if not config.tune:
         heldout, _ = _self_check(job, clock)
-    return Built(job=job, heldout=heldout, tuning=tuning, posts=posts)
+    too_few = bool(config.heldout) and heldout is None
+    return Built(job=job, heldout=heldout, too_few_hidden=too_few, tuning=tuning, posts=posts)
 
 
 def _fill(job: Job, assembly: Assembly, unigram: _Unigram | None) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from .job import Job
 from .self_check_figures import Spread
 
 MAX_TOKENS = 1000  # hidden tokens: the standard error of the figures is then about 3 %, and the check takes seconds
+# Fewer hidden tokens are no check: the variance of their rows is the unit of the score, and for one token it is zero.
+MIN_TOKENS = 4
+MIN_VARIANCE = 1e-3  # of hidden rows, in units of the source's; rows of less are nearly equal, and no unit either
 BANDS = 4  # frequency bands of the vocabulary
 # First words of the Unicode names of ideographs. The name of any other letter begins with its script.
 HAN = {"Cjk", "Ideographic", "Kangxi"}
@@ -99,11 +102,20 @@ class Hidden:
 
 
 def hide_in(job: Job, share: float, seed: int) -> Hidden | None:
-    """Hide a share of a job's anchors; ``None`` where there are too few anchors to hide any."""
+    """Hide a share of a job's anchors.
+
+    Args:
+        job: the method's input.
+        share: of the anchors to hide, in [0, 0.5].
+        seed: of the choice.
+
+    Returns:
+        ``None`` where fewer than :data:`MIN_TOKENS` tokens can be hidden, or their rows are nearly equal.
+    """
     alignment = job.alignment
     keys = twin_keys(alignment.target)
     kept, tokens = hide(keys, job.anchors, share, seed)
-    if not len(tokens) or not len(kept):
+    if len(tokens) < MIN_TOKENS or not len(kept):
         return None
     twins: dict[str, list[int]] = {keys[token]: [] for token in tokens.tolist()}
     for source_id, key in enumerate(twin_keys(alignment.source)):
@@ -117,12 +129,16 @@ def hide_in(job: Job, share: float, seed: int) -> Hidden | None:
     shared = np.unique(alignment.source_id[job.anchors].astype(np.int64))
     new = np.random.default_rng(seed).permutation(job.new)[:MAX_TOKENS]
     flags, scores = alignment.target.flags(), alignment.target.scores()
+    true = gather(job.source_rows, torch.from_numpy(matched)).float()
+    # The shared rows set the scale, because the new rows are used together with them; all rows where they are too few.
+    spread = Spread.of(job.source_rows, shared if len(shared) >= 4 * job.source_rows.shape[1] else job.used)
+    if float(spread.whiten(true).var(dim=0, correction=0).mean()) < MIN_VARIANCE:
+        return None
     return Hidden(
         tokens=tokens,
         new=np.sort(new),
-        true=gather(job.source_rows, torch.from_numpy(matched)).float(),
-        # The shared rows set the scale, because the new rows are used together with them; all rows where they are too few.
-        spread=Spread.of(job.source_rows, shared if len(shared) >= 4 * job.source_rows.shape[1] else job.used),
+        true=true,
+        spread=spread,
         job=dataclasses.replace(
             job,
             anchors=kept,
