@@ -38,22 +38,84 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"index_n_heads|index_topk", 2),
     (r"hidden_size_per_layer_input|laurel_rank", 16),
     (r"num_kv_shared_layers|num_nextn_predict_layers|num_mtp_layers|mtp_num_hidden_layers", 0),
+    (r"rotary_dim", 8),
     (r"image_size", 32),
     (r"patch_size", 16),
     (r"sliding_window|chunk_size|mamba_chunk_size|attention_chunk_size|local_attn_chunk_length|lsh_attn_chunk_length", 16),
 )
 _PATTERNS = tuple((re.compile(f"(?:{pattern})"), size) for pattern, size in SIZES)
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
-# Settings of single classes that no rule of names can know.
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SECTIONS = {"rope_parameters": {**DEFAULT_ROPE, "mrope_section": [2, 3, 3]}}
+# Settings of single classes that no rule of names can know: a default that is missing, or numbers that must fit each other.
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "bailing_hybrid": {"linear_head_dim": HEAD, "linear_num_heads": HEADS, "num_expert_group": 1},
+    "blt": {"encoder_hash_byte_group_vocab": 500},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": DEFAULT_ROPE, "sliding_attention": DEFAULT_ROPE}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dory": {
+        "num_hidden_layers": 6,
+        "n_input_layers": 2,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 2,
+        "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "full_attention", "mlp"],
+    },
+    "dots1": {"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "dots3_note_text": {"num_key_value_heads": HEADS},
+    "falcon_h1": {"mamba_d_ssm": 2 * WIDTH, "mamba_d_head": 2 * WIDTH // HEADS},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "intermediate_size": [INNER] * 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
+    },
+    "glm4v_text": SECTIONS,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "hrm_text": {"num_hidden_layers": 8, "num_layers_per_stack": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": HEADS, "head_dim": 2 * WIDTH // HEADS, "n_groups": 1},
+    "qwen2_5_vl_text": SECTIONS,
+    "qwen2_vl_text": SECTIONS,
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": HEAD,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_key_value_heads": HEADS},
     "reformer": {
         "axial_pos_shape": [8, 16],
         "axial_pos_embds_dim": [32, 32],
         "attn_layers": ["local", "local"],
-        "is_decoder": True,
     },
+    "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},
+    "xlstm": {"embedding_dim": WIDTH, "num_blocks": LAYERS},
+    "xmod": {"default_language": "en_XX"},
 }
+
+
+# Model types of several parts, of which one reads text: the class with all parts is the one that users load.
+COMPOSITES = (
+    "aya_vision",
+    "gemma3",
+    "gemma4",
+    "glm4v",
+    "idefics3",
+    "internvl",
+    "llama4",
+    "llava",
+    "llava_onevision",
+    "mistral3",
+    "paligemma",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_5",
+    "qwen3_vl",
+    "smolvlm",
+)
 
 
 def causal_types() -> list[str]:
@@ -64,12 +126,21 @@ def causal_types() -> list[str]:
 def small(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A config's content with small sizes, in all its parts; lists with one entry a layer keep the first and the last."""
     counts = {raw[name] for name in LAYER_COUNTS if isinstance(raw.get(name), int)}
+    latent = "qk_rope_head_dim" in raw  # attention with a latent: the head's size is that of the rotated part
     result: dict[str, Any] = {}
     for key, value in raw.items():
-        if isinstance(value, Mapping):
-            result[key] = small(value)
+        if key == "id2label":  # its keys are numbers
+            continue
+        if key == "head_dim" and (value is None or latent):
+            result[key] = 8 if latent else HEAD
+        elif key == "qk_head_dim" and latent:
+            continue  # the sum of two other sizes
+        elif isinstance(value, Mapping):
+            numbered = all(name.isdigit() for name in map(str, value))  # settings of single layers
+            result[key] = {} if numbered else small(value)
         elif isinstance(value, list) and len(value) in counts and len(value) > LAYERS:
-            result[key] = [value[0], value[-1]]
+            ends = {f"{key}": value[0]}, {f"{key}": value[-1]}
+            result[key] = [small(end)[key] for end in ends]
         elif key == "mrope_section":
             result[key] = [2, 3, 3]
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -98,19 +169,36 @@ def with_tokens(raw: dict[str, Any], roles: Mapping[str, int | None], rows: int)
 def configs(model_type: str, roles: Mapping[str, int | None], rows: int) -> Iterator[Any]:
     """Tiny configs of a type, the likeliest first; not each of them can be built."""
     cls = transformers.CONFIG_MAPPING[model_type]
-    raw = {**with_tokens(small(cls().to_dict()), roles, rows), **SPECIAL.get(model_type, {})}
-    for changes in ({}, {"num_key_value_heads": HEADS}, {"head_dim": None}, {"is_decoder": True}):
+    raw = with_tokens(small(cls(**DEFAULTS.get(model_type, {})).to_dict()), roles, rows)
+    raw |= SPECIAL.get(model_type, {})
+    if "is_decoder" in raw:
+        raw["is_decoder"] = True
+    for part in raw.values():
+        if isinstance(part, dict):
+            part |= SPECIAL.get(str(part.get("model_type")), {})
+    for changes in ({}, {"num_key_value_heads": HEADS}, {"head_dim": None}):
         kept = {key: value for key, value in changes.items() if key in raw}
         if not changes or kept:
             yield cls(**{key: value for key, value in {**raw, **kept}.items() if key not in DERIVED})
 
 
+# Arguments without which a class refuses its own defaults.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"gemma4_assistant": {"hidden_size_per_layer_input": 0}}
 # Keys of to_dict() that a config's constructor does not take.
 DERIVED = ("model_type", "transformers_version", "architectures", "dtype", "_name_or_path")
 
 
-def build(model_type: str, roles: Mapping[str, int | None], rows: int, *, seed: int = 0) -> Any:
-    """A causal LM of a type with drawn weights, in evaluation mode, that has computed finite logits once.
+def build(
+    model_type: str, roles: Mapping[str, int | None], rows: int, *, auto: str = "AutoModelForCausalLM", seed: int = 0
+) -> Any:
+    """A model of a type with drawn weights, in evaluation mode, that has computed finite logits once.
+
+    Args:
+        model_type: as in config.json.
+        roles: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``.
+        rows: of the vocabulary.
+        auto: the automatic class that chooses the model class.
+        seed: of the weights.
 
     Raises:
         RuntimeError: no tiny config of the type can be built and run; the message has the first error.
@@ -120,7 +208,7 @@ def build(model_type: str, roles: Mapping[str, int | None], rows: int, *, seed: 
         candidates = configs(model_type, roles, rows)
         for config in candidates:
             try:
-                return _drawn(config, seed)
+                return _drawn(config, getattr(transformers, auto), seed)
             except Exception as error:
                 errors.append(error)
     except Exception as error:
@@ -128,24 +216,26 @@ def build(model_type: str, roles: Mapping[str, int | None], rows: int, *, seed: 
     raise RuntimeError(f"{type(errors[0]).__name__}: {errors[0]}") from errors[0]
 
 
-def _drawn(config: Any, seed: int) -> Any:
+def _drawn(config: Any, auto: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        model = auto.from_config(config).eval()
         for parameter in model.parameters():
             if parameter.dim() > 1:  # vectors are scales and shifts, which stay as the class sets them
                 parameter.normal_(0, 0.2)
         ids = torch.arange(20, 32).reshape(2, 6)
-        logits = model(input_ids=ids).logits
+        logits = model(input_ids=ids, use_cache=False).logits
     if not logits.isfinite().all():
         raise ValueError("logits are not finite")
     return model
 
 
-def save(folder: Path, model_type: str, tokenizer: Any, *, seed: int = 0) -> Path:
-    """Save a tiny causal LM of a type with a tokenizer; raises what :func:`build` raises."""
+def save(
+    folder: Path, model_type: str, tokenizer: Any, *, auto: str = "AutoModelForCausalLM", seed: int = 0
+) -> Path:
+    """Save a tiny model of a type with a tokenizer; raises what :func:`build` raises."""
     roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    model = build(model_type, roles, len(tokenizer), seed=seed)
+    model = build(model_type, roles, len(tokenizer), auto=auto, seed=seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
