@@ -1,4 +1,4 @@
-"""Every causal LM class of the installed transformers, a few composite ones, and kinds of donors: what a transfer makes of them.
+"""Every causal LM class of transformers, some composite ones, and kinds of donors: what a transfer makes of them.
 
 Each model is tiny: the class's default config with small sizes, and drawn weights. It is transferred to another tokenizer; the
 result is loaded again by transformers, and the logits of shared tokens are compared with the source's, by the transfer itself
@@ -130,13 +130,16 @@ def try_model(model_type: str, auto: str, folder: Path) -> tuple[str, str]:
     found = difference(source, out, auto)
     if found > check["tolerance"]:
         return f"**fault**: the reload check passes logits that differ by {found:.1e}", export(out, folder)
-    return f"accepted, logits equal {'exactly' if found == check['difference'] == 0 else 'up to rounding'}", export(out, folder)
+    return f"accepted, logits equal {'exactly' if found == check['difference'] == 0 else 'up to rounding'}", export(
+        out, folder
+    )
 
 
 def try_donor(name: str, kind: str, folder: Path) -> str:
     """Transfer a tiny Llama to a donor with a kind of tokenizer, and compare the segmentation of texts."""
-    from saltlm import InputError, TransferConfig, transfer
     from transformers import AutoTokenizer
+
+    from saltlm import InputError, TransferConfig, transfer
 
     source, target, out = folder / "source", folder / "target", folder / "out"
     models_tiny.save_llama(source, tiny(SOURCE))
@@ -185,7 +188,9 @@ def survey(items: dict[str, Callable[[Path], object]]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="model types, as in config.json; no table is recorded")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="model types, as in config.json; no table is recorded"
+    )
     parser.add_argument("--no-donors", action="store_true", help="models alone")
     arguments = parser.parse_args()
     import transformers
@@ -222,7 +227,9 @@ def main() -> None:
             for kind in KINDS
         }
         donors = grouped(survey(items))
-        record("Kinds of donors", donors, "python bench/models.py", headings=("outcome", "number", "donors"), timed=False)
+        record(
+            "Kinds of donors", donors, "python bench/models.py", headings=("outcome", "number", "donors"), timed=False
+        )
 
 
 if __name__ == "__main__":

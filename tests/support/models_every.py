@@ -23,7 +23,10 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"num_(\w+_)?layers|n_layers?|(en|de)coder_layers|depth|num_hidden_layers", LAYERS),
     (r"num_attention_heads|n_heads?|num_heads|(en|de)coder_attention_heads|num_(en|de)coder_attention_heads", HEADS),
     (r"num_key_value_heads|n_head_kv|num_kv_heads|swa_num_key_value_heads|kv_heads", 2),
-    (r"head_dim|d_kv|d_head|global_head_dim|swa_head_dim|attention_head_dim|qk_head_dim|v_head_dim|swa_v_head_dim", HEAD),
+    (
+        r"head_dim|d_kv|d_head|global_head_dim|swa_head_dim|attention_head_dim|qk_head_dim|v_head_dim|swa_v_head_dim",
+        HEAD,
+    ),
     (r"(qk_rope|qk_nope)_head_dim|index_rope_head_dim", 8),
     (r"(q|kv|o|qk)_lora_rank|o_groups?_rank", 16),
     (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts|moe_num_primary_experts", EXPERTS),
@@ -41,7 +44,10 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"rotary_dim", 8),
     (r"image_size", 32),
     (r"patch_size", 16),
-    (r"sliding_window|chunk_size|mamba_chunk_size|attention_chunk_size|local_attn_chunk_length|lsh_attn_chunk_length", 16),
+    (
+        r"sliding_window|chunk_size|mamba_chunk_size|attention_chunk_size|local_attn_chunk_length|lsh_attn_chunk_length",
+        16,
+    ),
 )
 _PATTERNS = tuple((re.compile(f"(?:{pattern})"), size) for pattern, size in SIZES)
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
@@ -230,9 +236,7 @@ def _drawn(config: Any, auto: Any, seed: int) -> Any:
     return model
 
 
-def save(
-    folder: Path, model_type: str, tokenizer: Any, *, auto: str = "AutoModelForCausalLM", seed: int = 0
-) -> Path:
+def save(folder: Path, model_type: str, tokenizer: Any, *, auto: str = "AutoModelForCausalLM", seed: int = 0) -> Path:
     """Save a tiny model of a type with a tokenizer; raises what :func:`build` raises."""
     roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     model = build(model_type, roles, len(tokenizer), auto=auto, seed=seed)

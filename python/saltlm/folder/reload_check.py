@@ -13,12 +13,12 @@ import copy
 import dataclasses
 import gc
 import inspect
+import itertools
 import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ ROUNDED_ROWS = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers")
 TOKEN_IDS = ("_token_id", "_token_ids", "_token_index")  # ends of config keys that name token ids
 KEY_REPORTS = ("missing_keys", "unexpected_keys", "mismatched_keys")  # of transformers, on loading
+# So that keys of another shape are in the report, like missing ones, instead of an error that does not name them.
+REPORTING: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,9 +145,10 @@ def check_reload(
         if keys := sorted(written.keys[name] - original.keys[name]):
             examples = f"{', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
             raise _fault(f"transformers reports {name.replace('_', ' ')} that the source has not ({examples})")
-    if original.keys["missing_keys"]:
-        missing = sorted(original.keys["missing_keys"])[0]
-        return _report(Scope(checked="off", reason=f"the source lacks weights that loading draws at random ({missing})"))
+    if drawn := sorted(original.keys["missing_keys"] | original.keys["mismatched_keys"]):
+        return _report(
+            Scope(checked="off", reason=f"the source lacks weights, which loading draws at random ({drawn[0]})")
+        )
     return _compare(scope, written, original, new, _tolerance(source, assembly, written.dtype))
 
 
@@ -216,26 +219,22 @@ def _token_ids(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 def _tokens(folder: Path, source: Source, assembly: Assembly, tokenizer: Any) -> tuple[Ids, Ids]:
     """The tokens to run and to compare: copied ones without any role, by their ids in the source and in the result."""
     config = read_json(folder / "config.json")
-    roles = [set(side.all_special_ids) for side in (source.tokenizer, tokenizer)]
+    tokenizers: tuple[Any, Any] = (source.tokenizer, tokenizer)
+    roles = [set(side.all_special_ids) for side in tokenizers]
     for ids, content in zip(roles, (source.config, config), strict=True):
         ids.update(id_ for _, named in _token_ids(content) for id_ in named)
     new = np.flatnonzero(assembly.origin == COPIED)
-    old = assembly.source_id[new]
+    old = assembly.source_id[new].astype(np.int64)
     plain = ~(np.isin(old, list(roles[0])) | np.isin(new, list(roles[1])))
     new, old = new[plain], old[plain]
-    if not len(new):
-        empty = np.zeros(0, dtype=np.int64)
-        new = old = empty
     length = max(1, min(LENGTH, _positions(config) // 2))
     order = np.random.default_rng(0).permutation(len(new))
     inputs = np.resize(order, SEQUENCES * length).reshape(SEQUENCES, length) if len(new) else order[None]
     compared = np.union1d(order[:COLUMNS], inputs.ravel())
-    return tuple(  # type: ignore[return-value]
-        Ids(
-            inputs=torch.from_numpy(ids[inputs].astype(np.int64)), columns=torch.from_numpy(ids[compared].astype(np.int64))
-        )
-        for ids in (old, new)
-    )
+    sides = [
+        Ids(inputs=torch.from_numpy(ids[inputs]), columns=torch.from_numpy(ids[compared])) for ids in (old, new)
+    ]
+    return sides[0], sides[1]
 
 
 def _positions(config: Mapping[str, Any]) -> int:
@@ -313,16 +312,14 @@ def _class_of(config: Any) -> Any:
 def _load_full(folder: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> tuple[Any, Mapping[str, Any]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    options: dict[str, Any] = {"local_files_only": True}
+    options: dict[str, Any] = {"local_files_only": True}  # and the default device, the CPU
     if trust_remote_code:
         options["trust_remote_code"] = True
     config = AutoConfig.from_pretrained(str(folder), **options)
     cls = _class_of(config)
     if cls is not AutoModelForCausalLM:
         options.pop("trust_remote_code", None)
-    return cls.from_pretrained(
-        str(folder), dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
-    )
+    return cls.from_pretrained(str(folder), dtype=dtype or "auto", use_safetensors=True, **REPORTING, **options)
 
 
 @contextlib.contextmanager
@@ -384,8 +381,8 @@ def _load_truncated(
             config=config,
             state_dict=state,
             dtype=dtype or "auto",
-            output_loading_info=True,
             local_files_only=True,
+            **REPORTING,
         )
     for module in model.modules():
         if not any(True for _ in module.children()):
@@ -401,7 +398,12 @@ def _kept_keys(weights: Weights, near: str, layers: int, count: int) -> set[str]
         if match := re.search(r"(?:^|\.)(\d+)\.", key):
             indices.setdefault(key[: match.start(1)], set()).add(int(match[1]))
     lists = [prefix for prefix, numbers in indices.items() if numbers >= set(range(count))]
-    prefix = max(lists, key=lambda one: len(commonprefix([one, near])), default=None)
+
+    def parts_shared(prefix: str) -> int:
+        pairs = zip(prefix.split("."), near.split("."), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    prefix = max(lists, key=parts_shared, default=None)
     if prefix is None:
         return set(keys)
     number = re.compile(re.escape(prefix) + r"(\d+)\.")
@@ -416,19 +418,20 @@ def _logits(model: Any, ids: Ids) -> torch.Tensor:
         inputs["attention_mask"] = torch.ones_like(ids.inputs)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
+    model.config.get_text_config().use_cache = False  # for classes that read it there alone
     rows = len(model.get_input_embeddings().weight)
     head = model.get_output_embeddings()
     if type(head) is torch.nn.Linear and len(head.weight) == rows:
         weight, bias = head.weight, head.bias
         try:
-            head.weight = torch.nn.Parameter(weight[ids.columns], requires_grad=False)
-            if bias is not None:
-                head.bias = torch.nn.Parameter(bias[ids.columns], requires_grad=False)
-            logits = model(**inputs).logits
-            if logits.shape[-1] == len(ids.columns):
-                return logits
-        except Exception:  # noqa: S110 the class needs all columns; with them any other error comes again
-            pass
+            # A class that needs all columns fails here; any other error comes again below.
+            with contextlib.suppress(Exception):
+                head.weight = torch.nn.Parameter(weight[ids.columns], requires_grad=False)
+                if bias is not None:
+                    head.bias = torch.nn.Parameter(bias[ids.columns], requires_grad=False)
+                logits = model(**inputs).logits
+                if logits.shape[-1] == len(ids.columns):
+                    return logits
         finally:
             head.weight, head.bias = weight, bias
     return model(**inputs).logits[..., ids.columns]
@@ -463,4 +466,3 @@ def _compare(scope: Scope, written: Run, original: Run, ids: Ids, tolerance: flo
             f" {largest:.3g} ({share:.0%} of them differ by more than rounding, {scope.checked} model in {dtype})"
         )
     return _report(scope, **sizes, difference=float(f"{relative:.2g}"), tolerance=tolerance)
-

@@ -35,7 +35,7 @@ class Plain(PreTrainedTokenizerFast):
     \"\"\"tokenizer.json as it is, where the model's type would have transformers change it.\"\"\"
 """
 
-Extra = bytes | Callable[[Path], None]
+Extra = bytes | Callable[[Path], object]
 
 
 def write_folder(
@@ -47,7 +47,7 @@ def write_folder(
     config_changes: Mapping[str, Any],
     generation_changes: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, Extra] | None = None,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], object] | None = None,
     link: str = "copy",
     force: bool = False,
     protected: Sequence[Path] = (),
@@ -76,7 +76,8 @@ def write_folder(
     Raises:
         InputError: ``out`` exists without ``force``, touches an input folder, is no place to write or to link to, or the
             disk is full.
-        BackendError: the file system failed otherwise, rows are not finite, or the tokenizer cannot be saved faithfully.
+        BackendError: the file system failed otherwise, rows are not finite, the tokenizer cannot be saved faithfully, or the
+            check failed.
         ValueError: the matrices do not fit the source.
     """
     out = check_output(out, protected=[source.folder, source.given_folder, *protected], force=force)
