@@ -93,10 +93,10 @@ def first_line(error: BaseException) -> str:
 
 def message(error: BaseException, *names: object) -> str:
     """The error's first line without what differs between classes: paths, names of the class, examples, and the advice."""
-    text = first_line(error)
+    text = first_line(error).split(" differ from the source's")[0]
     for name in names:
         text = text.replace(str(name), "…")
-    text = re.sub(r" ?\([^()]*\)", "", text.replace("source …: ", ""))
+    text = re.sub(r" ?\([^()]*\)", "", re.sub("source …(, |: )", "", text))
     return "; ".join(text.split("; ")[:2])[:150].replace("|", "/")
 
 
@@ -222,7 +222,7 @@ def main() -> None:
     record("Model classes", rows, "python bench/models.py", notes, headings=headings, timed=False)
     if not arguments.no_donors:
         items = {
-            f"{name}, {kind}": lambda folder, name=name, kind=kind: try_donor(name, kind, folder)
+            f"{name} with {kind}": lambda folder, name=name, kind=kind: try_donor(name, kind, folder)
             for name in DONORS
             for kind in KINDS
         }

@@ -79,6 +79,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     },
     "glm4v_text": SECTIONS,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "hrm_text": {"num_hidden_layers": 8, "num_layers_per_stack": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": HEADS, "head_dim": 2 * WIDTH // HEADS, "n_groups": 1},
@@ -163,8 +164,8 @@ def with_tokens(raw: dict[str, Any], roles: Mapping[str, int | None], rows: int)
     for key, value in result.items():
         if isinstance(value, dict):
             result[key] = with_tokens(value, roles, rows)
-        elif key in ("vocab_size", "vocab_size_per_layer_input"):
-            result[key] = rows
+        elif key.endswith("vocab_size") or key == "vocab_size_per_layer_input":
+            result[key] = rows if isinstance(value, int) else value
         elif key in roles:
             result[key] = roles[key]
         elif key.endswith(("token_id", "token_index")) and isinstance(value, int):
