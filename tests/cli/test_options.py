@@ -85,6 +85,10 @@ SURFACE = {
     "batch": """
         jobs=None --workers=None --memory=None --ray=None --dry-run=False --json=False --quiet=False
     """,
+    "export": """
+        model=None --out=None --weights='auto' --body=None --allow-differences=False --force=False --json=False
+        --quiet=False
+    """,
     "status": """
         --json=False --quiet=False
     """,

@@ -24,6 +24,7 @@ from ..files.summary_file import (
     schema_version_of,
 )
 from ..model.causal_lm import DTYPES
+from ..model.portable import make_portable, with_rope_keys
 from ..model.renaming import loaded_keys
 from ..model.safetensors_header import DTYPES as STORED_DTYPES
 from ..model.safetensors_header import read_header
@@ -110,6 +111,7 @@ def write_adapted(
         _write_config(source, folder, dtype)
         for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
             shutil.copyfile(path, folder / path.name)
+        make_portable(folder)
         write_json_whole(folder / SUMMARY, adapted_summary(source, record))
         (folder / "README.md").write_text(_card(source, record), encoding="utf-8")
         shutil.copyfile(out / METRICS, folder / METRICS)
@@ -187,7 +189,7 @@ def stored_dtypes(weights: Weights, names: Mapping[str, str]) -> dict[str, torch
 
 def _write_config(source: Path, folder: Path, dtype: str | None) -> None:
     """Write the source's config.json, with the dtype of the weights if one was asked for."""
-    config = json.loads((source / "config.json").read_bytes())
+    config = with_rope_keys(json.loads((source / "config.json").read_bytes()))
     if dtype:
         config = with_dtype(config, DTYPES[dtype], add=True)
     write_json_whole(folder / "config.json", config)

@@ -24,6 +24,7 @@ from ..config import TransferConfig
 from ..environment import silence_libraries
 from ..errors import InputError, SaltlmError, input_error
 from ..evaluation.side_by_side import MeasureConfig
+from ..export.config import ExportConfig
 from .options import config_from, parser
 
 EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -195,6 +196,21 @@ def run_convert(arguments: argparse.Namespace) -> None:
         show.conversion(done)
 
 
+def run_export(arguments: argparse.Namespace) -> None:
+    """Run ``saltlm export``."""
+    from ..export.gguf_file import export_gguf
+    from . import show
+
+    config = config_from(arguments, ExportConfig)
+    with show.progress(arguments.quiet or arguments.json) as report:
+        done = export_gguf(arguments.model, arguments.out, config, progress=report)
+    _write_notes(done.notes)
+    if arguments.json:
+        _write_json(done.to_json())
+    else:
+        show.export(done)
+
+
 def run_methods(arguments: argparse.Namespace) -> None:
     """Run ``saltlm methods``."""
     from ..rows.methods import describe_methods
@@ -299,6 +315,7 @@ def _run_command(argv: Sequence[str] | None, handler: _SignalHandler) -> int:
         "inspect": (".inspection.rows", run_inspect),
         "compare": (".comparison.run", run_compare),
         "convert": (".model.convert", run_convert),
+        "export": (".export.gguf_file", run_export),
         "methods": (".rows.methods", run_methods),
         "status": (".environment", run_status),
     }[arguments.command]

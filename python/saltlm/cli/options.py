@@ -12,6 +12,7 @@ from ..comparison.config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
 from ..config import DTYPES, INPUTS, OUTPUT, RUN, TransferConfig
 from ..errors import input_error
 from ..evaluation.side_by_side import CONTINUATIONS, TASKS, MeasureConfig
+from ..export.config import ExportConfig
 from ..options import options_of
 from .command import Command, HelpFormatter, choices_metavar
 
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"saltlm {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for add in (_transfer, _evaluate, _adapt, _inspect, _compare, _batch, _convert, _methods, _status):
+    for add in (_transfer, _evaluate, _adapt, _inspect, _compare, _batch, _convert, _export, _methods, _status):
         command = add(commands)
         command.add_flag(OUTPUT, "--json", "Print one JSON object to standard output, and nothing else.")
         command.add_flag(RUN, "--quiet", "Print no progress to standard error.")
@@ -281,6 +282,24 @@ def _convert(commands: Any) -> Command:
     )
     command.add(OUTPUT, "--out", required=True, metavar="DIR", help="Folder to write.")
     command.add_flag(OUTPUT, "--force", "Replace an existing model folder.")
+    return command
+
+
+def _export(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "export",
+        "Write a model folder as a GGUF file for llama.cpp, Ollama and other programs built on it.",
+        "MODEL --out FILE.gguf [options]",
+    )
+    command.add(
+        INPUTS,
+        "model",
+        metavar="MODEL",
+        help="Folder written by saltlm transfer or saltlm adapt, or another causal LM.",
+    )
+    command.add(OUTPUT, "--out", required=True, metavar="FILE.gguf", help="File to write.")
+    command.add_config(ExportConfig)
     return command
 
 

@@ -18,6 +18,7 @@ from ..progress import StageProgress
 if TYPE_CHECKING:
     from ..evaluation.harness.tasks import TaskScore
     from ..evaluation.side_by_side import SideBySide
+    from ..export.gguf_file import Export
     from ..model.convert import Conversion
     from ..pipeline import Transfer
 
@@ -285,4 +286,18 @@ def methods(descriptions: Sequence[Mapping[str, Any]]) -> None:
             lines.append("Options: " + " ".join("--" + name.replace("_", "-") for name in method["options"]))
         lines.append(f"Source: {method['source']}.")
         table.add_row(f"{method['name']}{' (default)' if method['default'] else ''}", escape("\n".join(lines)))
+    Output().print(table)
+
+
+def export(done: Export) -> None:
+    """Print what an export wrote."""
+    form, pre = done.tokenizer
+    table = Table(show_header=False)
+    table.add_row("file", escape(str(done.out)))
+    table.add_row("size", f"{done.bytes / 1e9:.3f} GB")
+    table.add_row("architecture", done.architecture)
+    table.add_row("rows", f"{done.rows:,}")
+    table.add_row("tokenizer", form if form != "gpt2" else f"{form}, pre-tokenizer {pre}")
+    same = done.compared - done.different
+    table.add_row("texts segmented alike", f"{same:,} of {done.compared:,}")
     Output().print(table)

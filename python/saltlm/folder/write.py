@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, cast
 
 import torch
 
-from ..environment import quiet_transformers
 from ..errors import BackendError, InputError, input_error
 from ..files.copy import copy_file, link_file, shares_blocks
 from ..files.file_errors import output_errors
@@ -21,22 +19,17 @@ from ..files.output_folder import check_output, whole_folder
 from ..model.checkpoint import Source
 from ..model.composite import with_entry
 from ..model.locate import TERMS
+from ..model.portable import save_tokenizer, with_rope_keys
 from ..model.processor import copy_processor
 from ..model.quantization import QUANTIZATION_FILES
 from ..model.safetensors_header import DTYPES, Header
 from ..model.safetensors_stream import kept_bytes, replaced_header, rewrite
+from ..model.sentencepiece_bpe import tokenizer_model
 from ..model.weights import INDEX, with_dtype
 from ..operators.checks import finite_rows
 from ..rows.matrices import NewMatrices
 
 ROOM = 64 << 20  # tokenizer, card and provenance beside the weights
-
-PLAIN = """from transformers import PreTrainedTokenizerFast
-
-
-class Plain(PreTrainedTokenizerFast):
-    \"\"\"tokenizer.json as it is, where the model's type would have transformers change it.\"\"\"
-"""
 
 Extra = bytes | Callable[[Path], object]
 
@@ -123,7 +116,7 @@ def write_folder(
             generation = merged(source.generation_config or {}, generation_changes or {})
             write_json(folder / "generation_config.json", generation)
         _keep_files(source, folder)
-        _save_tokenizer(tokenizer, folder)
+        _write_tokenizer(tokenizer, folder)
         if check is not None:
             check(folder)
         for name, extra in (extra_files or {}).items():
@@ -278,7 +271,7 @@ def _config(
     body = _body_dtypes(source, replaced)
     rows = {tensor.dtype for tensor in replaced.values()}
     config = with_dtype(config, _loading_dtype(config, body, rows), add=len(body | rows) > 1)
-    return merged(config, changes)
+    return merged(with_rope_keys(config), changes)
 
 
 def _body_dtypes(source: Source, replaced: Mapping[str, torch.Tensor]) -> set[torch.dtype]:
@@ -306,6 +299,13 @@ def _loading_dtype(config: Mapping[str, Any], body: set[torch.dtype], rows: set[
     return functools.reduce(torch.promote_types, body | rows)
 
 
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save the tokenizer, and tokenizer.model beside it where that is the same tokenizer."""
+    save_tokenizer(tokenizer, folder)
+    if (model_file := tokenizer_model(tokenizer)) is not None:
+        (folder / "tokenizer.model").write_bytes(model_file)
+
+
 def _keep_files(source: Source, folder: Path) -> None:
     # Under their own names; the source's README, old tokenizer and other weights are not kept.
     names = [*TERMS, *QUANTIZATION_FILES, *(["*.py"] if source.trust_remote_code else [])]
@@ -313,39 +313,3 @@ def _keep_files(source: Source, folder: Path) -> None:
         copy_file(path, folder / path.name)
     if source.text_path:
         copy_processor(source.folder, folder)
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save the tokenizer so that AutoTokenizer gives the same one back from this folder.
-
-    AutoTokenizer chooses a class by the model's type, too. For some types (qwen2 among them) it overrules what the
-    tokenizer's own file says, and the class then puts its own pre-tokenizer in place of the saved one, in silence.
-    An ``auto_map`` entry is what keeps it from that: without trust_remote_code it then goes by ``tokenizer_class``, and
-    with it by the entry, which therefore has to name a class; :data:`PLAIN` is that class.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    plain = {**saved, "tokenizer_class": "PreTrainedTokenizerFast"}
-    for content in (saved, plain, {**plain, "auto_map": {"AutoTokenizer": [None, "tokenizer.Plain"]}}):
-        if content is not saved:
-            write_json(path, content)
-        if "auto_map" in content:
-            (folder / "tokenizer.py").write_text(PLAIN, encoding="utf-8")
-        with quiet_transformers():
-            try:
-                read = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-            except Exception:  # any class may fail on another's files; the next way is then tried
-                continue
-        if _pipeline(read) == _pipeline(tokenizer):
-            return
-    raise BackendError(
-        f"{type(tokenizer).__name__}: AutoTokenizer does not give this tokenizer back from the new folder"
-    )
-
-
-def _pipeline(tokenizer: Any) -> dict[str, Any]:
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {key: value for key, value in content.items() if key not in ("truncation", "padding")}

@@ -1,0 +1,1 @@
+"""Write a model folder in the form of another program."""
