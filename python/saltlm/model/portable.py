@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..alignment.roles import named_tokens
 from ..environment import quiet_transformers
 from ..errors import BackendError
 from ..files.json_files import read_json, write_json
@@ -114,6 +115,8 @@ def portable_tokenizer_config(saved: Mapping[str, Any], tokenizer: Tokenizer) ->
     if isinstance(extra, list | tuple):  # transformers 4 takes a dictionary alone under this name
         del content["extra_special_tokens"]
         content["additional_special_tokens"] = list(extra)
+    if named := named_tokens(tokenizer):  # such as image_token, which processors ask for
+        content["extra_special_tokens"] = named
     content["clean_up_tokenization_spaces"] = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
     content["model_input_names"] = list(getattr(tokenizer, "model_input_names", ["input_ids", "attention_mask"]))
     return content
