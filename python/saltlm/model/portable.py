@@ -33,6 +33,9 @@ ROPE_KEYS = {
     "modernbert": ("global_rope_theta", "local_rope_theta", None),
     "modernbert-decoder": ("global_rope_theta", "local_rope_theta", None),
 }
+# Kinds of rotary scaling that transformers 4.57 knows. A model of another kind has no class there, and some config classes
+# of transformers 5 warn about the older name.
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 DEFAULT_ROPE_KEYS = ("rope_theta", "rope_local_base_freq", "partial_rotary_factor")
 
 
@@ -162,7 +165,7 @@ def with_rope_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     base_key, local_key, share_key = ROPE_KEYS.get(str(config.get("model_type")), DEFAULT_ROPE_KEYS)
     if isinstance(rope, Mapping):
         scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-        if scaling not in ({}, {"rope_type": "default"}):
+        if scaling not in ({}, {"rope_type": "default"}) and scaling.get("rope_type") in ROPE_TYPES:
             changed.setdefault("rope_scaling", scaling)
         _set_missing(changed, base_key, rope.get("rope_theta"))
         _set_missing(changed, share_key, rope.get("partial_rotary_factor"))
