@@ -31,7 +31,9 @@ def differences(root: Path, expected: dict[str, object]) -> list[str]:
         "special": sorted(map(str, tokenizer.all_special_tokens)),
         "roles": {role: getattr(tokenizer, f"{role}_token") for role in ("bos", "eos", "pad", "unk", "mask")},
         "chat": tokenizer.apply_chat_template(messages, tokenize=False) if tokenizer.chat_template else None,
-        "continuation": model.generate(prompt, max_new_tokens=6, do_sample=False)[0].tolist(),
+        "continuation": model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False
+        )[0].tolist(),
     }
     wrong = [
         f"{key}: {found[key]!r:.300}, expected {expected[key]!r:.300}" for key in found if found[key] != expected[key]

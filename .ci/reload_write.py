@@ -46,6 +46,11 @@ SOURCES = {
             },
         },
     ),
+    "gpt-neox": (
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+    ),
     "stablelm": (
         "StableLmForCausalLM",
         "StableLmConfig",
@@ -120,8 +125,9 @@ def expected(folder: Path) -> dict[str, object]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer(TEXT[0])["input_ids"][:24]
+    prompt = torch.tensor([ids])
     with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0, -1].tolist()
+        logits = model(prompt).logits[0, -1].tolist()
     messages = [{"role": "user", "content": TEXT[2]}]
     template = tokenizer.chat_template
     return {
@@ -136,7 +142,9 @@ def expected(folder: Path) -> dict[str, object]:
         "chat": tokenizer.apply_chat_template(messages, tokenize=False) if template else None,
         "prompt": ids,
         "logits": logits,
-        "continuation": model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0].tolist(),
+        "continuation": model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False
+        )[0].tolist(),
     }
 
 

@@ -356,7 +356,8 @@ def test_which_files_come_along(tmp_path: Path) -> None:
     ]
     new = json.loads((out / "config.json").read_text())
     assert (out / "README.md").read_text() == "card"
-    assert new == config | {"bos_token_id": 3, "new": [1]}, "the rest unchanged, auto_map and tokenizer_class gone"
+    changes = {"bos_token_id": 3, "new": [1], "rope_theta": 10000.0}  # transformers 4's name for rope_parameters
+    assert new == config | changes, "the rest unchanged, auto_map and tokenizer_class gone"
     generation = json.loads((out / "generation_config.json").read_text())
     assert generation == {**source.generation_config, "eos_token_id": 4}
 
