@@ -23,7 +23,8 @@ const MIN_UNPACKED_BYTES: u64 = 1 << 30;
 
 const BUFFER_BYTES: usize = 1 << 20;
 const GZIP: &[u8] = &[0x1f, 0x8b];
-const ZIP: &[u8] = b"PK\x03\x04";
+/// First bytes of a zip archive, and of one without files.
+const ZIP: [&[u8]; 2] = [b"PK\x03\x04", b"PK\x05\x06"];
 /// First bytes of other packings, their name and the program that unpacks them.
 const OTHER_PACKINGS: [(&[u8], &str, &str); 4] = [
     (b"\xfd7zXZ\0", "xz", "unxz"),
@@ -76,7 +77,7 @@ pub fn open(path: &Path) -> Result<Input> {
     let start = plain.fill_buf().map_err(|error| Error::io(path, &error))?;
     let unpacked: Box<dyn Read + Send> = if start.starts_with(GZIP) {
         Box::new(Unpacked { inner: MultiGzDecoder::new(plain), left: limit, checksum: None })
-    } else if start.starts_with(ZIP) {
+    } else if ZIP.iter().any(|magic| start.starts_with(magic)) {
         zip_member(path, plain.into_inner(), limit)?
     } else {
         refuse_other_packing(path, start)?;

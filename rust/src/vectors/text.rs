@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 const SHOWN_BYTES: usize = 40;
 /// The format of a file is recognised by at most this many bytes of its beginning.
 const START_BYTES: u64 = 1 << 18;
+/// Bytes of the beginning in which no control character may stand, if the file is taken for text.
+const SAMPLE_BYTES: usize = 4096;
 /// Longest header line of a word2vec file, in bytes.
 const HEADER_BYTES: usize = 64;
 /// Bytes of a 32-bit floating-point number.
@@ -56,7 +58,8 @@ pub fn format_of(start: &[u8]) -> ListFormat {
     }
     let numbers = memchr(b' ', rest).and_then(|space| rest.get(space + 1..)).unwrap_or_default();
     let numbers = numbers.get(..dimension * F32_BYTES).unwrap_or(numbers);
-    if is_text(numbers) {
+    // A few bytes of numbers can look like text by chance, but not all of the beginning.
+    if is_text(numbers) && !rest.iter().take(SAMPLE_BYTES).any(is_control) {
         ListFormat::Text
     } else {
         ListFormat::Binary
@@ -76,7 +79,12 @@ fn is_text(bytes: &[u8]) -> bool {
         Ok(_) => true,
         Err(error) => error.error_len().is_none(),
     };
-    valid && !bytes.iter().any(|&byte| byte < b' ' && !matches!(byte, b'\t' | b'\n' | b'\r'))
+    valid && !bytes.iter().any(is_control)
+}
+
+/// Whether a byte is a control character that no text file has.
+fn is_control(&byte: &u8) -> bool {
+    byte < b' ' && !matches!(byte, b'\t' | b'\n' | b'\r')
 }
 
 /// The beginning of a line for a message; never control characters of the file.
