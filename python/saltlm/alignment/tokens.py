@@ -12,7 +12,7 @@ from typing import Any
 from .. import _rust
 from ..errors import InputError, first_line, input_error
 from ..files.json_files import parse_json
-from ..files.open_file import FileKind, check_file, check_model_folder, read_file
+from ..files.open_file import FileKind, check_model_folder, read_file
 from .roles import roles_by_spelling, roles_in, roles_of
 
 # Flags of a token in the native vocabulary. HOLE: an id without a token.
@@ -111,11 +111,9 @@ def _from_path(path: Path, side: str) -> Tokens:
         if (path / "tekken.json").is_file():
             return _from_path(path / "tekken.json", side)
         return load_tokens(_through_transformers(path, side), side)
-    if not os.path.isfile(path):
+    if not os.path.lexists(path):
         if _HUB_NAME.fullmatch(str(path)) and path.suffix not in (".json", ".tiktoken", ".model"):
             return load_tokens(_through_transformers(path, side), side)
-        if os.path.exists(path):
-            check_file(path, FileKind.TOKENIZER, what=f"{side} tokenizer {path}")
         raise input_error(f"{side} tokenizer", f"nothing at {path}", ACCEPTED, "check the path")
     data = _read(path)
     if path.suffix == ".tiktoken" or _RANKS.match(data):

@@ -178,9 +178,10 @@ def check_model_folder(folder: Path, side: str) -> None:
             continue
         path, kind = Path(entry.path), file_kind(entry.name)
         what = f"{side}, {path}"
-        if entry.is_symlink() and not entry.is_dir():
+        is_folder = path.is_dir()  # unlike the method of the entry, False for a link to itself
+        if entry.is_symlink() and not is_folder:
             check_inside(path, folder, what)
-        if kind is None or entry.is_dir():
+        if kind is None or is_folder:
             # A folder with the name of a file is refused where the file is required.
             continue
         try:
