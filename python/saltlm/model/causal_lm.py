@@ -360,6 +360,8 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
         if (folder / ADAPTER).is_file():
             raise input_error(what, "no weights but those of an adapter", expected, merge_advice(folder))
         raise input_error(what, "no weights", expected, "check that the copy is complete")
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        find_weights(folder, what)  # the headers are checked before a file is hashed or handed to a library
 
 
 @contextlib.contextmanager
