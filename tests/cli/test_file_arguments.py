@@ -84,7 +84,9 @@ def test_what_is_no_file_is_refused(inputs: Path, capsys, argument: str, kind: s
     bad = inputs / ("source/bad.gguf" if argument == "transfer gguf" else "bad")
     put(bad, kind)
     before = tree(inputs)
-    words = [word.replace("BAD", "bad.gguf" if argument == "transfer gguf" else "./bad") for word in ARGUMENTS[argument]]
+    words = [
+        word.replace("BAD", "bad.gguf" if argument == "transfer gguf" else "./bad") for word in ARGUMENTS[argument]
+    ]
     with time_limit(SECONDS):
         message = refused(capsys, *words)
     errors = [line for line in message.splitlines() if line.startswith("saltlm: ")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import mmap
 import re
 import weakref
@@ -14,8 +13,8 @@ from typing import Any
 import torch
 
 from ..errors import input_error
-from ..files.json_files import read_json
-from ..files.open_file import open_file
+from ..files.json_files import parse_json, read_json
+from ..files.open_file import FileKind, open_file, read_file
 from .safetensors_header import DTYPES, Entry, Header, read_header
 
 SINGLE = "model.safetensors"
@@ -226,8 +225,8 @@ def refuse_wrapped(weights: Weights, what: str) -> None:
 def merge_advice(folder: Path) -> str:
     """What a user can do with a folder that holds an adapter alone."""
     try:
-        base = json.loads((folder / ADAPTER).read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        base = parse_json(read_file(folder / ADAPTER, FileKind.SETTINGS, inside=folder))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
         base = None
     base = base if isinstance(base, str) and base.isprintable() and 0 < len(base) <= 200 else "BASE"
     return (
