@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,9 @@ class FastText:
     def open(path: str | PathLike[str]) -> FastText: ...
     def vectors(self, words: Sequence[str | None]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
 
-def read_text_vectors(
+def check_vectors(path: str | PathLike[str]) -> Literal["fasttext", "word2vec", "text"]: ...
+def listed_words(path: str | PathLike[str]) -> list[str]: ...
+def read_vectors(
     path: str | PathLike[str], words: Sequence[str | None]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
 def floret_vectors(

@@ -210,6 +210,13 @@ class TransferConfig:
         "Round the number of rows up to a multiple of this integer, in [1, 65536]. Default: no padding rows.",
         group=TOKENS,
     )
+    rows: int | None = option(
+        None,
+        "Exact number of rows of the new matrices, at least the number of tokens and at most 65536 more, so that a draft model "
+        "has as many rows as the model that it drafts for; the rows beyond the tokens are padding rows. Excludes "
+        "--pad-to-multiple-of. Default: as many rows as tokens.",
+        group=TOKENS,
+    )
     seed: int = option(
         0,
         "Seed of the randomly drawn rows and of the choice of the shared tokens to hide, an integer in [0, 2**63).",
@@ -291,6 +298,10 @@ class TransferConfig:
             raise input_error(
                 "pad_to_multiple_of", repr(self.pad_to_multiple_of), expected, "leave it out for no rows more"
             )
+        if self.rows is not None and not is_whole_number(self.rows, 1):
+            raise input_error("rows", repr(self.rows), "a whole number >= 1", "leave it out for as many rows as tokens")
+        if self.rows is not None and self.pad_to_multiple_of is not None:
+            raise input_error("rows", "with pad_to_multiple_of", "one of the two", "leave --pad-to-multiple-of out")
         self._check_rules()
         if not is_whole_number(self.seed, 0, 2**63 - 1):
             raise input_error("seed", repr(self.seed), "a whole number in [0, 2**63)", "choose another seed")

@@ -15,7 +15,21 @@ class BackendError(SaltlmError, RuntimeError):
 
 def input_error(what: str, found: str, expected: str, advice: str) -> InputError:
     """Build an :class:`InputError` with the message ``WHAT: found FOUND; expected EXPECTED; ADVICE``."""
-    return InputError(f"{what}: found {found}; expected {expected}; {advice}")
+    return InputError(printable(f"{what}: found {found}; expected {expected}; {advice}"))
+
+
+def printable(text: str) -> str:
+    r"""The text with escapes for control characters and other characters that a terminal would obey or not show.
+
+    Line ends are kept.
+
+    Example:
+        >>> printable("a\x1b[31m\nb")
+        'a\\x1b[31m\nb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def first_line(error: BaseException) -> str:

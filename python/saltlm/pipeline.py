@@ -15,7 +15,7 @@ import torch
 from .alignment.align import HOLE, Alignment
 from .alignment.config_ids import IdChanges, fill_refused_nulls, id_changes
 from .alignment.expand import expand
-from .config import TransferConfig
+from .config import MOST_PADDING, TransferConfig
 from .errors import input_error
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
@@ -49,7 +49,7 @@ class Transfer:
 
     Attributes:
         input_rows: [T', D], new input rows in the dtype as written; ``T'`` is ``T`` (or ``S`` and the
-            added tokens), rounded up as asked.
+            added tokens), rounded up as asked, or the number that was asked for.
         output_rows: [T', D] of an untied head, ``None`` for a tied one.
         output_bias: [T'] of the head, ``None`` where it has none.
         alignment: source id and verdict of each target token.
@@ -162,7 +162,7 @@ def run_transfer(
     with clock("vectors"):
         vectors, source_vectors = _vectors(config, auxiliary, tokenizer, alignment, model, donor, shared)
     size = alignment.target.size if expansion is None else expansion.first + len(expansion.added)
-    rows = -(-size // (config.pad_to_multiple_of or 1)) * (config.pad_to_multiple_of or 1)
+    rows = _row_count(size, config)
     assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None, expansion)
     job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
     basis = basis_of(donor, vectors, model, config)
@@ -209,6 +209,21 @@ def run_transfer(
         tokenizer=tokenizer,
         out=None if dry_run else destination,
     )
+
+
+def _row_count(size: int, config: TransferConfig) -> int:
+    """T', the number of rows for ``size`` tokens: as given, or rounded up."""
+    if config.rows is None:
+        multiple = config.pad_to_multiple_of or 1
+        return -(-size // multiple) * multiple
+    if not size <= config.rows <= size + MOST_PADDING:
+        raise input_error(
+            "rows",
+            f"{config.rows:,} for a tokenizer of {size:,} ids",
+            f"a number in [{size:,}, {size + MOST_PADDING:,}]",
+            "give at least one row for each id; a draft model needs the tokenizer and the number of rows of its model",
+        )
+    return config.rows
 
 
 def _reload(

@@ -1,7 +1,9 @@
 //! Readers of static word vectors. They read only what the requested words need.
 
 pub mod fasttext;
+pub mod file;
 pub mod hashing;
+pub mod input;
 pub mod spacy;
 pub mod text;
 

@@ -41,7 +41,7 @@ SURFACE = {
         --blend-length=None --clean-anchors=0.0 --unigram-shift=None --unigram-text=None --norm-guard='warn'
         --tune=False --tune-text=None --source-auxiliary=None --dictionary=None --overlap='exact'
         --special-overrides=[] --keep-source-vocabulary=False --chat-template='target'
-        --pad-to-multiple-of=None --seed=0 --heldout=0.05 --device='auto' --dtype=None --link='copy'
+        --pad-to-multiple-of=None --rows=None --seed=0 --heldout=0.05 --device='auto' --dtype=None --link='copy'
         --reload-check='auto' --gguf-file=None --source-revision=None --target-revision=None
         --trust-remote-code=False --force=False --dry-run=False --json=False --quiet=False
     """,
@@ -66,6 +66,9 @@ SURFACE = {
     "inspect": """
         folder=None token=None --html=None --json=False --quiet=False
     """,
+    "align": """
+        source=None target=None --overlap='exact' --json=False --quiet=False
+    """,
     "compare": """
         --source=None --target=None --auxiliary=None --methods=None --text=None --out=None --eval-text=None
         --source-eval-text=None --probe='embeddings' --probe-steps=50 --seeds=3 --seed=0 --eval-steps=None
@@ -73,7 +76,7 @@ SURFACE = {
         --map-ridge=None --blend-with=None --blend-weight=None --blend-length=None --clean-anchors=0.0
         --unigram-shift=None --unigram-text=None --norm-guard='warn' --tune=False --tune-text=None
         --source-auxiliary=None --dictionary=None --overlap='exact' --special-overrides=[]
-        --keep-source-vocabulary=False --chat-template='target' --pad-to-multiple-of=None --dtype=None
+        --keep-source-vocabulary=False --chat-template='target' --pad-to-multiple-of=None --rows=None --dtype=None
         --link='copy' --gguf-file=None --source-revision=None --target-revision=None --seq-length=None
         --batch-size=1 --accumulate=1 --learning-rate=0.0001 --embedding-learning-rate=0.001
         --schedule='cosine' --warmup-steps=None --decay-share=0.2 --weight-decay=0.0 --adam-beta2=0.95

@@ -224,11 +224,14 @@ def test_without_locks_the_process_id_decides(tmp_path: Path, monkeypatch) -> No
 
 def test_an_old_folder_set_aside_by_a_killed_run_is_restored(tmp_path: Path) -> None:
     out, aside = tmp_path / "out", tmp_path / ".out.saltlm-1-00000000.old"
+    identity = aside.with_name(aside.name + ".id")
     aside.mkdir()
+    identity.write_text(f"{aside.stat().st_dev} {aside.stat().st_ino}")
     fill(aside, "old")
     clear_leftovers(out)
     assert (out / "config.json").read_text() == "old" and names(tmp_path) == ["out"]
     aside.mkdir()
+    identity.write_text(f"{aside.stat().st_dev} {aside.stat().st_ino}")
     clear_leftovers(out)
     assert names(tmp_path) == ["out"]
 

@@ -74,10 +74,11 @@ def test_links_are_the_sources_files_and_all_other_files_are_new(tmp_path: Path,
 def test_a_hard_link_to_a_symlink_links_its_file(tmp_path: Path) -> None:
     """The hub's cache is a folder of symlinks."""
     model = save_llama(tmp_path / "blobs", BPE, tied=False, max_shard_size=SMALL)
-    (tmp_path / "snapshot").mkdir()
+    snapshot = tmp_path / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
     for path in model.iterdir():
-        (tmp_path / "snapshot" / path.name).symlink_to(path)
-    source = load_source(tmp_path / "snapshot")
+        (snapshot / path.name).symlink_to(path)
+    source = load_source(snapshot)
     out = write(tmp_path / "out", source, link="hard")
     for name in shards(source)[1]:
         assert not (out / name).is_symlink() and os.path.samefile(out / name, model / name)

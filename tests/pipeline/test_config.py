@@ -23,6 +23,8 @@ BAD = [
     ("ridge", float("nan"), "finite"),
     ("ridge", float("inf"), "finite"),
     ("max_support", 0, ">= 1"),
+    ("rows", 0, "a whole number >= 1"),
+    ("rows", 1.5, "a whole number >= 1"),
     ("pad_to_multiple_of", -8, r"in \[1, 65536\]"),
     ("seed", -1, "2\\*\\*63"),
     ("heldout", 0.6, "0.5"),

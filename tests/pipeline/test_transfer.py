@@ -159,6 +159,26 @@ def test_padding_rows(pair, tmp_path) -> None:
     assert logits(tmp_path / "out").shape[-1] == len(done.origin)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_exact_number_of_rows(pair, tmp_path, keep: bool) -> None:
+    size = len(transfer(pair.source, pair.target, config=config_with(keep)).origin)
+    for rows in (size, size + 1, size + 37):
+        done = transfer(pair.source, pair.target, None, tmp_path / str(rows), config_with(keep, rows=rows))
+        assert len(done.origin) == len(done.input_rows) == rows
+        assert (done.origin[size:] == PADDING).all() and (done.origin[:size] != PADDING).all()
+        assert logits(tmp_path / str(rows)).shape[-1] == rows
+    for rows in (1, size - 1, size + 65537, 10**12):
+        with pytest.raises(InputError, match=rf"rows: found {rows:,} for a tokenizer of {size:,} ids"):
+            transfer(pair.source, pair.target, None, tmp_path / "out", config_with(keep, rows=rows))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="with pad_to_multiple_of; expected one of the two"):
+        config_with(keep, rows=size, pad_to_multiple_of=64)
+
+
+def config_with(keep: bool, **options) -> TransferConfig:
+    return TransferConfig(method="subword-mean", keep_source_vocabulary=keep, **options)
+
+
 def test_a_tokenizer_longer_than_the_source_matrix(tmp_path) -> None:
     tokenizer = byte_level_bpe()
     tokenizer.add_tokens(["kissa", "talossa"])

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from ..errors import BackendError, SaltlmError, input_error
 from ..files.file_errors import FULL_DISK, os_error_code
-from ..files.json_files import write_json_whole
+from ..files.json_files import read_json, write_json_whole
+from ..files.open_file import FileKind, check_tree, read_file
 from ..files.output_folder import check_output, sync_path
 from ..files.output_lock import lock_run
 from .config import AdaptConfig
@@ -123,7 +124,7 @@ class RunFolder:
         if not record.is_file():
             return None
         try:
-            old = dict(json.loads(record.read_bytes())["identity"])
+            old = dict(read_json(record)["identity"])
         except (ValueError, KeyError, TypeError) as error:
             raise input_error(
                 f"output {self.out}",
@@ -132,7 +133,10 @@ class RunFolder:
                 "choose another folder, or start over by --force without --resume",
             ) from error
         self._refuse_other(old, identity)
-        return self.last()
+        checkpoint = self.last()
+        if checkpoint is not None:
+            check_tree(checkpoint, f"checkpoint {checkpoint}")  # libraries open its files by their names
+        return checkpoint
 
     def start(self, identity: Mapping[str, Any], checkpoint: Path | None) -> None:
         """Create the folder, or take over the one that holds the checkpoint; lock it against other processes.
@@ -176,13 +180,13 @@ class RunFolder:
 
     def state(self, checkpoint: Path) -> dict[str, Any]:
         """The ``state`` that :meth:`save` was given with a checkpoint."""
-        return json.loads((checkpoint / STATE).read_bytes())
+        return read_json(checkpoint / STATE)
 
     @property
     def finished(self) -> bool:
         """Whether the folder holds the final model."""
         record = self.out / RECORD
-        return record.is_file() and bool(json.loads(record.read_bytes()).get("finished"))
+        return record.is_file() and bool(read_json(record).get("finished"))
 
     def save(
         self, step: int, state: Mapping[str, Any], write: Callable[[Path], Path], *, keep: int, best: int | None
@@ -259,7 +263,9 @@ class RunFolder:
             lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
             temporary = self.metrics.with_name(f".{METRICS}.writing")
             with checkpoint_errors(self.out, self.last()):
-                temporary.write_text(lines, encoding="utf-8")
+                temporary.unlink(missing_ok=True)
+                with temporary.open("x", encoding="utf-8") as file:  # not through a link that stands at this name
+                    file.write(lines)
                 temporary.replace(self.metrics)
         self.barrier()
         return kept
@@ -326,7 +332,7 @@ def read_metrics(path: Path, step: int | None = None) -> list[dict[str, Any]]:
     """
     lines: list[dict[str, Any]] = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_file(path, FileKind.TEXT).decode(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:

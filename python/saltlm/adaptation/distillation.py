@@ -9,7 +9,6 @@ teacher's. Only new rows are trained; all other weights of the student are those
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import input_error
+from ..files.json_files import read_json
 from ..files.summary_file import SUMMARY
 from ..model.causal_lm import CausalLM, load_causal_lm
 from ..protocols import Tokenizer
@@ -66,7 +66,7 @@ def load_teacher(folder: Path, config: AdaptConfig, student: CausalLM, device: t
     name, gguf_file = config.distill_source, None
     if name is None:
         try:
-            summary = json.loads((folder / SUMMARY).read_bytes())
+            summary = read_json(folder / SUMMARY)
             name, gguf_file = summary["inputs"]["source"]["path"], summary.get("config", {}).get("gguf_file")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise input_error(

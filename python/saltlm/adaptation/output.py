@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -12,7 +11,8 @@ from typing import Any, cast
 
 import torch
 
-from ..files.json_files import write_json_whole
+from ..files.json_files import read_json, write_json_whole
+from ..files.open_file import FileKind, check_file, file_kind, read_file
 from ..files.output_folder import whole_folder
 from ..files.summary_file import (
     FORMAT,
@@ -107,9 +107,11 @@ def write_adapted(
         model.save_pretrained(folder, state_dict=weights)
         add_shard(folder, stored, outside)
         for name in stored.beside:
+            check_file(source / name, inside=source)
             shutil.copyfile(source / name, folder / name)
         _write_config(source, folder, dtype)
         for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
+            check_file(path, file_kind(path.name) or FileKind.TOKENIZER, inside=source)
             shutil.copyfile(path, folder / path.name)
         make_portable(folder)
         write_json_whole(folder / SUMMARY, adapted_summary(source, record))
@@ -138,7 +140,7 @@ def add_shard(folder: Path, weights: Weights, keys: Sequence[str]) -> None:
         index: dict[str, Any] = {"metadata": {}, "weight_map": {}}
         index["metadata"]["total_size"] = read_header(folder / SINGLE).data_bytes
     else:
-        index = json.loads((folder / INDEX).read_bytes())
+        index = read_json(folder / INDEX)
         old = {}
         for key, file in index["weight_map"].items():
             old.setdefault(file, []).append(key)
@@ -189,7 +191,7 @@ def stored_dtypes(weights: Weights, names: Mapping[str, str]) -> dict[str, torch
 
 def _write_config(source: Path, folder: Path, dtype: str | None) -> None:
     """Write the source's config.json, with the dtype of the weights if one was asked for."""
-    config = with_rope_keys(json.loads((source / "config.json").read_bytes()))
+    config = with_rope_keys(read_json(source / "config.json", inside=source))
     if dtype:
         config = with_dtype(config, DTYPES[dtype], add=True)
     write_json_whole(folder / "config.json", config)
@@ -207,7 +209,7 @@ def adapted_summary(source: Path, record: AdaptationRun) -> AdaptedSummary:
     path = source / SUMMARY
     summary: dict[str, Any] = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
     if path.is_file():
-        summary = json.loads(path.read_bytes())
+        summary = read_json(path, inside=source)
     summary["schema_version"] = schema_version_of(summary)
     adapted: AdaptationRecord = {**record, "before": [summary["adapted"]] if "adapted" in summary else []}
     return cast(AdaptedSummary, {**summary, "saltlm_version": record["saltlm_version"], "adapted": adapted})
@@ -218,7 +220,7 @@ def _card(source: Path, record: AdaptationRun) -> str:
     path = source / "README.md"
     card = "# An adapted causal language model\n"
     if path.is_file():
-        card = path.read_text(encoding="utf-8", errors="replace")
+        card = read_file(path, FileKind.TERMS, inside=source).decode(errors="replace")
     card = NOT_ADAPTED.sub("", card).rstrip() + "\n"
     steps = f"{record['steps']:,}"
     if record["kept_step"] != record["steps"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 
 from ..errors import input_error
+from ..files.json_files import read_json
+from ..files.open_file import check_file
 from ..files.summary_file import SUMMARY
 from .sharding import local_rows
 
@@ -33,7 +34,8 @@ def new_rows(folder: Path) -> np.ndarray:
     from safetensors.numpy import load_file
 
     try:
-        origins = json.loads((folder / SUMMARY).read_bytes())["origins"]
+        origins = read_json(folder / SUMMARY)["origins"]
+        check_file(folder / "provenance.safetensors", inside=folder)
         origin = load_file(folder / "provenance.safetensors")["origin"]
         copied = [origins.index(name) for name in COPIED_ORIGINS if name in origins]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 
 from ..errors import input_error
+from ..files.open_file import check_file
 from .optimizer import vocabulary_parameters
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def load_weights(model: Any, checkpoint: Path) -> None:
 
     missing: set[str] | None = None
     for file in sorted(checkpoint.glob("*.safetensors")):
+        check_file(file, inside=checkpoint)
         absent = load_full_state(model, load_file(file))
         missing = absent if missing is None else missing & absent
     # A tied matrix is stored under one of its names.

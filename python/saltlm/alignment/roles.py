@@ -13,12 +13,13 @@ The rule by which a special token of the target takes source rows:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import input_error
+from ..errors import InputError, input_error
+from ..files.json_files import parse_json
+from ..files.open_file import FileKind, read_file
 from ..protocols import Tokenizer
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
@@ -92,8 +93,10 @@ def roles_in(folder: Path, find: Callable[[str], int | None]) -> dict[str, int]:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            content = parse_json(read_file(path, FileKind.SETTINGS, inside=folder))
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
             raise input_error(str(path), f"a broken file ({error})", "JSON", "save the tokenizer again") from error
         if not isinstance(content, dict):
             raise input_error(str(path), f"a {type(content).__name__}", "a JSON object", "save the tokenizer again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +11,8 @@ from typing import Any
 
 from .. import _rust
 from ..errors import InputError, first_line, input_error
+from ..files.json_files import parse_json
+from ..files.open_file import FileKind, check_model_folder, read_file
 from .roles import roles_by_spelling, roles_in, roles_of
 
 # Flags of a token in the native vocabulary. HOLE: an id without a token.
@@ -104,12 +105,13 @@ def _native(read: Callable[[], _rust.Vocabulary]) -> _rust.Vocabulary:
 def _from_path(path: Path, side: str) -> Tokens:
     """Tokens of a folder, a file or a hub name."""
     if os.path.isdir(path):
+        check_model_folder(path, f"{side} tokenizer")
         if (path / "tokenizer.json").is_file():
             return _from_folder(path)
         if (path / "tekken.json").is_file():
             return _from_path(path / "tekken.json", side)
         return load_tokens(_through_transformers(path, side), side)
-    if not os.path.isfile(path):
+    if not os.path.lexists(path):
         if _HUB_NAME.fullmatch(str(path)) and path.suffix not in (".json", ".tiktoken", ".model"):
             return load_tokens(_through_transformers(path, side), side)
         raise input_error(f"{side} tokenizer", f"nothing at {path}", ACCEPTED, "check the path")
@@ -127,7 +129,7 @@ def _from_path(path: Path, side: str) -> Tokens:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, FileKind.TOKENIZER)
     except OSError as error:
         raise input_error(str(path), f"a file that cannot be read ({error.strerror})", ACCEPTED, "check it") from error
 
@@ -150,7 +152,7 @@ def _from_folder(folder: Path) -> Tokens:
 def _from_tekken(data: bytes, name: str) -> Tokens:
     """Tokens of a ``tekken.json`` (Mistral): special tokens first, then as many ranks as fill ``default_vocab_size``."""
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         config = content["config"]
         special = int(config["default_num_special_tokens"])
         entries = content["vocab"][: int(config["default_vocab_size"]) - special]

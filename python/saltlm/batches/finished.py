@@ -18,6 +18,8 @@ from typing import Any
 from ..environment import versions
 from ..errors import InputError
 from ..files.hashing import sha256_file
+from ..files.json_files import parse_json
+from ..files.open_file import FileKind, read_file
 from ..files.summary_file import FORMAT, SCHEMA_VERSION, SUMMARY, Inputs, ModelInput, Summary, schema_version_of
 from ..model.checkpoint import hash_files
 from ..model.locate import local_folder
@@ -53,7 +55,7 @@ def difference(job: BatchJob) -> str | None:
     if missing or not any(job.out.glob("*.safetensors")):
         return f"it has no {missing[0] if missing else 'weights'}"
     try:
-        summary: Summary = json.loads((job.out / SUMMARY).read_text(encoding="utf-8"))
+        summary: Summary = parse_json(read_file(job.out / SUMMARY, FileKind.SETTINGS))
         config = json.loads(json.dumps(job.config.to_json()))  # as values read from a JSON file
         is_tuned = job.config.tune or job.config.tune_text is not None
         chosen = free_options(job.config) if is_tuned else ()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import TransferConfig
 from ..errors import InputError, input_error
+from ..files.open_file import FileKind, read_file
 from ..options import options_of
 from .toml_lines import KeyPath, parse, toml_lines
 
@@ -180,7 +181,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """
     advice = "check the path"
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_file(path, FileKind.JOBS, what=f"jobs file {path}").decode("utf-8")
         return parse(text), toml_lines(text)
     except OSError as error:
         raise input_error(f"jobs file {path}", error.strerror or str(error), "a TOML file", advice) from None
@@ -188,6 +189,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         line = error.object.count(b"\n", 0, error.start) + 1
         message = f"{path}: line {line}: found bytes that are not UTF-8; expected TOML; convert the file"
         raise InputError(message) from None
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         at = re.search(r"\(at line (\d+)", str(error))
         line = int(at[1]) if at else text.count("\n") + 1

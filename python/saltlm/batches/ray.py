@@ -12,6 +12,7 @@ from typing import Any
 
 from ..environment import require, silence_libraries
 from ..errors import InputError, first_line, input_error
+from ..files.open_file import FileKind, read_file
 from ..files.output_folder import clear_leftovers
 from ..shared import Shared
 from .jobs_file import BatchJob
@@ -148,7 +149,7 @@ def reachable(address: str) -> str:
     if address == "auto":
         resolved = os.environ.get("RAY_ADDRESS", "")
         if not resolved and CLUSTER_FILE.is_file():
-            resolved = CLUSTER_FILE.read_text(encoding="utf-8").strip()
+            resolved = read_file(CLUSTER_FILE, FileKind.LOCK).decode().strip()
         if not resolved:
             raise _unreachable(address, "no cluster runs here")
     match = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", resolved)

@@ -22,7 +22,7 @@ from ..batches.config import BatchConfig
 from ..comparison.config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
 from ..config import TransferConfig
 from ..environment import silence_libraries
-from ..errors import InputError, SaltlmError, input_error
+from ..errors import InputError, SaltlmError, input_error, printable
 from ..evaluation.side_by_side import MeasureConfig
 from ..export.config import ExportConfig
 from .options import config_from, parser
@@ -156,6 +156,18 @@ def run_inspect(arguments: argparse.Namespace) -> None:
         sys.stderr.write(f"written: {arguments.html}\n")
 
 
+def run_align(arguments: argparse.Namespace) -> None:
+    """Run ``saltlm align``."""
+    from ..inspection.overlap import vocabulary_overlap
+    from . import show_inspect
+
+    result = vocabulary_overlap(arguments.source, arguments.target, arguments.overlap)
+    if arguments.json:
+        _write_json(result.to_json())
+    else:
+        show_inspect.overlap(result)
+
+
 def run_compare(arguments: argparse.Namespace) -> None:
     """Run ``saltlm compare``."""
     from ..comparison.run import compare
@@ -238,7 +250,7 @@ def run_status(arguments: argparse.Namespace) -> None:
 def _write_notes(warnings: Sequence[str]) -> None:
     """Write each warning to stderr. ``--quiet`` does not suppress them; with ``--json``, stdout has them too."""
     for warning in warnings:
-        sys.stderr.write(f"note: {warning}\n")
+        sys.stderr.write(f"note: {printable(warning)}\n")
 
 
 def _write_json(content: Any) -> None:
@@ -313,6 +325,7 @@ def _run_command(argv: Sequence[str] | None, handler: _SignalHandler) -> int:
         "adapt": (".adaptation.packing", run_adapt),
         "batch": (".batches.run", run_batch),
         "inspect": (".inspection.rows", run_inspect),
+        "align": (".inspection.overlap", run_align),
         "compare": (".comparison.run", run_compare),
         "convert": (".model.convert", run_convert),
         "export": (".export.gguf_file", run_export),
@@ -376,5 +389,5 @@ def _without_log_records() -> Iterator[None]:
 
 def _fail(message: str, code: int) -> int:
     """Write an error message to stderr; returns ``code``."""
-    sys.stderr.write(f"saltlm: {message}\n")
+    sys.stderr.write(f"saltlm: {printable(message)}\n")
     return code

@@ -9,7 +9,7 @@ from typing import Any
 from ..adaptation.config import AdaptConfig
 from ..batches.config import BatchConfig
 from ..comparison.config import OWN_ADAPT, OWN_TRANSFER, CompareConfig
-from ..config import DTYPES, INPUTS, OUTPUT, RUN, TransferConfig
+from ..config import DTYPES, INPUTS, OUTPUT, OVERLAPS, RUN, TOKENS, TransferConfig
 from ..errors import input_error
 from ..evaluation.side_by_side import CONTINUATIONS, TASKS, MeasureConfig
 from ..export.config import ExportConfig
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"saltlm {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for add in (_transfer, _evaluate, _adapt, _inspect, _compare, _batch, _convert, _export, _methods, _status):
+    for add in (_transfer, _evaluate, _adapt, _inspect, _align, _compare, _batch, _convert, _export, _methods, _status):
         command = add(commands)
         command.add_flag(OUTPUT, "--json", "Print one JSON object to standard output, and nothing else.")
         command.add_flag(RUN, "--quiet", "Print no progress to standard error.")
@@ -204,6 +204,31 @@ def _inspect(commands: Any) -> Command:
     return command
 
 
+def _align(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "align",
+        "Compare two vocabularies: shared tokens, tokens with the same id, and what speculative decoding may expect.",
+        "SOURCE TARGET [options]",
+    )
+    for name in ("source", "target"):
+        command.add(
+            INPUTS,
+            name,
+            metavar=name.upper(),
+            help="Tokenizer: a model folder, a hub name, or a tokenizer.json, .tiktoken or tekken.json file.",
+        )
+    command.add(
+        TOKENS,
+        "--overlap",
+        default="exact",
+        metavar=choices_metavar(OVERLAPS),
+        help="Loosest match that makes a target token a shared token: exact (same bytes and same word start), word-start (the "
+        "word start may differ) or case (upper and lower case may differ too). Default: exact.",
+    )
+    return command
+
+
 def _compare(commands: Any) -> Command:
     command = Command(
         commands,
@@ -334,7 +359,7 @@ def _add_pair(command: Command) -> None:
         INPUTS,
         "--auxiliary",
         metavar="VECTORS",
-        help="Static vectors of the target language: a fastText .bin file, a .vec or word2vec text file (also .gz), a spaCy "
-        "vectors folder, plm (the PLM's own embedding rows) or train:FILE[,FILE...] (fastText trained on these text files). "
+        help="Static vectors of the target language: a fastText .bin file, a .vec or word2vec file (all also .gz or .zip), a "
+        "spaCy vectors folder, plm (the PLM's own embedding rows) or train:FILE[,FILE...] (fastText trained on these files). "
         "Default: no vectors; the methods that need them are listed by 'saltlm methods'.",
     )

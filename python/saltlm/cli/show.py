@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..files.summary_file import Blend, ReloadReport, Summary
 from ..progress import StageProgress
+from .markup import escape
 
 if TYPE_CHECKING:
     from ..evaluation.harness.tasks import TaskScore

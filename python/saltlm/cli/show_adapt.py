@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from ..adaptation.metrics import AdaptProgress
 from ..adaptation.run import Adaptation
+from .markup import escape
 from .show import Output
 
 

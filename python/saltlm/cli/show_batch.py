@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from ..batches.jobs_file import BatchJob
 from ..batches.run import Batch, Watcher
 from ..batches.worker import Outcome
+from .markup import escape
 from .show import Output
 
 LATEST = 8  # number of ended jobs that the live table shows

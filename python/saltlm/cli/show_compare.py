@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..comparison.chart import in_order
 from ..comparison.config import ORIGINAL
 from ..progress import StageProgress
+from .markup import escape
 from .show import Output
 
 if TYPE_CHECKING:

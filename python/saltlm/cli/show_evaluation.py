@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
+
+from .markup import escape
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import input_error
 from ..files.file_errors import output_errors
+from ..inspection.overlap import ADVICE, VocabularyOverlap
 from ..inspection.rows import Rows
+from .markup import escape
 from .show import ORIGIN_WORDS, Output
 
 # (label of a table section, key of its rows in the overview).
@@ -46,6 +47,25 @@ RULE_WORDS = {
     "map and anchors": "the map of all anchors, plus a weighted sum of its residuals on shared tokens",
     "pieces, map and anchors": "blend of the pieces and the map of all anchors, plus a weighted sum of its residuals",
 }
+
+
+def overlap(result: VocabularyOverlap) -> None:
+    """Print what two vocabularies have in common, and what speculative decoding may expect."""
+    console = Output()
+    table = Table(title="two vocabularies")
+    table.add_column("")
+    for heading in ("source", "target"):
+        table.add_column(heading, justify="right")
+    shares = (result.shared / max(1, result.source_tokens), result.shared / max(1, result.target_tokens))
+    rows = (f"{count:,}" if count is not None else "-" for count in (result.source_rows, result.target_rows))
+    table.add_row("tokens", f"{result.source_tokens:,}", f"{result.target_tokens:,}")
+    table.add_row("rows by config.json", *rows)
+    table.add_row("shared tokens", f"{result.shared:,} ({shares[0]:.1%})", f"{result.shared:,} ({shares[1]:.1%})")
+    table.add_row("same token at the same id", f"{result.same_id:,}", f"{result.same_id:,}")
+    console.print(table)
+    matches = ", ".join(f"{name} {count:,}" for name, count in result.matches.items() if count)
+    console.print(f"target tokens by match: {escape(matches)}", highlight=False)
+    console.print(escape(ADVICE[result.drafting]), highlight=False)
 
 
 def overview(content: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ SHARED = (
     "chat_template",
     "special_overrides",
     "pad_to_multiple_of",
+    "rows",
     "keep_source_vocabulary",
     "device",
     "dtype",

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import input_error
 from ..files.file_errors import output_errors
-from ..files.json_files import write_json_whole
+from ..files.json_files import read_json, write_json_whole
 from ..files.output_folder import check_output
 from ..files.output_lock import lock_run
 
@@ -99,7 +99,14 @@ class CompareFolder:
         """
         if not self.exists or force:
             return
-        old, new = json.loads((self.out / RECORD).read_bytes())["identity"], json.loads(json.dumps(identity))
+        old, new = read_json(self.out / RECORD).get("identity"), json.loads(json.dumps(identity))
+        if not isinstance(old, dict) or not isinstance(old.get("options", {}), dict):
+            raise input_error(
+                f"output {self.out}",
+                f"a {RECORD} that is no record of a comparison",
+                "a new folder, or a comparison to go on with",
+                "choose another name, or start over by --force",
+            )
         for part, description in PARTS.items():
             if old.get(part) != new[part]:
                 if part == "options":
@@ -160,7 +167,7 @@ class CompareFolder:
     def load(self, key: str) -> dict[str, Any] | None:
         """The result of a finished run; ``None`` if the run has not finished."""
         path = self.out / RUNS / f"{key}.json"
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def save(self, key: str, result: Mapping[str, Any]) -> None:
         """Write the result of a finished run atomically."""

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import first_line, input_error
 from ..files.json_files import read_json
+from ..files.open_file import check_file
 from ..files.summary_file import SUMMARY
 from ..model.checkpoint import Source, load_source
 from .tensors import Planned, plan
@@ -77,6 +78,7 @@ def _open(file: Path) -> Any:
 
     if not file.is_file():
         raise input_error("--body", f"no file {file}", "a GGUF file of the source model", "check the name")
+    check_file(file)
     try:
         return gguf.GGUFReader(file)
     except Exception as error:  # gguf-py raises anything on a broken file

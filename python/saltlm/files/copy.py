@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import BackendError
 from ..progress import Increment
+from .open_file import open_file
 
 BLOCK = 8 << 20
 KERNEL_BLOCK = 64 << 20
@@ -32,9 +33,10 @@ def copy_file(source: Path, target: Path, *, progress: Increment | None = None) 
 
     Raises:
         OSError: reading or writing failed.
+        InputError: ``source`` is no regular file.
         BackendError: ``source`` shrank while it was read.
     """
-    with source.open("rb") as old, target.open("xb") as new:
+    with open_file(source) as old, target.open("xb") as new:
         size = os.fstat(old.fileno()).st_size
         if _clone(old.fileno(), new.fileno()):
             if progress:
@@ -65,7 +67,7 @@ def shares_blocks(source: Path, folder: Path) -> bool:
     The trial copy has no name, so nothing is left behind.
     """
     try:
-        with source.open("rb") as old:
+        with open_file(source) as old:
             # A file without a name disappears when it is closed, also if the process is killed.
             new = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
             try:
@@ -79,7 +81,7 @@ def shares_blocks(source: Path, folder: Path) -> bool:
 def data_bytes(path: Path, start: int, end: int) -> int:
     """Bytes between the offsets ``start`` and ``end`` of a file that are not holes; all of them if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return sum(stop - begin for begin, stop in _data_ranges(file.fileno(), start, end))
     except OSError:
         return end - start

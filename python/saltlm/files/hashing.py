@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from .open_file import open_file
+
 READ_BYTES = 1 << 20
 # Larger files are hashed by a sample of SAMPLE_BYTES every SAMPLE_STEP bytes.
 MAX_WHOLE_BYTES = 1 << 30
@@ -50,7 +52,7 @@ def sampled_digest(path: Path) -> str:
                 digest.update(block)
             continue
         digest.update(str(size).encode())
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             for offset in [*range(0, size, SAMPLE_STEP), size - SAMPLE_BYTES]:
                 stream.seek(offset)
                 digest.update(stream.read(SAMPLE_BYTES))
@@ -59,7 +61,7 @@ def sampled_digest(path: Path) -> str:
 
 def _blocks(path: Path, limit: int | None = None) -> Iterator[bytes]:
     """A file's content, or its first ``limit`` bytes, in blocks."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(READ_BYTES if limit is None else min(READ_BYTES, limit)):
             yield block
             if limit is not None:

@@ -7,26 +7,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import input_error
+from ..errors import InputError, input_error
 from .file_errors import refuse_lfs_pointer
+from .open_file import FileKind, file_kind, read_file
 from .output_folder import sync_path
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON text from a file.
 
     Raises:
-        InputError: the file is missing, unreadable, or holds something else.
+        ValueError: the text is not JSON, not UTF-8, nested too deeply, or has an integer of more digits than Python converts.
     """
     try:
-        data = path.read_bytes()
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path, *, inside: Path | None = None) -> dict[str, Any]:
+    """Read a file that holds one JSON object. Its name tells its kind, and so its largest size.
+
+    Args:
+        path: the file.
+        inside: an input folder, which links may not lead out of; see :func:`~saltlm.files.open_file.open_file`.
+
+    Raises:
+        InputError: the file is missing, unreadable, no regular file, too large, or holds something else.
+    """
+    kind = file_kind(path.name)
+    try:
+        data = read_file(path, FileKind.SETTINGS if kind is None or kind.limit is None else kind, inside=inside)
         refuse_lfs_pointer(path, data[:64])
-        content = json.loads(data)
+        content = parse_json(data)
     except FileNotFoundError:
         raise input_error(str(path), "no such file", "a model folder with one", "check the folder") from None
     except OSError as error:
         raise input_error(str(path), f"{error.strerror}", "a readable file", "check its permissions") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except InputError:
+        raise
+    except ValueError as error:
         raise input_error(str(path), f"a broken file ({error})", "JSON", "fetch or save the model again") from None
     if not isinstance(content, dict):
         raise input_error(str(path), f"a {type(content).__name__}", "a JSON object", "fetch or save the model again")
@@ -90,6 +110,8 @@ def write_json_whole(path: Path, content: Mapping[str, Any]) -> None:
         OSError: writing failed.
     """
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(json_bytes(content))
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:  # not through a link that stands at this name
+        file.write(json_bytes(content))
     sync_path(temporary)
     temporary.replace(path)

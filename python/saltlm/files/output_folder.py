@@ -17,8 +17,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import input_error
+from ..errors import InputError, input_error
 from .file_errors import OUTPUT_ADVICE, output_errors
+from .open_file import FileKind, read_file
 from .summary_file import SUMMARY
 
 # Many folders that are not models hold a config.json; only one with weights, too, is taken for a model.
@@ -135,12 +136,15 @@ def _temporary_name(out: Path) -> Path:
 
 
 def leftovers(out: Path) -> re.Pattern[str]:
-    """Pattern of the hidden folders' names in the parent of ``out``: group 1 is the process id, group 2 ``.old`` or none."""
-    return re.compile(re.escape(f".{out.name}.saltlm-") + r"(\d+)-[0-9a-f]{8}(\.old)?")
+    """Pattern of hidden names in the parent of ``out``: group 1 is the process id, group 2 ``.old``, ``.old.id`` or none."""
+    return re.compile(re.escape(f".{out.name}.saltlm-") + r"(\d+)-[0-9a-f]{8}(\.old(?:\.id)?)?")
 
 
 def clear_leftovers(out: Path) -> list[Path]:
     """Remove what killed processes left in the parent of ``out``; an old ``out`` that such a process set aside is restored.
+
+    A folder whose name ends in ``.old`` is what a process set aside only if the file ``.old.id`` beside it names its device
+    and inode; any other folder of such a name stays where it is.
 
     Returns:
         The hidden folders that were removed or restored.
@@ -149,7 +153,13 @@ def clear_leftovers(out: Path) -> list[Path]:
     cleared = []
     for path in sorted(out.parent.iterdir()):
         match = pattern.fullmatch(path.name)
-        if match is None or not path.is_dir() or path.is_symlink():
+        if match is not None and match[2] == ".old.id" and not os.path.lexists(path.with_suffix("")):
+            if path.is_file() and not path.is_symlink() and not _is_running(int(match[1])):
+                path.unlink(missing_ok=True)  # its process was killed before it set the folder aside
+            continue
+        if match is None or match[2] == ".old.id" or not path.is_dir() or path.is_symlink():
+            continue
+        if match[2] and not _is_set_aside(path):
             continue
         lock = _lock_leftover(path, int(match[1]))
         if lock is None:
@@ -159,10 +169,31 @@ def clear_leftovers(out: Path) -> list[Path]:
                 path.rename(out)
             else:
                 shutil.rmtree(path, ignore_errors=True)
+            if match[2]:
+                _identity_file(path).unlink(missing_ok=True)
             cleared.append(path)
         finally:
             os.close(lock)
     return cleared
+
+
+def _identity_file(aside: Path) -> Path:
+    """The file that names the folder which a process has set aside."""
+    return aside.with_name(aside.name + ".id")
+
+
+def _identity(folder: Path) -> bytes:
+    """Device and inode of a folder."""
+    status = folder.stat()
+    return f"{status.st_dev} {status.st_ino}".encode()
+
+
+def _is_set_aside(aside: Path) -> bool:
+    """Whether a process of this package has set this folder aside."""
+    try:
+        return read_file(_identity_file(aside), FileKind.LOCK, inside=aside.parent) == _identity(aside)
+    except (OSError, InputError):
+        return False
 
 
 def _make_locked(path: Path) -> int | None:
@@ -231,9 +262,13 @@ def _install(temporary: Path, out: Path, force: bool) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     else:  # The file system cannot exchange. If a kill falls between the two renames, clear_leftovers restores ``out``.
         aside = temporary.with_name(temporary.name + ".old")
+        with _identity_file(aside).open("xb") as file:
+            file.write(_identity(out))
+        sync_path(_identity_file(aside))
         out.rename(aside)
         temporary.rename(out)
         shutil.rmtree(aside, ignore_errors=True)
+        _identity_file(aside).unlink(missing_ok=True)
     sync_path(out.parent)
 
 

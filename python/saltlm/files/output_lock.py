@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import input_error
+from ..errors import InputError, input_error
 from .file_errors import output_errors
+from .open_file import FileKind, read_file
 from .output_folder import leftovers, missing_parents, remove_empty
 
 
@@ -48,7 +51,17 @@ def _lock_path(out: Path) -> Path:
 
 def _lock_file(path: Path) -> int | None:
     """Create and lock the lock file; ``None`` if another process locked or removed it in between."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise _no_lock_file(path) from None
+    status = os.fstat(lock)
+    # The file is truncated, so it must not be another file of the user under a second name.
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(lock)
+        raise _no_lock_file(path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -65,6 +78,15 @@ def _lock_file(path: Path) -> int | None:
     return None
 
 
+def _no_lock_file(path: Path) -> InputError:
+    return input_error(
+        f"lock {path}",
+        "a link, a folder or a special file",
+        "a lock file that saltlm has written",
+        "remove it, or choose another output folder",
+    )
+
+
 def lock_run(record: Path, doing: str) -> int:
     """Lock the folder of a run that can be resumed, by a lock on its record file.
 
@@ -78,7 +100,7 @@ def lock_run(record: Path, doing: str) -> int:
     Raises:
         InputError: another process holds the lock.
     """
-    lock = os.open(record, os.O_RDONLY)
+    lock = os.open(record, os.O_RDONLY | os.O_NONBLOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -114,8 +136,12 @@ def _writer(out: Path) -> str | None:
     """Id of the process that holds the lock file of ``out`` or writes a temporary folder for it; ``None`` for none."""
     lock = _lock_path(out)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        status = os.lstat(lock)
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_lock_file(lock)
         if _is_locked(lock):
-            return lock.read_text().strip() or "of an unknown id"
+            text = read_file(lock, FileKind.LOCK).decode(errors="replace").strip()
+            return text if text.isdecimal() else "of an unknown id"
     with contextlib.suppress(OSError):
         for path in out.parent.iterdir():
             match = leftovers(out).fullmatch(path.name)
@@ -126,7 +152,7 @@ def _writer(out: Path) -> str | None:
 
 def _is_locked(path: Path) -> bool:
     """Whether another process has locked a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..files.open_file import FileKind, read_file
 from ..files.summary_file import Summary, TuningRecord
 
 # Template of the card, filled in by huggingface_hub.
@@ -60,7 +61,7 @@ def licence_of(folder: Path) -> str:
     """The licence that the model card of a folder names in its metadata, else ``not stated``."""
     card = folder / "README.md"
     if card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")
+        text = read_file(card, FileKind.TERMS, inside=folder).decode(errors="replace")
         # Read by a pattern, because the metadata of a downloaded card need not be valid YAML.
         metadata = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
         licence = re.search(r"^license:\s*[\"']?([\w.\-]+)", metadata[1], re.MULTILINE) if metadata else None

@@ -15,6 +15,7 @@ from ..errors import BackendError, InputError, input_error
 from ..files.copy import copy_file, link_file, shares_blocks
 from ..files.file_errors import output_errors
 from ..files.json_files import merged, write_json
+from ..files.open_file import FileKind, check_file, file_kind
 from ..files.output_folder import check_output, whole_folder
 from ..model.checkpoint import Source
 from ..model.composite import with_entry
@@ -309,7 +310,9 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
 def _keep_files(source: Source, folder: Path) -> None:
     # Under their own names; the source's README, old tokenizer and other weights are not kept.
     names = [*TERMS, *QUANTIZATION_FILES, *(["*.py"] if source.trust_remote_code else [])]
-    for path in sorted({path for name in names for path in source.given_folder.glob(name) if path.is_file()}):
+    kept = {path for name in names for path in source.given_folder.glob(name) if path.is_file()}
+    for path in sorted(path for path in kept if path.name not in source.weights.headers):
+        check_file(path, file_kind(path.name) or FileKind.TERMS, inside=source.given_folder)
         copy_file(path, folder / path.name)
     if source.text_path:
         copy_processor(source.folder, folder)

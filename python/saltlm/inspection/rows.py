@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..alignment.tokens import Tokens, load_tokens
 from ..errors import InputError, first_line, input_error
+from ..files.json_files import read_json
+from ..files.open_file import check_model_folder
 from ..files.summary_file import SUMMARY, Summary
 
 FILES = (SUMMARY, "provenance.safetensors")
@@ -248,7 +249,8 @@ def inspect(folder: str | Path) -> Rows:
         if not (folder / name).is_file():
             raise input_error(f"folder {folder}", f"no {name}", EXPECTED, "name a transferred folder")
     try:
-        summary: Summary = json.loads((folder / SUMMARY).read_bytes())
+        check_model_folder(folder, f"folder {folder}")
+        summary = cast(Summary, read_json(folder / SUMMARY))
         arrays = _arrays(folder / "provenance.safetensors")
         _check(summary, arrays)
     except InputError:

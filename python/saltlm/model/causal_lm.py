@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,8 @@ import torch
 
 from ..environment import quiet_transformers
 from ..errors import InputError, first_line, input_error
+from ..files.json_files import parse_json
+from ..files.open_file import FileKind, check_inside, check_model_folder, read_file
 from ..protocols import LanguageModel, Tokenizer
 from .composite import text_path, writer_class
 from .positions import POSITIONS, lost_positions
@@ -338,14 +339,24 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
     if gguf_file is not None:
         if not os.path.isfile(folder / gguf_file):
             raise input_error(what, f"no file {gguf_file!r}", "a GGUF file of that name in it", "check the name")
+        check_model_folder(folder, what)
+        check_inside(folder / gguf_file, folder, f"{what}, {gguf_file}")
         return
     refuse_adapter_alone(folder, what)
     try:
-        json.loads((folder / "config.json").read_bytes())
+        check_model_folder(folder, what)
+        parse_json(read_file(folder / "config.json", FileKind.SETTINGS))
     except OSError as error:
         raise input_error(what, "no readable config.json", expected, "check that it is a model folder") from error
+    except InputError:
+        raise
     except ValueError as error:
         raise input_error(what, f"a broken config.json ({error})", "valid JSON", "fetch the file again") from error
+    _check_weights(what, folder, expected)
+
+
+def _check_weights(what: str, folder: Path, expected: str) -> None:
+    """Refuse a folder without safetensors weights, and damaged weights: their headers are checked before a file is hashed."""
     if all(path.name.startswith("adapter_") for path in folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         if pickled:
@@ -354,6 +365,8 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
         if (folder / ADAPTER).is_file():
             raise input_error(what, "no weights but those of an adapter", expected, merge_advice(folder))
         raise input_error(what, "no weights", expected, "check that the copy is complete")
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        find_weights(folder, what)
 
 
 @contextlib.contextmanager

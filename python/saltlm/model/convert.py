@@ -18,6 +18,7 @@ from ..environment import quiet_transformers
 from ..errors import first_line, input_error
 from ..files.copy import copy_file
 from ..files.json_files import read_json, write_json
+from ..files.open_file import check_file
 from ..files.output_folder import check_output, whole_folder
 from ..protocols import Tokenizer
 from .locate import TERMS, local_folder
@@ -180,6 +181,7 @@ def _write_weights(files: list[Path], part: Path, what: str, rows: int | None, a
 
 def _tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     """The tensors of a weight file, by name."""
+    check_file(path, inside=path.parent, what=f"{what}, {path.name}")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -8,6 +8,7 @@ from ..environment import quiet_transformers, require
 from ..errors import first_line, input_error
 from ..files.cache import cache_folder, cached_folder
 from ..files.hashing import sha256_file
+from ..files.open_file import open_file
 
 
 def converted(file: Path) -> Path | None:
@@ -38,7 +39,7 @@ def convert(file: Path) -> tuple[Path, str]:
     """
     for module in ("gguf", "accelerate"):
         require(module, "gguf", str(file))
-    with file.open("rb") as stream:
+    with open_file(file, inside=file.parent) as stream:
         if stream.read(4) != b"GGUF":
             raise input_error(str(file), "no GGUF file", "one that begins with the bytes GGUF", "fetch it again")
     digest = sha256_file(file)

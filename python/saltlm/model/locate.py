@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..environment import quiet_transformers
 from ..errors import first_line, input_error
+from ..files.open_file import check_model_folder
 from .processor import PROCESSOR_FILES
 from .quantization import QUANTIZATION_FILES
 from .tokenizer import TOKENIZER_FILES
@@ -54,7 +55,7 @@ def resolve_model(
         pickled: fetch pickled weights, too.
 
     Raises:
-        InputError: there is no such model.
+        InputError: there is no such model, or :func:`~saltlm.files.open_file.check_model_folder` refuses its folder.
     """
     path = Path(name).expanduser()
     # Unlike pathlib's methods, os.path's functions return False for a name that is too long or has forbidden characters.
@@ -63,7 +64,9 @@ def resolve_model(
             refuse_adapter_alone(path, side)
             advice = "name the .gguf file in it with --gguf-file" if any(path.glob("*.gguf")) else "check the path"
             raise input_error(side, "a folder with no config.json", "a model folder", advice)
-        return path.resolve(), None
+        folder = path.resolve()
+        check_model_folder(folder, side)
+        return folder, None
     if os.path.exists(path):
         advice = "give its folder, and its name with --gguf-file" if path.suffix == ".gguf" else "give its folder"
         raise input_error(side, "a file", "a model folder or a hub name", advice)
@@ -96,5 +99,6 @@ def _from_hub(
             "a local folder, or a hub name that is cached or reachable",
             "check the name; offline, fetch it first",
         ) from None
+    check_model_folder(Path(folder), side)
     refuse_adapter_alone(Path(folder), side)
     return Path(folder), Path(folder).name

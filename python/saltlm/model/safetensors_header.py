@@ -15,6 +15,7 @@ import torch
 
 from ..errors import InputError, first_line, input_error
 from ..files.file_errors import LFS_POINTER, refuse_lfs_pointer
+from ..files.open_file import open_file
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -87,7 +88,7 @@ def read_header(path: Path) -> Header:
         InputError: the file is missing, a git-LFS pointer, truncated, or not a safetensors file.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(max(8, len(LFS_POINTER)))
             refuse_lfs_pointer(path, start)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..files.copy import BLOCK, PAGE, begin_flush, changed_while_read, copy_range, data_bytes, write_at
+from ..files.open_file import open_file
 from ..progress import Increment
 from .safetensors_header import NAMES, Entry, Header
 
@@ -138,7 +139,7 @@ def rewrite(
         raise ValueError(f"{header.path} holds no tensor {sorted(unknown)}")
     start, entries = replaced_header(header, replacements, renames)
     report = progress or (lambda count: None)
-    with header.path.open("rb") as source, target.open("xb") as file:
+    with open_file(header.path) as source, target.open("xb") as file:
         descriptor = file.fileno()
         if os.fstat(source.fileno()).st_size != header.data_start + header.data_bytes:
             raise changed_while_read(header.path)

@@ -9,6 +9,7 @@ from ..alignment.roles import ROLES
 from ..environment import quiet_transformers
 from ..errors import first_line, input_error
 from ..files.file_errors import refuse_lfs_pointer
+from ..files.open_file import FileKind, open_file
 from ..protocols import Tokenizer
 from .tokenizer_file import FILE, difference, follows_file, read_file, set_roles
 
@@ -124,7 +125,7 @@ def check_files(folder: Path, side: str) -> None:
         advice = "save the tokenizer into the folder"
         raise input_error(f"{side}, {folder}", "no tokenizer", "tokenizer.json or a vocabulary file", advice)
     for name in files:
-        with (folder / name).open("rb") as file:
+        with open_file(folder / name, FileKind.TOKENIZER, inside=folder) as file:
             refuse_lfs_pointer(folder / name, file.read(64))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import first_line, input_error
 from ..files.hashing import sha256_file
+from ..files.open_file import FileKind, check_file, check_model_folder
 from .tokenizer import TOKENIZER_FILES, VOCABULARIES, LoadedTokenizer, check_files, load_tokenizer
 from .tokenizer_file import FILE, read_file
 from .weights import PICKLED
@@ -87,10 +88,16 @@ def find_alone(name: str | Path) -> TokenizerAlone | None:
 
     Args:
         name: what the user named as the target.
+
+    Raises:
+        InputError: a file of the tokenizer is no regular file or too large, or a link leads out of its folder.
     """
     path = Path(name).expanduser()
     # Unlike pathlib's methods, os.path's functions return False for a name that is too long or has forbidden characters.
     if os.path.isfile(path) and path.suffix == ".json":
+        check_file(path, FileKind.TOKENIZER)
+        if path.name == FILE:  # the files beside it are read, too
+            check_model_folder(path.resolve().parent, f"tokenizer {name}")
         return TokenizerAlone(path.resolve().parent, path.resolve())
     if not os.path.isdir(path) or (path / ADAPTER).is_file():
         return None
@@ -98,4 +105,7 @@ def find_alone(name: str | Path) -> TokenizerAlone | None:
     fetched = path.resolve().parent.name == "snapshots" and (path / "config.json").is_file()
     has_weights = fetched or any(next(path.glob(pattern), None) for pattern in WEIGHTS)
     has_vocabulary = any((path / name).is_file() for name in VOCABULARIES)
-    return TokenizerAlone(path.resolve()) if has_vocabulary and not has_weights else None
+    if not has_vocabulary or has_weights:
+        return None
+    check_model_folder(path.resolve(), f"tokenizer {name}")
+    return TokenizerAlone(path.resolve())

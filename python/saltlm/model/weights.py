@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import mmap
 import re
 import weakref
@@ -14,11 +13,14 @@ from typing import Any
 import torch
 
 from ..errors import input_error
-from ..files.json_files import read_json
+from ..files.json_files import parse_json, read_json
+from ..files.open_file import FileKind, open_file, read_file
 from .safetensors_header import DTYPES, Entry, Header, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Safetensors files that saltlm writes besides the weights: no shard may have such a name.
+RESERVED = ("provenance.safetensors",)
 # Memory maps of all tensors that are in use; release_pages goes through them.
 _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 ADAPTER = "adapter_config.json"
@@ -71,7 +73,7 @@ class Weights:
                 return opened.get_tensor(name)
         # Only the tensor's pages are mapped, and by a map of this module, so that release_pages can release them.
         begin = start - start % mmap.ALLOCATIONGRANULARITY
-        with header.path.open("rb") as file:
+        with open_file(header.path) as file:
             mapped = mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_COPY, offset=begin)
         _maps.add(mapped)
         dtype = DTYPES[entry.dtype]
@@ -139,6 +141,15 @@ def _sharded(folder: Path, side: str) -> Weights:
     for file in sorted(set(shard_of.values())):
         if Path(file).name != file:
             raise input_error(f"{side}, {INDEX}", f"shard {file!r}", "the name of a file in the folder", "repair it")
+        if not file.endswith(".safetensors") or file.startswith(".") or file in RESERVED:
+            raise input_error(
+                f"{side}, {INDEX}",
+                f"shard {file!r}, a name that saltlm gives to a file of its own"
+                if file in RESERVED
+                else f"shard {file!r}",
+                "a name that ends in .safetensors and belongs to no other file, such as model-00001-of-00002.safetensors",
+                "rename the file, also in the index",
+            )
         if not (folder / file).is_file():
             raise input_error(
                 f"{side}, {folder}", f"no {file}", f"every shard that {INDEX} names", "fetch the missing file"
@@ -214,8 +225,8 @@ def refuse_wrapped(weights: Weights, what: str) -> None:
 def merge_advice(folder: Path) -> str:
     """What a user can do with a folder that holds an adapter alone."""
     try:
-        base = json.loads((folder / ADAPTER).read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        base = parse_json(read_file(folder / ADAPTER, FileKind.SETTINGS, inside=folder))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
         base = None
     base = base if isinstance(base, str) and base.isprintable() and 0 < len(base) <= 200 else "BASE"
     return (

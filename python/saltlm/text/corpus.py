@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
-import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..environment import require
 from ..errors import InputError, first_line, input_error
 from ..files.hashing import sampled_digest
+from ..files.json_files import parse_json
+from ..files.open_file import check_file, check_tree, open_file
 from ..files.summary_file import TextFingerprint
+from .documents import bounded_lines, unpacked_limit
 
 TEXT, LINES, PARQUET, FOLDER, DATASET = "text", "jsonl", "parquet", "dataset folder", "dataset"
 # Characters after which a document is cut at the next line end, so that a file without blank lines is not one document.
@@ -32,7 +36,7 @@ class Corpus:
     def __init__(
         self, sources: str | Path | Iterable[str | Path], *, column: str = "text", split_at: str = "blank-line"
     ) -> None:
-        """Check that the sources exist; nothing is read.
+        """Check that the sources exist and are regular files; nothing is read.
 
         Args:
             sources: one source or several.
@@ -40,7 +44,7 @@ class Corpus:
             split_at: what separates the documents of a text file: ``blank-line`` or ``line``.
 
         Raises:
-            InputError: there is no source, or a source does not exist.
+            InputError: there is no source, a source does not exist, or it is a pipe or a device.
         """
         given = [sources] if isinstance(sources, str | Path) else list(sources)
         if not given:
@@ -49,8 +53,7 @@ class Corpus:
         self.column = column
         self.split_at = split_at
         for source in self.sources:
-            if kind_of(source) != DATASET and not Path(source).exists():
-                raise input_error(f"text {source!r}", "no such file", "a file or a dataset folder", "check the path")
+            _check_source(source)
 
     def __iter__(self) -> Iterator[str]:
         """Documents that are not blank, in order.
@@ -91,8 +94,8 @@ class Corpus:
 
     def _lines(self, source: str, *, json_lines: bool) -> Iterator[str]:
         try:
-            with _open(source) as file:
-                lines = _decoded(file, f"text {source!r}")
+            with _lines_of(source) as raw_lines:
+                lines = _decoded(raw_lines, f"text {source!r}")
                 yield from self._json(source, lines) if json_lines else _plain(lines, self.split_at)
         except (OSError, EOFError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is None and not isinstance(error, gzip.BadGzipFile):
@@ -106,7 +109,7 @@ class Corpus:
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError as error:
                 raise input_error(
                     f"text {source!r}",
@@ -208,7 +211,8 @@ def kind_of(source: str) -> str:
     if source.startswith("dataset:"):
         return DATASET
     path = Path(source)
-    if path.is_dir():
+    # Unlike pathlib's methods, os.path's functions return False for a name that is too long or has forbidden characters.
+    if os.path.isdir(path):
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return FOLDER
         raise input_error(
@@ -262,9 +266,32 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).encode(errors="surrogatepass"), digest_size=8).digest()
 
 
-def _open(source: str) -> gzip.GzipFile | BinaryIO:
-    """A file opened for reading, unpacked if its name ends in ``.gz``."""
-    return gzip.open(source, "rb") if source.endswith(".gz") else open(source, "rb")
+def _check_source(source: str) -> None:
+    """Check that a source exists and that its files are regular files."""
+    what, kind = f"text {source!r}", kind_of(source)
+    if kind == DATASET:
+        return
+    if kind == FOLDER:
+        check_tree(Path(source), what)
+        return
+    try:
+        check_file(source, what=what)
+    except FileNotFoundError:
+        raise input_error(what, "no such file", "a file or a dataset folder", "check the path") from None
+    except OSError as error:
+        raise input_error(what, str(error.strerror or error).lower(), "a readable file", "check the path") from None
+
+
+@contextlib.contextmanager
+def _lines_of(source: str) -> Iterator[Iterator[bytes]]:
+    """Lines of a file, unpacked if its name ends in ``.gz``."""
+    what = f"text {source!r}"
+    with open_file(source, what=what) as file:
+        if source.endswith(".gz"):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield bounded_lines(unpacked, what, unpacked_limit(os.fstat(file.fileno()).st_size))
+        else:
+            yield bounded_lines(file, what)
 
 
 def _decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:

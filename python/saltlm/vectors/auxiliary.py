@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from .. import _rust
-from ..errors import InputError, input_error
+from ..errors import InputError, first_line, input_error
 from ..files.hashing import sha256_joined
+from ..files.json_files import parse_json
+from ..files.open_file import FileKind, check_file, check_inside, read_file
 from ..files.summary_file import VectorsDescription
+from ..options import is_whole_number
 
 ACCEPTED = (
-    "a fastText .bin, a .vec or word2vec text file (also .gz), a spaCy vectors folder, 'plm' or 'train:FILE[,FILE...]'"
+    "a fastText .bin, a .vec or word2vec file (also .gz or .zip), a spaCy vectors folder, 'plm' or 'train:FILE[,...]'"
 )
 
-FLORET_SETTINGS = ("minn", "maxn", "hash_count", "hash_seed", "bow", "eow")
-FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
+# Settings of a floret table -> the smallest and the largest number, or the largest number of characters of a text.
+FLORET_SETTINGS: dict[str, tuple[int, int] | int] = {
+    "minn": (1, 64),
+    "maxn": (1, 64),
+    "hash_count": (1, 4),
+    "hash_seed": (0, 2**32 - 1),
+    "bow": 64,
+    "eow": 64,
+}
+# As in the native readers: the widest vectors, and the largest number of values that are read into memory (4 GiB).
+MAX_WIDTH, MAX_VALUES = 1 << 14, 1 << 30
 # Larger files are not hashed: a look-up reads only the pages that the words need, and hashing would read the whole file.
 MAX_HASHED_BYTES = 1 << 30
 
@@ -66,8 +78,9 @@ def load_auxiliary(
     vector. A fastText ``.bin`` and a floret table give a vector to any word that has an n-gram; a word list only to its words.
 
     Args:
-        spec: a fastText ``.bin``; a ``.vec``, word2vec or GloVe text file (also gzipped); a spaCy vectors folder (floret or
-            word table); ``plm``: the PLM's input rows; ``train:FILE[,FILE...]``: fastText trained on these text files.
+        spec: a fastText ``.bin``; a ``.vec``, word2vec or GloVe file (all of these also as ``.gz`` or ``.zip``); a spaCy
+            vectors folder (floret or word table); ``plm``: the PLM's input rows; ``train:FILE[,FILE...]``: fastText trained on
+            these text files.
         words: text of each of the ``T`` tokens; ``None`` for tokens without text.
         plm_rows: [T, E], rows of the PLM; required for ``plm``.
         width: P of vectors that are trained here, in [1, inf); ``None`` is 100. Vectors of a file have the file's width.
@@ -139,7 +152,7 @@ def check_auxiliary(spec: str | Path) -> str:
         spec: as in :func:`load_auxiliary`.
 
     Returns:
-        Their kind: ``fasttext``, ``text``, ``spacy``, ``plm`` or ``train``.
+        Their kind: ``fasttext``, ``text`` (a word list), ``word2vec`` (a binary word list), ``spacy``, ``plm`` or ``train``.
 
     Raises:
         InputError: nothing exists at this path, or it is of an unknown kind.
@@ -149,39 +162,43 @@ def check_auxiliary(spec: str | Path) -> str:
         return "plm"
     if text.startswith("train:"):
         for name in auxiliary_files(text):
-            if not os.path.isfile(name):
+            if not os.path.exists(name):
                 raise input_error(
                     f"auxiliary {text}", f"no file at {name!r}", "text files to train on", "check the path"
                 )
+            _check_readable(name, f"auxiliary train:{name}")
         return "train"
     path = Path(text)
     # Unlike pathlib's methods, os.path's functions return False for a name that is too long or has forbidden characters.
     if os.path.isdir(path):
-        _spacy_folder(path)
+        folder = _spacy_folder(path)
+        for name in ("vectors", "key2row", "vectors.cfg"):
+            if (folder / name).exists():
+                check_inside(folder / name, path, f"auxiliary {folder / name}")
+                _check_readable(folder / name, f"auxiliary {folder / name}")
         return "spacy"
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise input_error("auxiliary vectors", f"nothing at {text!r}", ACCEPTED, "check the path")
+    _check_readable(path, text)
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
+        return _rust.check_vectors(path)
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from None
+
+
+def _check_readable(path: str | Path, what: str) -> None:
+    """Raise InputError unless the path is a regular file that can be read."""
+    try:
+        check_file(path, what=what)
     except OSError as error:
-        raise input_error(text, f"a file that cannot be read ({error.strerror})", ACCEPTED, "check it") from error
-    if path.suffix in (".bin", ".ftz") or start[:4] == FASTTEXT_MAGIC:
-        try:
-            _rust.FastText.open(path)
-        except (ValueError, OSError) as error:
-            raise InputError(str(error)) from None
-        return "fasttext"
-    return "text"
+        raise input_error(what, f"a file that cannot be read ({error.strerror})", ACCEPTED, "check it") from error
 
 
 def _read(kind: str, path: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of words, float32 [n, P], and bool [n]: whether the file has them."""
-    if kind in ("fasttext", "train"):
-        return _rust.FastText.open(path).vectors(words)
     if kind == "spacy":
         return _read_spacy(_spacy_folder(path), words)
-    return _rust.read_text_vectors(path, words)
+    return _rust.read_vectors(path, words)
 
 
 def _from_plm(plm_rows: torch.Tensor | None, size: int) -> Auxiliary:
@@ -207,28 +224,63 @@ def _spacy_folder(path: Path) -> Path:
 
 def _read_spacy(folder: Path, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of words from spaCy's word table or floret table, and whether they are known."""
-    config_path = folder / "vectors.cfg"
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-        floret = {name: config[name] for name in FLORET_SETTINGS} if config.get("mode") == "floret" else None
-    except (ValueError, KeyError, AttributeError) as error:
-        found = f"a broken file ({type(error).__name__}: {error})"
-        raise input_error(str(config_path), found, "settings as spaCy writes them", "fetch the folder again") from error
-    try:
-        table = np.load(folder / "vectors", mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise input_error(str(folder / "vectors"), str(error), "a NumPy array", "fetch the folder again") from error
-    if table.ndim != 2 or not table.size:
-        raise input_error(
-            str(folder / "vectors"), f"shape {table.shape}", "a table of rows", "use a model with vectors"
-        )
+    floret = _floret_settings(folder / "vectors.cfg")
+    table = _spacy_table(folder / "vectors")
+    for count, where in ((len(words), "for these words"), (len(table) if floret else 0, "in a floret table")):
+        if count * table.shape[1] > MAX_VALUES:
+            found = f"vectors of width {table.shape[1]} and {count:,} rows {where}"
+            raise input_error(
+                str(folder / "vectors"), found, f"at most {MAX_VALUES:,} values", "give narrower vectors, or fewer rows"
+            )
     if floret is not None:
         return _rust.floret_vectors(words, np.ascontiguousarray(table, dtype=np.float32), **floret)
-    rows = _rust.table_rows((folder / "key2row").read_bytes(), words, str(folder / "key2row"))
+    rows = _rust.table_rows(read_file(folder / "key2row", FileKind.KEYS), words, str(folder / "key2row"))
     known = (rows >= 0) & (rows < len(table))
     values = np.zeros((len(words), table.shape[1]), dtype=np.float32)
     values[known] = table[rows[known]]
     return values, known
+
+
+def _floret_settings(path: Path) -> dict[str, Any] | None:
+    """The settings of a floret table from its ``vectors.cfg``; ``None`` for a word table."""
+    try:
+        config = parse_json(read_file(path, FileKind.SETTINGS)) if path.is_file() else {}
+        floret = {name: config[name] for name in FLORET_SETTINGS} if config.get("mode") == "floret" else None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        found = f"a broken file ({type(error).__name__}: {error})"
+        raise input_error(str(path), found, "settings as spaCy writes them", "fetch the folder again") from error
+    for name, value in (floret or {}).items():
+        bounds = FLORET_SETTINGS[name]
+        if isinstance(bounds, int):
+            valid, expected = isinstance(value, str) and len(value) <= bounds, f"a text of at most {bounds} characters"
+        else:
+            valid, expected = is_whole_number(value, *bounds), f"a whole number in [{bounds[0]}, {bounds[1]}]"
+        if not valid:
+            raise input_error(f"{path}, {name}", repr(value)[:80], expected, "fetch the folder again")
+    return floret
+
+
+def _spacy_table(path: Path) -> np.ndarray:
+    """The mapped table of a spaCy folder, [rows, P] of floating-point numbers."""
+    try:
+        check_file(path)
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except InputError:
+        raise
+    except OSError as error:
+        raise input_error(str(path), f"{error.strerror or error}", "a NumPy array", "check the file") from error
+    except Exception as error:  # NumPy parses the header with Python's parser, which may raise any error
+        raise input_error(str(path), first_line(error), "a NumPy array", "fetch the folder again") from error
+    if table.ndim != 2 or not table.size or table.dtype.kind != "f" or table.shape[1] > MAX_WIDTH:
+        raise input_error(
+            str(path),
+            f"shape {table.shape}, {table.dtype.name}",
+            f"a table of rows of at most {MAX_WIDTH:,} floating-point numbers",
+            "use a model with vectors",
+        )
+    return table
 
 
 def file_digest(path: Path) -> VectorsDescription:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..alignment.align import Alignment
 from ..errors import input_error
 from ..files.hashing import sha256_file
+from ..files.open_file import FileKind, check_file
 from ..files.summary_file import VectorsDescription
 from ..operators.linear import procrustes
 from ..operators.nearest import EqualRows
@@ -28,13 +29,19 @@ def check_source_vectors(source_auxiliary: str) -> None:
 
 
 def check_dictionary(dictionary: str) -> None:
-    """Check that the dictionary file exists.
+    """Check that the dictionary is a regular file of a size that is read.
 
     Raises:
-        InputError: it does not.
+        InputError: it is not.
     """
-    if not os.path.isfile(dictionary):
+    if not os.path.exists(dictionary):
         raise input_error("dictionary", f"no file at {dictionary!r}", "pairs of words", "check the path")
+    try:
+        check_file(dictionary, FileKind.DICTIONARY, what=f"dictionary {dictionary}")
+    except OSError as error:
+        raise input_error(
+            f"dictionary {dictionary}", f"{error.strerror}", "a readable file", "check its permissions"
+        ) from None
 
 
 def load_source_vectors(
@@ -110,7 +117,7 @@ def read_dictionary(path: str | Path) -> list[tuple[str, str]]:
         InputError: a line is not a pair, or the file cannot be read as text.
     """
     pairs = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path, kind=FileKind.DICTIONARY).splitlines(), 1):
         if not line.strip():
             continue
         words = [part.strip() for part in line.strip().split("\t")]

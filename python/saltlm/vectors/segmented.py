@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +17,20 @@ from .auxiliary import Auxiliary, check_auxiliary, file_digest
 
 LANGUAGE_PREFIX = re.compile(r"[a-z]{3}:")
 BATCH = 20_000  # words that are segmented at once
-GZIP = (
-    b"\x1f\x8b"  # first bytes of a gzipped file; like the native reader, this module goes by them, not by the file name
-)
 
 
 def check_words(spec: str | Path) -> None:
-    """Check that the vectors exist and are a text file with a word per line, without reading them.
+    """Check that the vectors exist and are a list of words, without reading them.
 
     Raises:
         InputError: they are missing or of another kind.
     """
-    if (kind := check_auxiliary(spec)) != "text":
+    if (kind := check_auxiliary(spec)) not in ("text", "word2vec"):
         raise input_error(
             "auxiliary",
             f"{str(spec)!r}, of kind {kind}",
-            "a .vec or word2vec text file for method 'ofa'",
-            "its words are segmented: name a text file of multilingual vectors",
+            "a .vec or word2vec file for method 'ofa'",
+            "its words are segmented: name a file of multilingual vectors that lists its words",
         )
 
 
@@ -46,7 +41,7 @@ def segmented_vectors(path: str | Path, tokenizers: tuple[Tokenizer, ...], sizes
     token. A leading ``xxx:`` names the word's language and is removed; ``$`` stands for a space (as in ColexNet+).
 
     Args:
-        path: word2vec or GloVe text file, also gzipped.
+        path: word2vec or GloVe file, also packed.
         tokenizers: transformers tokenizers.
         sizes: number of tokens of each tokenizer.
 
@@ -57,10 +52,8 @@ def segmented_vectors(path: str | Path, tokenizers: tuple[Tokenizer, ...], sizes
         InputError: the file is broken or holds NaN or infinity.
     """
     try:
-        words = _words(Path(path))
-        values, known = _rust.read_text_vectors(path, words)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise input_error(str(path), f"a damaged gzip file ({error})", "a whole one", "fetch the file again") from None
+        words = _rust.listed_words(path)
+        values, known = _rust.read_vectors(path, words)
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from None
     if not np.isfinite(values).all():
@@ -119,16 +112,3 @@ def _segments(tokenizer: Tokenizer, words: list[str], size: int) -> tuple[np.nda
         owners.append(pairs // size)
         tokens.append(pairs % size)
     return np.concatenate(owners or [np.zeros(0, np.int64)]), np.concatenate(tokens or [np.zeros(0, np.int64)])
-
-
-def _words(path: Path) -> list[str]:
-    """The words of a vectors file in order, each once, without the first line if it holds the sizes."""
-    with path.open("rb") as file:
-        gzipped = file.read(2) == GZIP
-    words: dict[str, None] = {}
-    with gzip.open(path, "rb") if gzipped else path.open("rb") as lines:
-        for number, line in enumerate(lines):
-            word, space, _ = line.partition(b" ")
-            if space and not (number == 0 and re.fullmatch(rb"\d+ \d+\s*", line)):
-                words[word.decode("utf-8", "replace")] = None
-    return list(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from ..errors import input_error
 from ..files.cache import cache_folder
 from ..files.file_errors import CACHE_ADVICE, output_errors
 from ..files.hashing import sha256_file
+from ..files.open_file import open_file
+from ..text.documents import MAX_LINE_BYTES
 
 # FOCUS's settings (CBOW, width 100, 3 epochs, 10 negatives, n-grams of 3 to 6 characters) with two changes: one worker, so
 # that training is deterministic, and 200,000 n-gram buckets instead of two million, so that the file has about 100 MB.
@@ -96,11 +99,15 @@ class _TrainingText:
 
     def __iter__(self) -> Iterator[list[str]]:
         for path in self.files:
+            what = f"auxiliary train:{path}"
             try:
-                with path.open(encoding="utf-8") as file:
-                    for line in file:
+                with io.TextIOWrapper(open_file(path, what=what), encoding="utf-8") as file:
+                    while line := file.readline(MAX_LINE_BYTES + 1):
+                        if len(line) > MAX_LINE_BYTES:
+                            found = f"a line of more than {MAX_LINE_BYTES:,} characters"
+                            raise input_error(what, found, "lines of text", "break its lines")
                         if words := line.split():
                             yield words
             except UnicodeDecodeError as error:
                 found = f"bytes that are not UTF-8 ({error})"
-                raise input_error(f"auxiliary train:{path}", found, "text", "convert it") from None
+                raise input_error(what, found, "text", "convert it") from None

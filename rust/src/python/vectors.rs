@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use super::runtime::{in_pool, to_py};
 use crate::vectors::spacy::{self, Floret};
-use crate::vectors::{fasttext, text, WordVectors};
+use crate::vectors::{fasttext, file, text, WordVectors};
 
 type VectorArrays<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<bool>>);
 
@@ -48,12 +48,28 @@ impl FastText {
     }
 }
 
-/// Vectors [n, P] of `words` [n] from a text file (.vec, word2vec, GloVe; also gzipped) and whether each word has one [n].
+/// Format of a file of vectors: "fasttext", "word2vec" (binary) or "text"; also in a gzip or zip file.
 ///
 /// Raises ValueError for an invalid file and OSError for one that cannot be read.
 #[pyfunction]
-fn read_text_vectors(py: Python<'_>, path: PathBuf, words: Vec<Option<String>>) -> PyResult<VectorArrays<'_>> {
-    to_arrays(py, py.detach(|| text::read(&path, &words)).map_err(to_py)?)
+fn check_vectors(py: Python<'_>, path: PathBuf) -> PyResult<&'static str> {
+    Ok(py.detach(|| file::check(&path)).map_err(to_py)?.name())
+}
+
+/// Vectors [n, P] of `words` [n] from a file of any format that `check_vectors` accepts, and whether each word has one [n].
+///
+/// Raises ValueError for an invalid file and OSError for one that cannot be read.
+#[pyfunction]
+fn read_vectors(py: Python<'_>, path: PathBuf, words: Vec<Option<String>>) -> PyResult<VectorArrays<'_>> {
+    to_arrays(py, in_pool(py, || file::read(&path, &words))?.map_err(to_py)?)
+}
+
+/// The words of a word list (text or word2vec's binary format; also in a gzip or zip file) in order, each once.
+///
+/// Raises ValueError for an invalid file and OSError for one that cannot be read.
+#[pyfunction]
+fn listed_words(py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
+    py.detach(|| text::list_words(&path)).map_err(to_py)
 }
 
 /// Vectors [n, P] of `words` [n] from a floret table [rows, P] and whether each word has one [n]; None has none.
@@ -97,7 +113,9 @@ fn table_rows<'py>(
 /// Adds the vector readers to the native module.
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<FastText>()?;
-    module.add_function(wrap_pyfunction!(read_text_vectors, module)?)?;
+    module.add_function(wrap_pyfunction!(check_vectors, module)?)?;
+    module.add_function(wrap_pyfunction!(read_vectors, module)?)?;
+    module.add_function(wrap_pyfunction!(listed_words, module)?)?;
     module.add_function(wrap_pyfunction!(floret_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(table_rows, module)?)?;
     Ok(())

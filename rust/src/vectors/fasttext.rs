@@ -1,5 +1,5 @@
 //! Reads a fastText `.bin` file through a memory map: of a file of 7 GB only the dictionary and the requested rows are read.
-use std::fs::File;
+use std::io::{BufRead, ErrorKind, Read};
 use std::path::Path;
 
 use memchr::memchr;
@@ -7,12 +7,18 @@ use memmap2::Mmap;
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
+use super::input::{check_size, open_regular, read_error, MAX_LINE_BYTES, MAX_VALUES, MAX_WIDTH};
 use super::{hashing, indices_by_word, WordVectors};
 use crate::error::{Error, Result};
 
-const MAGIC: i32 = 793_712_314;
+/// First four bytes of a model, as a little-endian number.
+pub const MAGIC: i32 = 793_712_314;
 /// Value of the setting `model` of a classifier; cbow is 1 and skipgram is 2.
 const SUPERVISED: i32 = 3;
+/// Longest n-grams in characters. fastText's default is 6.
+const MAX_NGRAM: i32 = 64;
+/// Largest number of words. The largest published models have some millions.
+const MAX_WORDS: i32 = 1 << 26;
 /// Bytes of a dictionary entry after the word and its zero: an 8-byte count and a 1-byte type.
 const ENTRY_TAIL: usize = 9;
 /// Bytes of a 32-bit floating-point number.
@@ -23,11 +29,17 @@ const DAMAGED: &str = "the file is damaged: download it again";
 /// An open fastText model. Its header, dictionary and size have been checked; rows are read when they are requested.
 pub struct FastText {
     map: Mmap,
-    header: Header,
+    settings: Settings,
+    /// Start of the dictionary in the file, in bytes.
+    dictionary_start: usize,
+    /// Start of the values of the input matrix in the file, in bytes.
+    matrix_start: usize,
+    /// End of the values of the input matrix in the file, in bytes.
+    matrix_end: usize,
 }
 
-/// The settings of a model, and where its parts begin in the file.
-struct Header {
+/// The settings of a model.
+struct Settings {
     /// Number of values of a vector.
     dimension: usize,
     /// Number of words in the dictionary.
@@ -38,35 +50,17 @@ struct Header {
     min_n: usize,
     /// Length of the longest n-grams in characters.
     max_n: usize,
+    /// Number of entries of the pruning table; `None` for a model that is not pruned.
+    pruned_entries: Option<u64>,
     /// Pruned model: row of each kept bucket, counted from the first n-gram row. `None` for a model that is not pruned.
     pruned: Option<FxHashMap<u32, u32>>,
-    /// Start of the dictionary in the file, in bytes.
-    dictionary_start: usize,
-    /// Start of the values of the input matrix in the file, in bytes.
-    matrix_start: usize,
-    /// End of the values of the input matrix in the file, in bytes.
-    matrix_end: usize,
 }
 
-/// Reads the file from front to back. An error names the field at which the file ends.
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    position: usize,
-    path: &'a Path,
-}
-
-impl<'a> Cursor<'a> {
-    fn take(&mut self, count: usize, field: &str) -> Result<&'a [u8]> {
-        let end = self.position.saturating_add(count);
-        let taken = self.bytes.get(self.position..end).ok_or_else(|| self.truncated(field, end as u64))?;
-        self.position = end;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
-        let needed = self.position.saturating_add(N) as u64;
-        self.take(N, field)?.first_chunk().copied().ok_or_else(|| self.truncated(field, needed))
-    }
+/// Reads a model from front to back. An error names the field at which the content ends.
+trait Fields {
+    fn path(&self) -> &Path;
+    /// The next bytes of a fixed number.
+    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]>;
 
     fn byte(&mut self, field: &str) -> Result<u8> {
         self.array::<1>(field).map(|[byte]| byte)
@@ -80,6 +74,47 @@ impl<'a> Cursor<'a> {
         self.array(field).map(i64::from_le_bytes)
     }
 
+    fn refused(&self, found: impl Into<String>, advice: &str) -> Error {
+        let expected = "an unsupervised fastText .bin (cbow or skipgram)";
+        Error::input(self.path().display().to_string(), found, expected, advice)
+    }
+}
+
+fn truncated(path: &Path, bytes: u64, field: &str, needed: u64) -> Error {
+    Error::input(
+        path.display().to_string(),
+        format!("{bytes} bytes, which end inside the {field}"),
+        format!("at least {needed} bytes"),
+        "the file is truncated: download it again",
+    )
+}
+
+/// Reads a mapped file.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    position: usize,
+    path: &'a Path,
+}
+
+impl Fields for Cursor<'_> {
+    fn path(&self) -> &Path {
+        self.path
+    }
+
+    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
+        let needed = self.position.saturating_add(N) as u64;
+        self.take(N, field)?.first_chunk().copied().ok_or_else(|| self.truncated(field, needed))
+    }
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, count: usize, field: &str) -> Result<&'a [u8]> {
+        let end = self.position.saturating_add(count);
+        let taken = self.bytes.get(self.position..end).ok_or_else(|| self.truncated(field, end as u64))?;
+        self.position = end;
+        Ok(taken)
+    }
+
     /// Skips a zero-terminated word and the rest of its dictionary entry.
     fn skip_entry(&mut self) -> Result<()> {
         let rest = self.bytes.get(self.position..).unwrap_or_default();
@@ -89,201 +124,160 @@ impl<'a> Cursor<'a> {
 
     /// Skips the 32-bit values of a matrix.
     fn skip_matrix(&mut self, rows: u64, columns: u64, field: &str) -> Result<()> {
-        let bytes = rows.checked_mul(columns).and_then(|values| values.checked_mul(F32_BYTES as u64));
-        let bytes =
-            bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| self.truncated(field, u64::MAX))?;
+        let bytes = matrix_bytes(rows, columns).and_then(|bytes| usize::try_from(bytes).ok());
+        let bytes = bytes.ok_or_else(|| self.truncated(field, u64::MAX))?;
         self.take(bytes, field).map(|_| ())
     }
 
     fn truncated(&self, field: &str, needed: u64) -> Error {
-        Error::input(
-            self.path.display().to_string(),
-            format!("{} bytes, which end inside the {field}", self.bytes.len()),
-            format!("at least {needed} bytes"),
-            "the file is truncated: download it again",
-        )
-    }
-
-    fn refused(&self, found: impl Into<String>, advice: &str) -> Error {
-        let expected = "an unsupervised fastText .bin (cbow or skipgram)";
-        Error::input(self.path.display().to_string(), found, expected, advice)
+        truncated(self.path, self.bytes.len() as u64, field, needed)
     }
 }
 
-impl Header {
-    /// Reads and checks everything but the values of the matrices.
-    fn read(bytes: &[u8], path: &Path) -> Result<Self> {
-        let mut cursor = Cursor { bytes, position: 0, path };
-        let magic = cursor.i32("magic number")?;
+fn matrix_bytes(rows: u64, columns: u64) -> Option<u64> {
+    rows.checked_mul(columns).and_then(|values| values.checked_mul(F32_BYTES as u64))
+}
+
+/// Reads a model that is unpacked while it is read.
+struct Stream<'a> {
+    reader: Box<dyn BufRead + Send>,
+    position: u64,
+    path: &'a Path,
+}
+
+impl Fields for Stream<'_> {
+    fn path(&self) -> &Path {
+        self.path
+    }
+
+    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes, field)?;
+        Ok(bytes)
+    }
+}
+
+impl Stream<'_> {
+    fn fill(&mut self, bytes: &mut [u8], field: &str) -> Result<()> {
+        let needed = self.position + bytes.len() as u64;
+        self.reader.read_exact(bytes).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => truncated(self.path, self.position, field, needed),
+            _ => read_error(self.path.display().to_string(), &error),
+        })?;
+        self.position = needed;
+        Ok(())
+    }
+
+    /// Reads a word of the dictionary into `word`, and skips the rest of its entry.
+    fn entry(&mut self, word: &mut Vec<u8>) -> Result<()> {
+        word.clear();
+        let read = self.reader.by_ref().take(MAX_LINE_BYTES as u64).read_until(0, word);
+        self.position += read.map_err(|error| read_error(self.path.display().to_string(), &error))? as u64;
+        if word.pop() != Some(0) {
+            return Err(truncated(self.path, self.position, "dictionary", self.position + 1));
+        }
+        self.array::<ENTRY_TAIL>("dictionary").map(|_| ())
+    }
+
+    /// Reads to the end of the content.
+    fn skip_rest(&mut self) -> Result<()> {
+        let copied = std::io::copy(&mut self.reader, &mut std::io::sink());
+        copied.map(|_| ()).map_err(|error| read_error(self.path.display().to_string(), &error))
+    }
+
+    fn skip(&mut self, count: u64, field: &str) -> Result<()> {
+        let needed = self.position.saturating_add(count);
+        let copied = std::io::copy(&mut self.reader.by_ref().take(count), &mut std::io::sink());
+        self.position += copied.map_err(|error| read_error(self.path.display().to_string(), &error))?;
+        if self.position < needed {
+            return Err(truncated(self.path, self.position, field, needed));
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    /// Reads and checks the part of a model in front of the dictionary.
+    fn read(fields: &mut impl Fields) -> Result<Self> {
+        let magic = fields.i32("magic number")?;
         if magic != MAGIC {
             let advice = "give a .bin written by fastText, or a .vec or word2vec text file";
-            return Err(cursor.refused(format!("the magic number {magic}, which is not fastText's {MAGIC}"), advice));
+            return Err(fields.refused(format!("the magic number {magic}, which is not fastText's {MAGIC}"), advice));
         }
-        let version = cursor.i32("version")?;
+        let version = fields.i32("version")?;
         if !(11..=12).contains(&version) {
-            return Err(cursor.refused(format!("format version {version}"), "train or export it with fastText 0.9"));
+            return Err(fields.refused(format!("format version {version}"), "train or export it with fastText 0.9"));
         }
         let mut arguments = [0i32; 12];
         for value in &mut arguments {
-            *value = cursor.i32("arguments")?;
+            *value = fields.i32("arguments")?;
         }
-        cursor.take(8, "arguments")?;
+        fields.array::<8>("arguments")?;
         let [dimension, _, _, _, _, _, _, model, buckets, min_n, max_n, _] = arguments;
         if model == SUPERVISED {
-            return Err(cursor.refused("a supervised (classifier) model", "use word vectors of the language instead"));
+            return Err(fields.refused("a supervised (classifier) model", "use word vectors of the language instead"));
         }
         if !(1..SUPERVISED).contains(&model)
-            || !(1..=1 << 16).contains(&dimension)
+            || !(1..=MAX_WIDTH as i32).contains(&dimension)
             || buckets < 0
             || min_n < 0
-            || !(0..=1 << 10).contains(&max_n)
+            || !(0..=MAX_NGRAM).contains(&max_n)
         {
             let found = format!(
-                "impossible settings (model {model}, dimension {dimension}, buckets {buckets}, n-grams {min_n} to {max_n})"
+                "impossible settings (model {model}, dimension {dimension}, buckets {buckets}, n-grams {min_n} to {max_n}; \
+                 at most dimension {MAX_WIDTH} and n-grams of {MAX_NGRAM} characters are read)"
             );
-            return Err(cursor.refused(found, DAMAGED));
+            return Err(fields.refused(found, DAMAGED));
         }
-        let size = cursor.i32("dictionary")?;
-        let words = cursor.i32("dictionary")?;
-        let labels = cursor.i32("dictionary")?;
-        cursor.i64("dictionary")?;
-        let pruned_count = cursor.i64("dictionary")?;
-        if size < 0 || words < 0 || labels != 0 || words != size || pruned_count < -1 {
+        let size = fields.i32("dictionary")?;
+        let words = fields.i32("dictionary")?;
+        let labels = fields.i32("dictionary")?;
+        fields.i64("dictionary")?;
+        let pruned_count = fields.i64("dictionary")?;
+        if !(0..=MAX_WORDS).contains(&words) || labels != 0 || words != size || pruned_count < -1 {
             let found = format!(
-                "an impossible dictionary ({size} entries, {words} words, {labels} labels, {pruned_count} pruned)"
+                "an impossible dictionary ({size} entries, {words} words, {labels} labels, {pruned_count} pruned; at most \
+                 {MAX_WORDS} words are read)"
             );
-            return Err(cursor.refused(found, DAMAGED));
+            return Err(fields.refused(found, DAMAGED));
         }
-        let dictionary_start = cursor.position;
-        for _ in 0..words {
-            cursor.skip_entry()?;
-        }
-        let mut pruned = (pruned_count >= 0).then(FxHashMap::default);
-        for _ in 0..pruned_count.max(0) {
-            let (bucket, row) = (cursor.i32("pruning table")?, cursor.i32("pruning table")?);
-            pruned.get_or_insert_default().insert(bucket as u32, row as u32);
-        }
-        if cursor.byte("input matrix")? != 0 {
-            return Err(cursor.refused("a quantised model (.ftz)", "use the .bin from which it was made"));
-        }
-        let rows = cursor.i64("input matrix")?;
-        let columns = cursor.i64("input matrix")?;
-        let ngram_rows = pruned.as_ref().map_or(i64::from(buckets), |kept| kept.len() as i64);
-        if columns != i64::from(dimension) || rows != i64::from(words) + ngram_rows {
-            let found = format!(
-                "an input matrix of {rows} x {columns}, although the header says {words} words, {ngram_rows} n-gram rows and dimension {dimension}"
-            );
-            return Err(cursor.refused(found, DAMAGED));
-        }
-        let matrix_start = cursor.position;
-        cursor.skip_matrix(rows as u64, columns as u64, "input matrix")?;
-        let matrix_end = cursor.position;
-        if cursor.byte("output matrix")? == 0 {
-            let (rows, columns) = (cursor.i64("output matrix")?, cursor.i64("output matrix")?);
-            cursor.skip_matrix(rows.max(0) as u64, columns.max(0) as u64, "output matrix")?;
-        }
-        Ok(Header {
+        Ok(Settings {
             dimension: dimension as usize,
             words: words as usize,
             buckets: buckets as usize,
             min_n: min_n as usize,
             max_n: max_n as usize,
-            pruned,
-            dictionary_start,
-            matrix_start,
-            matrix_end,
+            pruned_entries: u64::try_from(pruned_count).ok(),
+            pruned: None,
         })
     }
-}
 
-impl FastText {
-    /// Opens a model and checks its header, its dictionary and the size of the file.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`] for a file that cannot be read; [`Error::Input`] for a file that is not a fastText model, is truncated, or
-    /// contains a supervised or quantised model.
-    pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| Error::io(path, &error))?;
-        let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
-        if length == 0 {
-            // An empty file cannot be mapped.
-            return Err(Cursor { bytes: &[], position: 0, path }.truncated("header", 8));
+    /// Reads what is between the dictionary and the values of the input matrix; returns the number of rows of the matrix.
+    fn read_matrix_header(&mut self, fields: &mut impl Fields) -> Result<u64> {
+        self.pruned = self.pruned_entries.map(|_| FxHashMap::default());
+        for _ in 0..self.pruned_entries.unwrap_or_default() {
+            let (bucket, row) = (fields.i32("pruning table")?, fields.i32("pruning table")?);
+            self.pruned.get_or_insert_default().insert(bucket as u32, row as u32);
         }
-        // SAFETY: the map is read-only and private to this value. As for every reader of a mapped file, no other process may
-        // truncate the file meanwhile. The alternative is to read 7 GB in order to use some thousand rows.
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, &error))?;
-        let header = Header::read(&map, path)?;
-        #[cfg(unix)]
-        {
-            // The rows are read in random order. Without this advice the system reads 128 KiB around each. An error is
-            // ignored: the advice changes no result.
-            let length = header.matrix_end - header.matrix_start;
-            let _ = map.advise_range(memmap2::Advice::Random, header.matrix_start, length);
+        if fields.byte("input matrix")? != 0 {
+            return Err(fields.refused("a quantised model (.ftz)", "use the .bin from which it was made"));
         }
-        Ok(FastText { map, header })
-    }
-
-    /// Number of values of a vector.
-    pub fn dimension(&self) -> usize {
-        self.header.dimension
-    }
-
-    /// Number of words in the dictionary.
-    pub fn word_count(&self) -> usize {
-        self.header.words
-    }
-
-    /// The word vectors as fastText computes them: the mean of the row of the word, if the dictionary has it, and the rows of its
-    /// n-grams.
-    ///
-    /// A word without any row has no vector, nor has `None`. The result does not depend on the number of threads.
-    pub fn vectors(&self, words: &[Option<String>]) -> WordVectors {
-        let dimension = self.header.dimension;
-        let word_rows = self.find_words(words);
-        let mut values = vec![0f32; words.len() * dimension];
-        let mut known = vec![false; words.len()];
-        let outputs = values.par_chunks_mut(dimension).zip(known.par_iter_mut());
-        outputs.zip(words).zip(word_rows).for_each(|(((vector, known), word), word_row)| {
-            let Some(word) = word else { return };
-            let mut rows = Vec::new();
-            rows.extend(word_row);
-            if word != "</s>" {
-                self.push_ngram_rows(word.as_bytes(), &mut rows);
-            }
-            for &row in &rows {
-                self.add_row(row, vector);
-            }
-            if !rows.is_empty() {
-                let scale = 1.0 / rows.len() as f32;
-                vector.iter_mut().for_each(|value| *value *= scale);
-                *known = true;
-            }
-        });
-        WordVectors { values, known, dimension }
-    }
-
-    /// Row of each word in the dictionary, by one pass over the dictionary.
-    fn find_words(&self, words: &[Option<String>]) -> Vec<Option<usize>> {
-        let indices = indices_by_word(words);
-        let mut rows = vec![None; words.len()];
-        let mut rest = self.map.get(self.header.dictionary_start..).unwrap_or_default();
-        for row in 0..self.header.words {
-            // `open` has checked every entry, so each word ends and its entry is complete.
-            let Some((word, tail)) = memchr(0, rest).and_then(|length| rest.split_at_checked(length)) else { break };
-            for &index in indices.get(word).into_iter().flatten() {
-                if let Some(word_row) = rows.get_mut(index) {
-                    *word_row = Some(row);
-                }
-            }
-            rest = tail.get(1 + ENTRY_TAIL..).unwrap_or_default();
+        let rows = fields.i64("input matrix")?;
+        let columns = fields.i64("input matrix")?;
+        let ngram_rows = self.pruned.as_ref().map_or(self.buckets, FxHashMap::len);
+        if columns != self.dimension as i64 || rows != (self.words + ngram_rows) as i64 {
+            let found = format!(
+                "an input matrix of {rows} x {columns}, although the header says {} words, {ngram_rows} n-gram rows and dimension {}",
+                self.words, self.dimension
+            );
+            return Err(fields.refused(found, DAMAGED));
         }
-        rows
+        Ok(rows as u64)
     }
 
     /// Appends the rows of the n-grams of `<word>`. Lengths count characters. The single characters `<` and `>` are no n-grams.
     fn push_ngram_rows(&self, word: &[u8], rows: &mut Vec<usize>) {
-        let Header { words, buckets, min_n, max_n, ref pruned, .. } = self.header;
+        let Settings { words, buckets, min_n, max_n, ref pruned, .. } = *self;
         if max_n == 0 || buckets == 0 {
             return;
         }
@@ -308,16 +302,193 @@ impl FastText {
         }
     }
 
-    /// Adds a row of the input matrix to `vector`.
-    fn add_row(&self, row: usize, vector: &mut [f32]) {
-        let length = self.header.dimension * F32_BYTES;
-        let start = self.header.matrix_start + row * length;
-        // A damaged pruning table can name a row behind the end of the matrix; such a row adds nothing.
-        let matrix = self.map.get(..self.header.matrix_end).unwrap_or_default();
-        let Some(bytes) = matrix.get(start..start + length) else { return };
-        for (value, bytes) in vector.iter_mut().zip(bytes.chunks_exact(F32_BYTES)) {
-            *value += bytes.first_chunk().map_or(0.0, |bytes| f32::from_le_bytes(*bytes));
+    /// Rows of a word: its own, if the dictionary has it, then those of its n-grams.
+    fn rows_of(&self, word: &str, word_row: Option<usize>) -> Vec<usize> {
+        let mut rows = Vec::from_iter(word_row);
+        if word != "</s>" {
+            self.push_ngram_rows(word.as_bytes(), &mut rows);
         }
+        rows
+    }
+
+    /// Vectors of words, each the mean of its rows, summed in their order in 32-bit floating point.
+    ///
+    /// `word_rows` holds the row of each word in the dictionary; `row_bytes` gives the bytes of a row of the input matrix, or
+    /// `None` for a row behind its end, which a damaged pruning table can name and which adds nothing.
+    fn vectors<'a>(
+        &self,
+        words: &[Option<String>],
+        word_rows: Vec<Option<usize>>,
+        row_bytes: impl Fn(usize) -> Option<&'a [u8]> + Sync,
+    ) -> WordVectors {
+        let dimension = self.dimension;
+        let mut values = vec![0f32; words.len() * dimension];
+        let mut known = vec![false; words.len()];
+        let outputs = values.par_chunks_mut(dimension).zip(known.par_iter_mut());
+        outputs.zip(words).zip(word_rows).for_each(|(((vector, known), word), word_row)| {
+            let Some(word) = word else { return };
+            let rows = self.rows_of(word, word_row);
+            for bytes in rows.iter().filter_map(|&row| row_bytes(row)) {
+                for (value, bytes) in vector.iter_mut().zip(bytes.chunks_exact(F32_BYTES)) {
+                    *value += bytes.first_chunk().map_or(0.0, |bytes| f32::from_le_bytes(*bytes));
+                }
+            }
+            if !rows.is_empty() {
+                let scale = 1.0 / rows.len() as f32;
+                vector.iter_mut().for_each(|value| *value *= scale);
+                *known = true;
+            }
+        });
+        WordVectors { values, known, dimension }
+    }
+}
+
+/// Checks the settings of a packed model, without its dictionary and matrices.
+///
+/// # Errors
+///
+/// As [`read_packed`].
+pub fn check_packed(reader: Box<dyn BufRead + Send>, path: &Path) -> Result<()> {
+    Settings::read(&mut Stream { reader, position: 0, path }).map(|_| ())
+}
+
+/// Reads the vectors of `words` from a packed model in one pass. The rows that the words need are kept in memory.
+///
+/// # Errors
+///
+/// [`Error::Input`] for a file that is not a fastText model, is truncated, contains a supervised or quantised model, or has
+/// more rows for these words than memory is allowed for.
+pub fn read_packed(reader: Box<dyn BufRead + Send>, path: &Path, words: &[Option<String>]) -> Result<WordVectors> {
+    let mut stream = Stream { reader, position: 0, path };
+    let mut settings = Settings::read(&mut stream)?;
+    check_size(path, words.len(), settings.dimension)?;
+    let indices = indices_by_word(words);
+    let mut word_rows = vec![None; words.len()];
+    let mut word = Vec::new();
+    for row in 0..settings.words {
+        stream.entry(&mut word)?;
+        for &index in indices.get(word.as_slice()).into_iter().flatten() {
+            if let Some(word_row) = word_rows.get_mut(index) {
+                *word_row = Some(row);
+            }
+        }
+    }
+    let matrix_rows = settings.read_matrix_header(&mut stream)?;
+    let mut needed: Vec<usize> = words
+        .par_iter()
+        .zip(&word_rows)
+        .flat_map_iter(|(word, &word_row)| {
+            word.as_deref().map_or_else(Vec::new, |word| settings.rows_of(word, word_row))
+        })
+        .filter(|&row| (row as u64) < matrix_rows)
+        .collect();
+    needed.par_sort_unstable();
+    needed.dedup();
+    let row_length = settings.dimension * F32_BYTES;
+    if needed.len().saturating_mul(settings.dimension) > MAX_VALUES {
+        let found = format!("{} rows of width {} for these words", needed.len(), settings.dimension);
+        let advice = "unpack the file (gunzip or unzip) and name the .bin: its rows are then read where they lie";
+        return Err(Error::input(path.display().to_string(), found, format!("at most {MAX_VALUES} values"), advice));
+    }
+    let mut rows = vec![0u8; needed.len() * row_length];
+    let mut next = 0;
+    for (&row, bytes) in needed.iter().zip(rows.chunks_exact_mut(row_length)) {
+        stream.skip((row - next) as u64 * row_length as u64, "input matrix")?;
+        stream.fill(bytes, "input matrix")?;
+        next = row + 1;
+    }
+    stream.skip((matrix_rows - next as u64) * row_length as u64, "input matrix")?;
+    if stream.byte("output matrix")? == 0 {
+        let (rows, columns) = (stream.i64("output matrix")?, stream.i64("output matrix")?);
+        let bytes = matrix_bytes(rows.max(0) as u64, columns.max(0) as u64).unwrap_or(u64::MAX);
+        stream.skip(bytes, "output matrix")?;
+    }
+    // The rest is read, too, because the checksum of the content follows it.
+    stream.skip_rest()?;
+    let row_bytes = |row: usize| {
+        let index = needed.binary_search(&row).ok()?;
+        rows.get(index * row_length..(index + 1) * row_length)
+    };
+    Ok(settings.vectors(words, word_rows, row_bytes))
+}
+
+impl FastText {
+    /// Opens a model and checks its header, its dictionary and the size of the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] for a file that cannot be read; [`Error::Input`] for a file that is not a fastText model, is truncated, or
+    /// contains a supervised or quantised model.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = open_regular(path)?;
+        let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
+        if length == 0 {
+            // An empty file cannot be mapped.
+            return Err(truncated(path, 0, "header", 8));
+        }
+        // SAFETY: the map is read-only and private to this value. As for every reader of a mapped file, no other process may
+        // truncate the file meanwhile. The alternative is to read 7 GB in order to use some thousand rows.
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, &error))?;
+        let mut cursor = Cursor { bytes: &map, position: 0, path };
+        let mut settings = Settings::read(&mut cursor)?;
+        let dictionary_start = cursor.position;
+        for _ in 0..settings.words {
+            cursor.skip_entry()?;
+        }
+        let rows = settings.read_matrix_header(&mut cursor)?;
+        let matrix_start = cursor.position;
+        cursor.skip_matrix(rows, settings.dimension as u64, "input matrix")?;
+        let matrix_end = cursor.position;
+        if cursor.byte("output matrix")? == 0 {
+            let (rows, columns) = (cursor.i64("output matrix")?, cursor.i64("output matrix")?);
+            cursor.skip_matrix(rows.max(0) as u64, columns.max(0) as u64, "output matrix")?;
+        }
+        #[cfg(unix)]
+        {
+            // The rows are read in random order. Without this advice the system reads 128 KiB around each. An error is
+            // ignored: the advice changes no result.
+            let _ = map.advise_range(memmap2::Advice::Random, matrix_start, matrix_end - matrix_start);
+        }
+        Ok(FastText { map, settings, dictionary_start, matrix_start, matrix_end })
+    }
+
+    /// Number of values of a vector.
+    pub fn dimension(&self) -> usize {
+        self.settings.dimension
+    }
+
+    /// Number of words in the dictionary.
+    pub fn word_count(&self) -> usize {
+        self.settings.words
+    }
+
+    /// The word vectors as fastText computes them: the mean of the row of the word, if the dictionary has it, and the rows of its
+    /// n-grams.
+    ///
+    /// A word without any row has no vector, nor has `None`. The result does not depend on the number of threads.
+    pub fn vectors(&self, words: &[Option<String>]) -> WordVectors {
+        let length = self.settings.dimension * F32_BYTES;
+        let matrix = self.map.get(self.matrix_start..self.matrix_end).unwrap_or_default();
+        let row_bytes = |row: usize| matrix.get(row * length..(row + 1) * length);
+        self.settings.vectors(words, self.find_words(words), row_bytes)
+    }
+
+    /// Row of each word in the dictionary, by one pass over the dictionary.
+    fn find_words(&self, words: &[Option<String>]) -> Vec<Option<usize>> {
+        let indices = indices_by_word(words);
+        let mut rows = vec![None; words.len()];
+        let mut rest = self.map.get(self.dictionary_start..).unwrap_or_default();
+        for row in 0..self.settings.words {
+            // `open` has checked every entry, so each word ends and its entry is complete.
+            let Some((word, tail)) = memchr(0, rest).and_then(|length| rest.split_at_checked(length)) else { break };
+            for &index in indices.get(word).into_iter().flatten() {
+                if let Some(word_row) = rows.get_mut(index) {
+                    *word_row = Some(row);
+                }
+            }
+            rest = tail.get(1 + ENTRY_TAIL..).unwrap_or_default();
+        }
+        rows
     }
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...environment import require
 from ...errors import InputError, input_error
+from ...files.open_file import check_tree
 from ...progress import Progress
 from .files import localize
 from .presets import FOLDERS, paper_tasks
@@ -79,6 +80,8 @@ def load_tasks(tasks: Sequence[str]) -> Iterator[Tasks]:
     """
     require("lm_eval", "eval", "tasks")
     folders = [Path(name) for name in tasks if _is_folder(name)]
+    for folder in folders:
+        check_tree(folder, f"task folder {str(folder)!r}")
     names: list[str] = []
     for name in tasks:
         preset, _, language = name.partition(":")
