@@ -25,10 +25,13 @@ from harness import record
 sys.path.insert(
     0, str(Path(__file__).parents[1] / "tests" / "support")
 )  # before this folder, which also has a module `pairs`
+import composites_tiny
 import models_every
 import models_tiny
 from tokenizers_tiny import KINDS, TEXT, tiny
 
+CAUSAL, IMAGE = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+WHOLE = "the class that config.json names"  # for the models of composites_tiny
 SOURCE, TARGET = "byte_level_bpe", "sentencepiece_unigram"
 # Donor name -> function that saves one with a tokenizer; each is tried with each kind of tokenizer.
 DONORS: dict[str, Callable[..., Path]] = {
@@ -41,7 +44,6 @@ DONORS: dict[str, Callable[..., Path]] = {
     "Llama": models_tiny.save_llama,
     "Qwen2": models_tiny.save_qwen2,
 }
-NOT_TRIED = "not tried"
 
 
 def logits(folder: Path, ids, auto: str):
@@ -49,6 +51,8 @@ def logits(folder: Path, ids, auto: str):
     import torch
     import transformers
 
+    if auto == WHOLE:
+        auto = json.loads((folder / "config.json").read_text())["architectures"][0]
     model = getattr(transformers, auto).from_pretrained(folder, local_files_only=True).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # some classes draw at random when they run
@@ -71,19 +75,18 @@ def difference(source: Path, out: Path, auto: str) -> float:
 
 
 def export(out: Path, folder: Path) -> str:
-    """Whether the result is converted to GGUF; the function may be missing."""
-    import saltlm
+    """Whether the result is converted to a GGUF file."""
+    from saltlm import InputError
+    from saltlm.export.gguf_file import export_gguf
 
-    convert = getattr(saltlm, "export_gguf", None) or getattr(saltlm, "export", None)
-    if convert is None:
-        return NOT_TRIED
+    name = json.loads((out / "config.json").read_text())["architectures"][0]
     try:
-        convert(out, folder / "model.gguf")
-    except saltlm.InputError:
-        return "refused"
+        export_gguf(out, folder / "model.gguf")
+    except InputError as error:
+        return f"refused: {message(error, out, name)}"
     except Exception as error:
-        return f"fault: {first_line(error)}"
-    return "yes"
+        return f"**fault**: {type(error).__name__}: {message(error, out)}"
+    return "converted"
 
 
 def first_line(error: BaseException) -> str:
@@ -111,7 +114,10 @@ def try_model(model_type: str, auto: str, folder: Path) -> tuple[str, str]:
 
     source, target, out = folder / "source", folder / "target", folder / "out"
     try:
-        models_every.save(source, model_type, tiny(SOURCE), auto=auto)
+        if auto == WHOLE:
+            composites_tiny.save_composite(source, model_type)
+        else:
+            models_every.save(source, model_type, tiny(SOURCE), auto=auto)
     except Exception as error:
         return f"cannot be built so small: {message(error, model_type)}", "-"
     name = json.loads((source / "config.json").read_text())["architectures"][0]
@@ -198,28 +204,25 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     with contextlib.suppress(AttributeError):
         transformers.logging.disable_progress_bar()
-    composite = "AutoModelForImageTextToText"
-    types = {name: (name, "AutoModelForCausalLM") for name in models_every.causal_types()}
-    types |= {f"{name} (composite)": (name, composite) for name in models_every.COMPOSITES}
+    types = {name: (name, CAUSAL) for name in models_every.causal_types()}
+    types |= {f"{name} (all parts)": (name, WHOLE) for name in composites_tiny.KINDS}
+    further = [name for name in models_every.COMPOSITES if name not in composites_tiny.KINDS]
+    types |= {f"{name} (all parts)": (name, IMAGE) for name in further}
     if arguments.only:
         types = {label: value for label, value in types.items() if value[0] in arguments.only}
     models = survey({label: lambda folder, value=value: try_model(*value, folder) for label, value in types.items()})
-    outcomes = {name: result[0] for name, result in models.items()}
-    rows = grouped(outcomes)
-    gguf = collections.Counter(result[1] for result in models.values() if result[0].startswith("accepted"))
+    rows = grouped({name: result[0] for name, result in models.items()})
+    gguf = grouped({name: result[1] for name, result in models.items() if result[0].startswith("accepted")})
     if arguments.only:
-        for row in rows:
+        for row in (*rows, *gguf):
             print(" | ".join(row))
         return
-    accepted = sum(gguf.values())
-    faults = sum("**fault" in outcome for outcome in outcomes.values())
-    notes = [
-        f"Of {len(types)} types {accepted} are accepted; {faults} faults. Converted to GGUF: "
-        + ", ".join(f"{name} {count}" for name, count in gguf.most_common())
-        + "."
-    ]
+    accepted = sum(int(count) for _, count, _ in gguf)
+    faults = sum(int(count) for outcome, count, _ in (*rows, *gguf) if "**fault" in outcome)
+    notes = [f"Of {len(types)} types {accepted} are accepted; {faults} faults."]
     headings = ("outcome", "number", "model types")
     record("Model classes", rows, "python bench/models.py", notes, headings=headings, timed=False)
+    record("Model classes as GGUF", gguf, "python bench/models.py", headings=headings, timed=False)
     if not arguments.no_donors:
         items = {
             f"{name} with {kind}": lambda folder, name=name, kind=kind: try_donor(name, kind, folder)

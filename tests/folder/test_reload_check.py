@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -164,6 +165,14 @@ def test_every_kind_of_fault_is_an_error(finished, tmp_path, fault: str, mode: s
     edit(folder)
     with pytest.raises(BackendError, match=rf"(?s)reload check: .*{words}.*nothing was written"):
         finished[family].check(mode, folder=folder)
+
+
+@pytest.mark.parametrize(("key", "passes"), [("image_token_index", True), ("eos_token_id", False)])
+def test_the_number_of_rows_stands_for_no_token_but_not_for_a_role(finished, tmp_path, key: str, passes: bool) -> None:
+    folder = Path(shutil.copytree(finished["tied"].out, tmp_path / "out"))
+    file_changed("config.json", **{key: len(finished["tied"].done.origin)})(folder)
+    with contextlib.nullcontext() if passes else pytest.raises(BackendError, match=rf"names {key}"):
+        assert finished["tied"].check("full", folder=folder)["difference"] == 0
 
 
 def test_after_a_fault_nothing_is_in_place(pair, tmp_path, monkeypatch, capsys) -> None:

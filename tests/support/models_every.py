@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 WIDTH, INNER, LAYERS, HEADS, HEAD = 64, 128, 2, 4, 16
@@ -158,25 +160,28 @@ def small(raw: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def with_tokens(raw: dict[str, Any], roles: Mapping[str, int | None], rows: int) -> dict[str, Any]:
-    """The content with this number of rows, these roles, and other token ids below that number."""
+def with_tokens(
+    raw: dict[str, Any], roles: Mapping[str, int | None], rows: int, other: Iterator[int]
+) -> dict[str, Any]:
+    """The content with this number of rows and these roles; every other entry that names a token gets an id of ``other``."""
     result = copy.deepcopy(raw)
     for key, value in result.items():
         if isinstance(value, dict):
-            result[key] = with_tokens(value, roles, rows)
+            result[key] = with_tokens(value, roles, rows, other)
         elif key.endswith("vocab_size") or key == "vocab_size_per_layer_input":
             result[key] = rows if isinstance(value, int) else value
         elif key in roles:
             result[key] = roles[key]
         elif key.endswith(("token_id", "token_index")) and isinstance(value, int):
-            result[key] = value % rows
+            result[key] = next(other)
     return result
 
 
 def configs(model_type: str, roles: Mapping[str, int | None], rows: int) -> Iterator[Any]:
     """Tiny configs of a type, the likeliest first; not each of them can be built."""
     cls = transformers.CONFIG_MAPPING[model_type]
-    raw = with_tokens(small(cls(**DEFAULTS.get(model_type, {})).to_dict()), roles, rows)
+    raw = small(cls(**DEFAULTS.get(model_type, {})).to_dict())
+    raw = with_tokens(raw, roles, rows, itertools.cycle(range(rows - len(MARKERS), rows)))
     raw |= SPECIAL.get(model_type, {})
     if "is_decoder" in raw:
         raw["is_decoder"] = True
@@ -191,6 +196,8 @@ def configs(model_type: str, roles: Mapping[str, int | None], rows: int) -> Iter
 
 # Arguments without which a class refuses its own defaults.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"gemma4_assistant": {"hidden_size_per_layer_input": 0}}
+# Special tokens at the end of the vocabulary, for what configs name besides the usual roles, such as images.
+MARKERS = tuple(f"<|marker {number}|>" for number in range(12))
 # Keys of to_dict() that a config's constructor does not take.
 DERIVED = ("model_type", "transformers_version", "architectures", "dtype", "_name_or_path")
 
@@ -238,9 +245,13 @@ def _drawn(config: Any, auto: Any, seed: int) -> Any:
 
 
 def save(folder: Path, model_type: str, tokenizer: Any, *, auto: str = "AutoModelForCausalLM", seed: int = 0) -> Path:
-    """Save a tiny model of a type with a tokenizer; raises what :func:`build` raises."""
-    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    model = build(model_type, roles, len(tokenizer), auto=auto, seed=seed)
+    """Save a tiny model of a type, with a tokenizer and :data:`MARKERS`; raises what :func:`build` raises."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.add_special_tokens(list(MARKERS))
+    named = {f"{role}_token": getattr(tokenizer, f"{role}_token") for role in ("bos", "eos", "pad")}
+    marked = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, extra_special_tokens=list(MARKERS), **named)
+    roles = {f"{role}_id": getattr(marked, f"{role}_id") for role in named}
+    model = build(model_type, roles, len(marked), auto=auto, seed=seed)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    marked.save_pretrained(folder)
     return folder

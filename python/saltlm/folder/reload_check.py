@@ -48,6 +48,7 @@ ROUNDED_ROWS = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 # Names of the number of layers in config.json; the name by the class's ``attribute_map`` is added.
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers")
 TOKEN_IDS = ("_token_id", "_token_ids", "_token_index")  # ends of config keys that name token ids
+ROLE_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of these, which name tokens of the text
 KEY_REPORTS = ("missing_keys", "unexpected_keys", "mismatched_keys")  # of transformers, on loading
 # So that keys of another shape are in the report, like missing ones, instead of an error that does not name them.
 REPORTING: Mapping[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -212,7 +213,9 @@ def _check_ids(folder: Path, source: Source, rows: int) -> None:
         path = folder / name
         old = dict(_token_ids(before))
         for key, ids in _token_ids(read_json(path)) if path.is_file() else ():
-            if not all(0 <= id_ < rows for id_ in ids) and ids != old.get(key):
+            # The number of rows stands for no token, where a class takes no null (see fill_refused_nulls).
+            known = rows if key.rpartition(".")[2] in ROLE_KEYS else rows + 1
+            if not all(0 <= id_ < known for id_ in ids) and ids != old.get(key):
                 raise _fault(f"{name} names {key} {ids} in a vocabulary of {rows} rows")
 
 
