@@ -135,7 +135,19 @@ def test_shell_blocks_call_targets_and_scripts_that_exist(document: Path) -> Non
             assert (ROOT / words[1]).is_file(), f"no such script: {' '.join(words)}"
 
 
-COMMANDS = ("transfer", "evaluate", "inspect", "adapt", "compare", "batch", "convert", "export", "methods", "status")
+COMMANDS = (
+    "transfer",
+    "evaluate",
+    "inspect",
+    "align",
+    "adapt",
+    "compare",
+    "batch",
+    "convert",
+    "export",
+    "methods",
+    "status",
+)
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 
 
