@@ -66,11 +66,15 @@ def test_transfer_evaluate_and_status_from_the_shell(pair, tmp_path) -> None:
 
 def test_json_is_one_object_and_nothing_else(pair, tmp_path) -> None:
     done = run(*pair.arguments(tmp_path / "out", "--json", "--method", "salt"))
-    assert json.loads(done.stdout)["counts"]["copied"] > 0 and not done.stderr, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["counts"]["copied"] > 0
+    assert done.stderr.splitlines() == [f"note: {warning}" for warning in summary["warnings"]]
 
 
-def test_quiet_leaves_stderr_empty(pair, tmp_path) -> None:
-    assert not run(*pair.arguments(tmp_path / "out", "--quiet", "--method", "salt")).stderr
+def test_quiet_leaves_nothing_but_warnings_on_stderr(pair, tmp_path) -> None:
+    stderr = run(*pair.arguments(tmp_path / "out", "--quiet", "--method", "salt")).stderr
+    warnings = json.loads((tmp_path / "out" / "saltlm.json").read_text())["warnings"]
+    assert stderr.splitlines() == [f"note: {warning}" for warning in warnings]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Programs of other projects that an example may call; everything else in a shell block must be saltlm.
-NOT_RUN = {"pip", "make", "torchrun"}
+NOT_RUN = {"pip", "make", "torchrun", "vllm", "llama-server"}
 
 
 def examples(page: Path) -> list[tuple[str, str, str]]:
