@@ -264,6 +264,14 @@ def model_identity(folder: Path) -> dict[str, str]:
 
     Args:
         folder: the model folder.
+
+    Raises:
+        InputError: a weight file is damaged. Its header is checked first: hashing a sparse file of a terabyte takes hours.
     """
+    from ..model.safetensors_header import read_header
+
     paths = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+    for path in paths:
+        if path.suffix == ".safetensors" and path.is_file():
+            read_header(path)
     return {path.name: sampled_digest(path) for path in paths if path.is_file()}

@@ -356,7 +356,7 @@ def _check_folder(what: str, folder: Path, gguf_file: str | None) -> None:
 
 
 def _check_weights(what: str, folder: Path, expected: str) -> None:
-    """Refuse a folder without safetensors weights, and damaged weights: their headers are checked before a file is hashed."""
+    """Refuse a folder without safetensors weights."""
     if all(path.name.startswith("adapter_") for path in folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         if pickled:
@@ -365,8 +365,6 @@ def _check_weights(what: str, folder: Path, expected: str) -> None:
         if (folder / ADAPTER).is_file():
             raise input_error(what, "no weights but those of an adapter", expected, merge_advice(folder))
         raise input_error(what, "no weights", expected, "check that the copy is complete")
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
-        find_weights(folder, what)
 
 
 @contextlib.contextmanager
