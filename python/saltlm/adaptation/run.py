@@ -255,7 +255,14 @@ def _finish(
         "source": [(line["step"], line[SOURCE]) for line in lines if SOURCE in line],
     }
     write_adapted(
-        folder.out, session.folder, session.lm.model, weights, dtype=config.dtype, record=record, identity=identity
+        folder.out,
+        session.folder,
+        session.lm.model,
+        weights,
+        dtype=config.dtype,
+        record=record,
+        identity=identity,
+        trust_remote_code=config.trust_remote_code,
     )
 
 
