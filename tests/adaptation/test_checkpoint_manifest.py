@@ -115,7 +115,12 @@ def test_without_a_whole_checkpoint_the_run_is_refused(stopped: Path, out: Path,
 
 
 def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_weights(stopped: Path, out: Path, tmp_path: Path) -> None:
-    given = {"model": stopped / "model", "texts": stopped / "text.txt", "config": AdaptConfig(**OPTIONS), "resume": True}
+    given = {
+        "model": stopped / "model",
+        "texts": stopped / "text.txt",
+        "config": AdaptConfig(**OPTIONS),
+        "resume": True,
+    }
     whole = adapt(out=shutil.copytree(stopped / "run", tmp_path / "whole"), **given)
     DAMAGE["optimizer.pt of another step"](out / "checkpoints" / "step-4")
     done = adapt(out=out, **given)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ..errors import BackendError, SaltlmError, input_error
 from ..files.file_errors import FULL_DISK, os_error_code
 from ..files.json_files import read_json, write_json_whole
-from ..files.open_file import FileKind, check_tree, read_file
+from ..files.open_file import FileKind, read_file
 from ..files.output_folder import check_output, sync_path
 from ..files.output_lock import lock_run
 from .config import AdaptConfig
@@ -154,7 +154,9 @@ class RunFolder:
             fault = checkpoint_fault(checkpoint, step) or (self._best_fault(checkpoint, step) if early_stop else None)
             if fault is None:
                 if found:
-                    self.warnings.append(f"damaged checkpoints are passed over, {checkpoint.name} is used: {'; '.join(found)}")
+                    self.warnings.append(
+                        f"damaged checkpoints are passed over, {checkpoint.name} is used: {'; '.join(found)}"
+                    )
                     _LOGGER.warning("%s", self.warnings[-1])
                 return checkpoint
             found.append(f"{checkpoint.name} has {fault}")
@@ -200,9 +202,7 @@ class RunFolder:
             self.clear()
             # Later checkpoints are damaged; they would count as the newest ones when old ones are removed.
             for step, path in self._by_step():
-                if path.name not in (checkpoint.name, f"step-{self.state(checkpoint).get('best_step')}") and (
-                    step > int(checkpoint.name.removeprefix("step-"))
-                ):
+                if step > self.state(checkpoint)["step"]:
                     self._remove(path)
         self.barrier()
 

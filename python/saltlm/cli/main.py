@@ -322,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments of the command line; ``None`` for those of the process.
 
     Returns:
-        The exit code: 0 done, 1 an error, a failed job of a batch or a failed check of a verification, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 an error, a failed job of a batch or a failed check of a folder, 2 bad input, 130 interrupted.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the calling process has closed the stream

@@ -22,8 +22,8 @@ def written_files(folder: Path, keys: Iterable[str]) -> dict[str, str]:
         keys: of vocabulary tensors; keys that the folder lacks are left out.
 
     Returns:
-        File name (with ``/`` below a subfolder) -> hexadecimal sha256, but ``N bytes`` for a weight file, which can be too large
-        to hash; and ``FILE#KEY`` -> hexadecimal sha256 of the bytes of a vocabulary tensor.
+        File name (with ``/`` below a subfolder) -> hexadecimal sha256, but ``N bytes`` for a weight file, which can be too
+        large to hash; and ``FILE#KEY`` -> hexadecimal sha256 of the bytes of a vocabulary tensor.
     """
     weights = find_weights(folder, f"folder {folder}")
     digests = {

@@ -39,7 +39,9 @@ def check_body(written: Source, source: Source, *, full: bool, expanded: bool) -
         if name not in present:
             continue
         entry, here = source.weights.entry(key), written.weights.entry(name)
-        dtype, shape = (NAMES[moved[key].dtype], tuple(moved[key].shape)) if key in moved else (entry.dtype, entry.shape)
+        dtype, shape = (
+            (NAMES[moved[key].dtype], tuple(moved[key].shape)) if key in moved else (entry.dtype, entry.shape)
+        )
         if (here.dtype, here.shape) != (dtype, shape):
             wrong.append(f"{name!r:.80} is {here.dtype} {list(here.shape)}, expected {dtype} {list(shape)}")
         elif full and not _equal(written.weights.tensor(name), moved.get(key, source.weights.tensor(key))):
@@ -52,9 +54,7 @@ def _body_keys(model: Source) -> dict[str, str]:
     """Key -> key as written, of the tensors outside the vocabulary."""
     vocabulary = {model.input_name, model.output_name, model.bias_name, *model.copies}
     vocabulary |= {table.key for table in model.tables}
-    return {
-        key: model.weights.unwrapped.get(key, key) for key in model.weights.files_of() if key not in vocabulary
-    }
+    return {key: model.weights.unwrapped.get(key, key) for key in model.weights.files_of() if key not in vocabulary}
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -145,8 +145,8 @@ def find_vectors(summary: Summary, given: str | None) -> tuple[str | None, str]:
         given: path or name; ``None`` uses the recorded one.
 
     Returns:
-        What :func:`~saltlm.load_auxiliary` reads, ``None`` where the method read none; and why it is not at hand, empty where it
-        is.
+        What :func:`~saltlm.load_auxiliary` reads, ``None`` where the method read none; and why it is not at hand, empty
+        where it is.
     """
     record = summary["inputs"].get("auxiliary")
     if record is None:
@@ -171,5 +171,3 @@ def changed_vectors(summary: Summary, auxiliary: Auxiliary | None, source_auxili
         if any(record.get(entry) != present.get(entry) for entry in names):
             return f"the {name.replace('_', ' ')} vectors are others than recorded"
     return ""
-
-

@@ -29,8 +29,8 @@ SUMS = ("anchors", "pieces", "source tokens")
 COMPUTED = ("solved", "composed")
 # Rounding of float32 weights and of a sum in another order, as a share of the sum of the absolute products.
 SUM_ROUNDING = 2.0**-22
-# Largest distance of a row that is built again, as a share of its norm, besides the rounding of its dtype: the compiled operators
-# and the reference differ in the last bits of float64, which the conditioning of a regression multiplies.
+# Largest distance of a row that is built again, as a share of its norm, besides the rounding of its dtype: the compiled
+# operators and the reference differ in the last bits of float64, which the conditioning of a regression multiplies.
 BUILT_ROUNDING = 1e-6
 # Methods whose neighbours are the largest of float32 products: two neighbours that are equally near may be exchanged.
 PICKING = ("omp", "local-map")
@@ -55,7 +55,9 @@ def check_recipes(rows: Rows, written: Source, source: Source, config: VerifyCon
     by_sum = np.isin(np.array(summary["rules"], dtype=object)[arrays["rule"]], rules)
     ids = np.flatnonzero(by_sum & (arrays["rule_kept"] == 1) & (np.diff(arrays["rule_offsets"]) > 0))
     sample = ids if config.full else _sample(ids, config)
-    recipe = Recipe(*(torch.from_numpy(arrays[key]) for key in ("rule_offsets", "rule_ids", "rule_weights", "rule_kept")))
+    recipe = Recipe(
+        *(torch.from_numpy(arrays[key]) for key in ("rule_offsets", "rule_ids", "rule_weights", "rule_kept"))
+    )
     sides, problems = sides_of(written, source)
     sides = [side for side in sides if not side.table and _is_sum(summary, side)]
     if len(arrays["rule_ids"]) and int(arrays["rule_ids"].max()) >= len(source.input_rows):
@@ -84,6 +86,8 @@ def _is_shifted(summary: Summary, side: Side) -> bool:
 
 
 def _sum_differences(rows: Rows, side: Side, ids: torch.Tensor, recipe: Recipe) -> list[RowDifference]:
+    if not len(ids):
+        return []
     entry = recipe.row_of_entry
     values = gather(side.source, recipe.ids.long()).double().reshape(len(recipe.ids), -1)
     products = values * recipe.weights.double()[:, None]
@@ -194,9 +198,7 @@ class _Compared:
                     self._compare(side, ids, again, block)
         if not partial:
             lost = sorted(set(self.row_of[job.new].tolist()) - built)
-            self.differences += [
-                RowDifference(id=row, token=self.rows.texts[row], tensor="record") for row in lost
-            ]
+            self.differences += [RowDifference(id=row, token=self.rows.texts[row], tensor="record") for row in lost]
 
     def _compare(self, side: Side, ids: torch.Tensor, again: torch.Tensor, block: Block) -> None:
         expected, scaled = _guarded(self.rows.summary, side, again)
