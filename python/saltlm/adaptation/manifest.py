@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from ..errors import first_line
 from ..files.hashing import sampled_digest
-from ..files.json_files import write_json_whole
+from ..files.json_files import read_json, write_json_whole
 
 MANIFEST, FORMAT = "manifest.json", 1
 STATE = "adapt.json"  # the state of the run, see saltlm.adaptation.checkpoints
@@ -20,8 +19,8 @@ TRAINER_STATE = "trainer_state.json"  # as Trainer names it
 def write_manifest(checkpoint: Path, step: int) -> None:
     """Write the manifest of a checkpoint whose other files are complete.
 
-    A file of up to 1 GiB is read whole, a larger one by a sample of 1/64 of its bytes, so that the digests of a checkpoint of
-    100 GB read less than 2 GB, besides 1 GiB at most for each further file.
+    A file of up to 1 GiB is read whole, a larger one by a sample of 1/64 of its bytes: at most the larger of 1 GiB and 1/64 of its
+    size for each file, about a second for a GiB. A resume reads as much again.
 
     Args:
         checkpoint: the folder.
@@ -38,7 +37,7 @@ def write_manifest(checkpoint: Path, step: int) -> None:
     }
     trainer_step = None
     if TRAINER_STATE in files:
-        trainer_step = json.loads((checkpoint / TRAINER_STATE).read_bytes())["global_step"]
+        trainer_step = read_json(checkpoint / TRAINER_STATE)["global_step"]
     content = {"format": FORMAT, "step": step, "trainer_step": trainer_step, "files": files}
     write_json_whole(checkpoint / MANIFEST, content)
 
@@ -56,7 +55,7 @@ def checkpoint_fault(checkpoint: Path, step: int) -> str | None:
     if not _is_regular(checkpoint / MANIFEST):
         return f"no {MANIFEST} (an earlier version of saltlm writes none)"
     try:
-        content = json.loads((checkpoint / MANIFEST).read_bytes())
+        content = read_json(checkpoint / MANIFEST)
         stated, files = content["step"], {str(name): dict(entry) for name, entry in content["files"].items()}
         fault = None if stated == step else f"a {MANIFEST} of step {stated!r:.20}"
         fault = fault or next((fault for name in files if (fault := _file_fault(checkpoint, name, files[name]))), None)
@@ -88,14 +87,14 @@ def _step_fault(checkpoint: Path, step: int, content: dict[str, Any], files: dic
     """Whether the states inside the checkpoint are of the step; their digests are right by now."""
     if STATE not in files:
         return f"a {MANIFEST} without {STATE}"
-    state = json.loads((checkpoint / STATE).read_bytes())
+    state = read_json(checkpoint / STATE)
     if state["step"] != step:
         return f"a {STATE} of step {state['step']!r:.20}"
     if content.get("trainer_step") is None:
         return None
     if TRAINER_STATE not in files:
         return f"a {MANIFEST} without {TRAINER_STATE}"
-    trainer_step = json.loads((checkpoint / TRAINER_STATE).read_bytes())["global_step"]
+    trainer_step = read_json(checkpoint / TRAINER_STATE)["global_step"]
     if trainer_step != content["trainer_step"]:
         return f"a {TRAINER_STATE} of step {trainer_step!r:.20}"
     return None

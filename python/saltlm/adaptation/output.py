@@ -118,6 +118,7 @@ def write_adapted(
             check_file(path, file_kind(path.name) or FileKind.TOKENIZER, inside=source)
             shutil.copyfile(path, folder / path.name)
         for path in sorted(path for path in source.glob(CODE) if path.is_file()):
+            check_file(path, FileKind.TERMS, inside=source)
             if trust_remote_code or is_plain(path):
                 shutil.copyfile(path, folder / path.name)
         if not trust_remote_code:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files.json_files import read_json, write_json
+from ..files.open_file import FileKind, read_file
 from .portable import PLAIN, PLAIN_FILE, PLAIN_MAP
 
 # Files of a model folder whose entry ``auto_map`` transformers follows.
@@ -20,7 +21,7 @@ MAPPED = ("config.json", "tokenizer_config.json", "*processor_config.json")
 
 def is_plain(path: Path) -> bool:
     """Whether a file is the code that saltlm writes beside a tokenizer."""
-    return path.name == PLAIN_FILE and path.is_file() and path.read_bytes() == PLAIN.encode()
+    return path.name == PLAIN_FILE and path.is_file() and read_file(path, FileKind.TERMS) == PLAIN.encode()
 
 
 def without_auto_map(content: Mapping[str, Any], *, plain: bool = False) -> dict[str, Any]:
