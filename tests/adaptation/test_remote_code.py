@@ -10,7 +10,8 @@ import pytest
 from checkpoints_tiny import change_config
 
 from saltlm import AdaptConfig, adapt
-from saltlm.model.remote_code import MAPPED, PLAIN, PLAIN_MAP, drop_auto_maps
+from saltlm.model.portable import PLAIN, PLAIN_MAP
+from saltlm.model.remote_code import MAPPED, drop_auto_maps
 
 OPTIONS = {"seq_length": 32, "batch_size": 2, "device": "cpu", "phases": "embeddings:1"}
 FOREIGN = {"AutoModelForCausalLM": "modeling_own.Own", "AutoTokenizer": [None, "own.Own"]}
@@ -27,7 +28,9 @@ def test_code_is_left_out(tmp_path: Path, plain: bool) -> None:
     (model / "modeling_own.py").write_text("raise SystemExit('ran')\n")
     (model / "tokenizer.py").write_text(PLAIN if plain else "raise SystemExit('ran')\n")
     change_config(model, auto_map=FOREIGN)
-    change(model / "tokenizer_config.json", auto_map=PLAIN_MAP if plain else FOREIGN)
+    # The class that transformers 4 knows, so that the file is kept as it is.
+    entries = {"auto_map": PLAIN_MAP if plain else FOREIGN, "tokenizer_class": "PreTrainedTokenizerFast"}
+    change(model / "tokenizer_config.json", **entries)
     text = adapt_tiny.text_file(tmp_path / "text.txt", 20)
     out = adapt(model, text, tmp_path / "out", AdaptConfig(**OPTIONS)).out
     assert [path.name for path in out.glob("*.py")] == (["tokenizer.py"] if plain else [])

@@ -202,7 +202,7 @@ class RunFolder:
             self.clear()
             # Later checkpoints are damaged; they would count as the newest ones when old ones are removed.
             for step, path in self._by_step():
-                if step > self.state(checkpoint)["step"]:
+                if checkpoint is not None and step > self.state(checkpoint)["step"]:
                     self._remove(path)
         self.barrier()
 

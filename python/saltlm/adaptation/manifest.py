@@ -19,8 +19,8 @@ TRAINER_STATE = "trainer_state.json"  # as Trainer names it
 def write_manifest(checkpoint: Path, step: int) -> None:
     """Write the manifest of a checkpoint whose other files are complete.
 
-    A file of up to 1 GiB is read whole, a larger one by a sample of 1/64 of its bytes: at most the larger of 1 GiB and 1/64 of its
-    size for each file, about a second for a GiB. A resume reads as much again.
+    A file of up to 1 GiB is read whole, a larger one by a sample of 1/64 of its bytes: at most the larger of 1 GiB and 1/64 of
+    its size for each file, about a second for a GiB. A resume reads as much again.
 
     Args:
         checkpoint: the folder.

@@ -115,6 +115,8 @@ def write_adapted(
             shutil.copyfile(source / name, folder / name)
         _write_config(source, folder, dtype)
         for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
+            if path.match(CODE):  # tokenizer.py is among tokenizer*
+                continue
             check_file(path, file_kind(path.name) or FileKind.TOKENIZER, inside=source)
             shutil.copyfile(path, folder / path.name)
         for path in sorted(path for path in source.glob(CODE) if path.is_file()):
