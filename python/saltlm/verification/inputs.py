@@ -63,7 +63,7 @@ def recorded_config(summary: Summary, config: VerifyConfig) -> TransferConfig | 
         "trust_remote_code": config.trust_remote_code,
     }
     for side in ("source", "target"):
-        options[f"{side}_revision"] = summary["inputs"][side]["revision"]  # type: ignore[literal-required]
+        options[f"{side}_revision"] = summary["inputs"][side]["revision"]
     try:
         return TransferConfig(**options)
     except (InputError, TypeError) as error:
