@@ -281,9 +281,10 @@ def test_inputs_that_are_gone_or_changed_are_not_compared(copy: Path, untied, tm
 def test_the_recorded_trust_in_code_is_not_taken_over(copy: Path) -> None:
     edit(copy, lambda s: s["config"].update(trust_remote_code=True))
     assert_passed(verify(copy))
-    edit(copy, lambda s: s["config"].update(method="unknown"))
-    check = by_name(verify(copy))["solved again"]
-    assert check.result == "not checked" and "options cannot be used" in check.detail
+    for entries in ({"gguf_file": 3}, {"method": "unknown"}, {"method": ["salt"]}):
+        edit(copy, lambda s, entries=entries: s["config"].update(entries))
+        check = by_name(verify(copy))["solved again"]
+        assert check.result == "not checked" and "options cannot be used" in check.detail
 
 
 def test_bad_input_is_refused(copy: Path, untied, tmp_path: Path, capsys) -> None:
@@ -291,6 +292,7 @@ def test_bad_input_is_refused(copy: Path, untied, tmp_path: Path, capsys) -> Non
         assert main(["verify", str(folder)]) == 2
         assert words in capsys.readouterr().err
     assert main(["verify", str(copy), "--source", str(tmp_path / "none"), "--quiet"]) == 2
+    assert main(["verify", str(copy), "--auxiliary", str(tmp_path / "none"), "--quiet"]) == 2
     assert main(["verify", str(copy), "--sample", "0"]) == 2
     edit(copy, lambda s: s.update(schema_version=99))
     with pytest.raises(InputError, match="schema version"):

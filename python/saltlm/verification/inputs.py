@@ -6,15 +6,15 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..config import TransferConfig
 from ..errors import InputError, first_line
 from ..files.summary_file import ModelInput, Summary
 from ..model.checkpoint import Donor, Source
+from ..options import options_of
 from ..shared import Shared
-from ..vectors.auxiliary import Auxiliary
+from ..vectors.auxiliary import Auxiliary, check_auxiliary
 from .config import VerifyConfig
 
 Loaded = TypeVar("Loaded", Source, Donor)
@@ -64,6 +64,13 @@ def recorded_config(summary: Summary, config: VerifyConfig) -> TransferConfig | 
     }
     for side in ("source", "target"):
         options[f"{side}_revision"] = summary["inputs"][side]["revision"]
+    for entry in options_of(TransferConfig):
+        value, accepted = (
+            options.get(entry.name, entry.default),
+            (*entry.types, *([int] if float in entry.types else [])),
+        )
+        if not isinstance(value, accepted) and not (value is None and entry.optional):
+            return f"the recorded options cannot be used: {entry.name} is a {type(value).__name__}"
     try:
         return TransferConfig(**options)
     except (InputError, TypeError) as error:
@@ -113,7 +120,7 @@ def _recorded_path(record: ModelInput) -> str | None:
     """The recorded path, or the snapshot of a recorded hub model in the hub's cache; nothing is fetched."""
     path = record["path"]
     if record["revision"] is None:
-        return path if path and os.path.exists(Path(path).expanduser()) else None
+        return path if path and os.path.exists(os.path.expanduser(path)) else None
     from huggingface_hub import snapshot_download
 
     try:
@@ -147,6 +154,9 @@ def find_vectors(summary: Summary, given: str | None) -> tuple[str | None, str]:
     Returns:
         What :func:`~saltlm.load_auxiliary` reads, ``None`` where the method read none; and why it is not at hand, empty
         where it is.
+
+    Raises:
+        InputError: given vectors do not exist.
     """
     record = summary["inputs"].get("auxiliary")
     if record is None:
@@ -154,6 +164,8 @@ def find_vectors(summary: Summary, given: str | None) -> tuple[str | None, str]:
     if record.get("kind") == "plm":
         return "plm", ""
     path = given if given is not None else str(record.get("path", ""))
+    if given is not None:
+        check_auxiliary(given)
     if given is None and path.startswith("train:"):
         return None, "the vectors were trained for the transfer: name them by --auxiliary"
     if not path or (given is None and not os.path.exists(path)):

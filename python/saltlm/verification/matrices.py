@@ -105,7 +105,7 @@ def _differences(rows: Rows, side: Side, block: np.ndarray, candidates: list[np.
     """The rows of a block that equal none of their candidates among the source rows."""
     if not len(block):
         return []
-    actual = side.written[torch.from_numpy(block)].reshape(len(block), -1)
+    actual = gather(side.written, torch.from_numpy(block)).reshape(len(block), -1)
     wrong, difference = torch.ones(len(block), dtype=torch.bool), torch.zeros(len(block), dtype=torch.float64)
     for ids in candidates:
         chosen = ids[block]

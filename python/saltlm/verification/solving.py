@@ -94,7 +94,7 @@ def _sum_differences(rows: Rows, side: Side, ids: torch.Tensor, recipe: Recipe) 
     zeros = torch.zeros(len(ids), products.shape[1], dtype=torch.float64)
     expected, size = zeros.index_add(0, entry, products), zeros.index_add(0, entry, products.abs())
     expected, scaled = _guarded(rows.summary, side, expected)
-    actual = side.written[ids].double().reshape(len(ids), -1)
+    actual = gather(side.written, ids).double().reshape(len(ids), -1)
     precision = torch.finfo(side.written.dtype)
     rounding = precision.eps * (1 + 3 * scaled[:, None].double())
     allowed = rounding * expected.abs() + SUM_ROUNDING * size + precision.smallest_normal * precision.eps
@@ -202,7 +202,7 @@ class _Compared:
 
     def _compare(self, side: Side, ids: torch.Tensor, again: torch.Tensor, block: Block) -> None:
         expected, scaled = _guarded(self.rows.summary, side, again)
-        actual = side.written[ids].double().reshape(len(ids), -1)
+        actual = gather(side.written, ids).double().reshape(len(ids), -1)
         precision = torch.finfo(side.written.dtype)
         share = precision.eps * (1 + 3 * scaled.double()) + BUILT_ROUNDING
         size = expected.norm(dim=1)
