@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .pipeline import Transfer as Transfer
     from .pipeline import transfer as transfer
     from .vectors.auxiliary import load_auxiliary as load_auxiliary
+    from .verification.config import VerifyConfig as VerifyConfig
+    from .verification.results import Verification as Verification
+    from .verification.run import verify as verify
 
 __all__ = [
     "AdaptConfig",
@@ -49,6 +52,8 @@ __all__ = [
     "SaltlmError",
     "Transfer",
     "TransferConfig",
+    "Verification",
+    "VerifyConfig",
     "adapt",
     "align",
     "batch",
@@ -60,6 +65,7 @@ __all__ = [
     "salt_rows",
     "status",
     "transfer",
+    "verify",
 ]
 
 # The program that uses the package decides where its warnings go. Without this handler Python would print them itself.
@@ -83,6 +89,8 @@ _MODULE_OF = {
     "SaltlmError": "errors",
     "Transfer": "pipeline",
     "TransferConfig": "config",
+    "Verification": "verification.results",
+    "VerifyConfig": "verification.config",
     "adapt": "adaptation.run",
     "align": "alignment.align",
     "batch": "batches.run",
@@ -94,6 +102,7 @@ _MODULE_OF = {
     "evaluate_models": "evaluation.side_by_side",
     "status": "environment",
     "transfer": "pipeline",
+    "verify": "verification.run",
 }
 
 

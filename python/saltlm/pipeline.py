@@ -14,12 +14,12 @@ import torch
 
 from .alignment.align import HOLE, Alignment
 from .alignment.config_ids import IdChanges, fill_refused_nulls, id_changes
-from .alignment.expand import expand
+from .alignment.expand import Expansion, expand
 from .config import MOST_PADDING, TransferConfig
 from .errors import input_error
 from .files.output_folder import check_output
 from .files.output_lock import refuse_written
-from .files.summary_file import Summary
+from .files.summary_file import SUMMARY, Summary
 from .folder.card import model_card
 from .folder.provenance import provenance_bytes, summary_bytes
 from .folder.reload_check import check_reload
@@ -29,6 +29,7 @@ from .model.causal_lm import resolve_device
 from .model.checkpoint import Donor, Source
 from .model.positions import PadChange, keep_positions
 from .model.weights import release_pages
+from .model.written_files import written_files
 from .progress import Clock, StageProgress
 from .protocols import Tokenizer
 from .rows.assembly import Assembly
@@ -111,6 +112,86 @@ def transfer(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The inputs of a transfer, read and aligned, before any row is built.
+
+    Attributes:
+        model: the source.
+        donor: the target PLM.
+        tokenizer: the new tokenizer; with an expansion, the target's as it is aligned.
+        alignment: of source and target tokens.
+        expansion: the tokens that are added to the source's; ``None`` where the target's tokenizer replaces it.
+        pad: changes of the checkpoint that keep its positions with another padding id.
+        assembly: the new matrices; shared rows are filled, the rows of new tokens are open.
+        job: the input of the method.
+    """
+
+    model: Source
+    donor: Donor
+    tokenizer: Any
+    alignment: Alignment
+    expansion: Expansion | None
+    pad: PadChange
+    assembly: Assembly
+    job: Job
+
+
+def prepare(
+    source: str | Path,
+    target: str | Path,
+    auxiliary: str | Path | None,
+    config: TransferConfig,
+    *,
+    shared: Shared,
+    clock: Clock,
+    link_to: Path | None = None,
+) -> Prepared:
+    """Load, align and read vectors: everything before the rows of new tokens are built.
+
+    Args:
+        source: as in :func:`transfer`.
+        target: as in :func:`transfer`.
+        auxiliary: as in :func:`transfer`.
+        config: the options.
+        shared: what earlier transfers of this process have read and computed.
+        clock: measures the stages and reports progress.
+        link_to: folder that files of the source must be linkable into; ``None`` checks nothing.
+
+    Raises:
+        InputError: as in :func:`transfer`.
+    """
+    check_method(config, auxiliary)
+    device = resolve_device(config.device)
+    with clock("load"):
+        model, donor = shared.source(source, config), shared.donor(target, config)
+        if donor.alone is not None:
+            check_plm_rows(config, auxiliary, f"target {target}")
+        if link_to is not None:
+            check_link(model, link_to)
+    with clock("align"):
+        tokenizer, alignment = shared.aligned(model, donor, config)
+        expansion = expand(model.tokenizer, alignment, len(model.input_rows)) if config.keep_source_vocabulary else None
+        pad = keep_positions(model, tokenizer.pad_token_id) if expansion is None else PadChange()
+    with clock("vectors"):
+        vectors, source_vectors = _vectors(config, auxiliary, tokenizer, alignment, model, donor, shared)
+    size = alignment.target.size if expansion is None else expansion.first + len(expansion.added)
+    rows = _row_count(size, config)
+    assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None, expansion)
+    job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
+    basis = basis_of(donor, vectors, model, config)
+    return Prepared(
+        model=model,
+        donor=donor,
+        tokenizer=tokenizer,
+        alignment=alignment,
+        expansion=expansion,
+        pad=pad,
+        assembly=assembly,
+        job=dataclasses.replace(job, source_auxiliary=source_vectors, shared=shared, basis=basis),
+    )
+
+
 def run_transfer(
     source: str | Path,
     target: str | Path,
@@ -147,26 +228,10 @@ def run_transfer(
     _check_named(source=source, target=target, auxiliary=auxiliary, out=out)
     read = (source, target, *auxiliary_files(auxiliary), *_source_files(config))
     destination = _destination(out, config, read, locked)
-    check_method(config, auxiliary)
-    device = resolve_device(config.device)
-    with clock("load"):
-        model, donor = shared.source(source, config), shared.donor(target, config)
-        if donor.alone is not None:
-            check_plm_rows(config, auxiliary, f"target {target}")
-        if destination is not None and config.link == "hard":
-            check_link(model, destination)
-    with clock("align"):
-        tokenizer, alignment = shared.aligned(model, donor, config)
-        expansion = expand(model.tokenizer, alignment, len(model.input_rows)) if config.keep_source_vocabulary else None
-        pad = keep_positions(model, tokenizer.pad_token_id) if expansion is None else PadChange()
-    with clock("vectors"):
-        vectors, source_vectors = _vectors(config, auxiliary, tokenizer, alignment, model, donor, shared)
-    size = alignment.target.size if expansion is None else expansion.first + len(expansion.added)
-    rows = _row_count(size, config)
-    assembly = Assembly(model, alignment, rows, getattr(torch, config.dtype) if config.dtype else None, expansion)
-    job = _job(assembly, model, donor, alignment, vectors, config, device, clock)
-    basis = basis_of(donor, vectors, model, config)
-    job = dataclasses.replace(job, source_auxiliary=source_vectors, shared=shared, basis=basis)
+    link_to = destination if config.link == "hard" else None
+    prepared = prepare(source, target, auxiliary, config, shared=shared, clock=clock, link_to=link_to)
+    model, donor, assembly, job = prepared.model, prepared.donor, prepared.assembly, prepared.job
+    alignment, expansion, pad, tokenizer = prepared.alignment, prepared.expansion, prepared.pad, prepared.tokenizer
     if expansion is not None:
         tokenizer = expansion.tokenizer
     built = build_rows(job, assembly, tokenizer, clock, dry_run=dry_run)
@@ -187,10 +252,10 @@ def run_transfer(
                 tensors=pad.tensors,
                 check=lambda folder: _reload(folder, summary, model, assembly, tokenizer, config, shared),
                 extra_files={
-                    # After the check, which adds its figures to the summary.
-                    "saltlm.json": lambda path: path.write_bytes(summary_bytes(summary)),
                     "provenance.safetensors": provenance_bytes(assembly, alignment.source),
                     "README.md": _card(summary, model),
+                    # After the check, which adds its figures to the summary, and after all files, whose digests it holds.
+                    SUMMARY: lambda path: _write_summary(path, summary, model),
                 },
                 link=config.link,
                 force=config.force,
@@ -240,6 +305,14 @@ def _reload(
     summary["reload_check"] = report
     if report["reason"] and config.reload_check != "off":
         summary["warnings"].append(f"the result was not compared with the source: {report['reason']}")
+
+
+def _write_summary(path: Path, summary: Summary, model: Source) -> None:
+    """Write saltlm.json, with the digests of all other files of its folder."""
+    keys = [model.input_name, model.output_name, model.bias_name, *model.copies, *(table.key for table in model.tables)]
+    names = [model.weights.unwrapped.get(key, key) for key in keys if key is not None]
+    summary["files"] = written_files(path.parent, names)
+    path.write_bytes(summary_bytes(summary))
 
 
 def _card(summary: Summary, model: Source) -> bytes:

@@ -26,8 +26,9 @@ from saltlm.errors import InputError
 from saltlm.evaluation.side_by_side import MeasureConfig
 from saltlm.options import check_choice, documented, is_number, is_whole_number, option, options_of
 from saltlm.rows.methods import METHODS as REGISTRY
+from saltlm.verification.config import VerifyConfig
 
-CONFIGS = [TransferConfig, AdaptConfig, CompareConfig, BatchConfig, MeasureConfig]
+CONFIGS = [TransferConfig, AdaptConfig, CompareConfig, BatchConfig, MeasureConfig, VerifyConfig]
 ENTRIES = [
     pytest.param(config, entry, id=f"{config.__name__}-{entry.name}")
     for config in CONFIGS
@@ -68,6 +69,10 @@ SURFACE = {
     """,
     "align": """
         source=None target=None --overlap='exact' --json=False --quiet=False
+    """,
+    "verify": """
+        folder=None --source=None --target=None --auxiliary=None --sample=256 --seed=0 --full=False
+        --trust-remote-code=False --json=False --quiet=False
     """,
     "compare": """
         --source=None --target=None --auxiliary=None --methods=None --text=None --out=None --eval-text=None

@@ -139,6 +139,7 @@ COMMANDS = (
     "transfer",
     "evaluate",
     "inspect",
+    "verify",
     "align",
     "adapt",
     "compare",

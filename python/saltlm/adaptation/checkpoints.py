@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -15,12 +16,14 @@ from typing import Any, Protocol
 from ..errors import BackendError, SaltlmError, input_error
 from ..files.file_errors import FULL_DISK, os_error_code
 from ..files.json_files import read_json, write_json_whole
-from ..files.open_file import FileKind, check_tree, read_file
+from ..files.open_file import FileKind, read_file
 from ..files.output_folder import check_output, sync_path
 from ..files.output_lock import lock_run
 from .config import AdaptConfig
+from .manifest import STATE, checkpoint_fault, write_manifest
 
-RECORD, METRICS, CHECKPOINTS, STATE = "run.json", "metrics.jsonl", "checkpoints", "adapt.json"
+RECORD, METRICS, CHECKPOINTS = "run.json", "metrics.jsonl", "checkpoints"
+_LOGGER = logging.getLogger("saltlm")
 _CHECKPOINT = re.compile(r"step-(\d+)")
 # Options that may differ when a run is resumed, because they change no result. A different loss_chunk changes the last bits of
 # the loss, but a run that ran out of memory must be able to lower it.
@@ -63,6 +66,7 @@ class RunFolder:
         main: whether this process writes.
         checkpoints: the folder of the checkpoints.
         metrics: the file of the metrics.
+        warnings: sentences on damaged checkpoints that were passed over.
     """
 
     def __init__(self, out: Path, *, main: bool, barrier: Callable[[], None]) -> None:
@@ -76,6 +80,7 @@ class RunFolder:
         self.out, self.main, self.barrier = Path(out), main, barrier
         self.checkpoints = self.out / CHECKPOINTS
         self.metrics = self.out / METRICS
+        self.warnings: list[str] = []
         self._lock: int | None = None  # file descriptor
         self._replaces = False  # whether the folder existed at check()
 
@@ -118,7 +123,7 @@ class RunFolder:
             identity: what the run is, as plain JSON values.
 
         Raises:
-            InputError: the run in the folder has another identity.
+            InputError: the run in the folder has another identity, or it has checkpoints and none of them is whole.
         """
         record = self.out / RECORD
         if not record.is_file():
@@ -133,10 +138,45 @@ class RunFolder:
                 "choose another folder, or start over by --force without --resume",
             ) from error
         self._refuse_other(old, identity)
-        checkpoint = self.last()
-        if checkpoint is not None:
-            check_tree(checkpoint, f"checkpoint {checkpoint}")  # libraries open its files by their names
-        return checkpoint
+        return self._newest_undamaged(early_stop=dict(identity["config"]).get("early_stop") is not None)
+
+    def _newest_undamaged(self, *, early_stop: bool) -> Path | None:
+        """The newest checkpoint that agrees with its manifest.
+
+        Args:
+            early_stop: whether the run may write the weights of its best checkpoint, which must be whole then, too.
+
+        Raises:
+            InputError: there are checkpoints, and none of them can be used.
+        """
+        found: list[str] = []
+        for step, checkpoint in reversed(self._by_step()):
+            fault = checkpoint_fault(checkpoint, step) or (self._best_fault(checkpoint, step) if early_stop else None)
+            if fault is None:
+                if found:
+                    self.warnings.append(
+                        f"damaged checkpoints are passed over, {checkpoint.name} is used: {'; '.join(found)}"
+                    )
+                    _LOGGER.warning("%s", self.warnings[-1])
+                return checkpoint
+            found.append(f"{checkpoint.name} has {fault}")
+        if found:
+            raise input_error(
+                f"output {self.out}",
+                f"no checkpoint that is whole: {'; '.join(found)}",
+                "a checkpoint with all files of its manifest",
+                "restore these files, or start over by --force without --resume",
+            )
+        return None
+
+    def _best_fault(self, checkpoint: Path, step: int) -> str | None:
+        """Why the checkpoint whose weights early stopping would write cannot be used; ``None`` if it can."""
+        best = self.state(checkpoint).get("best_step")
+        path = self.checkpoints / f"step-{best}"
+        if best is None or best == step:
+            return None
+        fault = checkpoint_fault(path, best)
+        return None if fault is None else f"a damaged best checkpoint ({path.name} has {fault})"
 
     def start(self, identity: Mapping[str, Any], checkpoint: Path | None) -> None:
         """Create the folder, or take over the one that holds the checkpoint; lock it against other processes.
@@ -160,6 +200,10 @@ class RunFolder:
             self._take_lock()
         elif self.main:
             self.clear()
+            # Later checkpoints are damaged; they would count as the newest ones when old ones are removed.
+            for step, path in self._by_step():
+                if checkpoint is not None and step > self.state(checkpoint)["step"]:
+                    self._remove(path)
         self.barrier()
 
     def _remove_old(self) -> None:
@@ -220,6 +264,7 @@ class RunFolder:
                 self.barrier()
                 if self.main:
                     (written / STATE).write_text(json.dumps(state), encoding="utf-8")
+                    write_manifest(written, step)
                     for path in sorted(written.rglob("*")):
                         sync_path(path)
                     sync_path(written)
@@ -233,12 +278,15 @@ class RunFolder:
         if self.main:
             for old in self._whole_checkpoints()[:-keep]:
                 if old.name != f"step-{best}":
-                    # Renamed first: a folder that is half removed must not look like a checkpoint.
-                    removed = old.with_name(f".{old.name}.writing")
-                    old.rename(removed)
-                    shutil.rmtree(removed, ignore_errors=True)
+                    self._remove(old)
         self.barrier()
         return final
+
+    def _remove(self, checkpoint: Path) -> None:
+        """Remove a checkpoint; rename it first, because a folder that is half removed must not look like a checkpoint."""
+        removed = checkpoint.with_name(f".{checkpoint.name}.writing")
+        checkpoint.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove checkpoints that a killed run left half-written or half-removed."""
@@ -282,15 +330,15 @@ class RunFolder:
         self._lock = lock_run(self.out / RECORD, "adapting")
 
     def _whole_checkpoints(self) -> list[Path]:
-        """Folders of the checkpoints, by step."""
+        """Folders of the checkpoints that were written whole, by step; damage after that is not noticed here."""
+        return [path for _, path in self._by_step() if (path / STATE).is_file()]
+
+    def _by_step(self) -> list[tuple[int, Path]]:
+        """Step and folder of each checkpoint, whole or damaged, by step."""
         if not self.checkpoints.is_dir():
             return []
-        by_step = {
-            int(match[1]): path
-            for path in self.checkpoints.iterdir()
-            if (match := _CHECKPOINT.fullmatch(path.name)) and (path / STATE).is_file()
-        }
-        return [by_step[step] for step in sorted(by_step)]
+        named = ((_CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.iterdir())
+        return sorted((int(match[1]), path) for match, path in named if match)
 
     def _refuse_other(self, old: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
         """Raise InputError if two identities differ; options that a later version has added do not count."""

@@ -25,10 +25,12 @@ from ..files.summary_file import (
 )
 from ..model.causal_lm import DTYPES
 from ..model.portable import make_portable, with_rope_keys
+from ..model.remote_code import drop_auto_maps, is_plain
 from ..model.renaming import loaded_keys
 from ..model.safetensors_header import DTYPES as STORED_DTYPES
 from ..model.safetensors_header import read_header
 from ..model.weights import INDEX, SINGLE, Weights, find_weights, with_dtype
+from ..model.written_files import vocabulary_keys, written_files
 from ..protocols import LanguageModel
 from .checkpoints import METRICS, RECORD, read_metrics
 from .curves import draw_run
@@ -54,8 +56,8 @@ COPIED = (
     "COPYING*",
     "NOTICE*",
     "USE_POLICY*",
-    "*.py",
 )
+CODE = "*.py"
 # The sentence of a transfer's model card that an adaptation makes untrue.
 NOT_ADAPTED = re.compile(r"\*\*It has not been adapted yet\*\*[^\n]*\n?")
 SECTION = "\n## Adaptation\n"
@@ -71,6 +73,7 @@ def write_adapted(
     dtype: str | None,
     record: AdaptationRun,
     identity: Mapping[str, Any],
+    trust_remote_code: bool = False,
 ) -> None:
     """Replace the folder of a run by the model folder. The metrics are kept, the checkpoints are not.
 
@@ -82,6 +85,7 @@ def write_adapted(
         dtype: of the written weights; ``None`` keeps each tensor's dtype in ``source``.
         record: the entry ``adapted`` of ``saltlm.json``.
         identity: what the run was, for ``run.json``.
+        trust_remote_code: whether the code of the model may run; without it, neither ``*.py`` nor ``auto_map`` is taken over.
 
     Raises:
         InputError: the disk is full; the run's folder and its checkpoints are unchanged.
@@ -111,16 +115,27 @@ def write_adapted(
             shutil.copyfile(source / name, folder / name)
         _write_config(source, folder, dtype)
         for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
+            if path.match(CODE):  # tokenizer.py is among tokenizer*
+                continue
             check_file(path, file_kind(path.name) or FileKind.TOKENIZER, inside=source)
             shutil.copyfile(path, folder / path.name)
+        for path in sorted(path for path in source.glob(CODE) if path.is_file()):
+            check_file(path, FileKind.TERMS, inside=source)
+            if trust_remote_code or is_plain(path):
+                shutil.copyfile(path, folder / path.name)
+        if not trust_remote_code:
+            drop_auto_maps(folder)
         make_portable(folder)
-        write_json_whole(folder / SUMMARY, adapted_summary(source, record))
         (folder / "README.md").write_text(_card(source, record), encoding="utf-8")
         shutil.copyfile(out / METRICS, folder / METRICS)
         if (out / "tensorboard").is_dir():
             shutil.copytree(out / "tensorboard", folder / "tensorboard")
         draw_run(read_metrics(out / METRICS), folder / CURVE)
         write_json_whole(folder / RECORD, {"format": 1, "identity": identity, "finished": True})
+        # Last, because it holds the digests of the other files.
+        summary = adapted_summary(source, record)
+        summary["files"] = written_files(folder, vocabulary_keys(summary.get("files", {})))
+        write_json_whole(folder / SUMMARY, summary)
 
 
 def add_shard(folder: Path, weights: Weights, keys: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ class Adaptation:
         source: the same in the source language; empty without such text.
         seconds: of all steps, without evaluations and checkpoints.
         main: whether this process wrote the files, among the processes of torchrun.
+        warnings: sentences for the user, such as on damaged checkpoints.
     """
 
     out: Path
@@ -48,11 +49,12 @@ class Adaptation:
     source: Sequence[tuple[int, float]]
     seconds: float
     main: bool = True
+    warnings: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for ``--json``."""
         values = {**dataclasses.asdict(self), "out": str(self.out)}
-        del values["main"]
+        del values["main"], values["warnings"]  # the command writes the warnings to stderr
         return values
 
 
@@ -91,8 +93,8 @@ def adapt(
         The figures of the run; the weights are in ``out``.
 
     Raises:
-        InputError: a text, the model, the output or an option is bad, and nothing has been written; or the disk is full, and
-            the last checkpoint is safe.
+        InputError: a text, the model, the output or an option is bad, or no checkpoint to resume from is whole, and nothing has
+            been written; or the disk is full, and the last checkpoint is safe.
         BackendError: the training diverged, or the file system failed; the message names the last checkpoint.
         KeyboardInterrupt: a signal came; a checkpoint was written first.
     """
@@ -220,6 +222,7 @@ def read_finished(folder: RunFolder) -> Adaptation:
         source=[(step, value) for step, value in record["source"]],
         seconds=record["seconds"],
         main=folder.main,
+        warnings=tuple(folder.warnings),
     )
 
 
@@ -255,7 +258,14 @@ def _finish(
         "source": [(line["step"], line[SOURCE]) for line in lines if SOURCE in line],
     }
     write_adapted(
-        folder.out, session.folder, session.lm.model, weights, dtype=config.dtype, record=record, identity=identity
+        folder.out,
+        session.folder,
+        session.lm.model,
+        weights,
+        dtype=config.dtype,
+        record=record,
+        identity=identity,
+        trust_remote_code=config.trust_remote_code,
     )
 
 

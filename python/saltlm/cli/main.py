@@ -25,6 +25,7 @@ from ..environment import silence_libraries
 from ..errors import InputError, SaltlmError, input_error, printable
 from ..evaluation.side_by_side import MeasureConfig
 from ..export.config import ExportConfig
+from ..verification.config import VerifyConfig
 from .options import config_from, parser
 
 EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -104,6 +105,8 @@ def run_adapt(arguments: argparse.Namespace) -> None:
             resume=arguments.resume,
             progress=report,
         )
+    if done.main:
+        _write_notes(done.warnings)
     if done.main and arguments.json:
         _write_json(done.to_json())
     elif done.main:
@@ -166,6 +169,23 @@ def run_align(arguments: argparse.Namespace) -> None:
         _write_json(result.to_json())
     else:
         show_inspect.overlap(result)
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Run ``saltlm verify``."""
+    from ..verification.run import verify
+    from . import show, show_verify
+
+    config = config_from(arguments, VerifyConfig)
+    with show.progress(arguments.quiet or arguments.json) as report:
+        result = verify(
+            arguments.folder, arguments.source, arguments.target, arguments.auxiliary, config, progress=report
+        )
+    if arguments.json:
+        _write_json(result.to_json())
+    else:
+        show_verify.verification(result)
+    return EXIT_ERROR if result.failed else EXIT_DONE
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
@@ -302,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments of the command line; ``None`` for those of the process.
 
     Returns:
-        The exit code: 0 done, 1 an error or a failed job of a batch, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 an error, a failed job of a batch or a failed check of a folder, 2 bad input, 130 interrupted.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the calling process has closed the stream
@@ -326,6 +346,7 @@ def _run_command(argv: Sequence[str] | None, handler: _SignalHandler) -> int:
         "batch": (".batches.run", run_batch),
         "inspect": (".inspection.rows", run_inspect),
         "align": (".inspection.overlap", run_align),
+        "verify": (".verification.run", run_verify),
         "compare": (".comparison.run", run_compare),
         "convert": (".model.convert", run_convert),
         "export": (".export.gguf_file", run_export),

@@ -14,6 +14,7 @@ from ..errors import input_error
 from ..evaluation.side_by_side import CONTINUATIONS, TASKS, MeasureConfig
 from ..export.config import ExportConfig
 from ..options import options_of
+from ..verification.config import VerifyConfig
 from .command import Command, HelpFormatter, choices_metavar
 
 TEXT_FORMS = (
@@ -61,12 +62,26 @@ def parser() -> argparse.ArgumentParser:
         prog="saltlm",
         description="Give a causal language model the tokenizer of a target-language PLM.",
         epilog="'saltlm COMMAND --help' explains the options of a command. Exit codes: 0 done, 2 bad input or usage, 130 "
-        "interrupted, 1 any other error (for batch: a job failed).",
+        "interrupted, 1 any other error (for batch: a job failed; for verify: a check failed).",
         formatter_class=HelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"saltlm {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for add in (_transfer, _evaluate, _adapt, _inspect, _align, _compare, _batch, _convert, _export, _methods, _status):
+    adders = (
+        _transfer,
+        _evaluate,
+        _adapt,
+        _inspect,
+        _verify,
+        _align,
+        _compare,
+        _batch,
+        _convert,
+        _export,
+        _methods,
+        _status,
+    )
+    for add in adders:
         command = add(commands)
         command.add_flag(OUTPUT, "--json", "Print one JSON object to standard output, and nothing else.")
         command.add_flag(RUN, "--quiet", "Print no progress to standard error.")
@@ -226,6 +241,33 @@ def _align(commands: Any) -> Command:
         help="Loosest match that makes a target token a shared token: exact (same bytes and same word start), word-start (the "
         "word start may differ) or case (upper and lower case may differ too). Default: exact.",
     )
+    return command
+
+
+def _verify(commands: Any) -> Command:
+    command = Command(
+        commands,
+        "verify",
+        "Check a transferred folder: its record, its files, and its rows against the models that it was made from. "
+        "Exit code 1 if a check failed.",
+        "DIR [options]",
+    )
+    command.add(INPUTS, "folder", metavar="DIR", help="Folder written by saltlm transfer or saltlm adapt.")
+    for name, what in (("--source", "Source"), ("--target", "Target")):
+        command.add(
+            INPUTS,
+            name,
+            metavar="MODEL",
+            help=f"{what} of the transfer: a local folder or a hub name. Default: the recorded one, where it is on this "
+            "machine.",
+        )
+    command.add(
+        INPUTS,
+        "--auxiliary",
+        metavar="VECTORS",
+        help="Static vectors that the transfer read. Default: the recorded ones, where they are on this machine.",
+    )
+    command.add_config(VerifyConfig)
     return command
 
 

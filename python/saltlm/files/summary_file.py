@@ -375,7 +375,18 @@ class Versions(TypedDict):
     saltlm_version: str
 
 
-class Summary(Versions, BlendReport, StepReports):
+class WrittenFiles(TypedDict, total=False):
+    """Present in the file of a written folder.
+
+    Attributes:
+        files: file name -> hexadecimal sha256 of the other files of the folder; ``N bytes`` for a weight file; ``FILE#KEY`` ->
+            hexadecimal sha256 of a vocabulary tensor. ``saltlm verify`` compares them.
+    """
+
+    files: dict[str, str]
+
+
+class Summary(Versions, BlendReport, StepReports, WrittenFiles):
     """Content of saltlm.json after a transfer; :attr:`~saltlm.pipeline.Transfer.summary` is such a dictionary.
 
     Attributes:
@@ -490,8 +501,10 @@ class AdaptationRecord(AdaptationRun):
     before: list[dict[str, Any]]
 
 
-class AdaptedSummary(Versions):
+class AdaptedSummary(Versions, WrittenFiles):
     """Content of saltlm.json after an adaptation: all keys of the trained model's file, and ``adapted``.
+
+    ``files`` is that of the adapted folder.
 
     Attributes:
         adapted: record of the adaptation.

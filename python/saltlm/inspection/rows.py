@@ -230,11 +230,12 @@ class Rows:
         return warnings
 
 
-def inspect(folder: str | Path) -> Rows:
+def inspect(folder: str | Path, *, trust_remote_code: bool = False) -> Rows:
     """Read the record of a transferred folder.
 
     Args:
         folder: a folder that ``saltlm transfer`` or ``saltlm adapt`` wrote.
+        trust_remote_code: let transformers run code from the folder.
 
     Returns:
         The record with the norms of the current rows.
@@ -258,7 +259,7 @@ def inspect(folder: str | Path) -> Rows:
     except Exception as error:  # safetensors has exception classes of its own for broken files
         problem = f"a record that cannot be read ({first_line(error)})"
         raise input_error(f"folder {folder}", problem, EXPECTED, "transfer again with this version") from error
-    matrix = load_source(folder).input_rows
+    matrix = load_source(folder, trust_remote_code=trust_remote_code).input_rows
     if len(matrix) != len(arrays["origin"]):
         problem = f"{len(matrix):,} rows and a record of {len(arrays['origin']):,}"
         raise input_error(f"folder {folder}", problem, "one entry a row", "it was changed after the transfer")

@@ -25,6 +25,7 @@ PLAIN = """from transformers import PreTrainedTokenizerFast
 class Plain(PreTrainedTokenizerFast):
     \"\"\"tokenizer.json as it is, where the model's type would have transformers change it.\"\"\"
 """
+PLAIN_FILE, PLAIN_MAP = "tokenizer.py", {"AutoTokenizer": [None, "tokenizer.Plain"]}
 # Model type -> names in transformers 4 of the rotary base, the base of sliding-window layers, and the share of rotated
 # dimensions, where they are not those of Llama and Gemma 3.
 ROPE_KEYS = {
@@ -60,7 +61,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     for content in _forms(saved, tokenizer):
         write_json(path, content)
         if "auto_map" in content:
-            (folder / "tokenizer.py").write_text(PLAIN, encoding="utf-8")
+            (folder / PLAIN_FILE).write_text(PLAIN, encoding="utf-8")
         if _is_given_back(tokenizer, folder):
             return
     raise BackendError(
@@ -90,8 +91,8 @@ def make_portable(folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     for form in _forms(content, tokenizer):
         write_json(path, form)
-        if "auto_map" in form and not (folder / "tokenizer.py").exists():
-            (folder / "tokenizer.py").write_text(PLAIN, encoding="utf-8")
+        if "auto_map" in form and not (folder / PLAIN_FILE).exists():
+            (folder / PLAIN_FILE).write_text(PLAIN, encoding="utf-8")
         if _is_given_back(tokenizer, folder):
             return
     raise BackendError(f"{folder.name}: AutoTokenizer does not give the tokenizer back from the new folder")
@@ -101,7 +102,7 @@ def _forms(saved: Mapping[str, Any], tokenizer: Tokenizer) -> Iterator[dict[str,
     """Contents of tokenizer_config.json to try, the best first."""
     plain = portable_tokenizer_config(saved, tokenizer)
     yield plain
-    yield {**plain, "auto_map": {"AutoTokenizer": [None, "tokenizer.Plain"]}}
+    yield {**plain, "auto_map": PLAIN_MAP}
     yield dict(saved)
 
 

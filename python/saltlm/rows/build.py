@@ -122,11 +122,23 @@ def _fill_trial(job: Job, assembly: Assembly, unigram: _Unigram | None) -> None:
 
 
 def _table_rows(job: Job, assembly: Assembly, table: Table, unigram: _Unigram | None) -> torch.Tensor:
-    """New rows of a further table: what the method makes with the table in the place of input matrix or head.
+    """New rows of a further table."""
+    part, part_job = table_job(job, assembly, table)
+    _fill(part_job, part, None if table.role == "input" else unigram)
+    return part.rows_of(table)
+
+
+def table_job(job: Job, assembly: Assembly, table: Table) -> tuple[Assembly, Job]:
+    """The assembly and the job of a further table: the method with the table in the place of input matrix or head.
 
     The options are those of the model's own rows, the tuned ones included, so that a table of input rows is built like the
     input matrix, and one of output rows like the head: from the same anchors, and by the same coefficients where the method
     has coefficients. A new token with a piece beyond the table's last row is drawn.
+
+    Args:
+        job: the input of the method for the model's own rows.
+        assembly: of the model's own rows.
+        table: the further table.
     """
     part, count = assembly.for_table(table), len(table.rows)
     anchors = cleaned_anchors(job) if job.config.clean_anchors else job.anchors
@@ -136,7 +148,7 @@ def _table_rows(job: Job, assembly: Assembly, table: Table, unigram: _Unigram | 
         anchors = anchors[alignment.source_id[anchors] < count]
         beyond = np.append(0, np.cumsum(alignment.cover_ids >= count))
         new = new[beyond[alignment.cover_offsets[new + 1]] == beyond[alignment.cover_offsets[new]]]
-    table_job = dataclasses.replace(
+    return part, dataclasses.replace(
         job,
         source_rows=part.source.input_rows,
         head=part.head,
@@ -145,8 +157,6 @@ def _table_rows(job: Job, assembly: Assembly, table: Table, unigram: _Unigram | 
         new=new,
         config=dataclasses.replace(job.config, clean_anchors=0.0),
     )
-    _fill(table_job, part, None if table.role == "input" else unigram)
-    return part.rows_of(table)
 
 
 def _self_check(job: Job, clock: Clock) -> tuple[SelfCheck | None, Tuning | None]:
