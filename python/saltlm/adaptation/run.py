@@ -49,6 +49,12 @@ class Adaptation:
     seconds: float
     main: bool = True
 
+    def _repr_html_(self) -> str:
+        """What the training reached, and its curves, for notebooks."""
+        from ..inspection.notebook import adaptation_html
+
+        return adaptation_html(self.to_json())
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for ``--json``."""
         values = {**dataclasses.asdict(self), "out": str(self.out)}
