@@ -38,10 +38,7 @@ class Estimate:
     disk: int
 
     def __str__(self) -> str:
-        return (
-            f"It would take about {_size(self.memory)} of memory, {_time(self.seconds)} and {_size(self.disk)} of disk"
-            " (rough estimates from sizes)."
-        )
+        return f"About {_size(self.memory)} of memory, {_time(self.seconds)}, {_size(self.disk)} of disk; nothing was written."
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -112,6 +109,8 @@ def _size(count: float) -> str:
 
 def _time(seconds: float) -> str:
     """A time, rounded as coarsely as the estimate deserves."""
+    if seconds < 1.5:
+        return "1 second"
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        return f"{round(seconds)} seconds"
     return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

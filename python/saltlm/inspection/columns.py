@@ -20,7 +20,7 @@ from .rows import Rows
 # Largest number of parts of a row on the page; fewer if the page would be too large.
 SHOWN = 8
 # Largest size of the block on the page, in base64 characters. Charts and text take some 0.5 MB more; a page stays below 5 MB.
-LARGEST = 4_300_000
+LARGEST = 4_100_000
 # Bits of the mantissa that numbers keep: 2^-11 is half of the last of the three digits that the page shows, roughly.
 BITS = 11
 
@@ -35,11 +35,22 @@ def block(rows: Rows, names: Mapping[str, Sequence[str]]) -> tuple[str, int]:
     Returns:
         The text, and the largest number of parts of a row in it.
     """
-    for shown in range(SHOWN, 0, -1):
-        text = base64.b64encode(_packed(rows, names, shown)).decode("ascii")
-        if len(text) <= LARGEST or shown == 1:
-            break
-    return text, shown
+    texts = {SHOWN: _text(rows, names, SHOWN)}
+    shown = SHOWN
+    if len(texts[SHOWN]) > LARGEST:
+        texts[1] = _text(rows, names, 1)
+        # The size is nearly linear in the number of parts.
+        parts = [int(np.minimum(np.diff(rows.arrays["rule_offsets"]), limit).sum()) for limit in range(SHOWN + 1)]
+        slope = (len(texts[SHOWN]) - len(texts[1])) / max(1, parts[SHOWN] - parts[1])
+        fitting = [n for n in range(2, SHOWN) if len(texts[1]) + slope * (parts[n] - parts[1]) <= LARGEST]
+        shown = max(fitting, default=1)
+        while shown > 1 and len(texts.setdefault(shown, _text(rows, names, shown))) > LARGEST:
+            shown -= 1
+    return texts[shown], shown
+
+
+def _text(rows: Rows, names: Mapping[str, Sequence[str]], shown: int) -> str:
+    return base64.b64encode(_packed(rows, names, shown)).decode("ascii")
 
 
 def unpack(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -128,7 +139,7 @@ def _packed(rows: Rows, names: Mapping[str, Sequence[str]], shown: int) -> bytes
     header = {"rows": len(rows.norms), "names": {**names, "scripts": scripts.tolist()}, "sections": described}
     head = json.dumps(header, ensure_ascii=True).encode("ascii")
     # Without a time, so that equal folders have equal pages.
-    return gzip.compress(b"".join([len(head).to_bytes(4, "little"), head, *parts]), compresslevel=9, mtime=0)
+    return gzip.compress(b"".join([len(head).to_bytes(4, "little"), head, *parts]), compresslevel=6, mtime=0)
 
 
 def implied_bytes(text: str) -> bytes:

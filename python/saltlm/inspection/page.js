@@ -87,9 +87,14 @@ function start(data) {
   function order(entry) {
     if (!orders.has(entry)) {
       const rows = Uint32Array.from({length: count}, (_, row) => row);
-      if (entry.text) rows.sort((a, b) => entry.text[a] < entry.text[b] ? -1 : entry.text[a] > entry.text[b] ? 1 : a - b);
-      else {
-        const keys = new Float64Array(count);
+      const keys = new Float64Array(count);
+      if (entry.text) {
+        // Numbers of the first three characters decide most comparisons; they are faster to compare than texts.
+        const code = (text, at) => at < text.length ? text.charCodeAt(at) + 1 : 0;
+        for (let row = 0; row < count; row++)
+          keys[row] = (code(entry.text[row], 0) * 65537 + code(entry.text[row], 1)) * 65537 + code(entry.text[row], 2);
+        rows.sort((a, b) => keys[a] - keys[b] || (entry.text[a] < entry.text[b] ? -1 : entry.text[a] > entry.text[b] ? 1 : a - b));
+      } else {
         for (let row = 0; row < count; row++) {
           const key = entry.value ? entry.value(row) : entry.code[row];
           keys[row] = Number.isNaN(key) ? -Infinity : key;
@@ -101,31 +106,34 @@ function start(data) {
     return orders.get(entry);
   }
 
-  // Bytes of all tokens as a string of one character a byte, with the place where each token begins.
-  function bytes() {
-    if (!haystack) {
-      const encoder = new TextEncoder(), parts = new Array(count), places = new Uint32Array(count + 1);
-      for (let row = 0; row < count; row++) {
-        const hex = exceptions.get(row), text = data.text[row];
-        if (hex !== undefined) parts[row] = hex.replace(/../g, pair => String.fromCharCode(parseInt(pair, 16)));
-        else if (/^[\x00-\x7f]*$/.test(text)) parts[row] = text;
-        else parts[row] = String.fromCharCode(...encoder.encode(text.replaceAll(SPACE, " ")));
-        places[row + 1] = places[row] + parts[row].length;
+  // Marks the rows whose bytes contain the query. Tokens whose bytes are not those of their text are looked up by hand.
+  function findBytes(query) {
+    if (!haystack) haystack = new TextEncoder().encode(data.joined.replaceAll(SPACE, " "));
+    const hits = new Uint8Array(count), hex = query.map(b => b.toString(16).padStart(2, "0")).join("");
+    for (let row = 0, begin = 0; row < count; row++) {
+      const next = haystack.indexOf(10, begin), end = next < 0 ? haystack.length : next;
+      for (let at = begin; at + query.length <= end && !hits[row]; at++) {
+        let same = 0;
+        while (same < query.length && haystack[at + same] === query[same]) same++;
+        if (same === query.length) hits[row] = 1;
       }
-      haystack = {text: parts.join(""), places};
+      begin = end + 1;
     }
-    return haystack;
+    for (const [row, bytes] of exceptions) {
+      let at = bytes.indexOf(hex);
+      while (at > 0 && at % 2) at = bytes.indexOf(hex, at + 1);
+      hits[row] = at < 0 ? 0 : 1;
+    }
+    return hits;
   }
 
-  // Marks the rows in whose part of the text the query occurs.
-  function find(text, places, query, separator) {
+  // Marks the rows whose text, in lower case, contains the query.
+  function find(query) {
     const hits = new Uint8Array(count);
-    for (let row = 0, at = text.indexOf(query); at >= 0;) {
-      while (places[row + 1] <= at) row++;
-      if (at + query.length <= places[row + 1] - separator) {
-        hits[row] = 1;
-        at = text.indexOf(query, places[row + 1]);
-      } else at = text.indexOf(query, at + 1);
+    for (let row = 0, at = lower.indexOf(query); at >= 0 && row < count;) {
+      while (begins[row + 1] <= at) row++;
+      hits[row] = 1;
+      at = lower.indexOf(query, begins[row + 1]);
     }
     return hits;
   }
@@ -138,11 +146,8 @@ function start(data) {
       if (+id[1] < count) hits[+id[1]] = 1;
       return hits;
     }
-    if (hex) {
-      const {text, places} = bytes();
-      return find(text, places, hex[1].replace(/../g, pair => String.fromCharCode(parseInt(pair, 16))), 0);
-    }
-    return find(lower, begins, query.replaceAll(" ", SPACE), 1);
+    if (hex) return findBytes(hex[1].match(/../g).map(pair => parseInt(pair, 16)));
+    return find(query.replaceAll(" ", SPACE));
   }
 
   function filter() {
@@ -179,7 +184,8 @@ function start(data) {
 
   function gap(height) {
     const line = make("tr"), cell = make("td", undefined, "gap");
-    cell.colSpan = columns.length;
+    // A cell across hidden columns too would make columns without content.
+    cell.colSpan = columns.filter(entry => entry.cell.offsetParent !== null).length;
     cell.style.height = `${height}px`;
     line.setAttribute("aria-hidden", "true");
     line.append(cell);

@@ -39,6 +39,12 @@ RULE_WORDS = {
     "map and anchors": "the map of all anchors, plus a weighted sum of its residuals on shared tokens",
     "pieces, map and anchors": "blend of the pieces and the map of all anchors, plus a weighted sum of its residuals",
 }
+# What the score of the self-check means.
+SCORE_WORDS = (
+    "The self-check hides shared tokens, builds their rows by the same method and compares them with the true ones. The best"
+    " methods reach scores of 0.1 to 0.2 before any training; a score below 0 means that one mean row for all tokens would be"
+    " a better start."
+)
 LEVEL_WORDS = {"good": "Good start", "fair": "Fair start", "poor": "Weak start", "unknown": "Not checked"}
 # Rows in each list of the worst and the best.
 EXTREMES = 8
@@ -98,6 +104,8 @@ def page(rows: Rows) -> Iterator[str]:
             f"The page holds the {shown} largest weights of each row, so that it stays small; saltlm inspect DIR '#ID' shows"
             " all of them."
         )
+    if rows.summary.get("heldout"):
+        remarks.insert(0, SCORE_WORDS)
     parts = {
         "TITLE": visible(f"{Path(os.path.abspath(rows.folder)).name}: where each row came from"),
         "STYLE": style,
@@ -184,14 +192,14 @@ def _row_list(rows: Rows, chosen: Sequence[int]) -> str:
     for row in map(int, chosen):
         ids, weights = rows.parts(row)
         largest = np.argsort(-np.abs(weights), kind="stable")[:PARTS]
-        recipe = ", ".join(f"{rows.source_text(int(ids[i]))} {weights[i]:+.3f}" for i in largest)
+        recipe = ", ".join(f"<bdi>{visible(rows.source_text(int(ids[i])))}</bdi> {weights[i]:+.3f}" for i in largest)
         rest = f" and {len(ids) - len(largest)} more" if len(ids) > len(largest) else ""
         residual = f"{rows.arrays['residual'][row]:.3f}" if rows.arrays["rank"][row] else "-"
         lines.append(
             f'<tr><td class="n">{row}</td><td class="t"><button type="button" data-row="{row}">'
             f"{visible(rows.texts[row]) or '(no token)'}</button></td><td>{visible(rows.origin(row))}</td>"
             f'<td class="n">{residual}</td><td class="n">{rows.norms[row]:.4g}</td>'
-            f'<td class="t">{visible(recipe)}{rest}</td></tr>'
+            f'<td class="t">{recipe}{rest}</td></tr>'
         )
     head = "".join(f"<th scope=col>{name}</th>" for name in ("id", "token", "origin", "residual", "norm", "weights"))
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -207,14 +215,14 @@ def _inputs(rows: Rows) -> str:
             ("model", adapted.get("model")),
             ("text", texts),
             ("phases", adapted.get("phases")),
-            ("steps", adapted.get("steps")),
-            ("kept step", adapted.get("kept_step")),
-            ("bytes of text", adapted.get("bytes")),
+            ("steps", str(adapted.get("steps"))),
+            ("kept step", str(adapted.get("kept_step"))),
+            ("bytes of text", str(adapted.get("bytes"))),
         ]
         parts.append("<h3>Training after the transfer</h3>" + table(("", ""), facts))
     for side, entry in summary.get("inputs", {}).items():
         facts = [
-            (name.replace("_", " "), value)
+            (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
             for name, value in entry.items()
             if not isinstance(value, Mapping) and value is not None
         ]

@@ -119,21 +119,20 @@ def transfer_command(summary: Mapping[str, Any], out: str) -> str:
 def _rows(summary: Mapping[str, Any]) -> str:
     counts = summary["counts"]
     total = max(1, sum(counts.values()))
-    shared = counts.get("copied", 0) + counts.get("role", 0)
-    built = counts.get("solved", 0) + counts.get("composed", 0)
-    drawn = counts.get("drawn", 0)
-    return (
-        f"Of {total:,} rows {shared:,} ({shared / total:.1%}) are shared with the source, {built:,} ({built / total:.1%})"
-        f" are built, {drawn:,} ({drawn / total:.1%}) are drawn at random."
-    )
+    amounts = {
+        "shared": counts.get("copied", 0) + counts.get("role", 0),
+        "built": counts.get("solved", 0) + counts.get("composed", 0),
+        "drawn": counts.get("drawn", 0),
+    }
+    return f"{total:,} rows: " + ", ".join(f"{n:,} ({n / total:.1%}) {name}" for name, n in amounts.items()) + "."
 
 
 def _planned_rows(summary: Mapping[str, Any]) -> str:
     shared, new = sum(v for k, v in summary["counts"].items() if k in ("copied", "role")), summary.get("new_tokens", 0)
     total = max(1, shared + new)
     return (
-        f"Of {total:,} tokens {shared:,} ({shared / total:.1%}) are shared with the source; {new:,} rows would be built from"
-        f" {summary.get('anchors', 0):,} anchors; nothing was written."
+        f"Shared: {shared:,} of {total:,} tokens ({shared / total:.1%}); to build: {new:,};"
+        f" anchors: {summary.get('anchors', 0):,}."
     )
 
 
@@ -141,16 +140,14 @@ def _start(summary: Mapping[str, Any]) -> tuple[Level, str]:
     """How good the built rows are by the self-check, as a level and a sentence."""
     check = summary.get("heldout")
     if not check or "score" not in check:
-        return "unknown", "The built rows were not checked: the record has no self-check on hidden shared tokens."
+        return "unknown", "The built rows were not checked: there is no self-check."
     score = float(check["score"])
-    scale = f"score {score:.2f} (exact rows 1.5, one row for all tokens 0, random rows -0.5 or less)"
+    scale = f"score {score:.2f} (1.5 exact rows, 0 one mean row, -0.5 random rows)."
     if check.get("broken"):
-        return "poor", f"Broken start, {scale}: {check['broken']}."
+        return "poor", f"Broken start: {scale} {check['broken']}."
     if score >= GOOD_SCORE:
-        return "good", f"Good start, {scale}."
-    if score >= FAIR_SCORE:
-        return "fair", f"Fair start, {scale}."
-    return "poor", f"Weak start, {scale}: training has to repair the rows."
+        return "good", f"Good start: {scale}"
+    return ("fair", f"Fair start: {scale}") if score >= FAIR_SCORE else ("poor", f"Weak start: {scale}")
 
 
 def _next(summary: Mapping[str, Any], folder: str, level: Level) -> tuple[str, str]:
@@ -158,22 +155,20 @@ def _next(summary: Mapping[str, Any], folder: str, level: Level) -> tuple[str, s
     quoted = shlex.quote(folder)
     if "adapted" in summary:
         source = summary.get("inputs", {}).get("source", {}).get("path", "SOURCE")
-        advice = "The model was trained after the transfer: measure it beside the source before you deploy it."
+        advice = "It was trained after the transfer: measure it beside the source."
         return advice, f"saltlm evaluate {shlex.quote(str(source))} {quoted} --text HELD-OUT.txt"
     config = summary.get("config", {})
     drawn = summary["counts"].get("drawn", 0) / max(1, summary.get("new_tokens", 0))
     again = f"{folder}-2"
     if summary["method"] not in ("normal", "multivariate") and drawn > MANY_DRAWN:
-        advice = f"{drawn:.0%} of the new tokens have random rows: give vectors that know more words, or a method without vectors."
+        advice = f"{drawn:.0%} of new tokens have random rows: use better vectors, or --method auto."
         return advice, _changed(summary, again, method="auto")
     if level == "poor" and summary["method"] != "auto":
         return "Try the default method before any training.", _changed(summary, again, method="auto")
     if summary["method"] == "auto" and not config.get("tune_text") and "config" in summary:
-        advice = (
-            "A little text of the language chooses better options before any training; then train with saltlm adapt."
-        )
+        advice = "A little text of the language chooses better options: --tune-text."
         return advice, _changed(summary, again, tune_text="TEXT.txt")
-    advice = "Train the model on text of the language; a few hundred steps show how good the start is."
+    advice = "Train it on text; a few hundred steps show how good the start is."
     return advice, f"saltlm adapt {quoted} --text TEXT.txt --out {shlex.quote(folder + '-adapted')}"
 
 
@@ -191,5 +186,5 @@ def _plan(summary: Mapping[str, Any]) -> tuple[str, str]:
     command = transfer_command(summary, "DIR")
     anchors = summary.get("anchors", 0)
     if anchors < FEW_ANCHORS:
-        return f"Only {anchors:,} anchors: choose a PLM that shares more tokens with the source.", command
+        return f"Only {anchors:,} anchors: choose a PLM that shares more tokens.", command
     return "The tokenizers share enough tokens to learn from.", command
