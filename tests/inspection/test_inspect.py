@@ -260,19 +260,22 @@ def test_the_page_holds_every_row_and_no_token_can_break_out(tmp_path) -> None:
     assert tags.count("script") == 2 and "img" not in tags and "b" not in tags
     assert parsed.title.startswith("<b>out&amp")
     assert not any(value and "://" in value for _, attributes in parsed.elements for value in attributes.values())
-    assert not re.search(r"https?:|url\((?!#)|@import|\bfetch\(|src=", text.replace(html.escape(nasty[3]), ""))
+    assert not re.search(
+        r"https?:|url\((?!#)|@import|\bfetch\(|src=",
+        text.replace(html.escape(nasty[3]), "").replace(html.escape(nasty[3].replace(" ", "▁")), ""),
+    )
     policy = next(a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
-    first = np.concatenate([[0], np.cumsum(data["parts"])])
+    first = np.concatenate([[0], np.cumsum(data["parts"].astype(np.int64))])
     for row in range(len(rows.norms)):
         ids, weights = rows.parts(row)
         shown = slice(first[row], first[row + 1])
         assert data["parts"][row] <= 8 and data["parts"][row] + data["more"][row] == len(ids)
         assert set(data["source_id"][data["part_source"][shown]].tolist()) <= set(ids.tolist())
         if len(ids) <= 8:
-            np.testing.assert_allclose(data["part_weight"][shown], weights, rtol=2**-11)
+            np.testing.assert_allclose(data["part_weight"][shown], weights, rtol=2**-9)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert "".join(page(rows)) == text
 

@@ -73,7 +73,7 @@ def test_a_plan_says_what_it_costs() -> None:
     cost = str(Estimate(memory=3 * 10**9, seconds=200.0, disk=10**12))
     verdict = verdict_of(summary(heldout=None), None, cost=cost)
     assert verdict.start == "About 3.0 GB of memory, 3 minutes, 1.0 TB of disk; nothing was written."
-    assert all(len(line) <= 78 for line in verdict.lines) and "anchors: 300,000" in verdict.rows
+    assert all(len(line) <= 78 for line in verdict.lines) and "anchors 300,000" in verdict.rows
     few = verdict_of(summary(heldout=None, anchors=3), None, cost=cost)
     assert few.level == "poor" and "PLM" in few.advice
 

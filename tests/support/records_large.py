@@ -31,11 +31,11 @@ SYLLABLES = [
 
 
 def words(count: int, seed: int = 0) -> list[str]:
-    """Different made-up words of one to five syllables; two in three begin with a space, and some are Cyrillic."""
+    """Different made-up words of one to four syllables; two in three begin with a space, and some are Cyrillic."""
     generator = random.Random(seed)
     chosen: dict[str, None] = dict.fromkeys([*HOSTILE, " kissa"])
     while len(chosen) < count:
-        word = "".join(generator.choices(SYLLABLES, k=generator.randint(1, 5)))
+        word = "".join(generator.choices(SYLLABLES, k=generator.randint(1, 4)))
         if generator.random() < 0.1:
             word = "".join(chr(0x430 + ord(letter) % 32) for letter in word)
         chosen[(" " if generator.random() < 0.66 else "") + word] = None

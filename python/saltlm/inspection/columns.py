@@ -21,8 +21,8 @@ from .rows import Rows
 SHOWN = 8
 # Largest size of the block on the page, in base64 characters. Charts and text take some 0.5 MB more; a page stays below 5 MB.
 LARGEST = 4_100_000
-# Bits of the mantissa that numbers keep: 2^-11 is half of the last of the three digits that the page shows, roughly.
-BITS = 11
+# Bits of the mantissa that numbers keep. They are then exact to one part in a thousand; the page shows three digits.
+BITS = 9
 
 
 def block(rows: Rows, names: Mapping[str, Sequence[str]]) -> tuple[str, int]:
@@ -42,9 +42,9 @@ def block(rows: Rows, names: Mapping[str, Sequence[str]]) -> tuple[str, int]:
         # The size is nearly linear in the number of parts.
         parts = [int(np.minimum(np.diff(rows.arrays["rule_offsets"]), limit).sum()) for limit in range(SHOWN + 1)]
         slope = (len(texts[SHOWN]) - len(texts[1])) / max(1, parts[SHOWN] - parts[1])
-        fitting = [n for n in range(2, SHOWN) if len(texts[1]) + slope * (parts[n] - parts[1]) <= LARGEST]
-        shown = max(fitting, default=1)
-        while shown > 1 and len(texts.setdefault(shown, _text(rows, names, shown))) > LARGEST:
+        fitting = [n for n in range(1, SHOWN) if len(texts[1]) + slope * (parts[n] - parts[1]) <= LARGEST]
+        shown = max(fitting, default=0)
+        while len(texts.setdefault(shown, _text(rows, names, shown))) > LARGEST and shown:
             shown -= 1
     return texts[shown], shown
 

@@ -259,8 +259,8 @@ function start(data) {
         table.append(line);
       }
       detail.append(table);
-      if (data.more[row]) detail.append(make("p", `and ${data.more[row]} smaller: saltlm inspect DIR '#${row}'`, "muted"));
     }
+    if (data.more[row]) detail.append(make("p", `${data.more[row]} ${data.parts[row] ? "smaller weights" : "weights"}: saltlm inspect DIR '#${row}'`, "muted"));
     draw();
   }
 

@@ -131,8 +131,8 @@ def _planned_rows(summary: Mapping[str, Any]) -> str:
     shared, new = sum(v for k, v in summary["counts"].items() if k in ("copied", "role")), summary.get("new_tokens", 0)
     total = max(1, shared + new)
     return (
-        f"Shared: {shared:,} of {total:,} tokens ({shared / total:.1%}); to build: {new:,};"
-        f" anchors: {summary.get('anchors', 0):,}."
+        f"Shared: {shared:,} of {total:,} tokens ({shared / total:.1%}), to build {new:,},"
+        f" anchors {summary.get('anchors', 0):,}."
     )
 
 
