@@ -82,7 +82,8 @@ def support_sizes(rows: Rows) -> Chart | None:
     sizes = rows.arrays["support_size"][rows.arrays["support_size"] > 0]
     if not len(sizes):
         return None
-    unit = (rows.summary.get("support") or {}).get("of", "source tokens")
+    support = rows.summary.get("support")
+    unit = support["of"] if support else "source tokens"
     label = f"Number of {unit} behind each built row: median {np.median(sizes):.0f}, largest {sizes.max():,}."
     return _histogram("support", "Support sizes", label, unit, sizes, whole=True)
 
@@ -188,10 +189,8 @@ def map_of_rows(rows: Rows) -> Chart | None:
         axes.set_ylabel("second principal component")
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
         inside = ((xy >= low - margin) & (xy <= high + margin)).all(axis=1)
-        return [
-            _inside(group, inside[codes[sample] == names.index(row[0])])
-            for group, row in zip(groups, numbers, strict=True)
-        ]
+        masks = [inside[codes[sample] == names.index(str(row[0]))] for row in numbers]
+        return [_inside(group, mask) for group, mask in zip(groups, masks, strict=True)]
 
     label = (
         f"{len(sample):,} of {len(rows.norms):,} rows on their two principal components, which hold {explained:.0%} of the"
@@ -311,7 +310,7 @@ def _histogram(key: str, title: str, label: str, unit: str, values: np.ndarray, 
 
 def _inside(points: Points, inside: np.ndarray) -> Points:
     """The points that a mask selects."""
-    kept = np.flatnonzero(inside)
+    kept = np.flatnonzero(inside).tolist()
     return Points(xy=[points.xy[i] for i in kept], titles=[points.titles[i] for i in kept], color=points.color)
 
 

@@ -48,10 +48,10 @@ function start(data) {
     {name: "id", value: row => row, number: true, width: "4.6rem"},
     {name: "token", text: data.text, width: "auto"},
     {name: "origin", code: data.origin, names: data.names.origins, width: "5.6rem"},
-    {name: "script", code: data.script, names: data.names.scripts, width: "6.6rem", minor: true},
+    {name: "script", code: data.script, names: data.names.scripts, width: "7.6rem", minor: true},
     {name: "status", code: data.status, names: data.names.statuses, width: "6.6rem", minor: true},
-    {name: "from", value: row => data.support[row], show: row => data.support[row] || "", number: true, width: "4rem", minor: true},
-    {name: "residual", value: row => data.residual[row], show: row => Number.isNaN(data.residual[row]) ? "" : digits(data.residual[row]), number: true, width: "5rem", minor: true},
+    {name: "support", value: row => data.support[row], show: row => data.support[row] || "", number: true, width: "5.2rem", minor: true},
+    {name: "residual", value: row => data.residual[row], show: row => Number.isNaN(data.residual[row]) ? "" : digits(data.residual[row]), number: true, width: "5.4rem", minor: true},
     {name: "norm", value: row => data.norm[row], show: row => digits(data.norm[row]), number: true, width: "4.6rem"},
   ];
   const filters = [["origin", data.origin, data.names.origins], ["status", data.status, data.names.statuses],
@@ -253,7 +253,7 @@ function start(data) {
       for (const i of rows) {
         const weight = data.part_weight[i], source = data.part_source[i], line = make("tr"), picture = make("td");
         const bar = make("span", undefined, weight < 0 ? "bar minus" : "bar");
-        bar.style.width = `${5 * Math.abs(weight) / (largest || 1)}rem`;
+        bar.style.width = `${3.5 * Math.abs(weight) / (largest || 1)}rem`;
         picture.append(bar);
         line.append(make("td", digits(weight), "n"), picture, make("td", data.source_text[source], "t"), make("td", `#${data.source_id[source]}`, "n muted"));
         table.append(line);

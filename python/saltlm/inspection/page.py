@@ -7,7 +7,7 @@ import importlib.resources
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +186,10 @@ def _extremes(rows: Rows) -> str:
     )
 
 
-def _row_list(rows: Rows, chosen: Sequence[int]) -> str:
+def _row_list(rows: Rows, chosen: np.ndarray) -> str:
     """An HTML table of rows with origin, residual, norm and the largest weights."""
     lines = []
-    for row in map(int, chosen):
+    for row in chosen.tolist():
         ids, weights = rows.parts(row)
         largest = np.argsort(-np.abs(weights), kind="stable")[:PARTS]
         recipe = ", ".join(f"<bdi>{visible(rows.source_text(int(ids[i])))}</bdi> {weights[i]:+.3f}" for i in largest)
