@@ -21,10 +21,13 @@ from .files.output_folder import check_output
 from .files.output_lock import refuse_written
 from .files.summary_file import SUMMARY, Summary
 from .folder.card import model_card
+from .folder.estimate import Estimate, estimate
 from .folder.provenance import provenance_bytes, summary_bytes
 from .folder.reload_check import check_reload
 from .folder.summary import summary_of
 from .folder.write import check_link, write_folder
+from .inspection.notebook import transfer_html
+from .inspection.verdict import Verdict, verdict_of
 from .model.causal_lm import resolve_device
 from .model.checkpoint import Donor, Source
 from .model.positions import PadChange, keep_positions
@@ -58,6 +61,7 @@ class Transfer:
         summary: the content of ``saltlm.json``, a dictionary.
         tokenizer: the new tokenizer, the target's or the source's with tokens added.
         out: the written folder, ``None`` if none was asked for.
+        estimate: expected memory, time and disk; ``None`` unless the transfer was only planned.
     """
 
     input_rows: torch.Tensor
@@ -68,6 +72,16 @@ class Transfer:
     summary: Summary
     tokenizer: Any
     out: Path | None
+    estimate: Estimate | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the figures mean, and what to do next."""
+        return verdict_of(self.summary, self.out, cost=None if self.estimate is None else str(self.estimate))
+
+    def _repr_html_(self) -> str:
+        """The verdict, and the rows by origin, for notebooks."""
+        return transfer_html(self.summary, self.verdict)
 
     def __repr__(self) -> str:
         head = "tied" if self.output_rows is None else "untied"
@@ -234,6 +248,7 @@ def run_transfer(
     alignment, expansion, pad, tokenizer = prepared.alignment, prepared.expansion, prepared.pad, prepared.tokenizer
     if expansion is not None:
         tokenizer = expansion.tokenizer
+    expected = estimate(model, donor, assembly, job, config, sum(clock.seconds.values())) if dry_run else None
     built = build_rows(job, assembly, tokenizer, clock, dry_run=dry_run)
     summary = summary_of(
         built, model, donor, assembly, tokenizer, expansion, auxiliary, clock.seconds, warnings=pad.warnings
@@ -273,6 +288,7 @@ def run_transfer(
         summary=summary,
         tokenizer=tokenizer,
         out=None if dry_run else destination,
+        estimate=expected,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
 import re
@@ -16,9 +17,10 @@ from models_tiny import save_bert, save_llama
 from tokenizers_tiny import byte_level_bpe, tiny
 
 from saltlm.cli.main import main
-from saltlm.cli.show_inspect import page, write_page
 from saltlm.config import METHODS, TransferConfig
 from saltlm.errors import InputError
+from saltlm.inspection.columns import unpack
+from saltlm.inspection.page import page, write_page
 from saltlm.inspection.rows import inspect, spelled
 from saltlm.model.checkpoint import load_donor, load_source
 from saltlm.pipeline import transfer
@@ -205,7 +207,8 @@ def test_the_command_shows_rows_and_all(folders, capsys) -> None:
     table = capsys.readouterr().out
     assert all(f"{part['weight']:+.4f}" in table for part in details[0]["parts"])
     assert main(["inspect", str(rows.folder)]) == 0
-    assert "worst residual" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "worst residual" in printed and printed.split("|")[1].startswith(f" {len(rows.norms)} rows: ")
 
 
 def test_source_tokens_are_shown_with_their_text(folders, untied) -> None:
@@ -251,19 +254,28 @@ def test_the_page_holds_every_row_and_no_token_can_break_out(tmp_path) -> None:
     write_page(rows, tmp_path / "rows.html")
     text = (tmp_path / "rows.html").read_text(encoding="utf-8")
     parsed = Page(text)
-    data = json.loads(parsed.data)
-    assert [row[0] for row in data["rows"]] == rows.texts and {n.replace(" ", "▁") for n in nasty} <= set(rows.texts)
-    assert sum(tag == "script" for tag, _ in parsed.elements) == 2 and not any(
-        tag == "img" for tag, _ in parsed.elements
-    )
+    _, data = unpack(parsed.data)
+    assert data["text"] == rows.texts and {n.replace(" ", "▁") for n in nasty} <= set(rows.texts)
+    tags = [tag for tag, _ in parsed.elements]
+    assert tags.count("script") == 2 and "img" not in tags and "b" not in tags
     assert parsed.title.startswith("<b>out&amp")
     assert not any(value and "://" in value for _, attributes in parsed.elements for value in attributes.values())
-    assert not re.search(r"https?:|url\(|@import|\bfetch\(|src=", text.replace(parsed.data.strip(), ""))
+    assert not re.search(
+        r"https?:|url\((?!#)|@import|\bfetch\(|src=",
+        text.replace(html.escape(nasty[3]), "").replace(html.escape(nasty[3].replace(" ", "▁")), ""),
+    )
     policy = next(a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
-    for row, entry in enumerate(data["rows"]):
-        assert len(entry[10]) == len(entry[11]) <= 8 and len(entry[10]) + entry[12] == len(rows.parts(row)[0])
-        assert all(str(source) in data["source"] for source in entry[10])
+    identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    first = np.concatenate([[0], np.cumsum(data["parts"].astype(np.int64))])
+    for row in range(len(rows.norms)):
+        ids, weights = rows.parts(row)
+        shown = slice(first[row], first[row + 1])
+        assert data["parts"][row] <= 8 and data["parts"][row] + data["more"][row] == len(ids)
+        assert set(data["source_id"][data["part_source"][shown]].tolist()) <= set(ids.tolist())
+        if len(ids) <= 8:
+            np.testing.assert_allclose(data["part_weight"][shown], weights, rtol=2**-9)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert "".join(page(rows)) == text
 
@@ -303,6 +315,9 @@ def broken(folder, change: str) -> None:
         (folder / "saltlm.json").write_text("[1, 2")
     elif change == "list":
         (folder / "saltlm.json").write_text("[1, 2]")
+    elif change == "newer":
+        summary = json.loads((folder / "saltlm.json").read_text())
+        (folder / "saltlm.json").write_text(json.dumps({**summary, "schema_version": 99}))
     else:
         {
             "lacks": lambda: arrays.pop("rule_ids"),
@@ -311,6 +326,7 @@ def broken(folder, change: str) -> None:
             "bounds": lambda: arrays["rule_offsets"].__setitem__(3, 10**9),
             "beyond": lambda: arrays["rule_ids"].__setitem__(0, 10**6),
             "code": lambda: arrays["origin"].__setitem__(0, 99),
+            "core": lambda: [arrays.pop(name) for name in ("origin", "source_id", "status")],
             "rows": lambda: arrays.update(
                 {
                     n: arrays[n][:-1].copy()
@@ -323,7 +339,7 @@ def broken(folder, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["cut", "json", "list", "lacks", "type", "short", "bounds", "beyond", "code", "rows"]
+    "change", ["cut", "json", "list", "lacks", "type", "short", "bounds", "beyond", "code", "rows", "core", "newer"]
 )
 def test_a_broken_record_is_refused(change: str, folders, tmp_path) -> None:
     shutil.copytree(folders("salt").folder, tmp_path / "out")

@@ -19,11 +19,12 @@ from saltlm.config import TransferConfig
 from saltlm.errors import InputError
 from saltlm.pipeline import transfer
 from saltlm.rows.assembly import Head
-from saltlm.rows.hidden import MAX_TOKENS, bands, hide, hide_in, script_of, twin_keys
+from saltlm.rows.hidden import MAX_TOKENS, bands, hide, hide_in, twin_keys
 from saltlm.rows.methods import METHODS, Job
 from saltlm.rows.self_check import MAX_LENGTH, check, fault, predict
 from saltlm.rows.self_check_figures import Spread, compared, grouped, score
 from saltlm.rows.tune import GRID, free_options, tune
+from saltlm.text.scripts import script_of
 
 KEY = st.sampled_from(["talo", "kissa", "ä", "x1", "y", "strasse", "", "\udcff"])
 

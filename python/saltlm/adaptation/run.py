@@ -51,6 +51,12 @@ class Adaptation:
     main: bool = True
     warnings: Sequence[str] = ()
 
+    def _repr_html_(self) -> str:
+        """What the training reached, and its curves, for notebooks."""
+        from ..inspection.notebook import adaptation_html
+
+        return adaptation_html(self.to_json())
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for ``--json``."""
         values = {**dataclasses.asdict(self), "out": str(self.out)}

@@ -51,7 +51,8 @@ def run_transfer(arguments: argparse.Namespace) -> None:
         )
     _write_notes(done.summary["warnings"])
     if arguments.json:
-        _write_json({**done.summary, "out": None if done.out is None else str(done.out)})
+        estimate = {} if done.estimate is None else {"estimate": done.estimate.to_json()}
+        _write_json({**done.summary, "out": None if done.out is None else str(done.out), **estimate})
     else:
         show.transfer(done, dry_run=arguments.dry_run)
 
@@ -141,20 +142,21 @@ def _ratio(entry: str) -> tuple[str, float]:
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     """Run ``saltlm inspect``."""
+    from ..inspection import page as inspect_page
     from ..inspection import rows as inspect_rows
     from . import show_inspect
 
     rows = inspect_rows.inspect(arguments.folder)
     selected = inspect_rows.find_rows(rows, arguments.token)
     if arguments.html:
-        show_inspect.write_page(rows, arguments.html)
+        inspect_page.write_page(rows, arguments.html)
     if arguments.json:
         _write_json({"tokens": [rows.detail(row) for row in selected]} if selected else rows.overview())
     elif selected:
         for row in selected:
             show_inspect.detail(rows.detail(row))
     else:
-        show_inspect.overview(rows.overview())
+        show_inspect.overview(rows.overview(), rows.verdict)
     if arguments.html and not (arguments.quiet or arguments.json):
         sys.stderr.write(f"written: {arguments.html}\n")
 

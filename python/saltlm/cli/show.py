@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..evaluation.harness.tasks import TaskScore
     from ..evaluation.side_by_side import SideBySide
     from ..export.gguf_file import Export
+    from ..inspection.verdict import Verdict
     from ..model.convert import Conversion
     from ..pipeline import Transfer
 
@@ -81,11 +82,6 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     console = Output()
     summary = done.summary
     rows = len(done.origin)
-    if dry_run:
-        console.print(
-            f"{rows:,} rows: {summary['new_tokens']:,} new tokens to build from {summary['anchors']:,} anchors;"
-            " nothing was written"
-        )
     console.print(_rows(summary, rows, dry_run))
     if summary["expansion"]:
         expansion = summary["expansion"]
@@ -130,6 +126,22 @@ def transfer(done: Transfer, *, dry_run: bool) -> None:
     if done.out is not None:
         # The path stays on one line, so that it can be copied.
         console.print(f"written to {escape(str(done.out))}", highlight=False, soft_wrap=True)
+    verdict(console, done.verdict)
+
+
+def verdict(console: Console, judgement: Verdict) -> None:
+    """Print the three lines of a verdict and the next command.
+
+    Args:
+        console: where to print.
+        judgement: the verdict.
+    """
+    console.print()
+    style = {"good": "green", "fair": "yellow", "poor": "red", "unknown": "default"}[judgement.level]
+    for line in judgement.lines:
+        console.print(f"[{style}]|[/{style}] {escape(line)}", highlight=False)
+    # The command stays on one line, so that it can be copied.
+    console.print(f"next: {escape(judgement.command)}", highlight=False, soft_wrap=True)
 
 
 def _reload_check(report: ReloadReport) -> str:

@@ -59,6 +59,12 @@ class Comparison:
         """The method with the lowest mean bits per byte at the end; ``None`` if all methods diverged."""
         return self.content["best"]
 
+    def _repr_html_(self) -> str:
+        """The best method, the methods as a table, and their curves, for notebooks."""
+        from ..inspection.notebook import comparison_html
+
+        return comparison_html(self.content)
+
     def __repr__(self) -> str:
         return f"Comparison(best={self.best!r}, ties={self.content['ties']}, runs={len(self.content['results'])})"
 

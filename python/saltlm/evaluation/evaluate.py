@@ -148,6 +148,12 @@ class Evaluation:
                 plain[name] = getattr(self, name).tolist()
         return plain
 
+    def _repr_html_(self) -> str:
+        """The figures as a table, for notebooks."""
+        from ..inspection.notebook import evaluation_html
+
+        return evaluation_html(self.to_json())
+
     def __repr__(self) -> str:
         return (
             f"Evaluation(bits_per_byte={self.bits_per_byte:.4f}, tokens_per_byte={self.tokens_per_byte:.4f}, "

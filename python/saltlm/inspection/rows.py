@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from ..alignment.tokens import Tokens, load_tokens
 from ..errors import InputError, first_line, input_error
 from ..files.json_files import read_json
 from ..files.open_file import check_model_folder
-from ..files.summary_file import SUMMARY, Summary
+from ..files.summary_file import SCHEMA_VERSION, SUMMARY, Summary, schema_version_of
+from ..text.scripts import script_of
+from .verdict import Verdict, verdict_of
 
 FILES = (SUMMARY, "provenance.safetensors")
 EXPECTED = "a folder written by saltlm transfer (or adapt), with " + " and ".join(FILES)
-TYPES = {
-    "origin": "uint8",
-    "source_id": "int32",
-    "support_size": "int32",
-    "rank": "int32",
-    "residual": "float32",
-    "status": "uint8",
-    "rule": "uint8",
-    "rule_offsets": "int64",
-    "rule_ids": "int32",
-    "rule_weights": "float32",
-    "rule_kept": "float32",
-    "source_bytes": "uint8",
-    "source_offsets": "int64",
+# Arrays of the record by what they tell. A record of an older version may lack a whole group other than the first.
+GROUPS = {
+    "origins": {"origin": "uint8", "source_id": "int32", "status": "uint8"},
+    "support sizes, ranks and residuals": {"support_size": "int32", "rank": "int32", "residual": "float32"},
+    "the rule and the source tokens of each row": {
+        "rule": "uint8",
+        "rule_offsets": "int64",
+        "rule_ids": "int32",
+        "rule_weights": "float32",
+        "rule_kept": "float32",
+    },
+    "the text of the source tokens": {"source_bytes": "uint8", "source_offsets": "int64"},
 }
+TYPES = {name: dtype for group in GROUPS.values() for name, dtype in group.items()}
 # Origins of the rows that the transfer computed; the other rows are copies of source rows, or padding.
 BUILT = ("solved", "composed", "drawn")
 # Number of rows in each list of extremes of the overview.
@@ -52,6 +55,8 @@ class Rows:
         norms: float64 [T'], Euclidean norms of the current input rows.
         texts: T' texts, each token as :func:`spelled` shows it; an id without a token has an empty text.
         tokens: the tokenizer of the folder, prepared for alignment.
+        matrix: [T', D], the current input rows, mapped from the file.
+        missing: what a record of an older version lacks, in words; neutral values stand in its place.
     """
 
     folder: Path
@@ -60,6 +65,8 @@ class Rows:
     norms: np.ndarray
     texts: list[str]
     tokens: Tokens
+    matrix: torch.Tensor
+    missing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Rows(T'={len(self.norms)}, method={self.summary['method']!r})"
@@ -80,6 +87,34 @@ class Rows:
         """Source ids and weights of the weighted sum behind the row; both are empty for a row of another rule."""
         begin, end = self.arrays["rule_offsets"][row : row + 2]
         return self.arrays["rule_ids"][begin:end], self.arrays["rule_weights"][begin:end]
+
+    @functools.cached_property
+    def _bytes(self) -> tuple[bytes, list[int]]:
+        """Canonical bytes of all tokens, and where each token begins and ends."""
+        data, offsets = self.tokens.vocabulary.token_bytes()
+        return data.tobytes(), offsets.tolist()
+
+    def token_bytes(self, row: int) -> bytes:
+        """Canonical bytes of the token of a row; empty for a row without a token."""
+        joined, bounds = self._bytes
+        return joined[bounds[row] : bounds[row + 1]] if row + 1 < len(bounds) else b""
+
+    @functools.cached_property
+    def scripts(self) -> list[str]:
+        """Script of the text of each row's token, as :func:`~saltlm.text.scripts.script_of` names it."""
+        scripts = []
+        for row in range(len(self.norms)):
+            token = self.token_bytes(row)
+            # Most tokens are ASCII words, for which the look-up of Unicode names would be slow.
+            is_word = token.isascii() and token.strip().isalpha()
+            scripts.append("Latin" if is_word else script_of(token.decode("utf-8", "surrogateescape")))
+        return scripts
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the record means, and what to do next."""
+        verdict = verdict_of(self.summary, self.folder, missing=self.missing)
+        return dataclasses.replace(verdict, warnings=(*verdict.warnings, *self._warnings()))
 
     def source_text(self, source: int) -> str:
         """A source token as :func:`spelled` shows it; empty for a source row without a token."""
@@ -205,7 +240,9 @@ class Rows:
             "worst_residuals": [self._short(row) for row in worst],
             "largest_norms": [self._short(row) for row in by_norm[::-1][:EXTREMES]],
             "smallest_norms": [self._short(row) for row in by_norm[:EXTREMES]],
-            "warnings": [*map(str, summary.get("warnings", ())), *self._warnings()],
+            "warnings": list(self.verdict.warnings),
+            "missing": list(self.verdict.missing),
+            "verdict": self.verdict.to_json(),
         }
 
     def _short(self, row: int) -> dict[str, Any]:
@@ -252,8 +289,10 @@ def inspect(folder: str | Path, *, trust_remote_code: bool = False) -> Rows:
     try:
         check_model_folder(folder, f"folder {folder}")
         summary = cast(Summary, read_json(folder / SUMMARY))
-        arrays = _arrays(folder / "provenance.safetensors")
-        _check(summary, arrays)
+        arrays, missing = _arrays(folder / "provenance.safetensors")
+        if "rule" in missing:
+            summary = {**summary, "rules": ["none"]}
+        _check(summary, arrays, missing)
     except InputError:
         raise
     except Exception as error:  # safetensors has exception classes of its own for broken files
@@ -265,7 +304,8 @@ def inspect(folder: str | Path, *, trust_remote_code: bool = False) -> Rows:
         raise input_error(f"folder {folder}", problem, "one entry a row", "it was changed after the transfer")
     norms = np.concatenate([part.double().norm(dim=1).numpy() for part in matrix.split(NORM_ROWS)])
     tokens = load_tokens(folder)
-    return Rows(folder, summary, arrays, norms, _texts(tokens, len(norms)), tokens)
+    lacking = tuple(name for name, group in GROUPS.items() if set(group) <= missing)
+    return Rows(folder, summary, arrays, norms, _texts(tokens, len(norms)), tokens, matrix, lacking)
 
 
 def find_rows(rows: Rows, tokens: Sequence[str]) -> list[int]:
@@ -288,17 +328,32 @@ def spelled(data: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: Path) -> tuple[dict[str, np.ndarray], frozenset[str]]:
+    """The arrays of the record, and the names of those that stand for missing groups of an older version.
+
+    Raises:
+        ValueError: the first group is missing, or a part of a group.
+    """
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
         names = set(file.keys())
-        if lacking := [name for name in TYPES if name not in names]:
+        arrays = {name: file.get_tensor(name) for name in TYPES if name in names}
+    missing: set[str] = set()
+    for group in list(GROUPS.values()):
+        lacking = [name for name in group if name not in names]
+        if lacking and (len(lacking) < len(group) or "origin" in group):
             raise ValueError(f"provenance.safetensors lacks {', '.join(lacking)}")
-        return {name: file.get_tensor(name) for name in TYPES}
+        missing.update(lacking)
+    rows = len(arrays["origin"])
+    lengths = {"rule_offsets": rows + 1, "rule_ids": 0, "rule_weights": 0, "source_bytes": 0, "source_offsets": 1}
+    for name in missing:
+        fill = 1 if name == "rule_kept" else 0
+        arrays[name] = np.full(lengths.get(name, rows), fill, dtype=TYPES[name])
+    return arrays, frozenset(missing)
 
 
-def _check(summary: Summary, arrays: dict[str, np.ndarray]) -> None:
+def _check(summary: Summary, arrays: dict[str, np.ndarray], missing: frozenset[str]) -> None:
     """Check types, lengths, offsets and codes, so that the methods of :class:`Rows` cannot fail.
 
     Raises:
@@ -326,13 +381,31 @@ def _check(summary: Summary, arrays: dict[str, np.ndarray]) -> None:
         if not len(bounds) or bounds[0] or (np.diff(bounds) < 0).any() or bounds[-1] != len(arrays[entries]):
             raise ValueError(f"{offsets} does not part {entries}")
     known, named = len(arrays["source_offsets"]) - 1, arrays["rule_ids"]
+    if "source_bytes" in missing:
+        known = max(known, int(named.max(initial=-1)) + 1)
     if len(named) and not 0 <= int(named.min()) <= int(named.max()) < known:
         raise ValueError(f"rule_ids names a token beyond the source's {known}")
+    _check_summary(summary, arrays)
+
+
+def _check_summary(summary: Summary, arrays: dict[str, np.ndarray]) -> None:
+    """Check the entries of the summary that :class:`Rows` reads, and that it names every code of the arrays.
+
+    Raises:
+        ValueError: the file is of a newer version, or lacks the name of a code.
+        KeyError: the summary lacks an entry.
+        TypeError: an entry of the summary has another type.
+    """
+    if schema_version_of(summary) > SCHEMA_VERSION:
+        raise ValueError(
+            f"schema_version {schema_version_of(summary)} of a newer saltlm, {SCHEMA_VERSION} is the newest known"
+        )
     str(summary["method"])  # KeyError where the summary lacks it
     for name, codes in (("origin", summary["origins"]), ("rule", summary["rules"]), ("status", summary["statuses"])):
         if len(arrays[name]) and int(arrays[name].max()) >= len(codes):
             raise ValueError(f"{name} has a code that saltlm.json does not name")
     [entry["name"] for entry in summary["statuses"]]
+    sum(summary["counts"].values())
     _blend_length(summary)
 
 

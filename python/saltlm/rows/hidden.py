@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import itertools
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from .. import _rust
 from ..alignment.tokens import HOLE, SPECIAL
 from ..model.stored_rows import gather
+from ..text.scripts import script_of
 from .job import Job
 from .self_check_figures import Spread
 
@@ -23,8 +22,6 @@ MAX_TOKENS = 1000  # hidden tokens: the standard error of the figures is then ab
 MIN_TOKENS = 4
 MIN_VARIANCE = 1e-3  # of hidden rows, in units of the source's; rows of less are nearly equal, and no unit either
 BANDS = 4  # frequency bands of the vocabulary
-# First words of the Unicode names of ideographs. The name of any other letter begins with its script.
-HAN = {"Cjk", "Ideographic", "Kangxi"}
 
 
 def twin_keys(vocabulary: _rust.Vocabulary) -> list[str]:
@@ -151,32 +148,6 @@ def hide_in(job: Job, share: float, seed: int) -> Hidden | None:
         band=bands(np.flatnonzero(flags & (SPECIAL | HOLE) == 0), scores)[tokens],
         order="id" if scores is None else "score",
     )
-
-
-def script_of(text: str) -> str:
-    """The script of most letters of a text, from the first words of their Unicode names; the first one of a tie.
-
-    A text without letters is ``digits``, ``punctuation`` (symbols included), ``blank`` or ``other``. A text with lone
-    surrogates, which stand for bytes that are not UTF-8, is ``bytes``.
-
-    Example:
-        >>> [script_of(text) for text in ("talo", "дом", "中文", "1984", "!?", "ｔａｌｏ")]
-        ['Latin', 'Cyrillic', 'Han', 'digits', 'punctuation', 'Latin']
-    """
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        return "bytes"
-    # The names of compatibility characters begin with their form ("fullwidth", "feminine"); NFKC gives the plain letters.
-    text = unicodedata.normalize("NFKC", text)
-    categories = [unicodedata.category(letter) for letter in text]
-    letters = [letter for letter, category in zip(text, categories, strict=True) if category[0] == "L"]
-    if letters:
-        names = (unicodedata.name(letter, "other").split()[0].split("-")[0].capitalize() for letter in letters)
-        script = collections.Counter(names).most_common(1)[0][0]
-        return "Han" if script in HAN else script
-    for initials, name in (("N", "digits"), ("PS", "punctuation"), ("ZC", "blank")):
-        if any(category[0] in initials for category in categories):
-            return name
-    return "other"
 
 
 def bands(text: np.ndarray, scores: np.ndarray | None) -> np.ndarray:
