@@ -51,6 +51,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all files that the documentation names as the reader's own."""
     folder = tmp_path_factory.mktemp("examples")
     save_llama(folder / "source-model", tiny("byte_level_bpe"))
+    save_llama(folder / "small-model", tiny("byte_level_bpe"))
     save_bert(folder / "finnish-plm", tiny("sentencepiece_unigram"))
     write_vectors(folder / "vectors.vec", tiny("sentencepiece_unigram"))
     for seed, (name, documents) in enumerate({"finnish.txt": 40, "held-out.txt": 12, "english.txt": 12}.items()):

@@ -11,9 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from ..errors import input_error
 from ..files.schema import faults
-from ..files.summary_file import SCHEMA_VERSION, AdaptationRecord, Summary, schema_version_of
+from ..files.summary_file import AdaptationRecord, Summary
 from ..inspection.rows import BUILT, Rows
 from ..model.checkpoint import Source
 from ..model.stored_rows import lengths_of
@@ -23,18 +22,6 @@ from .results import Check, RowDifference, judged, unchecked
 COPIES = ("copied", "role")  # origins of rows that equal a source row
 NORM_ROUNDING = 1e-6  # of a median or largest norm, as a share of it: sums of float64 values in another order
 _SIZE = re.compile(r"\d+ bytes")
-
-
-def check_version(rows: Rows) -> None:
-    """Refuse a record of a later version.
-
-    Raises:
-        InputError: the schema version of saltlm.json is later than this program's.
-    """
-    version = schema_version_of(rows.summary)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        found = f"a record of schema version {version!r:.40}"
-        raise input_error(f"folder {rows.folder}", found, f"at most {SCHEMA_VERSION}", "use a later saltlm")
 
 
 def schema_faults(summary: Summary) -> list[str]:

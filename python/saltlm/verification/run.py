@@ -16,7 +16,7 @@ from .body import check_body
 from .config import VerifyConfig
 from .inputs import changed_vectors, find_source, find_target, find_vectors, recorded_config
 from .matrices import check_copied
-from .record import check_files, check_record, check_version, schema_faults
+from .record import check_files, check_record, schema_faults
 from .results import Check, Verification, unchecked
 from .solving import check_recipes, check_solved
 
@@ -58,7 +58,6 @@ def verify(
     folder, config, clock = Path(folder).expanduser(), config or VerifyConfig(), Clock(progress)
     with clock("record"):
         rows = inspect(folder, trust_remote_code=config.trust_remote_code)
-        check_version(rows)
         written = load_source(folder, trust_remote_code=config.trust_remote_code)
         problems = schema_faults(rows.summary)
         checks = [check_record(rows, written, problems)]
