@@ -105,26 +105,28 @@ class Shared:
 
     def aligned(self, model: Source, donor: Donor, config: TransferConfig) -> tuple[Any, Alignment]:
         """The new tokenizer, and its alignment to the source's; models that bring the same tokenizer files share them."""
-        ours, theirs, needs_pad = _tokenizer_key(model), _tokenizer_key(donor), _needs_pad(model, config)
+        source_key, target_key, needs_pad = _tokenizer_key(model), _tokenizer_key(donor), _needs_pad(model, config)
         template, markers = _template(config), _markers(model, config)
 
         def make() -> tuple[Any, Tokens]:
-            made = causal_tokenizer(
+            tokenizer = causal_tokenizer(
                 donor.tokenizer, model.tokenizer, chat_template=template, needs_pad=needs_pad, markers=markers
             )
             # Roles that another token stands in for change no row.
-            roles = real_roles(made, donor.tokenizer, model.tokenizer)
-            return made, dataclasses.replace(load_tokens(made, "target"), roles=roles)
+            roles = real_roles(tokenizer, donor.tokenizer, model.tokenizer)
+            return tokenizer, dataclasses.replace(load_tokens(tokenizer, "target"), roles=roles)
 
-        tokens = self.get(("tokens", ours), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
-        key = ("tokenizer", ours, theirs, template, needs_pad, markers)
-        tokenizer, target = self.get(key, make, lambda made: _table_bytes(made[1]))
+        tokens = self.get(("tokens", source_key), lambda: load_tokens(model.tokenizer, "source"), _table_bytes)
+        key = ("tokenizer", source_key, target_key, template, needs_pad, markers)
+        tokenizer, target = self.get(key, make, lambda pair: _table_bytes(pair[1]))
         pairs = marker_pairs(tokenizer, model.tokenizer) if template == "source" else {}
         overrides = tuple(sorted({**pairs, **config.special_overrides}.items()))
         alignment = self.get(
-            ("alignment", ours, theirs, template, needs_pad, markers, config.overlap, overrides),
+            ("alignment", source_key, target_key, template, needs_pad, markers, config.overlap, overrides),
             lambda: align(tokens, target, overlap=config.overlap, special_overrides=dict(overrides)),
-            lambda made: made.kind.nbytes + made.source_id.nbytes + made.cover_offsets.nbytes + made.cover_ids.nbytes,
+            lambda result: (
+                result.kind.nbytes + result.source_id.nbytes + result.cover_offsets.nbytes + result.cover_ids.nbytes
+            ),
         )
         return tokenizer, alignment
 
@@ -163,8 +165,8 @@ def stamp(name: str | Path) -> tuple[Hashable, ...]:
         return tuple((str(file.relative_to(path)), *stamp(file)) for file in files if file.is_file())
     if not os.path.isfile(path):
         return ()
-    found = path.stat()
-    return (found.st_size, found.st_mtime_ns, found.st_ino)
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _template(config: TransferConfig) -> str:

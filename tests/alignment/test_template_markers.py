@@ -35,17 +35,17 @@ def test_markers_are_those_that_the_template_spells(kind: str) -> None:
 @pytest.mark.parametrize("kind", MARKER_KINDS)
 def test_each_marker_is_one_token_of_the_new_tokenizer(kind: str, target: str) -> None:
     source = MARKER_KINDS[kind]()
-    made = causal_tokenizer(TARGETS[target](), source, chat_template="source")
-    added = made.backend_tokenizer.get_added_tokens_decoder().values()
+    tokenizer = causal_tokenizer(TARGETS[target](), source, chat_template="source")
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
     flags = {token.content: token.special for token in added if token.content in MARKERS}
     assert flags == dict.fromkeys(MARKERS, kind != "added, not special")
-    assert "<|unused|>" not in made.get_vocab()
-    prompt = next(iter(rendered(made)))
-    ids = made(prompt)["input_ids"]
-    names = made.convert_ids_to_tokens(ids)
+    assert "<|unused|>" not in tokenizer.get_vocab()
+    prompt = next(iter(rendered(tokenizer)))
+    ids = tokenizer(prompt)["input_ids"]
+    names = tokenizer.convert_ids_to_tokens(ids)
     assert names[0] == "<|turn|>" and names[-1] == "<|end|>"
-    longest = max(rendered(made), key=len)
-    pieces = made.convert_ids_to_tokens(made(longest)["input_ids"])
+    longest = max(rendered(tokenizer), key=len)
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(longest)["input_ids"])
     for marker in MARKERS:
         assert pieces.count(marker) == longest.count(marker) > 0
 
@@ -86,9 +86,9 @@ def test_a_piece_that_the_target_has_becomes_one_token_without_a_second_row() ->
     piece = next(token for token in target.get_vocab() if token.isalpha() and len(token) > 3)
     source.backend_tokenizer.add_tokens([AddedToken(piece, normalized=False)])
     source.chat_template = source.chat_template.replace("<|turn|>", f"<|turn|>{piece}")
-    made = causal_tokenizer(target, source, chat_template="source")
-    assert made.convert_tokens_to_ids(piece) == target.convert_tokens_to_ids(piece)
-    assert made.convert_tokens_to_ids(piece) in made(f"x{piece}x")["input_ids"]
+    tokenizer = causal_tokenizer(target, source, chat_template="source")
+    assert tokenizer.convert_tokens_to_ids(piece) == target.convert_tokens_to_ids(piece)
+    assert tokenizer.convert_tokens_to_ids(piece) in tokenizer(f"x{piece}x")["input_ids"]
 
 
 def test_several_templates_by_name() -> None:
@@ -98,13 +98,13 @@ def test_several_templates_by_name() -> None:
         "tool_use": "<|turn|>{{ messages[0]['content'] }}",
     }
     assert [token.content for token in template_markers(source)] == ["<|turn|>"]
-    made = causal_tokenizer(tiny("wordpiece"), source, chat_template="source")
-    assert "<|turn|>" in made.get_vocab() and made.chat_template == source.chat_template
+    tokenizer = causal_tokenizer(tiny("wordpiece"), source, chat_template="source")
+    assert "<|turn|>" in tokenizer.get_vocab() and tokenizer.chat_template == source.chat_template
 
 
 def test_the_target_keeps_the_markers_of_its_own_template() -> None:
     target = MARKER_KINDS["added, not special"]()
-    made = causal_tokenizer(target, tiny("byte_level_bpe"), chat_template="target")
-    assert made.get_vocab() == target.get_vocab()
-    assert [token.content for token in template_markers(made)] == ["<|end|>", *MARKERS]
-    assert np.all([made(text)["input_ids"] == target(text)["input_ids"] for text in rendered(target)])
+    tokenizer = causal_tokenizer(target, tiny("byte_level_bpe"), chat_template="target")
+    assert tokenizer.get_vocab() == target.get_vocab()
+    assert [token.content for token in template_markers(tokenizer)] == ["<|end|>", *MARKERS]
+    assert np.all([tokenizer(text)["input_ids"] == target(text)["input_ids"] for text in rendered(target)])

@@ -44,29 +44,29 @@ def test_a_piece_that_ends_a_word_begins_with_a_space(donors, kind: str) -> None
 
 @pytest.mark.parametrize("kind", SUFFIX_KINDS)
 def test_aligned_with_itself_it_is_the_identity(donors, kind: str) -> None:
-    found = align(donors[kind], donors[kind])
-    assert found.source_id.tolist() == list(range(len(donors[kind])))
+    alignment = align(donors[kind], donors[kind])
+    assert alignment.source_id.tolist() == list(range(len(donors[kind])))
 
 
 @pytest.mark.parametrize("source", KINDS)
 @pytest.mark.parametrize("kind", SUFFIX_KINDS)
 def test_exact_matches_equal_a_plain_dictionary(donors, kind: str, source: str) -> None:
-    found = align(tiny(source), donors[kind])
-    theirs: dict[bytes, int] = {}
-    for index, text in reversed(list(enumerate(canonical(found.source)))):
-        if not found.source.flags()[index] & (SPECIAL | HOLE):
-            theirs[text] = index
+    alignment = align(tiny(source), donors[kind])
+    id_of: dict[bytes, int] = {}
+    for index, text in reversed(list(enumerate(canonical(alignment.source)))):
+        if not alignment.source.flags()[index] & (SPECIAL | HOLE):
+            id_of[text] = index
     shared = 0
-    for index, text in enumerate(canonical(found.target)):
-        if found.target.flags()[index] & SPECIAL:
+    for index, text in enumerate(canonical(alignment.target)):
+        if alignment.target.flags()[index] & SPECIAL:
             continue
-        assert (found.source_id[index] >= 0) == (text in theirs), text
-        if text in theirs:
-            assert canonical(found.source)[found.source_id[index]] == text
+        assert (alignment.source_id[index] >= 0) == (text in id_of), text
+        if text in id_of:
+            assert canonical(alignment.source)[alignment.source_id[index]] == text
             shared += 1
     assert shared > 30
     if source == "wordpiece":  # whole words match words, and parts match parts
-        index = found.source_id[donors[kind].get_vocab()[f"cat{WORD_END}"]]
+        index = alignment.source_id[donors[kind].get_vocab()[f"cat{WORD_END}"]]
         assert tiny(source).convert_ids_to_tokens(int(index)) == "cat"
 
 
@@ -74,11 +74,11 @@ def test_exact_matches_equal_a_plain_dictionary(donors, kind: str, source: str) 
 @pytest.mark.parametrize("kind", SUFFIX_KINDS)
 def test_as_a_source_it_covers_words_as_its_model_segments_them(donors, kind: str, target: str) -> None:
     """The cover of " lower" is the segmentation of the word "lower"; without the space there is no end of a word."""
-    found = align(donors[kind], tiny(target))
-    model, texts = donors[kind].backend_tokenizer.model, canonical(found.target)
+    alignment = align(donors[kind], tiny(target))
+    model, texts = donors[kind].backend_tokenizer.model, canonical(alignment.target)
     seen = 0
     for token, text in enumerate(texts):
-        cover = found.cover(token)
+        cover = alignment.cover(token)
         if not len(cover):
             continue
         pieces = donors[kind].convert_ids_to_tokens(cover.tolist())
@@ -102,15 +102,15 @@ def byte_characters() -> dict[int, str]:
 
 @pytest.mark.parametrize("kind", SUFFIX_KINDS)
 def test_the_new_tokenizer_writes_words_without_marks(donors, kind: str) -> None:
-    made = causal_tokenizer(donors[kind], tiny("byte_level_bpe"), chat_template="target")
+    tokenizer = causal_tokenizer(donors[kind], tiny("byte_level_bpe"), chat_template="target")
     for text in TEXT:
-        ids = made(text)["input_ids"]
+        ids = tokenizer(text)["input_ids"]
         assert ids == donors[kind](text, add_special_tokens=False)["input_ids"]
-        decoded = made.decode(ids)
+        decoded = tokenizer.decode(ids)
         assert WORD_END not in decoded
-        again = made(decoded)["input_ids"]
+        again = tokenizer(decoded)["input_ids"]
         assert again == ids, "what it writes it reads as the same tokens"
-    assert made.decode(made("the cat sat on the mat")["input_ids"]) == "the cat sat on the mat"
+    assert tokenizer.decode(tokenizer("the cat sat on the mat")["input_ids"]) == "the cat sat on the mat"
 
 
 @pytest.mark.parametrize("kind", SUFFIX_KINDS)

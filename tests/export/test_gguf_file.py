@@ -144,17 +144,17 @@ def test_body_from_a_file_of_the_source(transferred, tmp_path: Path) -> None:
 
 def test_a_body_of_another_model_is_refused(transferred, tmp_path: Path) -> None:
     _, folder = transferred
-    for name, options, found in (
+    for name, options, message in (
         ("narrow", {"width": 64}, "rows of 64"),
         ("tied", {"tied": True}, "no head of its own"),
     ):
         other = save_llama(tmp_path / name, BPE, **{"tied": False, **options})
         export_gguf(other, tmp_path / f"{name}.gguf")
-        with pytest.raises(InputError, match=found):
+        with pytest.raises(InputError, match=message):
             export_gguf(folder, tmp_path / "x.gguf", ExportConfig(body=str(tmp_path / f"{name}.gguf")))
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
-    for name, found in (("broken.gguf", "cannot read"), ("none.gguf", "no file")):
-        with pytest.raises(InputError, match=found):
+    for name, message in (("broken.gguf", "cannot read"), ("none.gguf", "no file")):
+        with pytest.raises(InputError, match=message):
             export_gguf(folder, tmp_path / "x.gguf", ExportConfig(body=str(tmp_path / name)))
     assert not (tmp_path / "x.gguf").exists()
 
@@ -184,7 +184,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5.0, "factor": 2.0}}, "rope_type"),
@@ -192,9 +192,11 @@ def edit_config(folder: Path, **changes: object) -> None:
     ],
     ids=["activation", "rope", "quantized"],
 )
-def test_settings_that_llama_cpp_does_not_compute_are_refused(model: Path, tmp_path: Path, changes, found: str) -> None:
+def test_settings_that_llama_cpp_does_not_compute_are_refused(
+    model: Path, tmp_path: Path, changes, message: str
+) -> None:
     edit_config(model, **changes)
-    with pytest.raises(InputError, match=found):
+    with pytest.raises(InputError, match=message):
         export_gguf(model, tmp_path / "out.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

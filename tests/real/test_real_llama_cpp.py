@@ -45,12 +45,12 @@ def assert_same_continuation(read: LlamaCpp, folder: Path, tokenizer, tolerance:
     compared = 0
     for prompt in PROMPTS:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        found = read.continuation(ids, STEPS)  # empty where the first token ends the text
+        generated = read.continuation(ids, STEPS)  # empty where the first token ends the text
         with torch.no_grad():
-            expected = model(torch.tensor([ids + found])).logits[0, len(ids) - 1 :].log_softmax(-1)
-        for step, token in enumerate(found):
+            expected = model(torch.tensor([ids + generated])).logits[0, len(ids) - 1 :].log_softmax(-1)
+        for step, token in enumerate(generated):
             assert expected[step].max() - expected[step, token] < tolerance, (prompt, step)
-        for index, value in (read.log_probabilities(ids, 10) if found else {}).items():
+        for index, value in (read.log_probabilities(ids, 10) if generated else {}).items():
             assert abs(expected[0, index].item() - value) < tolerance
             compared += 1
     assert compared, "no prompt has a continuation"

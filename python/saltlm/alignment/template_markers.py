@@ -109,8 +109,8 @@ def add_markers(backend: Any, source: Tokenizer, ends: Sequence[str]) -> list[st
 
     markers = [token for token in template_markers(source) if token.content not in ends]
     # Not normalized: the normalizer of the target could lower-case a marker or strip it of its marks.
-    wanted = [AddedToken(end, special=True, normalized=False) for end in ends]
-    wanted += [
+    markers_to_add = [AddedToken(end, special=True, normalized=False) for end in ends]
+    markers_to_add += [
         AddedToken(
             token.content,
             special=token.special,
@@ -123,10 +123,10 @@ def add_markers(backend: Any, source: Tokenizer, ends: Sequence[str]) -> list[st
         if not (token.content.isspace() and _keeps(backend, token.content))
     ]
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
-    missing = [token for token in wanted if token.content not in present]
+    missing = [token for token in markers_to_add if token.content not in present]
     backend.add_special_tokens([token for token in missing if token.special])
     backend.add_tokens([token for token in missing if not token.special])
-    return [token.content for token in wanted if token.special]
+    return [token.content for token in markers_to_add if token.special]
 
 
 def _keeps(backend: Any, gap: str) -> bool:

@@ -85,8 +85,8 @@ def entry_paths(raw: Mapping[str, Any], path: Path, key: str) -> tuple[Path, ...
         part around it has the entry, too.
     """
     nodes = [(path[:length], _node(raw, path[:length])) for length in range(len(path), -1, -1)]
-    present = [(place, node) for place, node in nodes if node is not None]
-    return tuple((*place, key) for index, (place, node) in enumerate(present) if index == 0 or key in node)
+    present = [(prefix, node) for prefix, node in nodes if node is not None]
+    return tuple((*prefix, key) for index, (prefix, node) in enumerate(present) if index == 0 or key in node)
 
 
 def _node(raw: Any, path: Path) -> Mapping[str, Any] | None:
