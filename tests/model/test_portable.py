@@ -11,7 +11,8 @@ from models_tiny import save_llama, save_qwen2
 from tokenizers_tiny import SPECIALS, TEXT, tiny
 from transformers import AutoConfig, AutoTokenizer
 
-from saltlm.model.portable import make_portable, portable_tokenizer_config, with_rope_keys
+from saltlm.errors import BackendError
+from saltlm.model.portable import make_portable, portable_tokenizer_config, save_tokenizer, with_rope_keys
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3["original_max_position_embeddings"] = 64
@@ -123,3 +124,22 @@ def test_transformers_5_reads_the_same_from_both_names(tmp_path: Path, name: str
     assert changed != content
     (tmp_path / "config.json").write_text(json.dumps(changed))
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}", {"default": "a", "tool_use": "b"}])
+def test_the_chat_template_is_given_back(tmp_path: Path, template) -> None:
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tiny("byte_level_bpe").backend_tokenizer, **SPECIALS["byte_level_bpe"]
+    )
+    tokenizer.chat_template = template
+    folder = save_llama(tmp_path / "model", tiny("byte_level_bpe"))
+    save_tokenizer(tokenizer, folder)
+    assert AutoTokenizer.from_pretrained(folder).chat_template == template
+
+
+def test_another_chat_template_in_the_folder_is_an_error(tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "model", tiny("byte_level_bpe"))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("another")
+    with pytest.raises(BackendError, match="does not give this tokenizer back"):
+        save_tokenizer(tiny("byte_level_bpe"), folder)

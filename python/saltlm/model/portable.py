@@ -127,7 +127,7 @@ def portable_tokenizer_config(saved: Mapping[str, Any], tokenizer: Tokenizer) ->
 
 
 def _is_given_back(tokenizer: Tokenizer, folder: Path) -> bool:
-    """Whether AutoTokenizer reads the same pipeline, vocabulary and special tokens from the folder."""
+    """Whether AutoTokenizer reads the same pipeline, vocabulary, special tokens and chat template from the folder."""
     from transformers import AutoTokenizer
 
     with quiet_transformers():
@@ -136,7 +136,8 @@ def _is_given_back(tokenizer: Tokenizer, folder: Path) -> bool:
         except Exception:  # any class may fail on another's files; the next form is then tried
             return False
     same_specials = set(map(str, read.all_special_tokens)) == set(map(str, tokenizer.all_special_tokens))
-    return same_specials and pipeline_of(read) == pipeline_of(tokenizer)
+    same_template = (read.chat_template or None) == (tokenizer.chat_template or None)
+    return same_specials and same_template and pipeline_of(read) == pipeline_of(tokenizer)
 
 
 def pipeline_of(tokenizer: Tokenizer) -> dict[str, Any]:
